@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every config key that both methods share, with its unit and its default."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_person_search_config(cfg: CN) -> None:
+    """Adds the keys of the shared core to a Detectron2 config, in place."""
+    # ---- input -------------------------------------------------------------------------------
+    # Name in MAPPER_REGISTRY of the class that turns a data set record into model input.
+    cfg.DATALOADER.MAPPER = "PersonSearchMapper"
+    # An image that cannot be read: "raise" ends the run and names it, "skip" logs it and goes on.
+    cfg.DATALOADER.ON_BAD_IMAGE = "raise"
+
+    # ---- re-ID -------------------------------------------------------------------------------
+    cfg.MODEL.REID = CN()
+    # Length of the re-ID embedding (D).
+    cfg.MODEL.REID.EMBED_DIM = 256
+    # Number of training identities. 0 takes it from the data set; any other value must equal it.
+    cfg.MODEL.REID.NUM_PIDS = 0
+
+    # ---- solver ------------------------------------------------------------------------------
+    # "SGD" as Detectron2 has it, or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+
+    # ---- evaluation --------------------------------------------------------------------------
+    cfg.TEST.PERSON_SEARCH = CN()
+    # Detections below this score take no part in detection or search figures.
+    cfg.TEST.PERSON_SEARCH.SCORE_THRESH = 0.5
+    # IoU from which a detection can count as the ground truth box (detection AP and recall).
+    cfg.TEST.PERSON_SEARCH.DET_IOU_THRESH = 0.5
+    # k of the reported top-k accuracies.
+    cfg.TEST.PERSON_SEARCH.TOPK = [1, 5, 10]
+    # Protocols to score, e.g. ["g100"] or ["all"]; empty: the data set's own default.
+    cfg.TEST.PERSON_SEARCH.PROTOCOLS = []
+    # "cosine", or "cws": cosine times the score of the gallery detection.
+    cfg.TEST.PERSON_SEARCH.SIMILARITY = "cosine"
+    # An image listed twice in a gallery: "seqnet" counts it twice as ground truth and scores it
+    # once, "strict" takes every image once.
+    cfg.TEST.PERSON_SEARCH.DUPLICATES = "seqnet"
+    # Where the query's embedding comes from: "gt_box", or "best_det" (detection of highest IoU).
+    cfg.TEST.PERSON_SEARCH.QUERY_SOURCE = "gt_box"
