@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which Detectron2 is in use: the real one or ``compat/detectron2-lite``.
+
+Both have the import name ``detectron2``, so pip lets one overwrite the files of the other without a
+word. This module finds out what is there from the metadata of installed distributions and refuses
+none and both. A source checkout of the real one that stands on ``PYTHONPATH`` has no metadata, or
+only its own egg-info folder; it was put in front on purpose and therefore never counts as a second
+installation.
+"""
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+from importlib import metadata
+from pathlib import Path
+
+IMPORT_NAME = "detectron2"
+REAL_DISTRIBUTION = "detectron2"
+LITE_DISTRIBUTION = "detectron2-lite"
+
+INSTALL_HELP = """\
+Install exactly one of the two (from the root of the checkout):
+  small stand-in, for tests, CPU demos and machines without a compiler:
+    pip install -c constraints.txt ./compat/detectron2-lite
+  real Detectron2:
+    pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'
+  or, without compiling, put a source checkout of the real one in front: PYTHONPATH=<checkout>"""
+
+logger = logging.getLogger(__name__)
+
+
+class BackendError(RuntimeError):
+    """No Detectron2 can be imported, or two distributions fight for its import name."""
+
+
+def installed_distributions() -> list[str]:
+    """Lists the names of the installed distributions that provide ``import detectron2``, sorted."""
+    names = set(metadata.packages_distributions().get(IMPORT_NAME, []))
+    return sorted(name for name in names if not _is_checkout_on_pythonpath(name))
+
+
+def backend_location() -> Path | None:
+    """Returns the folder from which ``import detectron2`` loads, or None if it cannot be loaded.
+
+    A folder without ``__init__.py`` (what an uninstalled package or an empty submodule leaves
+    behind) imports as a hollow namespace package; it counts as not loadable.
+    """
+    spec = importlib.util.find_spec(IMPORT_NAME)
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).resolve().parent
+
+
+def check_backend() -> str:
+    """Makes sure that exactly one Detectron2 is there, and logs which, once in a process.
+
+    Returns:
+        the same text as :func:`backend_name`.
+
+    Raises:
+        BackendError: none is installed, or both are; the message holds the commands that help.
+    """
+    installed = installed_distributions()
+    if len(installed) > 1:
+        raise BackendError(
+            f"{' and '.join(installed)} are both installed and share the import name "
+            f"'{IMPORT_NAME}', so each may have overwritten files of the other.\n"
+            f"Remove both: pip uninstall {' '.join(installed)}\n{INSTALL_HELP}"
+        )
+    location = backend_location()
+    if location is None:
+        raise BackendError(f"Detectron2 is not installed.{_hollow_hint()}\n{INSTALL_HELP}")
+    name = backend_name()
+    _log_once(f"detectron2 backend: {name} ({location})")
+    return name
+
+
+def backend_name() -> str:
+    """Names the Detectron2 in use, e.g. ``"real 0.6"`` or ``"lite 0.1.0"``.
+
+    Raises:
+        BackendError: ``import detectron2`` fails.
+    """
+    if backend_location() is None:
+        raise BackendError(f"Detectron2 is not installed.{_hollow_hint()}\n{INSTALL_HELP}")
+    try:
+        module = importlib.import_module(IMPORT_NAME)
+    except ImportError as e:
+        raise BackendError(
+            f"Detectron2 is at {backend_location()} but cannot be imported: {e}. "
+            "One of its own requirements is probably missing; install it again.\n" + INSTALL_HELP
+        ) from e
+    lite_version = getattr(module, "__lite__", None)
+    if lite_version is not None:
+        return f"lite {lite_version}"
+    return f"real {getattr(module, '__version__', 'of unknown version')}"
+
+
+def _is_checkout_on_pythonpath(distribution: str) -> bool:
+    """Tells whether the metadata is the egg-info folder of a checkout named in PYTHONPATH."""
+    home = Path(str(metadata.distribution(distribution).locate_file(""))).resolve()
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return any(entry and Path(entry).resolve() == home for entry in entries)
+
+
+def _hollow_hint() -> str:
+    spec = importlib.util.find_spec(IMPORT_NAME)
+    if spec is None or not spec.submodule_search_locations:
+        return ""
+    folders = ", ".join(spec.submodule_search_locations)
+    return f" The folder {folders} has that name but holds no package; remove or rename it."
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    logger.info(message)
