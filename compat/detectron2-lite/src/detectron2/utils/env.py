@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""State of the process: random seeds, library settings, the user's own set-up module."""
+
+import importlib
+import importlib.util
+import logging
+import os
+import random
+import sys
+from datetime import datetime
+
+import numpy as np
+import torch
+
+__all__ = ["seed_all_rng"]
+
+TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
+"""(major, minor) of the installed PyTorch."""
+
+DOC_BUILDING = os.getenv("_DOC_BUILDING", "False").lower() in ("1", "true", "yes")
+"""Set while documentation is generated."""
+
+_ENV_SETUP_DONE = False
+
+
+def seed_all_rng(seed: int | None = None) -> None:
+    """Seed Python's, NumPy's and PyTorch's global generators.
+
+    Args:
+        seed: the seed; None draws one from the clock, the process id and the system.
+    """
+    if seed is None:
+        clock = int(datetime.now().strftime("%S%f"))
+        seed = os.getpid() + clock + int.from_bytes(os.urandom(2), "big")
+        logging.getLogger(__name__).info(f"Using a generated random seed {seed}")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    os.environ["PYTHONHASHSEED"] = str(seed)
+
+
+def _import_file(module_name: str, file_path: str, make_importable: bool = False):
+    """Run a Python file as a module.
+
+    Args:
+        module_name: name to give it.
+        file_path: the file.
+        make_importable: also enter it into `sys.modules`.
+    """
+    spec = importlib.util.spec_from_file_location(module_name, file_path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if make_importable:
+        sys.modules[module_name] = module
+    return module
+
+
+def _configure_libraries() -> None:
+    """Keep OpenCV, where present, from opening the GPU through OpenCL in every worker."""
+    if os.environ.get("D2_DISABLE_LIBRARY_CONFIG", "").lower() in ("1", "true", "yes"):
+        return
+    os.environ["OPENCV_OPENCL_RUNTIME"] = "disabled"
+    try:
+        import cv2
+    except ModuleNotFoundError:
+        return
+    if hasattr(cv2, "ocl"):
+        cv2.ocl.setUseOpenCL(False)
+
+
+def setup_environment() -> None:
+    """Configure libraries once a process, then run the module in $DETECTRON2_ENV_MODULE, if set.
+
+    Called when `detectron2` is imported.
+    """
+    global _ENV_SETUP_DONE
+    if _ENV_SETUP_DONE:
+        return
+    _ENV_SETUP_DONE = True
+    _configure_libraries()
+    custom_module = os.environ.get("DETECTRON2_ENV_MODULE")
+    if custom_module:
+        setup_custom_environment(custom_module)
+
+
+def setup_custom_environment(custom_module: str) -> None:
+    """Import a module by name, or a file ending in .py, and call its `setup_environment()`."""
+    if custom_module.endswith(".py"):
+        module = _import_file("detectron2.utils.env.custom_module", custom_module)
+    else:
+        module = importlib.import_module(custom_module)
+    assert callable(getattr(module, "setup_environment", None)), (
+        f"{custom_module}, named in $DETECTRON2_ENV_MODULE, has no function setup_environment()"
+    )
+    module.setup_environment()
+
+
+def fixup_module_metadata(module_name: str, namespace: dict, keys=None) -> None:
+    """Let the members of a package name the package, not their file, as their module.
+
+    Documentation only. It does nothing outside `DOC_BUILDING`.
+    """
+    if not DOC_BUILDING:
+        return
+    for name in namespace if keys is None else keys:
+        member = namespace[name]
+        if not name.startswith("_") and getattr(member, "__module__", "").startswith(module_name):
+            member.__module__ = module_name
