@@ -1,12 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packaging of the person search core and its projects. Never imports torch."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
 
 # import name -> folder; one line per method
 PROJECTS = {
     "diffps": "projects/DiffPS/diffps",
     "psdiff": "projects/PSDiff/psdiff",
+}
+
+EXTRAS = {
+    # The frozen Stable Diffusion backbone of DiffPS. PSDiff needs none of it.
+    "diffps": ["diffusers>=0.32", "transformers>=4.44"],
+    # Event files beside the JSON and log output of every run.
+    "tensorboard": ["tensorboard>=2.15"],
+    # What an uncompiled source checkout of the real Detectron2 imports beyond our own needs.
+    "real": [
+        "black",
+        "cloudpickle",
+        "hydra-core>=1.1",
+        "iopath>=0.1.7,<0.1.10",
+        "omegaconf>=2.1,<2.4",
+        "setuptools<81",  # its model_zoo imports pkg_resources, which later versions dropped
+        "tensorboard>=2.15",
+        "termcolor>=1.1",
+        "yacs>=0.1.8",
+    ],
+    "dev": [
+        "coverage>=7.10",  # from here on it follows child processes
+        "hypothesis>=6.100",
+        "mypy==2.4.1",
+        "pre-commit>=3.5",
+        "pytest>=8",
+        "pytest-cov>=6",
+        "pytest-xdist>=3.5",
+        "ruff==0.17.5",  # pinned here and nowhere else: every caller goes through dev/linter.sh
+    ],
 }
 
 
@@ -21,12 +55,20 @@ def list_packages() -> tuple[list[str], dict[str, str]]:
     return packages, package_dir
 
 
+def read_version() -> str:
+    """Returns the version that ``person_search/__init__.py`` states, without importing it."""
+    text = (ROOT / "person_search" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE).group(1)
+
+
 PACKAGES, PACKAGE_DIR = list_packages()
 
 setup(
     name="person-search",
-    version="0.1.0",
+    version=read_version(),
     description="Person search on Detectron2: PSDiff and DiffPS with one data path and evaluator",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=PACKAGES,
@@ -47,4 +89,5 @@ setup(
         "matplotlib>=3.8",
         "tabulate",
     ],
+    extras_require=EXTRAS,
 )

@@ -1,0 +1,48 @@
+# Thin on purpose: every target calls a script in dev/ or tools/ that can be run by hand.
+#
+#   make demo                       install, make synthetic data, train, evaluate, search (CPU, no data needed)
+#   make test                       install, lint, whole test suite with coverage
+#   make test BACKEND=real DETECTRON2=<checkout>     the same on a source checkout of the real Detectron2
+#   make lint | env | packaging | clean
+#
+# PYTHON=python3.12 picks the interpreter the environment is made from, VENV=<folder> where it lies.
+
+PYTHON ?= python3
+VENV ?= .venv
+BACKEND ?= lite
+DETECTRON2 ?=
+export PYTHON VENV
+
+.PHONY: demo test lint env packaging clean help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: env
+	$(VENV)/bin/python tools/demo.py
+
+env:
+	@dev/setup_env.sh
+
+test:
+ifeq ($(BACKEND),lite)
+	@dev/setup_env.sh --dev
+	@dev/linter.sh
+	@dev/run_tests.sh --coverage
+else ifeq ($(BACKEND),real)
+	@dev/setup_env.sh --dev --real
+	@dev/linter.sh
+	@dev/run_tests.sh --coverage --with-detectron2 "$(DETECTRON2)"
+else
+	$(error BACKEND is '$(BACKEND)'; it must be 'lite' or 'real')
+endif
+
+lint:
+	@dev/setup_env.sh --dev
+	@dev/linter.sh
+
+packaging:
+	@dev/check_packaging.sh
+
+clean:
+	rm -rf "$(VENV)" output build *.egg-info compat/detectron2-lite/src/*.egg-info

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Runs the test suite in the environment of dev/setup_env.sh --dev.
+#
+#   dev/run_tests.sh                                   everything, with detectron2-lite
+#   dev/run_tests.sh tests/data -k prw                 further arguments go to pytest
+#   dev/run_tests.sh --coverage                        and fail if too little of the core is run
+#   dev/run_tests.sh --with-detectron2 <checkout>      project tests on the real Detectron2: a source
+#                                                      checkout goes first on PYTHONPATH, no compiler
+#                                                      (dev/setup_env.sh --dev --real installs its needs)
+# Environment: VENV (default .venv), JOBS (default: number of cores, at most 4).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+fail() { printf '[tests] error: %s\n' "$*" >&2; exit 1; }
+
+VENV=${VENV:-.venv}
+PY=$VENV/bin/python
+[ -x "$PY" ] || PY=python3
+cores=$(getconf _NPROCESSORS_ONLN)
+JOBS=${JOBS:-$((cores < 4 ? cores : 4))}
+ARGUMENTS=()
+DEFAULT_PATHS=()
+
+while [ $# -gt 0 ]; do
+  case $1 in
+    --coverage)
+      ARGUMENTS+=(--cov --cov-report=term)
+      shift
+      ;;
+    --with-detectron2)
+      checkout=${2:-}
+      [ -f "$checkout/detectron2/__init__.py" ] \
+        || fail "'$checkout' is no checkout of Detectron2: it has no detectron2/__init__.py"
+      checkout=$(cd "$checkout" && pwd)
+      export PYTHONPATH="$checkout${PYTHONPATH:+:$PYTHONPATH}"
+      DEFAULT_PATHS=(tests)  # the tests of the stand-in have nothing to say about the real one
+      shift 2
+      ;;
+    *)
+      ARGUMENTS+=("$1")
+      shift
+      ;;
+  esac
+done
+
+# Several pytest workers, each with one thread, beat one worker with several threads.
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+has_path=false
+for argument in ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}; do
+  [ -e "${argument%%::*}" ] && has_path=true
+done
+$has_path && DEFAULT_PATHS=()
+exec "$PY" -m pytest -n "$JOBS" --dist loadfile \
+  ${ARGUMENTS[@]+"${ARGUMENTS[@]}"} ${DEFAULT_PATHS[@]+"${DEFAULT_PATHS[@]}"}

@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# Makes a virtual environment with everything the project needs. A second run finds the stamps of
+# the first and returns at once; a changed setup.py, constraints.txt or Python runs pip again.
+#
+#   dev/setup_env.sh            what demo, training and search need
+#   dev/setup_env.sh --dev      also the tools of the tests and of the linter
+#   dev/setup_env.sh --real     also what a source checkout of the real Detectron2 imports
+#   dev/setup_env.sh --diffps   also diffusers and transformers
+#
+# Environment: PYTHON (default python3), VENV (default .venv).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+PYTHON=${PYTHON:-python3}
+VENV=${VENV:-.venv}
+DISK_GB=6
+EXTRAS=()
+
+say() { printf '[setup] %s\n' "$*"; }
+fail() { printf '[setup] error: %s\n' "$*" >&2; exit 1; }
+
+for argument in "$@"; do
+  case $argument in
+    --dev | --real | --diffps) EXTRAS+=("${argument#--}") ;;
+    *) fail "unknown option '$argument'; known are --dev, --real and --diffps" ;;
+  esac
+done
+
+check_python() {
+  command -v "$PYTHON" > /dev/null \
+    || fail "no '$PYTHON' on this machine. Install Python 3.11 or later, or name one: PYTHON=python3.12 make ..."
+  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+    || fail "'$PYTHON' is $("$PYTHON" -V 2>&1); 3.11 or later is needed. Name another: PYTHON=python3.12 make ..."
+  "$PYTHON" -c 'import ensurepip, venv' 2> /dev/null \
+    || fail "'$PYTHON' has no module venv or ensurepip. On Debian and Ubuntu: apt install python3-venv"
+}
+
+check_disk() {
+  local free_gb
+  free_gb=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
+  if [ "$free_gb" -lt "$DISK_GB" ]; then
+    say "warning: about $DISK_GB GB are needed here, $free_gb GB are free. PyTorch brings CUDA libraries;"
+    say "         a CPU build put into $VENV beforehand is kept and takes about 1.5 GB (README, Install)."
+  fi
+}
+
+make_venv() {
+  if "$VENV/bin/python" -m pip --version > /dev/null 2>&1; then
+    return
+  fi
+  check_python
+  check_disk
+  say "making $VENV with $("$PYTHON" -V 2>&1)"
+  "$PYTHON" -m venv "$VENV" || fail "could not make $VENV; if it is half there, remove it and try again"
+}
+
+# What an installation depends on: a change of any of it runs pip again.
+fingerprint() {
+  { pwd; "$VENV/bin/python" -V; printf '%s\n' "$@"; cat setup.py pyproject.toml constraints.txt \
+    compat/detectron2-lite/pyproject.toml; } | cksum
+}
+
+# install_once NAME WHAT PIP-ARGUMENTS...
+install_once() {
+  local name=$1 what=$2 stamp="$VENV/.installed-$1" wanted
+  shift 2
+  wanted=$(fingerprint "$@")
+  if [ "$(cat "$stamp" 2> /dev/null)" = "$wanted" ]; then
+    return
+  fi
+  say "installing $what"
+  "$VENV/bin/python" -m pip install --disable-pip-version-check -c constraints.txt "$@" \
+    || fail "pip could not install $what; its own message stands above. The next run goes on from here."
+  printf '%s\n' "$wanted" > "$stamp"
+}
+
+started=$SECONDS
+make_venv
+"$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  || fail "$VENV holds $("$VENV/bin/python" -V); 3.11 or later is needed. Remove it and run again."
+install_once torch "torch and torchvision (the large download)" torch torchvision
+install_once project "the project and detectron2-lite" -e . -e compat/detectron2-lite
+for extra in ${EXTRAS[@]+"${EXTRAS[@]}"}; do
+  install_once "$extra" "extra '$extra'" -e ".[$extra]"
+done
+say "$VENV is ready ($((SECONDS - started)) s): $("$VENV/bin/python" -c '
+from person_search.utils import backend_name
+print("detectron2 backend:", backend_name())')"
