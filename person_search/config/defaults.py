@@ -19,6 +19,15 @@ def add_person_search_config(cfg: CN) -> None:
     # Number of training identities. 0 takes it from the data set; any other value must equal it.
     cfg.MODEL.REID.NUM_PIDS = 0
 
+    # ---- slim ResNet (build_slim_resnet_backbone, build_slim_resnet_fpn_backbone) --------------
+    cfg.MODEL.SLIM_RESNET = CN()
+    # Channels after the stem, then channels and basic blocks of each stage (strides 4, 8, ...).
+    cfg.MODEL.SLIM_RESNET.STEM_WIDTH = 32
+    cfg.MODEL.SLIM_RESNET.WIDTHS = [32, 64, 128, 192]
+    cfg.MODEL.SLIM_RESNET.BLOCKS = [1, 1, 1, 1]
+    # "BN", "SyncBN" or "GN"; it starts from random weights, so "FrozenBN" is refused.
+    cfg.MODEL.SLIM_RESNET.NORM = "BN"
+
     # ---- solver ------------------------------------------------------------------------------
     # "SGD" as Detectron2 has it, or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Collaborative Denoising Layer (PSDiff, Section IV-B, Fig. 2 and 3).
+
+Shape shorthand in this file:
+    B: images. N: proposals of an image. M = B * N. S: cells of the pooled window (7 x 7 = 49).
+    C: feature channels. D: length of an embedding.
+
+Naming: ``roi_feats`` is F_d of the paper (what the box sees), ``reid_tokens`` is F_r (the noisy
+embedding); the layer's result is F_c, the collaborative feature.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ProposalSelfAttention(nn.Module):
+    """SA: proposals of an image (or the cells of each RoI) attend to each other.
+
+    Over proposals, attention runs on the mean of each window and its result is added to all cells,
+    at a thirtieth of the cost of attention over cells.
+    """
+
+    def __init__(self, dim: int, heads: int, over: str) -> None:
+        super().__init__()
+        if over not in ("proposals", "cells"):
+            raise ValueError(
+                f"MODEL.PSDIFF.CDL.SA_OVER is '{over}'; it must be 'proposals' or 'cells'."
+            )
+        self.over = over
+        self.attn = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, roi_feats: Tensor) -> Tensor:
+        """(B, N, S, C) -> same shape."""
+        if self.over == "cells":
+            tokens = roi_feats.flatten(0, 1)
+            update = self.attn(tokens, tokens, tokens, need_weights=False)[0].view_as(roi_feats)
+        else:
+            tokens = roi_feats.mean(dim=2)
+            update = self.attn(tokens, tokens, tokens, need_weights=False)[0].unsqueeze(2)
+        return self.norm(roi_feats + update)
+
+
+class DynamicConvolution(nn.Module):
+    """DC: the embedding makes two kernels that look for its person in the pooled window.
+
+    Kernels of C x d and d x d' (a bottleneck, which keeps the model at the paper's 31 M
+    parameters), each followed by LayerNorm and ReLU; then all cells are joined by a linear layer.
+    """
+
+    def __init__(self, dim: int, num_cells: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.dim, self.hidden, self.out = dim, hidden, out
+        self.kernels = nn.Linear(dim, dim * hidden + hidden * out)
+        self.norm1 = nn.LayerNorm(hidden)
+        self.norm2 = nn.LayerNorm(out)
+        self.join = nn.Linear(num_cells * out, dim)
+
+    def forward(self, roi_feats: Tensor, reid_tokens: Tensor) -> Tensor:
+        """roi_feats (M, S, C), reid_tokens (M, C) -> (M, C)."""
+        kernel1, kernel2 = self.kernels(reid_tokens).split(
+            [self.dim * self.hidden, self.hidden * self.out], dim=1
+        )
+        x = torch.bmm(roi_feats, kernel1.view(-1, self.dim, self.hidden))
+        x = F.relu(self.norm1(x))
+        x = torch.bmm(x, kernel2.view(-1, self.hidden, self.out))
+        x = F.relu(self.norm2(x))
+        return self.join(x.flatten(1))
+
+
+class CollaborativeDenoisingLayer(nn.Module):
+    """Refines the detection feature by the embedding, and the embedding by the detection feature.
+
+    Args:
+        dim: C. num_cells: S. embed_dim: D. heads: attention heads.
+        use_sa, use_dc, use_ca: rows of Table IV (b). sa_over: ``proposals`` or ``cells``.
+        dc_hidden, dc_out: channels between and after the two dynamic kernels.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_cells: int,
+        embed_dim: int,
+        heads: int = 8,
+        use_sa: bool = True,
+        use_dc: bool = True,
+        use_ca: bool = True,
+        sa_over: str = "proposals",
+        dc_hidden: int = 16,
+        dc_out: int = 16,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(
+                f"MODEL.PSDIFF.CDL.HEADS is {heads}, which does not divide the {dim} channels of "
+                "the features (MODEL.FPN.OUT_CHANNELS)."
+            )
+        self.position = nn.Parameter(torch.zeros(1, 1, num_cells, dim))
+        self.reid_in = nn.Linear(embed_dim, dim)
+        self.sa = ProposalSelfAttention(dim, heads, sa_over) if use_sa else None
+        self.dc = DynamicConvolution(dim, num_cells, dc_hidden, dc_out) if use_dc else None
+        self.ca = nn.MultiheadAttention(dim, heads, batch_first=True) if use_ca else None
+        self.det_norm = nn.LayerNorm(dim)
+        self.reid_norm = nn.LayerNorm(dim)
+        # Time enters as scale and shift of F_c.
+        self.time_mlp = nn.Sequential(nn.SiLU(), nn.Linear(4 * dim, 2 * 2 * dim))
+        nn.init.trunc_normal_(self.position, std=0.02)
+
+    def forward(
+        self, roi_feats: Tensor, reid_tokens: Tensor, time_embedding: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One pass of the layer.
+
+        Args:
+            roi_feats: (B, N, S, C) pooled features, F_d.
+            reid_tokens: (B, N, D) noisy embeddings divided by the signal scale, F_r.
+            time_embedding: (B, 4C).
+
+        Returns:
+            F_c (B, N, 2C) with the time in it, and the improved detection feature (B, N, C).
+        """
+        num_images, num_proposals = roi_feats.shape[:2]
+        roi_feats = roi_feats + self.position
+        if self.sa is not None:
+            roi_feats = self.sa(roi_feats)
+        windows = roi_feats.flatten(0, 1)
+        tokens = self.reid_in(reid_tokens).flatten(0, 1)
+
+        det_feats = windows.mean(dim=1)
+        if self.dc is not None:
+            det_feats = det_feats + self.dc(windows, tokens)
+        det_feats = self.det_norm(det_feats)
+
+        if self.ca is not None:
+            query = tokens.unsqueeze(1)
+            tokens = tokens + self.ca(query, windows, windows, need_weights=False)[0].squeeze(1)
+        reid_feats = self.reid_norm(tokens)
+
+        collaborative = torch.cat([det_feats, reid_feats], dim=1)
+        collaborative = collaborative.view(num_images, num_proposals, -1)
+        scale, shift = self.time_mlp(time_embedding).unsqueeze(1).chunk(2, dim=-1)
+        collaborative = collaborative * (1 + scale) + shift
+        return collaborative, det_feats.view(num_images, num_proposals, -1)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training data of PSDiff: the shared mapper plus the teacher's embedding of every box."""
+
+import torch
+from detectron2.config import configurable
+from detectron2.data.transforms import TransformList
+from detectron2.structures import Instances
+from fvcore.transforms.transform import HFlipTransform
+
+from person_search.data import MAPPER_REGISTRY, PersonSearchMapper
+from psdiff.teachers.embeddings import TeacherEmbeddings
+
+
+@MAPPER_REGISTRY.register()
+class PSDiffMapper(PersonSearchMapper):
+    """Adds ``gt_reid_feats`` (K, D), the unit embeddings e_0 of Eq. 10, to training instances.
+
+    They come from a file that the teacher wrote once (``MODEL.PSDIFF.TEACHER.EMBEDDINGS``), with
+    one embedding for the box as it is and one for its mirror image.
+    """
+
+    @configurable
+    def __init__(self, *, embeddings: TeacherEmbeddings | None, **kwargs) -> None:
+        """
+        Args:
+            embeddings: of the training set; None in testing, where none are needed.
+            **kwargs: of :class:`person_search.data.PersonSearchMapper`.
+        """
+        super().__init__(**kwargs)
+        self.embeddings = embeddings
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True) -> dict:
+        args = super().from_config(cfg, is_train)
+        args["embeddings"] = None
+        if is_train:
+            args["embeddings"] = TeacherEmbeddings.load(
+                cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS, cfg.DATASETS.TRAIN, cfg.MODEL.REID.EMBED_DIM
+            )
+        return args
+
+    def instances_from_annotations(
+        self,
+        record: dict,
+        annotations: list[dict],
+        transforms: TransformList,
+        image_size: tuple[int, int],
+    ) -> Instances:
+        instances = super().instances_from_annotations(record, annotations, transforms, image_size)
+        if self.embeddings is not None:
+            flips = sum(isinstance(t, HFlipTransform) for t in transforms.transforms)
+            feats = self.embeddings.of_image(record, flipped=flips % 2 == 1)
+            instances.gt_reid_feats = torch.as_tensor(feats, dtype=torch.float32)
+        return instances

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file of teacher embeddings: one for every training box and for its mirror image.
+
+Shape shorthand in this file:
+    M: boxes of all training images. D: length of an embedding.
+
+The safetensors file holds ``embeddings`` (M, 2, D) float16 (plain, mirrored), ``image_id`` (M,)
+int64 in the order of the boxes in the records, and metadata: ``format``, ``dataset``,
+``boxes_hash`` and ``teacher_hash``.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+FORMAT = "person_search.teacher_embeddings.v1"
+_HOW_TO = "Write it with: python projects/PSDiff/compute_embeddings.py --config-file <the config>"
+
+
+def boxes_hash(records: Sequence[dict]) -> str:
+    """Short hash of all boxes and their images: two data sets with the same one are the same."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(f"{record['image_id']}|{os.path.basename(record['file_name'])}|".encode())
+        boxes = [annotation["bbox"] for annotation in record["annotations"]]
+        digest.update(np.asarray(boxes, dtype=np.float32).round(2).tobytes())
+    return digest.hexdigest()[:16]
+
+
+class TeacherEmbeddings:
+    """Teacher embeddings by image.
+
+    Args:
+        feats: (M, 2, D) of unit length: plain and mirrored.
+        image_ids: (M,) image of each row, rows of an image in the order of its annotations.
+    """
+
+    def __init__(self, feats: np.ndarray, image_ids: np.ndarray) -> None:
+        self.feats = feats
+        order = np.argsort(image_ids, kind="stable")
+        ids, starts = np.unique(image_ids[order], return_index=True)
+        self._rows = dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=True))
+
+    @classmethod
+    def load(cls, path: str, datasets: Sequence[str], embed_dim: int) -> "TeacherEmbeddings":
+        """Reads a file and refuses it unless it belongs to the data set and the config.
+
+        Args:
+            path: ``cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS``. datasets: ``cfg.DATASETS.TRAIN``.
+            embed_dim: ``cfg.MODEL.REID.EMBED_DIM``.
+
+        Raises:
+            FileNotFoundError: no such file. ValueError: it is of another data set or another size.
+        """
+        key = "MODEL.PSDIFF.TEACHER.EMBEDDINGS"
+        if len(datasets) != 1:
+            raise ValueError(
+                f"PSDiff takes embeddings for one training set, but DATASETS.TRAIN is {datasets}."
+            )
+        if not path or not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"PSDiff is trained with a teacher's embeddings, but {key} is '{path}', "
+                f"which is no file. {_HOW_TO}"
+            )
+        try:
+            with safe_open(path, framework="numpy") as file:
+                meta = file.metadata() or {}
+                feats, image_ids = file.get_tensor("embeddings"), file.get_tensor("image_id")
+        except Exception as error:
+            raise ValueError(
+                f"{key}: '{path}' is not a whole file of embeddings ({error}). {_HOW_TO}"
+            ) from error
+        if meta.get("format") != FORMAT:
+            raise ValueError(
+                f"{key}: '{path}' has format '{meta.get('format')}', expected '{FORMAT}'. {_HOW_TO}"
+            )
+        expected = boxes_hash(DatasetCatalog.get(datasets[0]))
+        if meta["boxes_hash"] != expected:
+            raise ValueError(
+                f"{key}: '{path}' was written for data set '{meta['dataset']}' (hash of the boxes "
+                f"{meta['boxes_hash']}), but DATASETS.TRAIN is '{datasets[0]}' ({expected}). "
+                f"{_HOW_TO}"
+            )
+        if feats.shape[-1] != embed_dim:
+            raise ValueError(
+                f"{key}: '{path}' has embeddings of length {feats.shape[-1]}, but "
+                f"MODEL.REID.EMBED_DIM is {embed_dim}."
+            )
+        return cls(feats, image_ids)
+
+    @staticmethod
+    def save(
+        path: str, dataset: str, records: Sequence[dict], feats: np.ndarray, teacher_hash: str
+    ) -> None:
+        """Writes the file as a whole or not at all.
+
+        Args:
+            feats: (M, 2, D) in the order of ``records`` and of their annotations.
+            teacher_hash: tells which teacher made them.
+        """
+        counts = [len(record["annotations"]) for record in records]
+        image_ids = np.repeat([record["image_id"] for record in records], counts)
+        meta = {
+            "format": FORMAT,
+            "dataset": dataset,
+            "boxes_hash": boxes_hash(records),
+            "teacher_hash": teacher_hash,
+        }
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        tensors = {"embeddings": feats.astype(np.float16), "image_id": image_ids.astype(np.int64)}
+        save_file(tensors, path + ".partial", metadata=meta)
+        os.replace(path + ".partial", path)
+
+    def of_image(self, record: dict, flipped: bool) -> np.ndarray:
+        """Embeddings (K, D) float32 of a record's boxes, of their mirror images if ``flipped``."""
+        rows = self._rows.get(record["image_id"], np.zeros(0, np.int64))
+        return self.feats[rows, int(flipped)].astype(np.float32)
