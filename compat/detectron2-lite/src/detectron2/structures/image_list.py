@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch of images of different sizes in one tensor."""
+
+from typing import Any, Dict, List, Optional, Tuple  # noqa: UP035  TorchScript reads these
+
+import torch
+from detectron2.layers.wrappers import move_device_like, shapes_to_tensor
+from torch import device
+from torch.nn import functional as F
+
+
+class ImageList:
+    """Images padded at the bottom and on the right to a common size.
+
+    Attributes:
+        tensor: (N, H, W) or (N, C1, ..., CK, H, W), padding included.
+        image_sizes: the (height, width) of each image without padding.
+    """
+
+    def __init__(self, tensor: torch.Tensor, image_sizes: List[Tuple[int, int]]):  # noqa: UP006
+        self.tensor = tensor
+        self.image_sizes = image_sizes
+
+    def __len__(self) -> int:
+        return len(self.image_sizes)
+
+    def __getitem__(self, idx) -> torch.Tensor:
+        """Returns image ``idx`` without its padding, a view of (H, W) or (C1, ..., CK, H, W)."""
+        size = self.image_sizes[idx]
+        return self.tensor[idx, ..., : size[0], : size[1]]
+
+    @torch.jit.unused
+    def to(self, *args: Any, **kwargs: Any) -> "ImageList":
+        """Returns the list with its tensor converted as by ``Tensor.to``."""
+        return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
+
+    @property
+    def device(self) -> device:
+        return self.tensor.device
+
+    @staticmethod
+    def from_tensors(
+        tensors: List[torch.Tensor],  # noqa: UP006
+        size_divisibility: int = 0,
+        pad_value: float = 0.0,
+        padding_constraints: Optional[Dict[str, int]] = None,  # noqa: UP006, UP045
+    ) -> "ImageList":
+        """Pads images to a common size and stacks them.
+
+        Args:
+            tensors: images, each (H_i, W_i) or (C1, ..., CK, H_i, W_i) with the same C's.
+            size_divisibility: if over 1, the common size is rounded up to a multiple of it.
+            pad_value: what the padding is filled with.
+            padding_constraints: optionally "size_divisibility", used in place of the argument,
+                and "square_size", which if positive is the height and the width to pad to.
+        """
+        assert len(tensors) > 0
+        assert isinstance(tensors, (tuple, list))
+        for t in tensors:
+            assert isinstance(t, torch.Tensor), type(t)
+            assert t.shape[:-2] == tensors[0].shape[:-2], t.shape
+
+        image_sizes = [(t.shape[-2], t.shape[-1]) for t in tensors]
+        # As tensors, so that a trace records how sizes follow from the input and not the numbers.
+        size_tensors = [shapes_to_tensor([h, w]) for h, w in image_sizes]
+        common = torch.stack(size_tensors).max(0).values
+        if padding_constraints is not None:
+            square_size = padding_constraints.get("square_size", 0)
+            if square_size > 0:
+                common[0] = square_size
+                common[1] = square_size
+            if "size_divisibility" in padding_constraints:
+                size_divisibility = padding_constraints["size_divisibility"]
+        if size_divisibility > 1:
+            blocks = (common + (size_divisibility - 1)).div(
+                size_divisibility, rounding_mode="floor"
+            )
+            common = blocks * size_divisibility
+
+        if torch.jit.is_scripting():
+            common_size: List[int] = common.to(dtype=torch.long).tolist()  # noqa: UP006
+            h, w = common_size[0], common_size[1]
+        else:
+            h, w = common[0], common[1]
+            if torch.jit.is_tracing():
+                image_sizes = size_tensors
+
+        if len(tensors) == 1:
+            # Padding alone is the cheaper way for the usual batch at test time.
+            last = image_sizes[0]
+            batch = F.pad(tensors[0], [0, w - last[1], 0, h - last[0]], value=pad_value).unsqueeze_(
+                0
+            )
+        else:
+            shape = [len(tensors)] + list(tensors[0].shape[:-2]) + [h, w]
+            on_cpu = torch.device("cpu") if torch.jit.is_tracing() else tensors[0].device
+            batch = tensors[0].new_full(shape, pad_value, device=on_cpu)
+            batch = move_device_like(batch, tensors[0])
+            for i, t in enumerate(tensors):
+                batch[i, ..., : t.shape[-2], : t.shape[-1]].copy_(t)
+        return ImageList(batch.contiguous(), image_sizes)

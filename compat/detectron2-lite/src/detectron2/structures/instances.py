@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of the objects of one image, field by field."""
+
+import itertools
+import warnings
+from typing import Any
+
+import torch
+
+
+class Instances:
+    """N objects of one image: named fields of length N, and the image size.
+
+    A field is set and read like an attribute, ``instances.gt_boxes = Boxes(...)``. It can be
+    anything with a length that can be indexed: a tensor, ``Boxes``, a list. All fields of an
+    object have the same length, and ``instances[index]`` indexes all of them.
+    """
+
+    def __init__(self, image_size: tuple[int, int], **kwargs: Any):
+        """Takes the (height, width) of the image, and fields as keyword arguments."""
+        self._image_size = image_size
+        self._fields: dict[str, Any] = {}
+        for name, value in kwargs.items():
+            self.set(name, value)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the image in pixels."""
+        return self._image_size
+
+    def __setattr__(self, name: str, val: Any) -> None:
+        if name.startswith("_"):
+            super().__setattr__(name, val)
+        else:
+            self.set(name, val)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_fields" or name not in self._fields:
+            raise AttributeError(f"Cannot find field '{name}' in the given Instances!")
+        return self._fields[name]
+
+    def set(self, name: str, value: Any) -> None:
+        """Sets a field. It must be as long as the fields that are there already."""
+        with warnings.catch_warnings(record=True):
+            # PyTorch warns of len() of a tensor that is being traced
+            length = len(value)
+        if self._fields:
+            assert len(self) == length, (
+                f"Adding a field of length {length} to a Instances of length {len(self)}"
+            )
+        self._fields[name] = value
+
+    def has(self, name: str) -> bool:
+        """Tells whether there is a field of this name."""
+        return name in self._fields
+
+    def remove(self, name: str) -> None:
+        """Deletes a field."""
+        del self._fields[name]
+
+    def get(self, name: str) -> Any:
+        """Returns a field; ``KeyError`` if there is none of this name."""
+        return self._fields[name]
+
+    def get_fields(self) -> dict[str, Any]:
+        """Returns the dict of all fields. Changing it changes the object."""
+        return self._fields
+
+    def to(self, *args: Any, **kwargs: Any) -> "Instances":
+        """Returns a copy with ``to`` called on every field that has it."""
+        moved = Instances(self._image_size)
+        for name, value in self._fields.items():
+            moved.set(name, value.to(*args, **kwargs) if hasattr(value, "to") else value)
+        return moved
+
+    def __getitem__(self, item: int | slice | torch.BoolTensor) -> "Instances":
+        """Indexes every field: an integer keeps one object, a mask or a slice several."""
+        if type(item) is int:
+            if item >= len(self) or item < -len(self):
+                raise IndexError("Instances index out of range!")
+            # a slice keeps the dimension; with a step of len(self) it holds one object
+            item = slice(item, None, len(self))
+        selected = Instances(self._image_size)
+        for name, value in self._fields.items():
+            selected.set(name, value[item])
+        return selected
+
+    def __len__(self) -> int:
+        for value in self._fields.values():
+            # a traced tensor's own len() would be a constant in the graph
+            return value.__len__()
+        raise NotImplementedError("Empty Instances does not support __len__!")
+
+    def __iter__(self):
+        raise NotImplementedError("`Instances` object is not iterable!")
+
+    @staticmethod
+    def cat(instance_lists: list["Instances"]) -> "Instances":
+        """Joins objects of the same image; all must have the same fields."""
+        assert all(isinstance(i, Instances) for i in instance_lists)
+        assert len(instance_lists) > 0
+        if len(instance_lists) == 1:
+            return instance_lists[0]
+
+        image_size = instance_lists[0].image_size
+        if not isinstance(image_size, torch.Tensor):  # it is one in a trace
+            for instances in instance_lists[1:]:
+                assert instances.image_size == image_size
+        joined = Instances(image_size)
+        for name in instance_lists[0]._fields:
+            joined.set(name, _join([instances.get(name) for instances in instance_lists]))
+        return joined
+
+    def __str__(self) -> str:
+        height, width = self._image_size
+        fields = ", ".join(f"{name}: {value}" for name, value in self._fields.items())
+        return (
+            f"{type(self).__name__}(num_instances={len(self)}, image_height={height}, "
+            f"image_width={width}, fields=[{fields}])"
+        )
+
+    __repr__ = __str__
+
+
+def _join(values: list[Any]) -> Any:
+    """Concatenates values of one field."""
+    first = values[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(values, dim=0)
+    if isinstance(first, list):
+        return list(itertools.chain(*values))
+    if hasattr(type(first), "cat"):
+        return type(first).cat(values)
+    raise ValueError(f"Unsupported type {type(first)} for concatenation")
