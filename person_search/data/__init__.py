@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets and the mapper that turns their records into model input.
+
+Importing this package registers the data sets by name; no file is read.
+"""
+
+from person_search.data.dataset_mapper import (
+    MAPPER_REGISTRY,
+    BadImageError,
+    PersonSearchMapper,
+    build_mapper,
+)
+from person_search.data.datasets import (
+    get_num_pids,
+    load_cuhk_sysu,
+    load_cuhk_sysu_protocol,
+    load_prw,
+    load_prw_protocol,
+    register_builtin_datasets,
+    register_cuhk_sysu,
+    register_prw,
+)
+
+register_builtin_datasets()
+
+__all__ = [
+    "MAPPER_REGISTRY",
+    "BadImageError",
+    "PersonSearchMapper",
+    "build_mapper",
+    "get_num_pids",
+    "load_cuhk_sysu",
+    "load_cuhk_sysu_protocol",
+    "load_prw",
+    "load_prw_protocol",
+    "register_builtin_datasets",
+    "register_cuhk_sysu",
+    "register_prw",
+]

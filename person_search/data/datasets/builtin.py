@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registers the data sets under their names. Nothing is read before a data set is asked for.
+
+The folder is looked up each time a data set is read: ``$DETECTRON2_DATASETS``, or ``datasets``.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from person_search.data.datasets.common import DatasetLayout
+from person_search.data.datasets.cuhk_sysu import load_cuhk_sysu, load_cuhk_sysu_protocol
+from person_search.data.datasets.cuhk_sysu_files import (
+    CUHK_SYSU_LAYOUT,
+    GALLERY_SIZES,
+)
+from person_search.data.datasets.cuhk_sysu_files import count_train_pids as count_cuhk_sysu_pids
+from person_search.data.datasets.prw import PRW_PROTOCOLS, load_prw, load_prw_protocol
+from person_search.data.datasets.prw_files import PRW_LAYOUT
+from person_search.data.datasets.prw_files import count_train_pids as count_prw_pids
+
+Root = str | Path | Callable[[], str | Path]
+"""Folder of a data set, or a function that gives it at the time of reading."""
+
+
+def _folder(root: Root) -> Path:
+    return Path(root()) if callable(root) else Path(root)
+
+
+def _load(loader: Callable, root: Root, split: str) -> list[dict]:
+    return loader(_folder(root), split)
+
+
+def _load_protocol(loader: Callable, root: Root, name: str):
+    return loader(_folder(root), name)
+
+
+def _count_pids(counter: Callable, root: Root) -> int:
+    return counter(_folder(root))
+
+
+def _register(name: str, root: Root, load: Callable[[], list[dict]], **metadata: object) -> None:
+    """Registers one data set; doing so again with the same root changes nothing."""
+    if name in DatasetCatalog:
+        known = MetadataCatalog.get(name).get("root")
+        if known != root:
+            raise ValueError(
+                f"the data set {name!r} is registered already, with the root {known}, and cannot "
+                f"be registered again with {root}: choose another name_prefix"
+            )
+        return
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        root=root, evaluator_type="person_search", thing_classes=["person"], **metadata
+    )
+
+
+def _register_splits(
+    name_prefix: str,
+    root: Root,
+    load: Callable,
+    count_pids: Callable,
+    protocols: dict[str, Callable],
+    default_protocol: str,
+) -> None:
+    for split in ("train", "test"):
+        searching = {
+            "search_protocols": protocols,
+            "default_search_protocols": (default_protocol,),
+        }
+        training = {"count_pids": partial(_count_pids, count_pids, root)}
+        _register(
+            f"{name_prefix}_{split}",
+            root,
+            partial(_load, load, root, split),
+            **(training if split == "train" else searching),
+        )
+
+
+def register_cuhk_sysu(
+    name_prefix: str, root: Root, gallery_sizes: tuple[int, ...] = GALLERY_SIZES
+) -> None:
+    """Registers ``<name_prefix>_train`` and ``<name_prefix>_test`` in the CUHK-SYSU format.
+
+    Args:
+        name_prefix: e.g. ``cuhk_sysu``.
+        root: folder that holds ``Image`` and ``annotation``; read when the data set is.
+        gallery_sizes: the protocols to offer; the default protocol is 100 if it is among them,
+            else the first.
+    """
+    protocols = {
+        f"g{size}": partial(_load_protocol, load_cuhk_sysu_protocol, root, f"g{size}")
+        for size in gallery_sizes
+    }
+    default = "g100" if "g100" in protocols else next(iter(protocols))
+    _register_splits(name_prefix, root, load_cuhk_sysu, count_cuhk_sysu_pids, protocols, default)
+
+
+def register_prw(name_prefix: str, root: Root) -> None:
+    """Registers ``<name_prefix>_train`` and ``<name_prefix>_test`` in the PRW format.
+
+    Args:
+        name_prefix: e.g. ``prw``.
+        root: folder that holds ``frames`` and ``annotations``; read when the data set is.
+    """
+    protocols = {
+        name: partial(_load_protocol, load_prw_protocol, root, name) for name in PRW_PROTOCOLS
+    }
+    _register_splits(name_prefix, root, load_prw, count_prw_pids, protocols, "all")
+
+
+def get_num_pids(dataset_name: str) -> int:
+    """Returns the number of training identities of a registered data set.
+
+    The metadata's ``num_pids`` is used where it is set, then its ``count_pids``; a data set that
+    has neither is read, and must number its identities 0, 1, ... without gaps.
+
+    Raises:
+        ValueError: if the identities leave gaps, or there are none.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    if metadata.get("num_pids") is not None:
+        return int(metadata.num_pids)
+    if metadata.get("count_pids") is not None:
+        return metadata.count_pids()
+    pids = {
+        annotation["person_id"]
+        for record in DatasetCatalog.get(dataset_name)
+        for annotation in record["annotations"]
+        if annotation["person_id"] >= 0
+    }
+    if not pids or pids != set(range(len(pids))):
+        gap = next((pid for pid in range(len(pids)) if pid not in pids), 0)
+        raise ValueError(
+            f"the identities of {dataset_name!r} must be 0..{max(len(pids) - 1, 0)} without gaps, "
+            f"but {gap} is absent; set num_pids in its metadata if that is intended"
+        )
+    return len(pids)
+
+
+def _builtin_root(layout: DatasetLayout, *below: str) -> Path:
+    """Returns the folder of a data set below ``$DETECTRON2_DATASETS``, by any of its names."""
+    return layout.find(Path(os.environ.get("DETECTRON2_DATASETS") or "datasets", *below))
+
+
+cuhk_sysu_root = partial(_builtin_root, CUHK_SYSU_LAYOUT)
+prw_root = partial(_builtin_root, PRW_LAYOUT)
+synthetic_cuhk_sysu_root = partial(_builtin_root, CUHK_SYSU_LAYOUT, "synthetic")
+synthetic_prw_root = partial(_builtin_root, PRW_LAYOUT, "synthetic")
+
+
+def register_builtin_datasets() -> None:
+    """Registers CUHK-SYSU, PRW and their synthetic counterparts; may be called repeatedly."""
+    register_cuhk_sysu("cuhk_sysu", cuhk_sysu_root)
+    register_prw("prw", prw_root)
+    register_cuhk_sysu("synthetic_cuhk_sysu", synthetic_cuhk_sysu_root)
+    register_prw("synthetic_prw", synthetic_prw_root)

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The MATLAB files of CUHK-SYSU, each turned into plain arrays once and cached.
+
+Shape shorthand: N images, B boxes, S labelled boxes of training identities, Q queries, X gallery
+images of one query, P positives of all queries, M distinct images of one protocol.
+Boxes are left, top, width, height in this file, with the numbers that stand in the files.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from person_search.data.datasets.cache import cached_arrays
+from person_search.data.datasets.common import DatasetLayout
+from person_search.data.datasets.matlab import (
+    box_or_none,
+    cell_strings,
+    load_variable,
+    struct_rows,
+    text,
+)
+
+IMAGES_MAT = "annotation/Images.mat"
+POOL_MAT = "annotation/pool.mat"
+PROTOCOL_FOLDER = "annotation/test/train_test"
+TRAIN_MAT = f"{PROTOCOL_FOLDER}/Train.mat"
+IMAGE_FOLDER = "Image/SSM"
+GALLERY_SIZES = (50, 100, 500, 1000, 2000, 4000)
+
+CUHK_SYSU_LAYOUT = DatasetLayout(
+    title="CUHK-SYSU",
+    folders=("CUHK-SYSU", "cuhk_sysu"),
+    tree="""\
+  CUHK-SYSU/
+    Image/SSM/s<N>.jpg                       18,184 images, train and test together
+    annotation/Images.mat                    every image and every box
+    annotation/pool.mat                      names of the test images
+    annotation/test/train_test/Train.mat     training identities
+    annotation/test/train_test/TestG100.mat  protocol; also TestG50, 500, 1000, 2000, 4000""",
+    advice="ask its authors for the archive (http://www.ee.cuhk.edu.hk/~xgwang/PS/dataset.html) "
+    "and unpack all of it, or write synthetic data: python -m person_search.data.synthetic.",
+)
+
+
+def protocol_path(root: str | Path, name: str) -> Path:
+    """Returns the file of protocol ``g<size>``, e.g. ``TestG100.mat`` for ``g100``."""
+    if not re.fullmatch(r"g[1-9]\d*", name):
+        raise ValueError(
+            f"unknown CUHK-SYSU protocol {name!r}; allowed: 'g' and a gallery size, of which the "
+            f"data set has {list(GALLERY_SIZES)}"
+        )
+    return Path(root) / PROTOCOL_FOLDER / f"TestG{name[1:]}.mat"
+
+
+def existing_protocols(root: str | Path) -> list[str]:
+    """Returns the protocols whose file is there, by rising gallery size."""
+    found = (
+        re.fullmatch(r"TestG([1-9]\d*)\.mat", path.name)
+        for path in (Path(root) / PROTOCOL_FOLDER).glob("TestG*.mat")
+    )
+    return [f"g{size}" for size in sorted(int(match[1]) for match in found if match)]
+
+
+def _read_images_mat(path: Path) -> dict[str, np.ndarray]:
+    """Returns names (N,), box_image (B,) index into them, boxes (B, 4) x, y, w, h, hard (B,)."""
+    names, box_image, boxes, hard = [], [], [], []
+    rows = struct_rows(load_variable(path, ["Img"]), ["imname", "box"], str(path))
+    for index, (imname, people) in enumerate(rows):
+        where = f"{path}: Img({index + 1})"
+        names.append(text(imname))
+        for located, is_hard in struct_rows(people, ["idlocate", "ishard"], where):
+            box = box_or_none(located, where)
+            if box is not None:
+                box_image.append(index)
+                boxes.append(box)
+                hard.append(bool(np.any(is_hard)))
+    if len(set(names)) != len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"{path}: the image {twice!r} has two entries")
+    return {
+        "names": np.array(names, dtype=np.str_),
+        "box_image": np.array(box_image, np.int32),
+        "boxes": np.array(boxes, np.float64).reshape(-1, 4),
+        "hard": np.array(hard, bool),
+    }
+
+
+def _read_train_mat(path: Path) -> dict[str, np.ndarray]:
+    """Returns pids (S,), names (S,), boxes (S, 4) x, y, w, h, and num_pids ()."""
+    cells = load_variable(path, ["Train"]).reshape(-1)
+    pids, names, boxes = [], [], []
+    for pid, cell in enumerate(cells):
+        where = f"{path}: Train{{{pid + 1}}}"
+        for (scenes,) in struct_rows(cell, ["scene"], where):
+            for imname, located in struct_rows(scenes, ["imname", "idlocate"], where):
+                box = box_or_none(located, where)
+                if box is not None:
+                    pids.append(pid)
+                    names.append(text(imname))
+                    boxes.append(box)
+    return {
+        "pids": np.array(pids, np.int32),
+        "names": np.array(names, dtype=np.str_),
+        "boxes": np.array(boxes, np.float64).reshape(-1, 4),
+        "num_pids": np.array(len(cells), np.int32),
+    }
+
+
+def read_images(root: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of ``Images.mat``, see ``_read_images_mat``."""
+    path = root / IMAGES_MAT
+    return cached_arrays(root, "images", [path], lambda: _read_images_mat(path))
+
+
+def read_train_identities(root: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of ``Train.mat``, see ``_read_train_mat``."""
+    path = root / TRAIN_MAT
+    return cached_arrays(root, "train_identities", [path], lambda: _read_train_mat(path))
+
+
+def read_test_names(root: Path) -> list[str]:
+    """Returns the sorted names of the test images; the position is the test ``image_id``."""
+    path = root / POOL_MAT
+    names = cell_strings(load_variable(path, ["pool"]))
+    if len(set(names)) != len(names):
+        raise ValueError(f"{path}: the names of some test images stand there twice")
+    return sorted(names)
+
+
+def count_train_pids(root: str | Path) -> int:
+    """Returns the number of training identities (5,532 in the real data set)."""
+    CUHK_SYSU_LAYOUT.require(Path(root), [TRAIN_MAT])
+    return int(read_train_identities(Path(root))["num_pids"])
+
+
+def reference_protocol(root: str | Path) -> str:
+    """Returns the protocol that the test split takes its queries from.
+
+    Every protocol holds the same queries, so any will do: ``g100`` if it is there, because it is
+    read anyway, else the smallest.
+
+    Raises:
+        IncompleteDatasetError: if there is no ``TestG*.mat`` at all.
+    """
+    names = existing_protocols(root)
+    if not names:
+        raise CUHK_SYSU_LAYOUT.missing(Path(root), protocol_path(root, "g100"))
+    return "g100" if "g100" in names else names[0]
+
+
+def _convert(path: Path, variable: str) -> dict[str, np.ndarray]:
+    """Reads one ``TestG*.mat`` into arrays; boxes are x, y, w, h.
+
+    Returns:
+        names (M,); query_image (Q,) and gallery (Q, X) int32 indices into them (gallery padded
+        with -1); query_boxes (Q, 4); positive_query (P,), positive_image (P,) and
+        positive_boxes (P, 4).
+    """
+    index_of: dict[str, int] = {}
+    query_image, query_boxes, galleries = [], [], []
+    positive_query, positive_image, positive_boxes = [], [], []
+    table = load_variable(path, [variable])
+    for entry, (query, gallery) in enumerate(struct_rows(table, ["Query", "Gallery"], str(path))):
+        where = f"{path}: {variable}({entry + 1})"
+        ((imname, located),) = struct_rows(query, ["imname", "idlocate"], f"{where}.Query")
+        box = box_or_none(located, f"{where}.Query")
+        if box is None:
+            raise ValueError(f"{where}.Query: the query has no box")
+        query_image.append(index_of.setdefault(text(imname), len(index_of)))
+        query_boxes.append(box)
+        row = []
+        for imname, located in struct_rows(gallery, ["imname", "idlocate"], f"{where}.Gallery"):
+            image = index_of.setdefault(imname[0], len(index_of))
+            row.append(image)
+            if located.size:
+                positive_query.append(entry)
+                positive_image.append(image)
+                positive_boxes.append(box_or_none(located, f"{where}.Gallery"))
+        galleries.append(np.array(row, np.int32))
+    width = max((len(row) for row in galleries), default=0)
+    padded = np.full((len(galleries), width), -1, np.int32)
+    for entry, row in enumerate(galleries):
+        padded[entry, : len(row)] = row
+    return {
+        "names": np.array(list(index_of), dtype=np.str_),
+        "query_image": np.array(query_image, np.int32),
+        "query_boxes": np.array(query_boxes, np.float64).reshape(-1, 4),
+        "gallery": padded,
+        "positive_query": np.array(positive_query, np.int32),
+        "positive_image": np.array(positive_image, np.int32),
+        "positive_boxes": np.array(positive_boxes, np.float64).reshape(-1, 4),
+    }
+
+
+def read_protocol(root: str | Path, name: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of a protocol (see ``_convert``), from the cache where it is up to date.
+
+    Raises:
+        IncompleteDatasetError: if the protocol's file is missing.
+    """
+    root = Path(root)
+    path = protocol_path(root, name)
+    if not path.exists():
+        raise CUHK_SYSU_LAYOUT.missing(root, path)
+    variable = f"TestG{name[1:]}"
+    return cached_arrays(root, f"protocol_{name}", [path], lambda: _convert(path, variable))
