@@ -16,7 +16,7 @@ PROJECTS = {
 
 EXTRAS = {
     # The frozen Stable Diffusion backbone of DiffPS. PSDiff needs none of it.
-    "diffps": ["diffusers>=0.32", "transformers>=4.44"],
+    "diffps": ["transformers>=4.44"],
     # Event files beside the JSON and log output of every run.
     "tensorboard": ["tensorboard>=2.15"],
     # What an uncompiled source checkout of the real Detectron2 imports beyond our own needs.
@@ -88,6 +88,7 @@ setup(
         "rich>=13",
         "matplotlib>=3.8",
         "tabulate",
+        "diffusers>=0.32",  # psdiff takes its scheduler; the models are for diffps
     ],
     extras_require=EXTRAS,
 )

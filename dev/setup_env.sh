@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
-DISK_GB=6
+DISK_GB=7
 EXTRAS=()
 
 say() { printf '[setup] %s\n' "$*"; }
@@ -83,6 +83,5 @@ install_once project "the project and detectron2-lite" -e . -e compat/detectron2
 for extra in ${EXTRAS[@]+"${EXTRAS[@]}"}; do
   install_once "$extra" "extra '$extra'" -e ".[$extra]"
 done
-say "$VENV is ready ($((SECONDS - started)) s): $("$VENV/bin/python" -c '
-from person_search.utils import backend_name
-print("detectron2 backend:", backend_name())')"
+backend=$("$VENV/bin/python" -c 'from person_search.utils import check_backend; print(check_backend())')
+say "$VENV is ready ($((SECONDS - started)) s), detectron2 backend: $backend"

@@ -26,6 +26,7 @@ REQUIRED = (
     "pycocotools",
     "cv2",
     "PIL",
+    "diffusers",
 )
 """Import names without which nothing runs."""
 
@@ -46,7 +47,7 @@ class Feature:
 
 
 FEATURES = (
-    Feature("DiffPS backbone", ("diffusers", "transformers"), "pip install -e .[diffps]"),
+    Feature("DiffPS backbone", ("transformers",), "pip install -e .[diffps]"),
     Feature("TensorBoard event files", ("tensorboard",), "pip install -e .[tensorboard]"),
     Feature("tests and lint", ("pytest", "hypothesis", "ruff"), "pip install -e .[dev]"),
 )

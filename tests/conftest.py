@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: seeds, hypothesis settings, skips with a reason, backend in the header."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from person_search.utils import backend_name
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# No deadline: machines under load are slow. Derandomized: a run of CI can be repeated.
+settings.register_profile(
+    "default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("default")
+
+
+def pytest_report_header() -> str:
+    return f"detectron2 backend: {backend_name()}, torch {torch.__version__}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what the machine cannot run."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+@pytest.fixture(autouse=True)
+def seed_everything() -> None:
+    """Gives every test the same start, whatever ran before it in the same process."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture
+def child_env() -> dict[str, str]:
+    """Environment for a child process: one thread, whatever the number of test workers."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may import whom, read from the syntax trees of all source files.
+
+``train_net.py``, ``tools``, ``tests`` -> projects -> ``person_search`` -> ``detectron2`` -> torch;
+never upwards, never from project to project. The reasons are in CONTRIBUTING.md.
+"""
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECTS = {"psdiff": "projects/PSDiff/psdiff", "diffps": "projects/DiffPS/diffps"}
+SOURCE_FOLDERS = ("person_search", "projects", "tools")
+
+# Part of the core -> parts it may import; itself is always allowed.
+CORE_MAY_IMPORT = {
+    "schema": set(),
+    "utils": set(),
+    "config": {"schema", "utils"},
+    "layers": {"schema", "utils"},
+    "data": {"schema", "utils", "config", "layers"},
+    "modeling": {"schema", "utils", "config", "layers"},
+    "evaluation": {"schema", "utils", "config", "layers", "data"},
+    "vis": {"schema", "utils", "config", "layers"},
+    "engine": {"schema", "utils", "config", "layers", "data", "modeling", "evaluation", "vis"},
+    "search": {"schema", "utils", "config", "layers", "data", "modeling", "evaluation", "vis"},
+    "testing": {"schema", "utils", "config", "layers", "data", "modeling", "evaluation", "engine"},
+}
+# documented under their own name although their package exports some of the same names
+PUBLIC_MODULES = ("detectron2.engine.hooks",)
+PROJECTS_MAY_IMPORT = {"schema", "utils", "config", "layers", "data", "modeling"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module or name: ``from module import name`` or ``import module``."""
+
+    file: str
+    line: int
+    module: str
+    name: str | None
+    at_module_level: bool
+
+    @property
+    def top(self) -> str:
+        return self.module.split(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.module}" + (f".{self.name}" if self.name else "")
+
+
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def source_files(*folders: str) -> list[Path]:
+    files = [p for folder in folders for p in sorted((ROOT / folder).rglob("*.py"))]
+    return files + ([ROOT / "train_net.py"] if set(folders) == set(SOURCE_FOLDERS) else [])
+
+
+def full_module(path: Path, node: ast.ImportFrom) -> str:
+    """Spells out a relative import; an import in full is returned as it is."""
+    if node.level == 0:
+        return node.module
+    folder = path.parents[node.level - 1]
+    parts = [node.module] if node.module else []
+    while (folder / "__init__.py").is_file():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    return ".".join(parts)
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    relative = path.relative_to(ROOT).as_posix()
+    tree = parse(path)
+    # inside a function, or under "if TYPE_CHECKING:", which never runs
+    inside = {
+        id(node)
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(outer, ast.If) and ast.unparse(outer.test) == "TYPE_CHECKING")
+        for node in ast.walk(outer)
+    }
+    for node in ast.walk(tree):
+        outer = id(node) not in inside
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(relative, node.lineno, alias.name, None, outer)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield Import(relative, node.lineno, full_module(path, node), alias.name, outer)
+
+
+def all_imports(*folders: str) -> list[Import]:
+    return [found for path in source_files(*folders) for found in imports_of(path)]
+
+
+def core_part(module: str, name: str | None) -> str | None:
+    """Returns e.g. "data" for ``person_search.data.x``, None for names of the package itself."""
+    parts = [*module.split("."), *([name] if name else [])]
+    return parts[1] if len(parts) > 1 and parts[1] in CORE_MAY_IMPORT else None
+
+
+def complain(broken: list[Import], rule: str) -> None:
+    assert not broken, rule + ":\n" + "\n".join(map(str, broken))
+
+
+def test_finds_what_it_looks_for() -> None:
+    found = all_imports(*SOURCE_FOLDERS)
+    assert {"torch", "detectron2", "person_search"} <= {i.top for i in found}
+
+
+def test_every_part_of_the_core_has_a_rule() -> None:
+    parts = {p.stem for p in (ROOT / "person_search").iterdir() if not p.name.startswith("__")}
+    assert parts <= set(CORE_MAY_IMPORT), "add the new part to CORE_MAY_IMPORT"
+
+
+@pytest.mark.parametrize("part", sorted(CORE_MAY_IMPORT))
+def test_core_imports_downwards(part: str) -> None:
+    prefix = f"person_search/{part}"
+    allowed = CORE_MAY_IMPORT[part] | {part}
+    mine = [i for i in all_imports("person_search") if i.file in (f"{prefix}.py",)]
+    mine += [i for i in all_imports("person_search") if i.file.startswith(prefix + "/")]
+    broken = [i for i in mine if i.top in PROJECTS]
+    broken += [
+        i
+        for i in mine
+        if i.top == "person_search" and core_part(i.module, i.name) not in allowed | {None}
+    ]
+    complain(broken, f"person_search.{part} may import {sorted(allowed)} and no project")
+
+
+@pytest.mark.parametrize("project", sorted(PROJECTS))
+def test_projects_import_neither_engine_nor_each_other(project: str) -> None:
+    mine = all_imports(PROJECTS[project])
+    complain([i for i in mine if i.top in set(PROJECTS) - {project}], "projects stay apart")
+    broken = [
+        i
+        for i in mine
+        if i.top == "person_search"
+        and core_part(i.module, i.name) not in PROJECTS_MAY_IMPORT | {None}
+    ]
+    complain(broken, f"a project may import {sorted(PROJECTS_MAY_IMPORT)} of the core")
+
+
+def test_metrics_need_numpy_only() -> None:
+    """Directly and through the modules of ``evaluation`` that they import."""
+    allowed = {"numpy", "scipy"} | set(sys.stdlib_module_names)
+    todo = sorted((ROOT / "person_search" / "evaluation").glob("*_metrics.py"))
+    assert todo
+    seen, broken = set(todo), []
+    while todo:
+        for found in imports_of(todo.pop()):
+            path = ROOT / (found.module.replace(".", "/") + ".py")
+            if found.module.startswith("person_search.evaluation.") and path.is_file():
+                todo += [path] if path not in seen else []
+                seen.add(path)
+            elif found.top not in allowed and found.module != "person_search.schema":
+                broken.append(found)
+    complain(broken, "evaluation/*_metrics.py and what they import need NumPy and SciPy only")
+
+
+def test_diffusers_and_transformers_are_imported_lazily() -> None:
+    """``transformers`` and the models of ``diffusers`` are for diffps; psdiff takes a scheduler."""
+    found = [i for i in all_imports(*SOURCE_FOLDERS) if i.top in ("diffusers", "transformers")]
+    broken = [i for i in found if i.at_module_level]
+    broken += [i for i in found if not i.file.startswith("projects/")]
+    broken += [i for i in found if i.top == "transformers" and "diffps" not in i.file]
+    complain(broken, "diffusers and transformers only in projects and only inside functions")
+
+
+def test_stand_in_knows_nothing_of_us() -> None:
+    found = all_imports("compat/detectron2-lite/src")
+    complain([i for i in found if i.top == "person_search" or i.top in PROJECTS], "compat is apart")
+
+
+def test_nobody_edits_sys_path() -> None:
+    broken = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in source_files(*SOURCE_FOLDERS)
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.path", "site.addsitedir")
+    ]
+    assert not broken, f"install the package instead of editing sys.path: {broken}"
+
+
+def test_no_import_fallbacks() -> None:
+    broken = []
+    for path in source_files(*SOURCE_FOLDERS):
+        for node in ast.walk(parse(path)):
+            if not isinstance(node, ast.Try):
+                continue
+            caught = {ast.unparse(h.type) for h in node.handlers if h.type is not None}
+            reraises = all(isinstance(h.body[-1], ast.Raise) for h in node.handlers)
+            imports = any(isinstance(s, ast.Import | ast.ImportFrom) for s in node.body)
+            if imports and caught & {"ImportError", "ModuleNotFoundError"} and not reraises:
+                broken.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not broken, f"an import either works or raises, it never falls back: {broken}"
+
+
+def detectron2_imports() -> list[Import]:
+    return [i for i in all_imports(*SOURCE_FOLDERS) if i.top == "detectron2"]
+
+
+def test_every_detectron2_name_exists_in_this_backend() -> None:
+    missing = []
+    for found in detectron2_imports():
+        module = importlib.import_module(found.module)
+        if found.name is not None and not hasattr(module, found.name):
+            try:
+                importlib.import_module(f"{found.module}.{found.name}")
+            except ModuleNotFoundError:
+                missing.append(found)
+    complain(missing, "not in the Detectron2 in use")
+
+
+def test_detectron2_names_are_public() -> None:
+    broken = []
+    for found in detectron2_imports():
+        parts = [*found.module.split("."), *([found.name] if found.name else [])]
+        if any(part.startswith("_") for part in parts):
+            broken.append(found)
+            continue
+        # detectron2.data.catalog.X where detectron2.data exports the same X
+        package = ".".join(found.module.split(".")[:2])
+        if found.name and found.module not in (package, *PUBLIC_MODULES):
+            exported = getattr(importlib.import_module(package), found.name, None)
+            if exported is not None and exported is getattr(
+                importlib.import_module(found.module), found.name, None
+            ):
+                broken.append(found)
+    complain(broken, "import the name from the package that exports it, and no private name")
+
+
+@pytest.mark.parametrize("package", ["person_search", *sorted(PROJECTS)])
+def test_importing_needs_no_data_and_loads_no_generator(package: str, tmp_path: Path) -> None:
+    """No weights, data set, GPU or network; and PSDiff users need no diffusers."""
+    code = (
+        f"import sys, {package}\n"
+        "loaded = {'diffusers', 'transformers'} & set(sys.modules)\n"
+        "assert not loaded, f'the import loads {loaded}'"
+    )
+    nowhere = str(tmp_path / "nowhere")
+    env = {**os.environ, "DETECTRON2_DATASETS": nowhere, "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert list(tmp_path.iterdir()) == [], "the import wrote files"
