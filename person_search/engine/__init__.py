@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training and evaluation loop, checkpoints, command line."""
+
+from person_search.engine.checkpoint import (
+    AtomicCheckpointer,
+    CheckpointWriteError,
+    IncompatibleCheckpointError,
+)
+from person_search.engine.hooks import BestModelCheckpointer, ResumableCheckpointer
+from person_search.engine.identities import resolve_num_pids
+from person_search.engine.launch import launch
+from person_search.engine.optimizer import build_optimizer
+from person_search.engine.rng import isolated_rng
+from person_search.engine.train_loader import build_train_loader
+from person_search.engine.trainer import PersonSearchTrainer
+from person_search.engine.usage import argument_parser, friendly_errors, merge_config
+
+__all__ = [
+    "AtomicCheckpointer",
+    "BestModelCheckpointer",
+    "CheckpointWriteError",
+    "IncompatibleCheckpointError",
+    "PersonSearchTrainer",
+    "ResumableCheckpointer",
+    "argument_parser",
+    "build_optimizer",
+    "build_train_loader",
+    "friendly_errors",
+    "isolated_rng",
+    "launch",
+    "merge_config",
+    "resolve_num_pids",
+]

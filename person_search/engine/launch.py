@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts one process per GPU, or several processes on a CPU."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.engine import launch as launch_on_gpus
+from detectron2.utils import comm
+from torch import distributed as dist
+from torch import multiprocessing as mp
+
+
+def launch(
+    main: Callable[..., Any],
+    *,
+    num_gpus: int,
+    num_processes: int = 1,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    args: tuple = (),
+) -> None:
+    """Runs ``main(*args)`` in every process of a training.
+
+    With GPUs this is Detectron2's ``launch``. Without, the processes talk through gloo, which
+    Detectron2's releases do not offer. The exit status of a failed process becomes this one's.
+
+    Args:
+        main: importable function.
+        num_gpus: processes per machine, each with its own GPU; 0 for a CPU.
+        num_processes: processes per machine on a CPU (``num_gpus`` is 0).
+        num_machines, machine_rank: several machines.
+        dist_url: meeting point of the processes, e.g. ``tcp://10.0.0.1:29500``; "auto" finds one
+            (one machine only).
+        args: of ``main``.
+
+    Raises:
+        ValueError: numbers that do not go together.
+    """
+    if num_gpus > 0 and num_processes > 1:
+        raise ValueError(
+            f"--num-processes {num_processes} is for a CPU; give --num-gpus 0 with it, or leave it "
+            f"out: --num-gpus {num_gpus} starts one process per GPU."
+        )
+    if num_gpus < 0 or num_processes < 1:
+        raise ValueError("--num-gpus must be at least 0, --num-processes at least 1.")
+    if num_machines > 1 and dist_url == "auto":
+        raise ValueError("Several machines need --dist-url tcp://<first machine>:<free port>.")
+    available = torch.cuda.device_count()
+    if num_gpus > max(available, 1):
+        raise ValueError(
+            f"--num-gpus {num_gpus}, but {available} CUDA devices are visible. For a CPU: "
+            "--num-gpus 0 --num-processes N."
+        )
+    try:
+        if num_gpus > 0:
+            launch_on_gpus(main, num_gpus, num_machines, machine_rank, dist_url, args)
+        elif num_machines * num_processes == 1:
+            main(*args)
+        else:
+            _launch_on_cpu(main, num_processes, num_machines, machine_rank, dist_url, args)
+    except mp.ProcessExitedException as e:  # it has said why
+        sys.exit(e.exit_code if e.exit_code > 0 else 128 - e.exit_code)
+
+
+def _launch_on_cpu(
+    main: Callable[..., Any],
+    num_processes: int,
+    num_machines: int,
+    machine_rank: int,
+    dist_url: str,
+    args: tuple,
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="person_search_") as folder:
+        if dist_url == "auto":  # a file needs no free port
+            dist_url = "file://" + os.path.join(folder, "meeting_point")
+        mp.start_processes(
+            _run_cpu_process,
+            args=(main, num_processes, num_machines, machine_rank, dist_url, args),
+            nprocs=num_processes,
+            start_method="spawn",
+        )
+
+
+def _run_cpu_process(
+    local_rank: int,
+    main: Callable[..., Any],
+    num_processes: int,
+    num_machines: int,
+    machine_rank: int,
+    dist_url: str,
+    args: tuple,
+) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=dist_url,
+        world_size=num_processes * num_machines,
+        rank=machine_rank * num_processes + local_rank,
+    )
+    comm.create_local_process_group(num_processes)
+    comm.synchronize()
+    main(*args)
+    dist.destroy_process_group()

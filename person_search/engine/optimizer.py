@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimizers: Detectron2's SGD or AdamW, per-parameter or full-model gradient clipping."""
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping
+from torch import nn
+
+OPTIMIZERS = ("SGD", "AdamW")
+CLIP_TYPES = ("value", "norm", "full_model")
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """Builds the optimizer over the parameters that require a gradient.
+
+    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` knows one type beside Detectron2's: ``full_model`` scales
+    all gradients by one factor so that their joint norm is at most CLIP_VALUE ("norm" clips every
+    parameter by itself). Under AMP this happens after unscaling.
+
+    Raises:
+        ValueError: an unknown optimizer or clip type, or nothing to train.
+    """
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER not in OPTIMIZERS:
+        raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; known: {OPTIMIZERS}.")
+    clip = solver.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE not in CLIP_TYPES:
+        raise ValueError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; known: {CLIP_TYPES}."
+        )
+    params = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+    )
+    if not params:
+        raise ValueError("No parameter of the model requires a gradient: nothing to train.")
+    if solver.OPTIMIZER == "SGD":
+        optimizer = torch.optim.SGD(
+            params,
+            lr=solver.BASE_LR,
+            momentum=solver.MOMENTUM,
+            nesterov=solver.NESTEROV,
+            weight_decay=solver.WEIGHT_DECAY,
+        )
+    else:
+        optimizer = torch.optim.AdamW(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+    if clip.ENABLED and clip.CLIP_TYPE == "full_model":
+        add_full_model_clipping(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
+        return optimizer
+    return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def add_full_model_clipping(
+    optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float = 2.0
+) -> None:
+    """Makes every ``optimizer.step()`` first limit the joint norm of all its gradients."""
+
+    def clip(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+
+    optimizer.register_step_pre_hook(clip)

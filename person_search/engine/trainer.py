@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer of person search models: Detectron2's, with what it lacks."""
+
+import json
+import logging
+import os
+import weakref
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+)
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from person_search.data import build_mapper
+from person_search.engine.checkpoint import AtomicCheckpointer, write_atomically
+from person_search.engine.hooks import BestModelCheckpointer, ResumableCheckpointer
+from person_search.engine.identities import resolve_num_pids
+from person_search.engine.optimizer import build_optimizer
+from person_search.engine.rng import isolated_rng
+from person_search.engine.train_loader import build_train_loader
+from person_search.engine.train_step import AccumulatingAMPTrainer, AccumulatingTrainer
+from person_search.evaluation import PersonSearchEvaluator
+from person_search.utils.backend import backend_name
+
+BEST_METRIC = "search/mAP"
+
+
+class PersonSearchTrainer(DefaultTrainer):
+    """Trains and evaluates any model of the registry that follows the person search interface.
+
+    It differs from ``DefaultTrainer`` in these points:
+
+    - data come through ``cfg.DATALOADER.MAPPER``, and are scored by ``PersonSearchEvaluator``;
+    - ``MODEL.REID.NUM_PIDS`` is filled in from the training set, or checked against it;
+    - SGD or AdamW, full-model gradient clipping, gradient accumulation;
+    - a resumed training is bit for bit the one that was interrupted (on a CPU; a GPU has kernels of
+      its own will), checkpoints are never half written, see :mod:`person_search.engine.hooks`;
+    - the best model by search mAP is kept as ``model_best.pth`` if ``TEST.EVAL_PERIOD`` > 0;
+    - an evaluation leaves the training's random numbers alone, and always uses the same ones;
+    - several processes also work on a CPU.
+
+    Args:
+        cfg: with the keys of ``add_person_search_config``.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        # DefaultTrainer.__init__ is passed over: it offers no way to choose the checkpointer and
+        # the step, and its distributed wrapper asks for a GPU. Its other methods are inherited.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = resolve_num_pids(self.auto_scale_workers(cfg, comm.get_world_size()))
+        self.cfg = cfg
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        # the attribute that DefaultTrainer's methods work on, and a key of the checkpoint
+        self._trainer = build_step_trainer(cfg, wrap_for_processes(model), loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = self.build_checkpointer(cfg, model, trainer=weakref.proxy(self))
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_checkpointer(
+        cls, cfg: CfgNode, model: torch.nn.Module, **kwargs: Any
+    ) -> AtomicCheckpointer:
+        """Builds the checkpointer of ``cfg.OUTPUT_DIR``; ``kwargs`` go to its constructor."""
+        return AtomicCheckpointer(
+            model, cfg.OUTPUT_DIR, allow_partial=cfg.MODEL.ALLOW_PARTIAL_LOAD, **kwargs
+        )
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks, with ours in place of the checkpointer and one for the best model."""
+        cfg = self.cfg
+        hooks = [h for h in super().build_hooks() if not isinstance(h, PeriodicCheckpointer)]
+        evaluation = next(i for i, h in enumerate(hooks) if isinstance(h, EvalHook))
+        if cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST and comm.is_main_process():
+            several = len(cfg.DATASETS.TEST) > 1  # then results are nested by data set
+            best = BestModelCheckpointer(
+                cfg.TEST.EVAL_PERIOD,
+                self.build_checkpointer(cfg, self.model, tag_last=False),
+                f"{cfg.DATASETS.TEST[0]}/{BEST_METRIC}" if several else BEST_METRIC,
+            )
+            hooks.insert(evaluation + 1, best)
+        hooks.insert(
+            evaluation,
+            ResumableCheckpointer(
+                self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_ON_SIGNAL
+            ),
+        )
+        return hooks
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continues the training found in ``cfg.OUTPUT_DIR``, or starts from ``MODEL.WEIGHTS``.
+
+        Args:
+            resume: look for a checkpoint in ``cfg.OUTPUT_DIR`` first. A damaged last one is passed
+                over for the newest intact one. Without any, the training starts at iteration 0.
+        """
+        path = self.checkpointer.find_resumable() if resume else ""
+        if path:
+            self.checkpointer.load(path)
+            self.start_iter = self.iter + 1  # self.iter is now the last one that was done
+            return
+        if resume:
+            logging.getLogger(__name__).info(
+                "--resume: no checkpoint in %s yet, starting at iteration 0.", self.cfg.OUTPUT_DIR
+            )
+        self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        return build_train_loader(cfg, build_mapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        return build_detection_test_loader(
+            cfg, dataset_name, mapper=build_mapper(cfg, is_train=False)
+        )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return PersonSearchEvaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: torch.nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluates on ``cfg.DATASETS.TEST`` as Detectron2 does.
+
+        Returns:
+            ``{task: {metric: percent}}``, by data set if there are several; also written to
+            ``results.json`` in ``cfg.OUTPUT_DIR``. Empty in all but the main process.
+        """
+        with isolated_rng(max(cfg.SEED, 0)):
+            results = super().test(cfg, model, evaluators)
+        if comm.is_main_process() and cfg.OUTPUT_DIR:
+            os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+            record = {"backend": backend_name(), "datasets": list(cfg.DATASETS.TEST), **results}
+            text = json.dumps(record, indent=2, default=float)
+            path = os.path.join(cfg.OUTPUT_DIR, "results.json")
+            write_atomically(path, lambda file: file.write(text.encode()))
+        return results
+
+
+def build_step_trainer(
+    cfg: CfgNode, model: torch.nn.Module, loader: Any, optimizer: torch.optim.Optimizer
+) -> SimpleTrainer:
+    """Builds what runs one training step: plain or AMP, with or without accumulation.
+
+    Raises:
+        ValueError: SOLVER.ACCUMULATION_STEPS is below 1, or AMP is asked for without a GPU.
+    """
+    parts, amp = cfg.SOLVER.ACCUMULATION_STEPS, cfg.SOLVER.AMP.ENABLED
+    if parts < 1:
+        raise ValueError(f"SOLVER.ACCUMULATION_STEPS is {parts}; it must be at least 1.")
+    if amp and not torch.cuda.is_available():
+        raise ValueError("SOLVER.AMP.ENABLED needs a CUDA device; set it to False on a CPU.")
+    if parts == 1:
+        return (AMPTrainer if amp else SimpleTrainer)(model, loader, optimizer)
+    step = AccumulatingAMPTrainer if amp else AccumulatingTrainer
+    return step(model, loader, optimizer, parts=parts)
+
+
+def wrap_for_processes(model: torch.nn.Module) -> torch.nn.Module:
+    """Wraps a model for distributed training if there are several processes; on a CPU as well."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    where = {"device_ids": None} if on_cpu else {}
+    return create_ddp_model(model, broadcast_buffers=False, **where)

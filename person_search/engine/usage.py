@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line: arguments, config from them, and errors that a user can read."""
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
+
+from person_search.data import BadImageError
+
+TRACEBACK_VARIABLE = "PERSON_SEARCH_TRACEBACK"
+USAGE_ERROR = 2
+"""Exit status of a run that ended with a message instead of a traceback."""
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Returns Detectron2's argument parser with our additions."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--num-processes",
+        type=int,
+        default=1,
+        help="number of processes *per machine* on a CPU; needs --num-gpus 0",
+    )
+    parser.add_argument(
+        "--traceback",
+        action="store_true",
+        help=f"show the traceback of every error (or set {TRACEBACK_VARIABLE}=1)",
+    )
+    # Detectron2's default is one fixed port, which two runs on one machine would fight for
+    parser.set_defaults(dist_url="auto")
+    return parser
+
+
+def merge_config(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Merges ``args.config_file`` and ``args.opts`` into a config, and adapts it to the machine.
+
+    ``--num-gpus 0`` sets MODEL.DEVICE to "cpu".
+
+    Raises:
+        FileNotFoundError: no such config file.
+        ValueError: a key that does not exist (with the nearest one that does), a value of the wrong
+            type, broken YAML, or a device that is not there.
+    """
+    if args.config_file:
+        if "://" not in args.config_file and not os.path.isfile(args.config_file):
+            raise FileNotFoundError(f"--config-file {args.config_file!r} does not exist.")
+        with _explained(cfg, args.config_file):
+            cfg.merge_from_file(args.config_file)
+    with _explained(cfg, "the command line"):
+        cfg.merge_from_list(list(args.opts or []))
+    if args.num_gpus == 0:
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but no CUDA device is available. "
+            "Add --num-gpus 0 (or MODEL.DEVICE cpu) to run on the CPU."
+        )
+
+
+@contextmanager
+def _explained(cfg: CfgNode, source: str) -> Iterator[None]:
+    """Turns what reading a config raises into a ValueError that names the place."""
+    try:
+        yield
+    except (KeyError, AssertionError, ValueError, yaml.YAMLError) as e:
+        text = _message(e)
+        key = text.rpartition(" ")[2]
+        near = difflib.get_close_matches(key, _keys(cfg), n=1) if "config key" in text else []
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{source}: {text}.{hint}") from e
+
+
+def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in cfg.items():
+        keys.append(prefix + key)
+        if isinstance(value, CfgNode):
+            keys += _keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def _message(error: BaseException) -> str:
+    # str(KeyError) is the repr of its argument
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return text.strip().rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def friendly_errors(traceback: bool = False) -> Iterator[None]:
+    """Ends the program with one message where input, config, weights or disk are at fault.
+
+    These are ValueError, KeyError, OSError (so also FileNotFoundError and a full disk) and
+    BadImageError; the exit status is 2. Everything else is a defect of ours and keeps its
+    traceback. The log file in OUTPUT_DIR gets the traceback in any case, once it is set up.
+
+    Args:
+        traceback: keep all tracebacks; also by the environment variable PERSON_SEARCH_TRACEBACK.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, OSError, BadImageError) as e:
+        if traceback or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
+            raise
+        logger = logging.getLogger("detectron2")
+        for handler in logger.handlers:  # to the log file; the terminal gets the message alone
+            if isinstance(handler, logging.StreamHandler) and handler.stream is not sys.stdout:
+                record = logger.makeRecord(
+                    logger.name, logging.ERROR, __file__, 0, "Ended by", (), sys.exc_info()
+                )
+                handler.handle(record)
+        rank = f" (process {comm.get_rank()})" if comm.get_world_size() > 1 else ""
+        print(f"error{rank}: {_message(e)}", file=sys.stderr)
+        print("(--traceback shows where it was raised)", file=sys.stderr)
+        raise SystemExit(USAGE_ERROR) from e
