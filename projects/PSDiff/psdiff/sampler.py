@@ -12,7 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from psdiff.box_diffusion import NUM_TRAIN_TIMESTEPS, SignalCodec, cosine_betas
+from psdiff.box_diffusion import (
+    NUM_TRAIN_TIMESTEPS,
+    SignalCodec,
+    cosine_alphas_cumprod,
+    cosine_betas,
+)
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
@@ -46,6 +51,8 @@ def build_scheduler(name: str, steps: int) -> "DDIMScheduler":
         set_alpha_to_one=True,
         timestep_spacing="trailing",
     )
+    # diffusers multiplies the schedule up in float32; the noisy end needs more (alpha-bar 2e-9).
+    scheduler.alphas_cumprod = cosine_alphas_cumprod()
     scheduler.set_timesteps(steps)
     return scheduler
 

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole of PSDiff at tiny size: what goes in, what comes out, and what must not change it."""
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from psdiff_tiny import EMBED_DIM, image_input, tiny_cfg, tiny_model, training_input
+
+from psdiff.head import HeadOutput
+
+
+def test_training_gives_finite_losses_and_reaches_every_weight():
+    model = tiny_model().train()
+    losses = model([training_input(2), training_input(3, seed=1)])
+    assert set(losses) == {"loss_cls", "loss_l1", "loss_giou", "loss_reid"}
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"CDL__SA": False, "CDL__DC": False, "CDL__CA": False},
+        {"CDL__SA_OVER": "cells"},
+        {"CDL__PREDICTION": "cascaded"},
+        {"CDL__PREDICTION": "parallel"},
+        {"PAD": "noise", "MATCHER": "hungarian", "EMBED_NORM": "rms"},
+    ],
+)
+def test_every_switch_trains_and_tests(switches):
+    model = tiny_model(**switches).train()
+    sum(model([training_input(2)]).values()).backward()
+    for name, parameter in model.named_parameters():
+        # Without cross-attention and dynamic convolution nothing else is left unused.
+        assert parameter.grad is not None, name
+    output = model.eval()([image_input(queries=1)])[0]
+    assert output["query_feats"].shape == (1, EMBED_DIM)
+
+
+def test_images_without_people_train():
+    losses = tiny_model().train()([training_input(0)])
+    assert losses["loss_cls"] > 0
+    assert losses["loss_reid"] == 0
+    sum(losses.values()).backward()
+
+
+def test_output_of_an_image():
+    model = tiny_model().eval()
+    output = model([image_input(queries=2)])[0]
+    instances = output["instances"]
+    assert instances.image_size == (96, 128)
+    assert 0 < len(instances) <= 12
+    assert instances.pred_boxes.tensor[:, 2].max() <= 128
+    assert set(instances.pred_classes.tolist()) == {0}
+    torch.testing.assert_close(instances.reid_feats.norm(dim=1), torch.ones(len(instances)))
+    torch.testing.assert_close(output["query_feats"].norm(dim=1), torch.ones(2))
+
+
+def test_batch_of_three_equals_three_batches():
+    model = tiny_model(SEED=3).eval()
+    sizes = [(48, 64), (40, 64), (64, 32)]
+    inputs = [image_input(i, size, queries=i) for i, size in enumerate(sizes)]
+    # Padding to the largest image changes what convolutions see at the border, so sizes agree.
+    inputs = [image_input(i, (48, 64), queries=i) for i in range(3)]
+    together = model(inputs)
+    for item, expected in zip(inputs, together, strict=True):
+        alone = model([item])[0]
+        assert len(alone["instances"]) == len(expected["instances"])
+        for field in ("scores", "reid_feats"):
+            torch.testing.assert_close(
+                alone["instances"].get(field), expected["instances"].get(field), atol=1e-5, rtol=0
+            )
+        torch.testing.assert_close(alone["query_feats"], expected["query_feats"], atol=1e-5, rtol=0)
+
+
+def test_noise_depends_on_seed_and_image_only():
+    inputs = [image_input(5)]
+    first = tiny_model().eval()(inputs)[0]["instances"]
+    torch.randn(7)  # the global generator must not matter
+    again = tiny_model().eval()(inputs)[0]["instances"]
+    other = tiny_model(SEED=1).eval()(inputs)[0]["instances"]
+    torch.testing.assert_close(first.scores, again.scores)
+    assert len(first) != len(other) or not torch.equal(first.scores, other.scores)
+
+
+def test_query_embedding_does_not_depend_on_the_other_queries():
+    model = tiny_model(QUERY_DRAWS=2, ETA=1.0).eval()
+    two, one = image_input(queries=2), image_input(queries=1)
+    both = model([two])[0]["query_feats"]
+    alone = model([one])[0]["query_feats"]
+    torch.testing.assert_close(both[:1], alone, atol=1e-5, rtol=0)
+
+
+def test_given_boxes_come_back_with_the_embeddings_of_queries():
+    model = tiny_model().eval()
+    item = image_input(queries=2)
+    boxes = item["queries"].pred_boxes.tensor
+    given = Instances((48, 64), pred_boxes=Boxes(boxes), pred_classes=torch.zeros(2).long())
+    (result,) = model.inference([item], detected_instances=[given], do_postprocess=False)
+    torch.testing.assert_close(result.pred_boxes.tensor, boxes)
+    torch.testing.assert_close(result.reid_feats, model([item])[0]["query_feats"])
+
+
+def test_an_image_without_queries_and_one_without_detections():
+    model = tiny_model(SCORE_THRESH=0.999).eval()
+    output = model([image_input(queries=0)])[0]
+    assert len(output["instances"]) == 0
+    assert output["instances"].reid_feats.shape == (0, EMBED_DIM)
+    assert output["query_feats"].shape == (0, EMBED_DIM)
+
+
+class _Oracle(torch.nn.Module):
+    """A head that knows the truth: every proposal predicts the next ground truth in turn."""
+
+    def __init__(self, head, boxes, reid):
+        super().__init__()
+        self.codec, self.boxes, self.reid = head.codec, boxes, reid
+
+    def forward(self, features, boxes, reid_signal, t):
+        index = torch.arange(boxes.shape[1]) % len(self.boxes)
+        shape = (len(boxes), -1, -1)
+        return HeadOutput(
+            boxes=self.boxes[index].expand(*shape),
+            logits=torch.full(boxes.shape[:2], 5.0),
+            reid_feats=self.reid[index].expand(*shape),
+        )
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8])
+def test_an_oracle_head_comes_out_of_the_loop_unharmed(steps):
+    model = tiny_model(STEPS=steps).eval()
+    boxes = torch.tensor([[4.0, 6.0, 20.0, 40.0], [30.0, 5.0, 44.0, 33.0]])
+    reid = torch.nn.functional.normalize(torch.randn(2, EMBED_DIM), dim=1)
+    model.head = _Oracle(model.head, boxes, reid)
+    instances = model.inference([image_input()], do_postprocess=False)[0]
+    order = instances.pred_boxes.tensor[:, 0].argsort()
+    torch.testing.assert_close(instances.pred_boxes.tensor[order], boxes)
+    torch.testing.assert_close(instances.reid_feats[order], reid)
+
+
+def test_noise_generator_keeps_clean_ground_truth_at_time_zero():
+    model = tiny_model(NUM_PROPOSALS=2)
+    target = training_input(2)["instances"]
+    boxes, reid = model.noisy_proposals([target], torch.tensor([0]))
+    torch.testing.assert_close(boxes[0], target.gt_boxes.tensor, atol=1.5, rtol=0)
+    assert (torch.nn.functional.cosine_similarity(reid[0], target.gt_reid_feats) > 0.99).all()
+
+
+def test_wrong_settings_name_their_key():
+    from detectron2.modeling import build_model
+
+    for key, value in (
+        ("CDL__PREDICTION", "both"),
+        ("CDL__SA_OVER", "pixels"),
+        ("CDL__HEADS", 5),
+        ("CDL__IN_FEATURES", ["p9"]),
+    ):
+        with pytest.raises(ValueError, match="MODEL.PSDIFF." + key.replace("__", ".")):
+            build_model(tiny_cfg(**{key: value}))
+
+
+@pytest.mark.slow
+def test_parameters_of_the_full_model():
+    """Paper, Table II: 31 M with ResNet-50 and FPN."""
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model
+
+    from person_search.config import add_person_search_config
+    from psdiff import add_psdiff_config
+
+    cfg = get_cfg()
+    add_person_search_config(cfg)
+    add_psdiff_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.META_ARCHITECTURE = "PSDiff"
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    model = build_model(cfg)
+    assert sum(p.numel() for p in model.backbone.parameters()) == 26_799_296
+    total = sum(p.numel() for p in model.parameters())
+    assert 30.5e6 < total < 31.9e6, total
