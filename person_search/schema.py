@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words that data sets, models and evaluator share: key names, values and the protocol type.
+"""What data sets, models and evaluator agree on: values, records and the protocol type.
 
 Shape shorthand: Q queries, X gallery images of one query, P positives, E excluded images of one query.
 Boxes are absolute XYXY pixels of the original image everywhere in this file.
@@ -15,6 +15,8 @@ UNLABELED_PID = -1
 
 PERSON_CATEGORY_ID = 0
 """The only foreground class; background is ``num_classes`` (1), as Detectron2 has it."""
+
+_XYXY_ABS = 0  # the value of Detectron2's BoxMode.XYXY_ABS; this file imports no Detectron2
 
 
 @dataclass(frozen=True)
@@ -58,3 +60,69 @@ class SearchProtocol:
     positive_image: np.ndarray
     positive_box: np.ndarray
     excluded: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+
+
+def record_problems(record: dict, is_test: bool, tolerance: float = 0.0) -> list[str]:
+    """Compares a data set record with what mapper, models and evaluator rely on.
+
+    Args:
+        record: one record of a data set.
+        is_test: whether ``queries`` must be there.
+        tolerance: by how many pixels a box may reach over the border of its image. CUHK-SYSU needs
+            one, because its boxes are 1-based.
+
+    Returns:
+        One sentence per problem; empty for a good record.
+    """
+    problems = []
+    expected = {
+        "file_name": str,
+        "image_id": int,
+        "height": int,
+        "width": int,
+        "cam_id": int | None,
+        "annotations": list,
+    }
+    if is_test:
+        expected["queries"] = list
+    for key, kind in expected.items():
+        if key not in record:
+            problems.append(f"{key} is absent")
+        elif not isinstance(record[key], kind):
+            problems.append(f"{key} is {record[key]!r}, of the wrong type")
+    if problems:
+        return problems
+
+    size = record["height"], record["width"]
+    if min(size) <= 0:
+        problems.append(f"the size {size} (height, width) is not positive")
+    for index, annotation in enumerate(record["annotations"]):
+        problems += _box_problems(f"annotation {index}", annotation, size, tolerance)
+        if annotation.get("category_id") != PERSON_CATEGORY_ID:
+            problems.append(f"annotation {index}: category_id is {annotation.get('category_id')}")
+        person_id = annotation.get("person_id")
+        if not isinstance(person_id, int) or person_id < UNLABELED_PID:
+            problems.append(f"annotation {index}: person_id is {person_id!r}")
+    for index, query in enumerate(record["queries"] if is_test else ()):
+        problems += _box_problems(f"query {index}", query, size, tolerance)
+        if not isinstance(query.get("query_id"), int):
+            problems.append(f"query {index}: query_id is {query.get('query_id')!r}")
+    return problems
+
+
+def _box_problems(where: str, entry: dict, size: tuple[int, int], tolerance: float) -> list[str]:
+    """Returns what is wrong with the box of an annotation or query."""
+    box = entry.get("bbox")
+    if entry.get("bbox_mode") != _XYXY_ABS or box is None or len(box) != 4:
+        mode = entry.get("bbox_mode")
+        return [f"{where}: four XYXY numbers expected, got {box} with the mode {mode}"]
+    if not np.isfinite(box).all():
+        return [f"{where}: the box {box} is not finite"]
+    x1, y1, x2, y2 = box
+    if x2 <= x1 or y2 <= y1:
+        return [f"{where}: the box {box} has no area"]
+    height, width = size
+    over = max(-x1, -y1, x2 - width, y2 - height)
+    if over > tolerance:
+        return [f"{where}: the box {box} reaches {over:g} pixels over the border of {size}"]
+    return []

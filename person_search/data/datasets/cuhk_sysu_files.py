@@ -6,6 +6,7 @@ images of one query, P positives of all queries, M distinct images of one protoc
 Boxes are left, top, width, height in this file, with the numbers that stand in the files.
 """
 
+import logging
 import re
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from person_search.data.datasets.matlab import (
     struct_rows,
     text,
 )
+from person_search.data.datasets.matlab_stream import stream_struct
+
+logger = logging.getLogger(__name__)
 
 IMAGES_MAT = "annotation/Images.mat"
 POOL_MAT = "annotation/pool.mat"
@@ -157,11 +161,11 @@ def _convert(path: Path, variable: str) -> dict[str, np.ndarray]:
         with -1); query_boxes (Q, 4); positive_query (P,), positive_image (P,) and
         positive_boxes (P, 4).
     """
+    logger.info(f"Converting {path} (once; about 3 s per 100 gallery images of a query)")
     index_of: dict[str, int] = {}
     query_image, query_boxes, galleries = [], [], []
     positive_query, positive_image, positive_boxes = [], [], []
-    table = load_variable(path, [variable])
-    for entry, (query, gallery) in enumerate(struct_rows(table, ["Query", "Gallery"], str(path))):
+    for entry, (query, gallery) in enumerate(stream_struct(path, variable, ["Query", "Gallery"])):
         where = f"{path}: {variable}({entry + 1})"
         ((imname, located),) = struct_rows(query, ["imname", "idlocate"], f"{where}.Query")
         box = box_or_none(located, f"{where}.Query")

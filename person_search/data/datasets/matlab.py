@@ -8,6 +8,14 @@ import numpy as np
 from scipy.io import loadmat
 
 
+def damaged_file(path: Path, error: Exception) -> ValueError:
+    """Returns the error for a file that cannot be read; the caller raises it from ``error``."""
+    return ValueError(
+        f"{path} is not a readable MATLAB file ({type(error).__name__}: {error}); it may have "
+        "been copied only in part: copy it again"
+    )
+
+
 def load_variable(path: Path, names: Sequence[str]) -> np.ndarray:
     """Returns the first variable of ``names`` that the file holds.
 
@@ -19,10 +27,7 @@ def load_variable(path: Path, names: Sequence[str]) -> np.ndarray:
     except FileNotFoundError:
         raise
     except Exception as e:  # scipy raises many unrelated types on a file that was cut off
-        raise ValueError(
-            f"{path} is not a readable MATLAB file ({type(e).__name__}: {e}); it may have been "
-            "copied only in part: copy it again"
-        ) from e
+        raise damaged_file(path, e) from e
     for name in names:
         if name in content:
             return content[name]
