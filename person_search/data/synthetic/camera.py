@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cameras: a place seen from one spot, with the picture faults of one device.
+
+Shape shorthand: H, W pixels of the final picture.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from .scenery import KINDS, OUTDOORS, Painter, View
+
+_MARGIN = 1.10
+"""The place is painted this much larger; each picture looks at another part of it."""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera.
+
+    Args:
+        view: geometry of the painted place, which is larger than a picture.
+        size: (width, height) of a picture.
+        place: (H', W', 3) uint8 BGR painting without people.
+        outdoors: whether there is sun and a cast shadow.
+        light: horizontal light direction, -1..1.
+        ambient: 0..1, flatness of the light.
+        pitch: how far the camera looks down, radians.
+        cast: (3,) gain of B, G, R.
+        blur: sigma in pixels.
+        noise: (H + 64, W + 64) float32 sensor noise, of which each picture cuts a part.
+        vignette: (H, W, 1) float32 falloff towards the corners.
+    """
+
+    view: View
+    size: tuple[int, int]
+    place: np.ndarray
+    outdoors: bool
+    light: float
+    ambient: float
+    pitch: float
+    cast: np.ndarray
+    blur: float
+    noise: np.ndarray
+    vignette: np.ndarray
+
+    def shift(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Where in the painting a picture's top left corner lies."""
+        free_x = self.view.width - self.size[0]
+        free_y = self.view.height - self.size[1]
+        return int(rng.integers(free_x + 1)), int(rng.integers(free_y + 1))
+
+
+@functools.lru_cache(maxsize=64)
+def build_camera(
+    seed: int, stream: int, index: int, size: tuple[int, int], difficulty: float
+) -> Camera:
+    """Builds camera ``index``; equal arguments give equal cameras in every process."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(stream, index))
+    rng = np.random.Generator(np.random.PCG64(sequence))
+    kind = KINDS[(index + int(rng.integers(2)) * 2) % len(KINDS)]
+    width, height = round(size[0] * _MARGIN), round(size[1] * _MARGIN)
+    horizon = rng.uniform(0.16, 0.36) * height
+    # stature 1.7 m fills 0.72 to 1.0 of the height where the feet touch the lower border
+    fill = rng.uniform(0.72, 1.0) * size[1]
+    eye = 1.7 * (height - horizon) / fill
+    view = View(width, height, horizon, eye, width * rng.uniform(0.35, 0.65))
+    place = Painter(rng, view).paint(kind)
+    outdoors = kind in OUTDOORS
+    noise = rng.standard_normal((size[1] + 64, size[0] + 64)).astype(np.float32)
+    noise = cv2.GaussianBlur(noise, (0, 0), 0.6)
+    noise *= (2.0 + 6.0 * difficulty * rng.random()) / noise.std()
+    return Camera(
+        view=view,
+        size=size,
+        place=place,
+        outdoors=outdoors,
+        light=float(rng.choice((-1.0, -0.6, 0.6, 1.0))),
+        ambient=float(rng.uniform(0.12, 0.3) if outdoors else rng.uniform(0.25, 0.45)),
+        pitch=float(math.atan2(0.5 * height - horizon, view.focal) * 0.8),
+        cast=np.exp(rng.normal(0, 0.03 + 0.05 * difficulty, 3)).astype(np.float32),
+        blur=float(rng.uniform(0.0, 0.35 + 0.6 * difficulty)),
+        noise=noise,
+        vignette=_vignette(size, rng.uniform(0.05, 0.28)),
+    )
+
+
+def _vignette(size: tuple[int, int], strength: float) -> np.ndarray:
+    x = np.linspace(-1, 1, size[0], dtype=np.float32)[None, :]
+    y = np.linspace(-1, 1, size[1], dtype=np.float32)[:, None]
+    return (1 - strength * 0.5 * (x * x + y * y))[..., None]
+
+
+def expose(
+    camera: Camera, rng: np.random.Generator, frame: np.ndarray, difficulty: float
+) -> np.ndarray:
+    """Turns the ideal picture into what the camera records.
+
+    Args:
+        camera: gives color cast, blur, noise and vignette.
+        rng: stream of this picture: time of day, white balance, exposure.
+        frame: (H, W, 3) float32 BGR in 0..255; overwritten.
+        difficulty: 0..1, scales the spread.
+
+    Returns:
+        (H, W, 3) uint8 BGR.
+    """
+    gain = math.exp(rng.normal(0, 0.06 + 0.16 * difficulty))
+    gamma = math.exp(rng.normal(0, 0.05 + 0.14 * difficulty))
+    balance = np.exp(rng.normal(0, 0.015 + 0.05 * difficulty, 3)).astype(np.float32)
+    if camera.blur > 0.25:
+        frame = cv2.GaussianBlur(frame, (0, 0), camera.blur)
+    frame *= camera.vignette * (camera.cast * balance * gain)
+    oy, ox = (int(v) for v in rng.integers(0, 65, 2))
+    height, width = frame.shape[:2]
+    frame += camera.noise[oy : oy + height, ox : ox + width, None]
+    levels = np.arange(256, dtype=np.float64) / 255
+    table = np.clip(np.round(255 * levels**gamma), 0, 255).astype(np.uint8)
+    return cv2.LUT(cv2.convertScaleAbs(np.maximum(frame, 0, out=frame)), table)

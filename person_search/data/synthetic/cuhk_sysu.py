@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a synthetic set in CUHK-SYSU's on-disk format.
+
+Numbers in the files are taken as they are by every reader known, none subtracts MATLAB's 1. So
+a box is written as (x, y, w, h) of continuous pixel coordinates, with x and y never below 1.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from . import matlab
+from .config import SyntheticConfig
+from .plan import TWINS_PER_TEST_SET, Cast, PicturePlan, generator, make_casts, plan_split
+from .scene import DrawnPerson, SceneSpec
+from .store import draw_pictures, write_atomically
+
+STREAM = 1
+_SUBSET_GALLERY = 100
+
+
+@dataclass
+class _Appearance:
+    """One boxed person in one picture; ``box`` is (x, y, w, h) as written."""
+
+    image: str
+    box: tuple[int, int, int, int]
+    hard: bool
+    hidden: float
+
+
+@dataclass
+class _Split:
+    """Everything known about train or test: names, boxes per picture, pictures per identity."""
+
+    names: list[str]
+    boxes: dict[str, list[tuple[tuple[int, int, int, int], bool]]] = field(default_factory=dict)
+    seen: dict[int, list[_Appearance]] = field(default_factory=dict)
+
+
+def write_cuhk_sysu(
+    root: str | Path, cfg: SyntheticConfig, workers: int = 1, progress: bool = True
+) -> bool:
+    """Writes the set to ``root`` (the folder that holds ``Image`` and ``annotation``).
+
+    Args:
+        root: target folder; reused if it holds the set of the same options.
+        cfg: what to draw.
+        workers: processes that draw; the bytes do not depend on it.
+        progress: whether to show a progress bar.
+
+    Returns:
+        True if it was written, False if it was there.
+
+    Raises:
+        FileExistsError: ``root`` holds something else.
+        ValueError: more identities than the pictures can show.
+    """
+
+    def fill(folder: Path) -> dict:
+        return _write(folder, cfg, workers, progress)
+
+    return write_atomically(Path(root), cfg.fingerprint("CUHK-SYSU"), dataclasses.asdict(cfg), fill)
+
+
+def _write(folder: Path, cfg: SyntheticConfig, workers: int, progress: bool) -> dict:
+    casts = make_casts(cfg, STREAM)
+    plans = []
+    for number, (cast, count) in enumerate(
+        zip(casts, (cfg.train_images, cfg.test_images), strict=True)
+    ):
+        rng = generator(cfg, STREAM, 3_000_000 + number)
+        cameras = [int(c) for c in rng.integers(cfg.cameras, size=count)]
+        twins = (1 if number == 0 else TWINS_PER_TEST_SET) if cfg.quirks else 0
+        plans.append(plan_split(cfg, rng, cast, cameras, twins))
+    order = generator(cfg, STREAM, 3_000_009).permutation(cfg.train_images + cfg.test_images)
+    names = [f"s{number + 1}.jpg" for number in order]
+    everyone = plans[0] + plans[1]
+    specs = [
+        _spec(cfg, name, i, plan)
+        for i, (name, plan) in enumerate(zip(names, everyone, strict=True))
+    ]
+    drawn = draw_pictures(specs, folder / "Image" / "SSM", cfg, workers, progress, "CUHK-SYSU")
+    train = _collect(names[: cfg.train_images], drawn[: cfg.train_images])
+    test = _collect(names[cfg.train_images :], drawn[cfg.train_images :])
+    annotation = folder / "annotation"
+    _write_images(annotation, cfg, train, test)
+    _write_train(annotation, train)
+    queries = _choose_queries(cfg, test)
+    for size in cfg.usable_gallery_sizes():
+        galleries = _galleries(cfg, test, queries, list(queries), size)
+        name = f"TestG{size}"
+        _write_protocol(
+            annotation / "test" / "train_test" / f"{name}.mat", name, queries, galleries
+        )
+    _write_subsets(annotation, cfg, test, queries)
+    _write_attributes(folder, casts)
+    return {
+        "images": len(names),
+        "boxes": sum(len(boxes) for split in (train, test) for boxes in split.boxes.values()),
+        "train_ids": len(train.seen),
+        "queries": len(queries),
+    }
+
+
+def _spec(cfg: SyntheticConfig, name: str, index: int, plan: PicturePlan) -> SceneSpec:
+    return SceneSpec(
+        file_name=name,
+        seed=cfg.seed,
+        stream=STREAM,
+        index=index,
+        camera=plan.camera,
+        size=(cfg.width, cfg.height),
+        difficulty=cfg.difficulty,
+        people=tuple(plan.people),
+    )
+
+
+def _collect(names: list[str], drawn: list[list[DrawnPerson]]) -> _Split:
+    split = _Split(names)
+    for name, people in zip(names, drawn, strict=True):
+        split.boxes[name] = []
+        for person in people:
+            x1, y1, x2, y2 = person.box
+            x1, y1 = max(x1, 1), max(y1, 1)
+            box = (x1, y1, x2 - x1, y2 - y1)
+            split.boxes[name].append((box, person.is_hard))
+            if person.person_id >= 0:
+                appearance = _Appearance(name, box, person.is_hard, person.hidden)
+                split.seen.setdefault(person.person_id, []).append(appearance)
+    return split
+
+
+def _write_images(annotation: Path, cfg: SyntheticConfig, train: _Split, test: _Split) -> None:
+    boxes = train.boxes | test.boxes
+    flat = {split.names[0] for split in (train, test)} if cfg.quirks else set()
+    rows = []
+    for name in sorted(boxes, key=lambda n: int(n[1:-4])):
+        entries = list(boxes[name])
+        if name in flat:  # the real file has boxes without width, too
+            x, y, _, h = entries[0][0]
+            entries.append(((x, y, 0, h), False))
+        cells = [(matlab.box_array(box), matlab.flag(hard)) for box, hard in entries]
+        box = matlab.struct_array(("idlocate", "ishard"), cells)
+        rows.append((name, np.array([[len(cells)]], np.uint8), box))
+    matlab.save(
+        annotation / "Images.mat", "Img", matlab.struct_array(("imname", "nAppear", "box"), rows)
+    )
+    matlab.save(annotation / "pool.mat", "pool", matlab.cell_column(test.names))
+
+
+def _write_train(annotation: Path, train: _Split) -> None:
+    cells = []
+    for pid in sorted(train.seen):
+        rows = [(a.image, matlab.box_array(a.box), matlab.flag(a.hard)) for a in train.seen[pid]]
+        scene = matlab.struct_array(("imname", "idlocate", "ishard"), rows)
+        count = np.array([[len(rows)]], np.uint16)
+        cell = matlab.struct_array(("idname", "nAppear", "scene"), [(f"p{pid + 1}", count, scene)])
+        cells.append(cell)
+    path = annotation / "test" / "train_test" / "Train.mat"
+    matlab.save(path, "Train", matlab.cell_column(cells))
+
+
+def _choose_queries(cfg: SyntheticConfig, test: _Split) -> dict[int, _Appearance]:
+    """One well visible appearance per test identity, in another picture than a twin's if any.
+
+    With quirks, the last identity that stands twice in a picture is queried from that picture.
+    """
+    rng = generator(cfg, STREAM, 3_000_010)
+    queries, twins = {}, []
+    for pid in sorted(test.seen):
+        images = [a.image for a in test.seen[pid]]
+        single = [a for a in test.seen[pid] if images.count(a.image) == 1]
+        if len(single) < len(images):
+            twins.append(pid)
+        options = [a for a in single if not a.hard] or single or test.seen[pid]
+        queries[pid] = options[int(rng.integers(len(options)))]
+    if len(twins) >= 2:
+        images = [a.image for a in test.seen[twins[-1]]]
+        queries[twins[-1]] = next(a for a in test.seen[twins[-1]] if images.count(a.image) > 1)
+    return queries
+
+
+def _galleries(
+    cfg: SyntheticConfig,
+    test: _Split,
+    queries: dict[int, _Appearance],
+    chosen: list[int],
+    size: int,
+) -> list[list[_Appearance | str]]:
+    """Per query: positives, then names of pictures without the person, ``size`` in all."""
+    own_listed = -1
+    if cfg.quirks:  # one query whose own box is listed as a positive
+        own_listed = next(
+            (
+                pid
+                for pid in chosen
+                if len({a.image for a in test.seen[pid]}) == len(test.seen[pid])
+            ),
+            -1,
+        )
+    galleries = []
+    for pid in chosen:
+        rng = generator(cfg, STREAM, 3_000_011, pid, size)
+        query = queries[pid]
+        positives = [a for a in test.seen[pid] if a is not query or pid == own_listed]
+        if len(positives) > size:
+            positives = positives[:size]
+        holders = {a.image for a in test.seen[pid]}
+        others = [name for name in test.names if name not in holders and name != query.image]
+        missing = size - len(positives)
+        picked = rng.permutation(len(others))[:missing]
+        galleries.append([*positives, *(others[i] for i in picked)])
+    return galleries
+
+
+def _write_protocol(
+    path: Path,
+    name: str,
+    queries: dict[int, _Appearance],
+    galleries: list[list[_Appearance | str]],
+    chosen: list[int] | None = None,
+) -> None:
+    rows = []
+    for pid, gallery in zip(chosen or list(queries), galleries, strict=True):
+        query = queries[pid]
+        head = (query.image, matlab.box_array(query.box), matlab.flag(query.hard), f"p{pid + 1}")
+        entries = [
+            (entry, matlab.empty(), matlab.empty())
+            if isinstance(entry, str)
+            else (entry.image, matlab.box_array(entry.box), matlab.flag(entry.hard))
+            for entry in gallery
+        ]
+        rows.append(
+            (
+                matlab.struct_array(("imname", "idlocate", "ishard", "idname"), [head]),
+                matlab.struct_array(("imname", "idlocate", "ishard"), entries),
+            )
+        )
+    matlab.save(path, name, matlab.struct_array(("Query", "Gallery"), rows))
+
+
+def _write_subsets(
+    annotation: Path, cfg: SyntheticConfig, test: _Split, queries: dict[int, _Appearance]
+) -> None:
+    """The protocols of occluded and of small queries: an eighth of the identities each."""
+    count = max(2, len(queries) // 8)
+    size = min(_SUBSET_GALLERY, cfg.test_images - 1)
+    covered = {pid: max(test.seen[pid], key=lambda a: a.hidden) for pid in queries}
+    small = {pid: min(test.seen[pid], key=lambda a: a.box[2] * a.box[3]) for pid in queries}
+    ranked = {
+        "Occlusion": ("Occlusion1", covered, lambda pid: -covered[pid].hidden),
+        "Resolution": ("Test_Size", small, lambda pid: small[pid].box[2] * small[pid].box[3]),
+    }
+    for file, (variable, subset, key) in ranked.items():
+        chosen = sorted(sorted(queries, key=key)[:count])
+        galleries = _galleries(cfg, test, subset, chosen, size)
+        path = annotation / "test" / "subset" / f"{file}.mat"
+        _write_protocol(path, variable, subset, galleries, chosen)
+
+
+def _write_attributes(folder: Path, casts: tuple[Cast, Cast]) -> None:
+    """What each identity looks like, in words and as attributes, under its ``idname``."""
+    content = {}
+    for split, cast in zip(("train", "test"), casts, strict=True):
+        content[split] = {f"p{pid + 1}": attributes(cast, pid) | {
+            "look_alike_of": None if cast.alike[pid] is None else f"p{cast.alike[pid] + 1}"
+        } for pid in range(len(cast.looks))}  # fmt: skip
+    (folder / "attributes.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def attributes(cast: Cast, index: int) -> dict:
+    """Caption and attributes of one identity."""
+    look = cast.looks[index]
+    return {"caption": look.describe(), **dataclasses.asdict(look)}

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where people stand: depth, scale and how much they may cover each other."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+_ASPECT = 0.40
+"""Typical width of a walking person over the height, for guesses before drawing."""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A place to stand: ground point (x, y) and scale in pixels per meter."""
+
+    x: float
+    y: float
+    scale: float
+
+    def guess_box(self, stature: float) -> tuple[float, float, float, float]:
+        """Expected (x1, y1, x2, y2) of a person of that stature in meters."""
+        high = stature * self.scale
+        return (self.x - 0.5 * _ASPECT * high, self.y - high, self.x + 0.5 * _ASPECT * high, self.y)
+
+
+def _hidden_share(index: int, boxes: list, feet: list[float], size: tuple[int, int]) -> float:
+    """Upper bound on the share of a box that nearer boxes and the picture's border hide."""
+    x1, y1, x2, y2 = boxes[index]
+    area = (x2 - x1) * (y2 - y1)
+    inside = max(0.0, min(x2, size[0]) - max(x1, 0)) * max(0.0, min(y2, size[1]) - max(y1, 0))
+    covered = 0.0
+    for other, (a1, b1, a2, b2) in enumerate(boxes):
+        if other != index and feet[other] > feet[index]:
+            covered += max(0.0, min(x2, a2) - max(x1, a1)) * max(0.0, min(y2, b2) - max(y1, b1))
+    return max(covered / area, 1.0 - inside / area)
+
+
+def place_people(
+    rng: np.random.Generator,
+    statures: list[float],
+    size: tuple[int, int],
+    horizon: float,
+    eye: float,
+    difficulty: float,
+    crowding: float = 1.0,
+) -> list[Spot]:
+    """Chooses a spot for everyone, the first in the list first.
+
+    Args:
+        rng: stream of this picture.
+        statures: body heights in meters.
+        size: (width, height) of the picture.
+        horizon: row of the horizon.
+        eye: camera height in meters.
+        difficulty: 0..1; higher lets people stand farther away and cover more of each other.
+        crowding: factor on the cover that is allowed; 0 asks for free-standing people.
+
+    Returns:
+        One spot per person. Where 40 draws find no spot below the allowed cover, the best of them.
+    """
+    width, height = size
+    allowed = crowding * (0.25 + 0.35 * difficulty)
+    smallest = (0.30 - 0.12 * difficulty) * height
+    largest = 0.80 * height
+    # a crowd cannot be all in front: the more people, the smaller on average
+    largest = max(1.3 * smallest, largest * min(1.0, 2.6 / math.sqrt(len(statures) + 2.0)))
+    spots: list[Spot] = []
+    boxes: list[tuple[float, float, float, float]] = []
+    for stature in statures:
+        best, best_score = None, math.inf
+        for _ in range(40):
+            high = math.exp(rng.uniform(math.log(smallest), math.log(largest)))
+            scale = high / 1.72
+            edge = rng.random() < 0.12 * crowding
+            inset = 0.16 * high * (-0.4 if edge else 1.0)
+            x = rng.uniform(inset, max(inset + 1, width - inset))
+            y = min(horizon + eye * scale, 1.12 * height if edge else 0.99 * height)
+            spot = Spot(x, y, (y - horizon) / eye)
+            trial = [*boxes, spot.guess_box(stature)]
+            feet = [*(s.y for s in spots), y]
+            score = max(_hidden_share(i, trial, feet, size) for i in range(len(trial)))
+            if score < best_score:
+                best, best_score = spot, score
+            if score <= allowed:
+                break
+        spots.append(best)
+        boxes.append(best.guess_box(stature))
+    return spots
+
+
+def line_up(
+    rng: np.random.Generator,
+    statures: list[float],
+    size: tuple[int, int],
+    horizon: float,
+    eye: float,
+) -> list[Spot]:
+    """Puts everyone side by side at one depth so that nobody is covered; the last resort."""
+    width, height = size
+    column = width / len(statures)
+    scale = min(column / (0.62 * max(statures)), 0.55 * height / max(statures))
+    y = min(horizon + eye * scale, 0.98 * height)
+    order = rng.permutation(len(statures))
+    return [Spot((float(order[i]) + 0.5) * column, y, scale) for i in range(len(statures))]

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MATLAB values as the original annotation files hold them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.io import savemat
+
+
+def struct_array(fields: Sequence[str], rows: Sequence[tuple]) -> np.ndarray:
+    """A MATLAB struct array (1, n) with these fields, in this order."""
+    array = np.empty((1, len(rows)), dtype=[(name, "O") for name in fields])
+    for index, row in enumerate(rows):
+        array[0, index] = tuple(row)
+    return array
+
+
+def cell_column(values: Sequence) -> np.ndarray:
+    """A MATLAB cell array (n, 1)."""
+    cells = np.empty((len(values), 1), dtype=object)
+    for index, value in enumerate(values):
+        cells[index, 0] = value
+    return cells
+
+
+def box_array(box: Sequence[int]) -> np.ndarray:
+    """A box (1, 4) in the narrowest unsigned type, as MATLAB's files have it.
+
+    So x + w of a uint8 box can wrap; readers must widen it first.
+    """
+    narrow = np.uint8 if max(box) < 256 else np.uint16
+    return np.array([list(box)], dtype=narrow)
+
+
+def flag(value: bool) -> np.ndarray:
+    """A MATLAB logical-like number (1, 1) uint8."""
+    return np.array([[int(value)]], dtype=np.uint8)
+
+
+def empty() -> np.ndarray:
+    """What stands for "not in this picture": float64 (1, 0)."""
+    return np.zeros((1, 0), dtype=np.float64)
+
+
+def save(path: Path, name: str, value: np.ndarray) -> None:
+    """Writes one variable in MATLAB's format 5."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {name: value}, appendmat=False, do_compression=True)
