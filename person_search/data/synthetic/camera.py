@@ -72,7 +72,7 @@ def build_camera(
     outdoors = kind in OUTDOORS
     noise = rng.standard_normal((size[1] + 64, size[0] + 64)).astype(np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), 0.6)
-    noise *= (2.0 + 6.0 * difficulty * rng.random()) / noise.std()
+    noise *= (1.2 + 6.0 * difficulty * rng.random()) / noise.std()
     return Camera(
         view=view,
         size=size,
@@ -108,7 +108,7 @@ def expose(
     Returns:
         (H, W, 3) uint8 BGR.
     """
-    gain = math.exp(rng.normal(0, 0.06 + 0.16 * difficulty))
+    gain = math.exp(rng.normal(0.07, 0.06 + 0.16 * difficulty))
     gamma = math.exp(rng.normal(0, 0.05 + 0.14 * difficulty))
     balance = np.exp(rng.normal(0, 0.015 + 0.05 * difficulty, 3)).astype(np.float32)
     if camera.blur > 0.25:

@@ -17,7 +17,7 @@ NEUTRAL = 128
 """Light level that leaves the material's color as it is; 255 would nearly double it."""
 
 _SHIFT = 4  # OpenCV's fixed-point bits for sub-pixel coordinates
-_ARC = np.linspace(0.0, math.pi, 7)
+_HALF_CIRCLE = np.exp(1j * np.linspace(-0.5 * math.pi, 0.5 * math.pi, 7))
 
 
 def smooth_outline(points: np.ndarray, rounds: int = 2) -> np.ndarray:
@@ -42,17 +42,14 @@ def ellipse_outline(center, radii, angle: float = 0.0, count: int = 20) -> np.nd
 
 def limb_outline(start, end, radius_start: float, radius_end: float) -> np.ndarray:
     """Outline (14, 2) of a tapered rod with round ends."""
-    direction = math.atan2(end[1] - start[1], end[0] - start[0])
-    far = direction - math.pi / 2 + _ARC
-    near = far + math.pi
-    return np.concatenate(
-        [
-            np.stack([end[0] + radius_end * np.cos(far), end[1] + radius_end * np.sin(far)], 1),
-            np.stack(
-                [start[0] + radius_start * np.cos(near), start[1] + radius_start * np.sin(near)], 1
-            ),
-        ]
-    )
+    # complex numbers: one multiplication turns both half circles into the rod's direction
+    first, last = complex(start[0], start[1]), complex(end[0], end[1])
+    along = last - first
+    along = along / abs(along) if along else 1.0 + 0.0j
+    points = np.empty(14, np.complex128)
+    points[:7] = last + radius_end * along * _HALF_CIRCLE
+    points[7:] = first - radius_start * along * _HALF_CIRCLE
+    return points.view(np.float64).reshape(14, 2)
 
 
 @functools.lru_cache(maxsize=1)
@@ -146,8 +143,8 @@ class FigureCanvas:
 
     def render(
         self, palette: np.ndarray, folds: tuple[int, int], ambient: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Merges the maps.
+    ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+        """Merges the maps and cuts off the empty border.
 
         Args:
             palette: (M, 3) float32 color of each material.
@@ -155,20 +152,24 @@ class FigureCanvas:
             ambient: 0..1, how much light reaches the shaded side.
 
         Returns:
-            Color (H, W, 3) float32 in 0..255, black where empty, and alpha (H, W) float32.
+            Color (h, w, 3) float32 in 0..255, black where empty; alpha (h, w) float32; and the
+            (x, y) of the cut's first pixel on this surface.
         """
-        height, width = self.material.shape
+        x, y, width, height = cv2.boundingRect(self.material)
+        material = self.material[y : y + height, x : x + width]
+        shade = self.shade[y : y + height, x : x + width]
         sigma = max(0.6, 0.006 * self.unit)
-        light = cv2.GaussianBlur(self.shade.astype(np.float32), (0, 0), sigma)
+        light = cv2.GaussianBlur(shade.astype(np.float32), (0, 0), sigma)
         texture = _fold_texture()
         zoom = max(0.25, self.unit / 260.0)
         rows, cols = math.ceil(height / zoom), math.ceil(width / zoom)
         oy, ox = folds[0] % max(1, 512 - rows), folds[1] % max(1, 512 - cols)
         patch = texture[oy : oy + rows, ox : ox + cols]
         light += cv2.resize(patch, (width, height), interpolation=cv2.INTER_LINEAR)
-        light = ambient + (1 - ambient) * light * (1.0 / NEUTRAL)
-        color = palette[self.material]
+        light *= (1 - ambient) / NEUTRAL
+        light += ambient
+        alpha = (material > 0).astype(np.float32)
+        light *= alpha
+        color = np.take(palette, material, axis=0)
         color *= light[..., None]
-        alpha = (self.material > 0).astype(np.float32)
-        color *= alpha[..., None]
-        return np.clip(color, 0, 255, out=color), alpha
+        return np.clip(color, 0, 255, out=color), alpha, (x, y)

@@ -150,12 +150,12 @@ class Figure:
             canvas.limb(elbow, wrist, (0.026 * width, 0.019 * width), SKIN, lift=lift)
             canvas.limb(shoulder, elbow, (0.033 * width, 0.027 * width), SKIN, lift=lift)
             stop = shoulder + 0.62 * (elbow - shoulder)
-            canvas.limb(shoulder, stop, (0.042 * width, 0.04 * width), TOP, lift=lift)
+            canvas.limb(shoulder, stop, (0.037 * width, 0.037 * width), TOP, lift=lift)
         else:
-            thick = 1.1 if look.top == "coat" else 1.0
+            thick = 1.08 if look.top == "coat" else 1.0
             fore = (0.034 * width * thick, 0.026 * width * thick)
             canvas.limb(elbow, wrist, fore, TOP, lift=lift)
-            upper = (0.042 * width * thick, 0.034 * width * thick)
+            upper = (0.038 * width * thick, 0.034 * width * thick)
             canvas.limb(shoulder, elbow, upper, TOP, edge=False, lift=lift)
             crease = np.array((0.022 * width, 0.006 * self.unit))
             canvas.line(np.stack([elbow - crease, elbow + crease]), 0.006 * self.unit, None, 84)
@@ -195,9 +195,10 @@ class Figure:
         canvas.limb(self.at(neck[0]), self.at(neck[1]), (thick * 1.1, thick), SKIN, lift=-16)
         rows = [
             (0.032, 0.034, 0.862),
-            (0.062, 0.045, 0.852),
-            (broad * 1.16, 0.058 * build, 0.822),
-            (broad * 1.20, 0.067 * build, 0.765),
+            (0.058, 0.045, 0.853),
+            (broad * 0.96, 0.054 * build, 0.833),
+            (broad * 1.17, 0.062 * build, 0.805),
+            (broad * 1.16, 0.067 * build, 0.755),
             (0.5 * (broad + waist), 0.066 * build, 0.69),
             (waist, belly, 0.625),
             (hip * 0.98, 0.064 * build, 0.55),
@@ -267,7 +268,14 @@ class Figure:
         away = self.front < -0.35
         curl = 1.24 if look.hair == "curly" else 1.09
         if not bald:
+            skull = ellipse_outline(
+                center + (0.1 * rx * self.side, 0.1 * ry), (0.88 * rx, 0.9 * ry)
+            )
+            canvas.solid(skull, SKIN)
             crown = ellipse_outline(center - (0, 0.008 * unit), (rx * curl, ry * curl))
+            if look.hair != "long":  # short hair ends above the jaw, at the back above the nape
+                lowest = 0.22 + 0.28 * (1 - self.front)
+                crown[:, 1] = np.minimum(crown[:, 1], center[1] + lowest * ry)
             canvas.solid(crown, HAIR)
         if bald or not away:
             self._face(center, rx, ry, bald, turn)
@@ -281,6 +289,10 @@ class Figure:
 
     def _face(self, center: np.ndarray, rx: float, ry: float, bald: bool, turn: float) -> None:
         canvas = self.canvas
+        if self.look.hair in ("bald", "short", "bun") and abs(self.side) < 0.8:
+            for side in (-1, 1):
+                ear = center + (side * 0.98 * rx, 0.12 * ry)
+                canvas.fill(ellipse_outline(ear, (0.14 * rx, 0.22 * ry), 0, 8), SKIN, 104)
         if bald:
             outline = ellipse_outline(center, (rx, ry))
             middle = center
@@ -339,7 +351,7 @@ class Figure:
             return
         canvas = self.canvas
         turn = np.linspace(math.pi, 2 * math.pi, 12)
-        lift = 1.18 if hat == "beanie" else 1.1
+        lift = 1.26 if hat == "beanie" else 1.19
         base = 0.10 if hat == "beanie" else 0.24
         wide = 1.17 if self.look.hair != "curly" else 1.27
         dome = np.stack([np.cos(turn) * rx * wide, np.sin(turn) * ry * (lift - base + 0.06)], 1)
@@ -468,13 +480,14 @@ def draw_person(
     """
     figure = Figure(look, pose, height, light, pitch)
     figure.draw()
-    color, alpha = figure.canvas.render(look_palette(look), folds, ambient)
-    x, y, w, h = cv2.boundingRect(figure.canvas.material)
+    color, alpha, (x, y) = figure.canvas.render(look_palette(look), folds, ambient)
+    h, w = alpha.shape
     # keep whole output pixels: the cut starts and ends where a reduced pixel does
     left, top = math.floor(x * figure.scale), math.floor(y * figure.scale)
     right, low = math.ceil((x + w) * figure.scale), math.ceil((y + h) * figure.scale)
     size = (right - left, low - top)
-    matrix = np.array([[figure.scale, 0, -left], [0, figure.scale, -top]], np.float64)
+    shift = (x * figure.scale - left, y * figure.scale - top)
+    matrix = np.array([[figure.scale, 0, shift[0]], [0, figure.scale, shift[1]]], np.float64)
     color, alpha = (_reduce(m, matrix, size) for m in (color, alpha))
     foot = figure.at(np.array((0.0, 0.0))) * figure.scale
     return color, alpha, (round(float(foot[0])) - left, round(float(foot[1])) - top)
@@ -485,5 +498,5 @@ def _reduce(picture: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> n
     factor = 1.0 / matrix[0, 0]
     if factor > 1.3:
         side = max(2, round(factor))
-        picture = cv2.blur(picture, (side, side))
+        picture = cv2.blur(picture, (side, side), borderType=cv2.BORDER_CONSTANT)
     return cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_LINEAR)

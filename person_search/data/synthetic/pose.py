@@ -103,7 +103,7 @@ class Skeleton:
 
     @staticmethod
     def _arm(pose: Pose, side: int, breadth: float) -> dict[str, np.ndarray]:
-        shoulder = np.array((side * breadth, pose.lean, SHOULDER - 0.012))
+        shoulder = np.array((side * breadth, pose.lean, SHOULDER - 0.020))
         swing = -side * 0.8 * pose.stride * math.sin(pose.phase)
         bend, out, inward = 0.22 + 0.5 * max(0.0, swing), 0.13, 0.0
         if side == pose.free_side:

@@ -228,7 +228,7 @@ def _cast_shadows(
         h, w = sprite.alpha.shape
         x, y = sprite.left + w / 2, min(sprite.foot, sprite.top + h)
         center = (round(x / 2), round(y / 2))
-        reach = (max(1, round(0.24 * w)), max(1, round(0.03 * h)))
+        reach = (max(1, round(0.2 * w)), max(1, round(0.022 * h)))
         cv2.ellipse(dark, center, reach, 0, 0, 360, 0.62, -1)
         if sunny:
             # own pixel (u, v) goes to the ground: up becomes sideways and a little back

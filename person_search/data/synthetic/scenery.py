@@ -108,7 +108,7 @@ class Painter:
     def _grain(self, strength: float) -> None:
         noise = self.rng.standard_normal(self.picture.shape[:2]).astype(np.float32)
         soft = cv2.GaussianBlur(noise, (0, 0), 12)
-        self.picture += (strength * noise + 2 * strength * soft / soft.std())[..., None]
+        self.picture += (strength * noise + strength * soft / soft.std())[..., None]
 
     def _ground_coordinates(self, below: float) -> tuple[np.ndarray, np.ndarray, int]:
         """Meters to the right and ahead of each pixel from row ``below`` on; and that row."""
@@ -195,11 +195,15 @@ class Painter:
         bark = np.array((46, 62, 78)) * self.rng.uniform(0.8, 1.2)
         self._box(x - 0.13 * unit, base - 0.6 * high, x + 0.13 * unit, base, bark)
         leaf = np.array((52, 118, 74)) * self.rng.uniform(0.75, 1.2)
-        for index in range(46):
-            spread = self.rng.normal(0, 1, 2) * (0.95 * unit, 0.17 * high)
-            center = (round(x + spread[0]), round(base - 0.76 * high + spread[1]))
-            tone = leaf * (0.72 + 0.5 * index / 46) * self.rng.uniform(0.9, 1.1)
-            radius = round(self.rng.uniform(0.25, 0.55) * unit)
+        clumps = self.rng.normal(0, 1, (9, 2)) * (0.75 * unit, 0.12 * high)
+        for index in range(260):
+            clump = clumps[int(self.rng.integers(len(clumps)))]
+            spread = clump + self.rng.normal(0, 0.34, 2) * unit
+            center = (round(x + spread[0]), round(base - 0.74 * high + spread[1]))
+            lit = 1.0 - 0.28 * spread[1] / unit  # lighter towards the sky
+            tone = leaf * np.clip(lit, 0.55, 1.4) * (0.8 + 0.3 * index / 260)
+            tone = np.clip(tone * self.rng.uniform(0.86, 1.14), 0, 235)
+            radius = round(self.rng.uniform(0.07, 0.2) * unit)
             cv2.circle(self.picture, center, max(1, radius), tuple(map(float, tone)), -1)
 
     def _car(self, x: float, base: float, unit: float) -> None:

@@ -117,7 +117,7 @@ def draw_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     draw = functools.partial(_draw_to_file, folder=str(folder), quality=cfg.jpeg_quality)
     bar = functools.partial(
-        tqdm, total=len(specs), desc=title, unit="picture", disable=not progress
+        tqdm, total=len(specs), desc=title, unit="picture", disable=not progress, mininterval=1.0
     )
     if workers <= 1:
         threads = cv2.getNumThreads()
