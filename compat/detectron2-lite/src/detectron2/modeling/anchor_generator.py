@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Anchors: reference boxes centered on every cell of every feature map.
+
+Shape shorthand: L feature maps, A anchors per cell, Hi x Wi cells of map i.
+Order of the anchors of one map: row by row, column by column, then the A anchors of the cell,
+which run over sizes first and aspect ratios within a size.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from detectron2._lite import absent
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.structures import Boxes
+from fvcore.common.registry import Registry
+from torch import nn
+
+ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
+ANCHOR_GENERATOR_REGISTRY.__doc__ = """
+Anchor generators, called as `obj(cfg, input_shape)` with a list of `ShapeSpec`, one per feature
+map. They return an `nn.Module` that turns a list of feature maps into a list of `Boxes`.
+"""
+
+
+class BufferList(nn.Module):
+    """A list of tensors that moves with the module but stays out of checkpoints."""
+
+    def __init__(self, buffers):
+        super().__init__()
+        for index, buffer in enumerate(buffers):
+            self.register_buffer(str(index), buffer, persistent=False)
+
+    def __len__(self):
+        return len(self._buffers)
+
+    def __iter__(self):
+        return iter(self._buffers.values())
+
+
+def _per_level(params: Sequence, num_levels: int, name: str) -> Sequence:
+    """Accept one list for all levels, or one list per level; return one list per level."""
+    assert isinstance(params, Sequence), (
+        f"{name} in anchor generator has to be a list! Got {params}."
+    )
+    assert len(params), f"{name} in anchor generator cannot be empty!"
+    if not isinstance(params[0], Sequence):
+        params = [params]
+    if len(params) == 1:
+        params = list(params) * num_levels
+    assert len(params) == num_levels, (
+        f"Got {name} of length {len(params)} in anchor generator, "
+        f"but the number of input features is {num_levels}!"
+    )
+    return params
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class DefaultAnchorGenerator(nn.Module):
+    """The usual anchors of "Faster R-CNN".
+
+    Args:
+        sizes: side lengths in pixels (square roots of areas) per level, or one list for all.
+        aspect_ratios: heights over widths, per level, or one list for all.
+        strides: stride of each feature map.
+        offset: where in its cell the first anchor is centered, in [0, 1), in units of the
+            stride: 0 the upper left corner, 0.5 the middle.
+    """
+
+    box_dim: Final[int] = 4
+    """Numbers per box."""
+
+    @configurable
+    def __init__(self, *, sizes, aspect_ratios, strides, offset=0.5):
+        super().__init__()
+        self.strides = strides
+        self.num_features = len(self.strides)
+        sizes = _per_level(sizes, self.num_features, "sizes")
+        aspect_ratios = _per_level(aspect_ratios, self.num_features, "aspect_ratios")
+        self.cell_anchors = BufferList(
+            self.generate_cell_anchors(s, r).float()
+            for s, r in zip(sizes, aspect_ratios, strict=True)
+        )
+        self.offset = offset
+        assert 0.0 <= self.offset < 1.0, self.offset
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: list[ShapeSpec]):
+        return {
+            "sizes": cfg.MODEL.ANCHOR_GENERATOR.SIZES,
+            "aspect_ratios": cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS,
+            "strides": [spec.stride for spec in input_shape],
+            "offset": cfg.MODEL.ANCHOR_GENERATOR.OFFSET,
+        }
+
+    @property
+    @torch.jit.unused
+    def num_anchors(self) -> list[int]:
+        """A of each feature map."""
+        return [len(cell) for cell in self.cell_anchors]
+
+    @property
+    @torch.jit.unused
+    def num_cell_anchors(self) -> list[int]:
+        """Another name of `num_anchors`."""
+        return self.num_anchors
+
+    def generate_cell_anchors(
+        self, sizes=(32, 64, 128, 256, 512), aspect_ratios=(0.5, 1, 2)
+    ) -> torch.Tensor:
+        """Anchors of one cell, centered on the origin.
+
+        Args:
+            sizes, aspect_ratios: of one feature map.
+
+        Returns:
+            (len(sizes) * len(aspect_ratios), 4).
+        """
+        half_sides = []
+        for size in sizes:
+            for ratio in aspect_ratios:
+                width = math.sqrt(size**2.0 / ratio)
+                half_sides.append((width / 2.0, ratio * width / 2.0))
+        return torch.tensor([[-x, -y, x, y] for x, y in half_sides])
+
+    def _grid_anchors(self, grid_sizes: list[list[int]]) -> list[torch.Tensor]:
+        """Per level the (Hi*Wi*A, 4) anchors for the given [Hi, Wi]."""
+        cells: list[torch.Tensor] = []
+        for _, buffer in self.cell_anchors.named_buffers():
+            cells.append(buffer)
+        anchors: list[torch.Tensor] = []
+        for level, cell in enumerate(cells):
+            shifts = _grid_shifts(grid_sizes[level], self.strides[level], self.offset, cell)
+            anchors.append((shifts[:, None] + cell[None]).reshape(-1, 4))
+        return anchors
+
+    def forward(self, features: list[torch.Tensor]) -> list[Boxes]:
+        """Anchors of each feature map, the same for every image of the batch.
+
+        Args:
+            features: per level, (N, C, Hi, Wi); only the sizes are used.
+
+        Returns:
+            Per level, Boxes of length Hi*Wi*A.
+        """
+        grid_sizes = [feature.shape[-2:] for feature in features]
+        return [Boxes(anchors) for anchors in self._grid_anchors(grid_sizes)]
+
+
+def _grid_shifts(size: list[int], stride: int, offset: float, like: torch.Tensor) -> torch.Tensor:
+    """(Hi*Wi, 4): the point of each cell as (x, y, x, y)."""
+    height, width = size[0], size[1]
+    start = offset * stride
+    ys = torch.arange(start, height * stride, step=stride, dtype=torch.float32, device=like.device)
+    xs = torch.arange(start, width * stride, step=stride, dtype=torch.float32, device=like.device)
+    y, x = torch.meshgrid(ys, xs, indexing="ij")
+    points = torch.stack((x.reshape(-1), y.reshape(-1)), dim=1)
+    return torch.cat((points, points), dim=1)
+
+
+def build_anchor_generator(cfg, input_shape: list[ShapeSpec]) -> nn.Module:
+    """The anchor generator named by `cfg.MODEL.ANCHOR_GENERATOR.NAME`."""
+    return ANCHOR_GENERATOR_REGISTRY.get(cfg.MODEL.ANCHOR_GENERATOR.NAME)(cfg, input_shape)
+
+
+__getattr__ = absent(__name__, "RotatedAnchorGenerator")

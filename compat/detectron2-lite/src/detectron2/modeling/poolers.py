@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Crop features of boxes out of a feature pyramid.
+
+Shape shorthand: N images, M boxes of all images together, L levels, C channels, P output side.
+"""
+
+import math
+
+import torch
+from detectron2._lite import NotInLiteError, absence_message
+from detectron2.layers import ROIAlign, cat, nonzero_tuple
+from detectron2.structures import Boxes
+from torch import nn
+from torchvision.ops import RoIPool
+
+__all__ = ["ROIPooler"]
+
+
+def assign_boxes_to_levels(
+    box_lists: list[Boxes],
+    min_level: int,
+    max_level: int,
+    canonical_box_size: int,
+    canonical_level: int,
+) -> torch.Tensor:
+    """Choose the pyramid level of each box (FPN paper, Eq. 1).
+
+    Args:
+        box_lists: boxes per image, M in all.
+        min_level, max_level: finest and coarsest level at hand, as log2 of their strides.
+        canonical_box_size: side in pixels of a box that belongs to `canonical_level`.
+        canonical_level: see above. Doubling the side goes up one level.
+
+    Returns:
+        (M,) int64, counted from `min_level`.
+    """
+    sides = torch.sqrt(cat([boxes.area() for boxes in box_lists]))
+    # The small constant keeps the logarithm finite for boxes without area.
+    level = torch.floor(canonical_level + torch.log2(sides / canonical_box_size + 1e-8))
+    return torch.clamp(level, min=min_level, max=max_level).to(torch.int64) - min_level
+
+
+def convert_boxes_to_pooler_format(box_lists: list[Boxes]) -> torch.Tensor:
+    """Boxes per image -> (M, 5) rows (index of the image, x1, y1, x2, y2)."""
+    rows: list[torch.Tensor] = []
+    for index, boxes in enumerate(box_lists):
+        box = boxes.tensor
+        # full_like of a slice, not of a Python length: it stays right when traced.
+        rows.append(torch.cat([torch.full_like(box[:, :1], float(index)), box], dim=1))
+    return cat(rows, dim=0)
+
+
+def _level_of_scale(scale: float, name: str) -> int:
+    level = -math.log2(scale)
+    assert math.isclose(level, int(level)), f"Featuremap stride is not power of 2! ({name} scale)"
+    return int(level)
+
+
+def _make_level_pooler(
+    pooler_type: str, output_size: tuple[int, int], scale: float, sampling_ratio: int
+) -> nn.Module:
+    if pooler_type in ("ROIAlign", "ROIAlignV2"):
+        return ROIAlign(
+            output_size,
+            spatial_scale=scale,
+            sampling_ratio=sampling_ratio,
+            aligned=pooler_type == "ROIAlignV2",
+        )
+    if pooler_type == "ROIPool":
+        return RoIPool(output_size, spatial_scale=scale)
+    if pooler_type == "ROIAlignRotated":
+        raise NotInLiteError(absence_message("POOLER_TYPE 'ROIAlignRotated' (rotated boxes)"))
+    raise ValueError(
+        f"Unknown pooler type: {pooler_type}; known: ROIAlign, ROIAlignV2, ROIPool "
+        "(cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE)"
+    )
+
+
+class ROIPooler(nn.Module):
+    """Pool boxes to a fixed size, each from the one pyramid level that suits its size.
+
+    Args:
+        output_size: P, or (height, width).
+        scales: per level 1 / stride; consecutive powers of two, finest first.
+        sampling_ratio: samples per bin and axis of ROIAlign; 0 adapts it to the box.
+        pooler_type: "ROIAlign", "ROIAlignV2" (half-pixel correct) or "ROIPool".
+        canonical_box_size, canonical_level: see `assign_boxes_to_levels`.
+    """
+
+    def __init__(
+        self,
+        output_size,
+        scales,
+        sampling_ratio,
+        pooler_type,
+        canonical_box_size=224,
+        canonical_level=4,
+    ):
+        super().__init__()
+        if isinstance(output_size, int):
+            output_size = (output_size, output_size)
+        assert len(output_size) == 2
+        assert isinstance(output_size[0], int) and isinstance(output_size[1], int)
+        self.output_size = tuple(output_size)
+
+        self.level_poolers = nn.ModuleList(
+            _make_level_pooler(pooler_type, self.output_size, scale, sampling_ratio)
+            for scale in scales
+        )
+        self.min_level = _level_of_scale(scales[0], "first")
+        self.max_level = _level_of_scale(scales[-1], "last")
+        assert len(scales) == self.max_level - self.min_level + 1, (
+            "[ROIPooler] Sizes of input featuremaps do not form a pyramid!"
+        )
+        assert 0 <= self.min_level and self.min_level <= self.max_level
+        self.canonical_level = canonical_level
+        assert canonical_box_size > 0
+        self.canonical_box_size = canonical_box_size
+
+    def forward(self, x: list[torch.Tensor], box_lists: list[Boxes]) -> torch.Tensor:
+        """Pool.
+
+        Args:
+            x: per level, (N, C, H_l, W_l).
+            box_lists: per image, boxes in pixels of the input image.
+
+        Returns:
+            (M, C, P, P), boxes of the first image first. M = 0 gives an empty tensor.
+        """
+        num_levels = len(self.level_poolers)
+        assert len(x) == num_levels, "[ROIPooler] need one feature map per pooler level"
+        assert len(box_lists) == x[0].size(0), "[ROIPooler] need one set of boxes per image"
+
+        channels = x[0].shape[1]
+        height, width = self.output_size
+        if len(box_lists) == 0:
+            return torch.zeros((0, channels, height, width), dtype=x[0].dtype, device=x[0].device)
+        rois = convert_boxes_to_pooler_format(box_lists)
+        if num_levels == 1:
+            return self.level_poolers[0](x[0], rois)
+
+        level_of_roi = assign_boxes_to_levels(
+            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
+        )
+        pooled = torch.zeros(
+            (rois.shape[0], channels, height, width), dtype=x[0].dtype, device=x[0].device
+        )
+        for level, pooler in enumerate(self.level_poolers):
+            rows = nonzero_tuple(level_of_roi == level)[0]
+            # index_put_ rather than assignment: a traced assignment of a single row would fix
+            # its shape (pytorch issue 49852).
+            pooled.index_put_((rows,), pooler(x[level], rois[rows]))
+        return pooled

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proposal generators: where to look, before what is there."""
+
+from .build import PROPOSAL_GENERATOR_REGISTRY, build_proposal_generator
+from .rpn import RPN, RPN_HEAD_REGISTRY, StandardRPNHead, build_rpn_head
+
+__all__ = [
+    "PROPOSAL_GENERATOR_REGISTRY",
+    "RPN",
+    "RPN_HEAD_REGISTRY",
+    "StandardRPNHead",
+    "build_proposal_generator",
+    "build_rpn_head",
+]

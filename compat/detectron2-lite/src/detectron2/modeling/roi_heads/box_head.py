@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Heads that turn the pooled features of a box into one vector.
+
+Shape shorthand: M boxes, C channels, P pooled side, D output channels.
+"""
+
+import fvcore.nn.weight_init as weight_init
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from fvcore.common.registry import Registry
+from torch import nn
+
+__all__ = ["FastRCNNConvFCHead", "ROI_BOX_HEAD_REGISTRY", "build_box_head"]
+
+ROI_BOX_HEAD_REGISTRY = Registry("ROI_BOX_HEAD")
+ROI_BOX_HEAD_REGISTRY.__doc__ = """
+Box heads, called as `obj(cfg, input_shape)` with the `ShapeSpec` of the pooled features. They
+return an `nn.Module` with a property `output_shape`, from (M, C, P, P) to features of each box.
+"""
+
+
+# nn.Sequential rather than nn.Module: user code indexes and iterates over the layers.
+@ROI_BOX_HEAD_REGISTRY.register()
+class FastRCNNConvFCHead(nn.Sequential):
+    """3x3 convolutions, then linear layers, each followed by a ReLU.
+
+    Args:
+        input_shape: channels, height and width of the pooled features.
+        conv_dims: output channels of the convolutions, named conv1, conv2 ...
+        fc_dims: outputs of the linear layers, named fc1, fc2 ...
+        conv_norm: normalization after the convolutions, see `detectron2.layers.get_norm`.
+    """
+
+    @configurable
+    def __init__(
+        self, input_shape: ShapeSpec, *, conv_dims: list[int], fc_dims: list[int], conv_norm=""
+    ):
+        super().__init__()
+        assert len(conv_dims) + len(fc_dims) > 0, (
+            "a box head needs layers (cfg.MODEL.ROI_BOX_HEAD.NUM_CONV and NUM_FC)"
+        )
+        size = (input_shape.channels, input_shape.height, input_shape.width)
+
+        self.conv_norm_relus = []
+        for index, dim in enumerate(conv_dims, start=1):
+            conv = Conv2d(
+                size[0],
+                dim,
+                kernel_size=3,
+                padding=1,
+                bias=not conv_norm,
+                norm=get_norm(conv_norm, dim),
+                activation=nn.ReLU(),
+            )
+            self.add_module(f"conv{index}", conv)
+            self.conv_norm_relus.append(conv)
+            size = (dim, *size[1:])
+
+        self.fcs = []
+        for index, dim in enumerate(fc_dims, start=1):
+            if index == 1:
+                self.add_module("flatten", nn.Flatten())
+            fc = nn.Linear(int(np.prod(size)), dim)
+            self.add_module(f"fc{index}", fc)
+            self.add_module(f"fc_relu{index}", nn.ReLU())
+            self.fcs.append(fc)
+            size = dim
+        self._output_size = size
+
+        for conv in self.conv_norm_relus:
+            weight_init.c2_msra_fill(conv)
+        for fc in self.fcs:
+            weight_init.c2_xavier_fill(fc)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        head = cfg.MODEL.ROI_BOX_HEAD
+        return {
+            "input_shape": input_shape,
+            "conv_dims": [head.CONV_DIM] * head.NUM_CONV,
+            "fc_dims": [head.FC_DIM] * head.NUM_FC,
+            "conv_norm": head.NORM,
+        }
+
+    def forward(self, x):
+        """(M, C, P, P) -> (M, D), or (M, D, P, P) without linear layers."""
+        for layer in self:
+            x = layer(x)
+        return x
+
+    @property
+    @torch.jit.unused
+    def output_shape(self) -> ShapeSpec:
+        """Shape of what `forward` returns."""
+        size = self._output_size
+        if isinstance(size, int):
+            return ShapeSpec(channels=size)
+        return ShapeSpec(channels=size[0], height=size[1], width=size[2])
+
+
+def build_box_head(cfg, input_shape):
+    """The head named by `cfg.MODEL.ROI_BOX_HEAD.NAME`."""
+    return ROI_BOX_HEAD_REGISTRY.get(cfg.MODEL.ROI_BOX_HEAD.NAME)(cfg, input_shape)

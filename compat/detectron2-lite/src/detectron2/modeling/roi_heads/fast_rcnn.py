@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last layers of Fast R-CNN: scores and box deltas of each proposal, losses and inference.
+
+Shape shorthand:
+    N images, Ri proposals of image i, R all of them, K foreground classes, B numbers per box (4).
+
+Naming convention:
+    scores: classification logits (R, K + 1); the last column is background.
+    deltas: (R, K * B) class specific, or (R, B) class agnostic; see `Box2BoxTransform`.
+    probs: softmax (or sigmoid) of scores, in [0, 1].
+    gt_classes: 0 .. K - 1 foreground, K background, anything negative ignored by the statistics.
+"""
+
+from collections.abc import Callable
+
+import torch
+from detectron2._lite import NotInLiteError, absence_message
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec, batched_nms, cat, cross_entropy, nonzero_tuple
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
+from torch import nn
+from torch.nn import functional as F
+
+from ..box_regression import Box2BoxTransform, _dense_box_regression_loss
+
+__all__ = ["FastRCNNOutputLayers", "fast_rcnn_inference"]
+
+
+def fast_rcnn_inference(
+    boxes: list[torch.Tensor],
+    scores: list[torch.Tensor],
+    image_shapes: list[tuple[int, int]],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+) -> tuple[list[Instances], list[torch.Tensor]]:
+    """Detections of several images.
+
+    Args:
+        boxes: per image, (Ri, K * B), or (Ri, B) if class agnostic.
+        scores: per image, probabilities (Ri, K + 1).
+        image_shapes: per image, (height, width).
+        score_thresh: a detection needs a score above this.
+        nms_thresh: IoU from which the lower scored detection of the same class goes.
+        topk_per_image: detections kept; negative keeps all.
+
+    Returns:
+        instances: per image, with `pred_boxes`, `scores`, `pred_classes`, best first.
+        kept: per image, the proposal of each detection.
+    """
+    results = [
+        fast_rcnn_inference_single_image(b, s, shape, score_thresh, nms_thresh, topk_per_image)
+        for b, s, shape in zip(boxes, scores, image_shapes, strict=True)
+    ]
+    return [instances for instances, _ in results], [kept for _, kept in results]
+
+
+def fast_rcnn_inference_single_image(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    image_shape: tuple[int, int],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+) -> tuple[Instances, torch.Tensor]:
+    """The same for one image. Rows with Inf or NaN are dropped first."""
+    finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
+    if not finite.all():
+        boxes, scores = boxes[finite], scores[finite]
+
+    foreground_scores = scores[:, :-1]
+    box_columns = boxes.shape[1] // 4
+    clipped = Boxes(boxes.reshape(-1, 4))
+    clipped.clip(image_shape)
+    boxes = clipped.tensor.view(-1, box_columns, 4)
+
+    # Every (proposal, class) pair above the threshold is a candidate of its own.
+    confident = foreground_scores > score_thresh
+    candidates = confident.nonzero()
+    candidate_scores = foreground_scores[confident]
+    candidate_boxes = boxes[candidates[:, 0], 0] if box_columns == 1 else boxes[confident]
+
+    keep = batched_nms(candidate_boxes, candidate_scores, candidates[:, 1], nms_thresh)
+    if topk_per_image >= 0:
+        keep = keep[:topk_per_image]
+    result = Instances(image_shape)
+    result.pred_boxes = Boxes(candidate_boxes[keep])
+    result.scores = candidate_scores[keep]
+    result.pred_classes = candidates[keep, 1]
+    return result, candidates[keep, 0]
+
+
+def _log_classification_stats(pred_logits, gt_classes, prefix="fast_rcnn"):
+    """Put the accuracy of a batch of proposals into the event storage.
+
+    Args:
+        pred_logits: (R, K + 1).
+        gt_classes: (R,).
+        prefix: of the names `cls_accuracy` (all proposals), `fg_cls_accuracy` (foreground ones)
+            and `false_negative` (share of foreground called background). Nothing is written for
+            an empty batch, and only the first one for a batch without foreground.
+    """
+    num_proposals = gt_classes.numel()
+    if num_proposals == 0:
+        return
+    background = pred_logits.shape[1] - 1
+    predicted = pred_logits.argmax(dim=1)
+    storage = get_event_storage()
+    accuracy = (predicted == gt_classes).sum().item() / num_proposals
+    storage.put_scalar(f"{prefix}/cls_accuracy", accuracy)
+
+    is_fg = (gt_classes >= 0) & (gt_classes < background)
+    num_fg = is_fg.sum().item()
+    if num_fg > 0:
+        predicted, target = predicted[is_fg], gt_classes[is_fg]
+        fg_accuracy = (predicted == target).sum().item() / num_fg
+        missed = (predicted == background).sum().item() / num_fg
+        storage.put_scalar(f"{prefix}/fg_cls_accuracy", fg_accuracy)
+        storage.put_scalar(f"{prefix}/false_negative", missed)
+
+
+class FastRCNNOutputLayers(nn.Module):
+    """Two linear layers on the feature of a box: `cls_score` and `bbox_pred`.
+
+    Args:
+        input_shape: of the feature of one box; a number means that many channels.
+        box2box_transform: code of the deltas.
+        num_classes: K.
+        test_score_thresh, test_nms_thresh, test_topk_per_image: see `fast_rcnn_inference`.
+        cls_agnostic_bbox_reg: one set of deltas for all classes.
+        smooth_l1_beta, box_reg_loss_type: see `_dense_box_regression_loss`.
+        loss_weight: factor of both losses, or a dict by name of the loss.
+        use_fed_loss: federated loss: count only some of the classes absent from a batch, drawn
+            by frequency. Needs `use_sigmoid_ce`.
+        use_sigmoid_ce: one binary problem per class instead of a softmax.
+        get_fed_loss_cls_weights: called without arguments, returns the (K,) class frequencies to
+            draw by.
+        fed_loss_num_classes: classes that count in the federated loss, present ones included.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        box2box_transform,
+        num_classes: int,
+        test_score_thresh: float = 0.0,
+        test_nms_thresh: float = 0.5,
+        test_topk_per_image: int = 100,
+        cls_agnostic_bbox_reg: bool = False,
+        smooth_l1_beta: float = 0.0,
+        box_reg_loss_type: str = "smooth_l1",
+        loss_weight: float | dict[str, float] = 1.0,
+        use_fed_loss: bool = False,
+        use_sigmoid_ce: bool = False,
+        get_fed_loss_cls_weights: Callable | None = None,
+        fed_loss_num_classes: int = 50,
+    ):
+        super().__init__()
+        if isinstance(input_shape, int):
+            input_shape = ShapeSpec(channels=input_shape)
+        self.num_classes = num_classes
+        input_size = input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1)
+        self.cls_score = nn.Linear(input_size, num_classes + 1)
+        box_dim = len(box2box_transform.weights)
+        self.bbox_pred = nn.Linear(
+            input_size, box_dim * (1 if cls_agnostic_bbox_reg else num_classes)
+        )
+        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+        self.box2box_transform = box2box_transform
+        self.smooth_l1_beta = smooth_l1_beta
+        self.test_score_thresh = test_score_thresh
+        self.test_nms_thresh = test_nms_thresh
+        self.test_topk_per_image = test_topk_per_image
+        self.box_reg_loss_type = box_reg_loss_type
+        if not isinstance(loss_weight, dict):
+            loss_weight = {"loss_cls": loss_weight, "loss_box_reg": loss_weight}
+        self.loss_weight = loss_weight
+        self.use_fed_loss = use_fed_loss
+        self.use_sigmoid_ce = use_sigmoid_ce
+        self.fed_loss_num_classes = fed_loss_num_classes
+        if use_fed_loss:
+            assert use_sigmoid_ce, "Please use sigmoid cross entropy loss with federated loss"
+            weights = get_fed_loss_cls_weights()
+            assert len(weights) == num_classes, (
+                "Please check the provided fed_loss_cls_weights. Their size should match "
+                f"num_classes: {len(weights)} and {num_classes}"
+            )
+            self.register_buffer("fed_loss_cls_weights", weights)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        head = cfg.MODEL.ROI_BOX_HEAD
+        if head.USE_FED_LOSS:
+            raise NotInLiteError(absence_message("cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS (LVIS)"))
+        return {
+            "input_shape": input_shape,
+            "box2box_transform": Box2BoxTransform(weights=head.BBOX_REG_WEIGHTS),
+            "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "cls_agnostic_bbox_reg": head.CLS_AGNOSTIC_BBOX_REG,
+            "smooth_l1_beta": head.SMOOTH_L1_BETA,
+            "test_score_thresh": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+            "test_nms_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+            "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "box_reg_loss_type": head.BBOX_REG_LOSS_TYPE,
+            "loss_weight": {"loss_box_reg": head.BBOX_REG_LOSS_WEIGHT},
+            "use_fed_loss": head.USE_FED_LOSS,
+            "use_sigmoid_ce": head.USE_SIGMOID_CE,
+            "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
+        }
+
+    def forward(self, x):
+        """Predict.
+
+        Args:
+            x: (R, ...), flattened to (R, channels * height * width).
+
+        Returns:
+            scores (R, K + 1) and deltas (R, K * B) or (R, B).
+        """
+        x = torch.flatten(x, start_dim=1)
+        return self.cls_score(x), self.bbox_pred(x)
+
+    def losses(self, predictions, proposals):
+        """The two losses.
+
+        Args:
+            predictions: what `forward` returned.
+            proposals: per image, Instances with `proposal_boxes`, `gt_classes` and, where there
+                is ground truth, `gt_boxes`.
+
+        Returns:
+            "loss_cls", the mean over proposals, and "loss_box_reg", the sum over foreground
+            proposals divided by the number of all proposals.
+        """
+        scores, deltas = predictions
+        gt_classes = cat([p.gt_classes for p in proposals], dim=0) if proposals else torch.empty(0)
+        _log_classification_stats(scores, gt_classes)
+
+        if proposals:
+            proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
+            assert not proposal_boxes.requires_grad, "Proposals should not require gradients!"
+            # An image without ground truth has background only: its boxes take no part.
+            gt_boxes = cat(
+                [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals],
+                dim=0,
+            )
+        else:
+            proposal_boxes = gt_boxes = torch.empty((0, 4), device=deltas.device)
+
+        if self.use_sigmoid_ce:
+            loss_cls = self.sigmoid_cross_entropy_loss(scores, gt_classes)
+        else:
+            loss_cls = cross_entropy(scores, gt_classes, reduction="mean")
+        losses = {
+            "loss_cls": loss_cls,
+            "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
+        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def get_fed_loss_classes(self, gt_classes, num_fed_loss_classes, num_classes, weight):
+        """The classes that count in the federated loss of a batch.
+
+        Args:
+            gt_classes: (R,), background included.
+            num_fed_loss_classes: how many to return at least.
+            num_classes: K.
+            weight: (K,) to draw absent classes by.
+
+        Returns:
+            1-d, the classes present (background too if it is) and then the ones drawn.
+        """
+        present = torch.unique(gt_classes)
+        missing = num_fed_loss_classes - len(present)
+        if missing <= 0:
+            return present
+        prob = present.new_ones(num_classes + 1).float()
+        prob[:num_classes] = weight.float()
+        prob[-1] = 0
+        prob[present] = 0
+        return torch.cat([present, torch.multinomial(prob, missing, replacement=False)])
+
+    def sigmoid_cross_entropy_loss(self, pred_class_logits, gt_classes):
+        """Binary cross entropy, summed over classes, averaged over proposals.
+
+        Args:
+            pred_class_logits: (R, K + 1); the background column is not used.
+            gt_classes: (R,).
+        """
+        if pred_class_logits.numel() == 0:
+            return pred_class_logits.new_zeros([1])[0]
+        num_proposals, num_columns = pred_class_logits.shape
+        num_classes = num_columns - 1
+        targets = F.one_hot(gt_classes, num_columns)[:, :num_classes].to(pred_class_logits.dtype)
+        loss = F.binary_cross_entropy_with_logits(
+            pred_class_logits[:, :-1], targets, reduction="none"
+        )
+        if self.use_fed_loss:
+            counted = self.get_fed_loss_classes(
+                gt_classes,
+                num_fed_loss_classes=self.fed_loss_num_classes,
+                num_classes=num_classes,
+                weight=self.fed_loss_cls_weights,
+            )
+            mask = loss.new_zeros(num_columns)
+            mask[counted] = 1
+            loss = loss * mask[:num_classes]
+        return loss.sum() / num_proposals
+
+    def box_reg_loss(self, proposal_boxes, gt_boxes, pred_deltas, gt_classes):
+        """Loss of the foreground proposals, with the deltas of their own class.
+
+        Dividing by the number of all proposals, not of the foreground ones, gives each foreground
+        proposal the same weight whatever their number in a batch.
+
+        Args:
+            proposal_boxes, gt_boxes: (R, B).
+            pred_deltas: (R, K * B) or (R, B).
+            gt_classes: (R,).
+        """
+        box_dim = proposal_boxes.shape[1]
+        fg = nonzero_tuple((gt_classes >= 0) & (gt_classes < self.num_classes))[0]
+        if pred_deltas.shape[1] == box_dim:
+            fg_deltas = pred_deltas[fg]
+        else:
+            fg_deltas = pred_deltas.view(-1, self.num_classes, box_dim)[fg, gt_classes[fg]]
+        loss = _dense_box_regression_loss(
+            [proposal_boxes[fg]],
+            self.box2box_transform,
+            [fg_deltas[None]],
+            [gt_boxes[fg]],
+            torch.ones((1, len(fg)), dtype=torch.bool, device=fg_deltas.device),
+            self.box_reg_loss_type,
+            self.smooth_l1_beta,
+        )
+        return loss / max(gt_classes.numel(), 1.0)
+
+    def inference(self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]):
+        """Detections; see `fast_rcnn_inference`.
+
+        Args:
+            predictions: what `forward` returned.
+            proposals: per image, with `proposal_boxes`.
+        """
+        return fast_rcnn_inference(
+            self.predict_boxes(predictions, proposals),
+            self.predict_probs(predictions, proposals),
+            [p.image_size for p in proposals],
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+        )
+
+    def predict_boxes_for_gt_classes(self, predictions, proposals):
+        """Per image the boxes (Ri, B) decoded with the deltas of the ground truth class.
+
+        Background proposals, which have no deltas of their own, take those of the last class.
+        """
+        if not len(proposals):
+            return []
+        _, deltas = predictions
+        boxes = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
+        num_proposals, box_dim = boxes.shape
+        decoded = self.box2box_transform.apply_deltas(deltas, boxes)
+        columns = decoded.shape[1] // box_dim
+        if columns > 1:
+            gt_classes = torch.cat([p.gt_classes for p in proposals], dim=0)
+            gt_classes = gt_classes.clamp(0, columns - 1)
+            rows = torch.arange(num_proposals, device=decoded.device)
+            decoded = decoded.view(num_proposals, columns, box_dim)[rows, gt_classes]
+        return decoded.split([len(p) for p in proposals])
+
+    def predict_boxes(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ):
+        """Per image the decoded boxes, (Ri, K * B) or (Ri, B)."""
+        if not len(proposals):
+            return []
+        _, deltas = predictions
+        boxes = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
+        decoded = self.box2box_transform.apply_deltas(deltas, boxes)
+        return decoded.split([len(p) for p in proposals])
+
+    def predict_probs(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ):
+        """Per image the probabilities (Ri, K + 1)."""
+        scores, _ = predictions
+        probs = scores.sigmoid() if self.use_sigmoid_ce else F.softmax(scores, dim=-1)
+        return probs.split([len(p) for p in proposals], dim=0)

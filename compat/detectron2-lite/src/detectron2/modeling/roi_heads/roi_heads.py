@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ROI heads: sample proposals, pool their features, classify and refine.
+
+Shape shorthand: N images, Ri proposals of image i, K foreground classes, C channels, P pooled side.
+Background has class K.
+"""
+
+import torch
+from detectron2._lite import NotInLiteError, absence_message
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from detectron2.utils.events import get_event_storage
+from fvcore.common.registry import Registry
+from torch import nn
+
+from ..backbone.resnet import BottleneckBlock, ResNet
+from ..matcher import Matcher
+from ..poolers import ROIPooler
+from ..proposal_generator.proposal_utils import add_ground_truth_to_proposals
+from ..sampling import subsample_labels
+from .box_head import build_box_head
+from .fast_rcnn import FastRCNNOutputLayers
+
+ROI_HEADS_REGISTRY = Registry("ROI_HEADS")
+ROI_HEADS_REGISTRY.__doc__ = """
+ROI heads, called as `obj(cfg, input_shape)` with a dict from feature name to `ShapeSpec`. They
+return a `ROIHeads`.
+"""
+
+
+def build_roi_heads(cfg, input_shape):
+    """The ROI heads named by `cfg.MODEL.ROI_HEADS.NAME`."""
+    return ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, input_shape)
+
+
+def select_foreground_proposals(
+    proposals: list[Instances], bg_label: int
+) -> tuple[list[Instances], list[torch.Tensor]]:
+    """Keep the proposals whose `gt_classes` is neither -1 nor background.
+
+    Args:
+        proposals: per image, with `gt_classes`.
+        bg_label: the class of background.
+
+    Returns:
+        The proposals kept, per image, and the (Ri,) bool masks that kept them.
+    """
+    assert isinstance(proposals, (list, tuple))
+    assert isinstance(proposals[0], Instances)
+    assert proposals[0].has("gt_classes")
+    masks = [(p.gt_classes != -1) & (p.gt_classes != bg_label) for p in proposals]
+    kept = [p[mask.nonzero().squeeze(1)] for p, mask in zip(proposals, masks, strict=True)]
+    return kept, masks
+
+
+def _refuse_masks_and_keypoints(cfg) -> None:
+    for key in ("MASK_ON", "KEYPOINT_ON"):
+        if cfg.MODEL[key]:
+            raise NotInLiteError(absence_message(f"cfg.MODEL.{key} = True"))
+
+
+class ROIHeads(nn.Module):
+    """Base class: matches proposals to ground truth and samples them for training.
+
+    Args:
+        num_classes: K.
+        batch_size_per_image: proposals per image in the loss.
+        positive_fraction: share of them that may be foreground.
+        proposal_matcher: labels proposals by their IoU with the ground truth.
+        proposal_append_gt: add the ground truth boxes to the proposals.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        num_classes,
+        batch_size_per_image,
+        positive_fraction,
+        proposal_matcher,
+        proposal_append_gt=True,
+    ):
+        super().__init__()
+        self.batch_size_per_image = batch_size_per_image
+        self.positive_fraction = positive_fraction
+        self.num_classes = num_classes
+        self.proposal_matcher = proposal_matcher
+        self.proposal_append_gt = proposal_append_gt
+
+    @classmethod
+    def from_config(cls, cfg):
+        heads = cfg.MODEL.ROI_HEADS
+        return {
+            "batch_size_per_image": heads.BATCH_SIZE_PER_IMAGE,
+            "positive_fraction": heads.POSITIVE_FRACTION,
+            "num_classes": heads.NUM_CLASSES,
+            "proposal_append_gt": heads.PROPOSAL_APPEND_GT,
+            "proposal_matcher": Matcher(
+                heads.IOU_THRESHOLDS, heads.IOU_LABELS, allow_low_quality_matches=False
+            ),
+        }
+
+    def _sample_proposals(
+        self, matched_idxs: torch.Tensor, matched_labels: torch.Tensor, gt_classes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose proposals of one image and give them a class.
+
+        Args:
+            matched_idxs: (Ri,) row of the ground truth matched to each proposal.
+            matched_labels: (Ri,) label of the matcher, -1, 0 or 1.
+            gt_classes: (number of ground truths,).
+
+        Returns:
+            Rows chosen, foreground first, and their classes (K for background).
+        """
+        if gt_classes.numel() > 0:
+            classes = gt_classes[matched_idxs]
+            classes[matched_labels == 0] = self.num_classes
+            classes[matched_labels == -1] = -1
+        else:
+            classes = torch.full_like(matched_idxs, self.num_classes)
+        chosen = torch.cat(
+            subsample_labels(
+                classes, self.batch_size_per_image, self.positive_fraction, self.num_classes
+            )
+        )
+        return chosen, classes[chosen]
+
+    @torch.no_grad()
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """Choose the proposals that take part in the loss, and attach their ground truth.
+
+        Args:
+            proposals: per image, with `proposal_boxes` and `objectness_logits`.
+            targets: per image, with `gt_boxes`, `gt_classes` and any further `gt_*` fields.
+
+        Returns:
+            Per image Instances with at most `batch_size_per_image` rows: the fields of the
+            proposals, `gt_classes` and, if the image has ground truth, every other `gt_*` field of
+            the targets, row by row that of the matched ground truth (for background it has no
+            meaning).
+        """
+        if self.proposal_append_gt:
+            proposals = add_ground_truth_to_proposals(targets, proposals)
+        sampled, num_fg, num_bg = [], [], []
+        for image_proposals, image_targets in zip(proposals, targets, strict=True):
+            quality = pairwise_iou(image_targets.gt_boxes, image_proposals.proposal_boxes)
+            matches, labels = self.proposal_matcher(quality)
+            chosen, classes = self._sample_proposals(matches, labels, image_targets.gt_classes)
+
+            result = image_proposals[chosen]
+            result.gt_classes = classes
+            if len(image_targets) > 0:
+                chosen_targets = matches[chosen]
+                for name, value in image_targets.get_fields().items():
+                    if name.startswith("gt_") and not result.has(name):
+                        result.set(name, value[chosen_targets])
+            background = (classes == self.num_classes).sum().item()
+            num_bg.append(background)
+            num_fg.append(classes.numel() - background)
+            sampled.append(result)
+
+        storage = get_event_storage()
+        storage.put_scalar("roi_head/num_fg_samples", sum(num_fg) / len(num_fg))
+        storage.put_scalar("roi_head/num_bg_samples", sum(num_bg) / len(num_bg))
+        return sampled
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
+        """Detect in the proposals.
+
+        Args:
+            images: the input.
+            features: by name, (N, C, H, W).
+            proposals: per image, with `proposal_boxes`.
+            targets: per image, with `gt_boxes` and `gt_classes`; needed in training.
+
+        Returns:
+            The sampled proposals and a dict of losses in training; detections and {} otherwise.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement forward()")
+
+
+@ROI_HEADS_REGISTRY.register()
+class Res5ROIHeads(ROIHeads):
+    """Heads of a "C4" model: the last ResNet stage runs on every box.
+
+    Args:
+        in_features: one feature name.
+        pooler: see `ROIPooler`.
+        res5: maps (R, C, P, P) to (R, C', P', P'); its mean over P' x P' goes to the predictor.
+        box_predictor: see `FastRCNNOutputLayers`.
+        mask_head: must be None here.
+        kwargs: arguments of `ROIHeads`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_features: list[str],
+        pooler: ROIPooler,
+        res5: nn.Module,
+        box_predictor: nn.Module,
+        mask_head: nn.Module | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if mask_head is not None:
+            raise NotInLiteError(absence_message("a mask_head"))
+        self.in_features = in_features
+        self.pooler = pooler
+        self.res5 = nn.Sequential(*res5) if isinstance(res5, (list, tuple)) else res5
+        self.box_predictor = box_predictor
+        self.mask_on = False
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        _refuse_masks_and_keypoints(cfg)
+        in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        assert len(in_features) == 1, in_features
+        ret = super().from_config(cfg)
+        ret["in_features"] = in_features
+        ret["pooler"] = ROIPooler(
+            output_size=cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION,
+            scales=(1.0 / input_shape[in_features[0]].stride,),
+            sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
+            pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
+        )
+        ret["res5"], out_channels = cls._build_res5_block(cfg)
+        ret["box_predictor"] = FastRCNNOutputLayers(
+            cfg, ShapeSpec(channels=out_channels, height=1, width=1)
+        )
+        return ret
+
+    @classmethod
+    def _build_res5_block(cls, cfg):
+        """The stage and its output channels."""
+        resnets = cfg.MODEL.RESNETS
+        if resnets.DEFORM_ON_PER_STAGE[-1]:
+            raise NotInLiteError(
+                absence_message("cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE (deformable convolution)")
+            )
+        out_channels = resnets.RES2_OUT_CHANNELS * 8
+        blocks = ResNet.make_stage(
+            BottleneckBlock,
+            3,
+            stride_per_block=[2, 1, 1],
+            in_channels=out_channels // 2,
+            bottleneck_channels=resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP * 8,
+            out_channels=out_channels,
+            num_groups=resnets.NUM_GROUPS,
+            norm=resnets.NORM,
+            stride_in_1x1=resnets.STRIDE_IN_1X1,
+        )
+        return nn.Sequential(*blocks), out_channels
+
+    def _shared_roi_transform(self, features: list[torch.Tensor], boxes: list[Boxes]):
+        return self.res5(self.pooler(features, boxes))
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ):
+        """See `ROIHeads.forward`."""
+        del images
+        if self.training:
+            assert targets
+            proposals = self.label_and_sample_proposals(proposals, targets)
+        del targets
+
+        box_features = self._shared_roi_transform(
+            [features[name] for name in self.in_features], [p.proposal_boxes for p in proposals]
+        )
+        predictions = self.box_predictor(box_features.mean(dim=[2, 3]))
+        if self.training:
+            return [], self.box_predictor.losses(predictions, proposals)
+        detections, _ = self.box_predictor.inference(predictions, proposals)
+        return self.forward_with_given_boxes(features, detections), {}
+
+    def forward_with_given_boxes(
+        self, features: dict[str, torch.Tensor], instances: list[Instances]
+    ) -> list[Instances]:
+        """Predict what else belongs to given boxes: nothing, without mask head."""
+        assert not self.training
+        assert instances[0].has("pred_boxes") and instances[0].has("pred_classes")
+        return instances
+
+
+@ROI_HEADS_REGISTRY.register()
+class StandardROIHeads(ROIHeads):
+    """Pool each box from a pyramid, run a box head, then classify and refine.
+
+    Args:
+        box_in_features: names of the feature maps to pool from.
+        box_pooler: see `ROIPooler`.
+        box_head: maps (R, C, P, P) to the input of the predictor.
+        box_predictor: see `FastRCNNOutputLayers`.
+        mask_in_features, mask_pooler, mask_head, keypoint_in_features, keypoint_pooler,
+            keypoint_head: part of Detectron2's signature; must be None here.
+        train_on_pred_boxes: after the loss, replace the proposals' boxes by the predicted ones.
+        kwargs: arguments of `ROIHeads`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        box_in_features: list[str],
+        box_pooler: ROIPooler,
+        box_head: nn.Module,
+        box_predictor: nn.Module,
+        mask_in_features: list[str] | None = None,
+        mask_pooler: ROIPooler | None = None,
+        mask_head: nn.Module | None = None,
+        keypoint_in_features: list[str] | None = None,
+        keypoint_pooler: ROIPooler | None = None,
+        keypoint_head: nn.Module | None = None,
+        train_on_pred_boxes: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        refused = {
+            "mask_in_features": mask_in_features,
+            "mask_pooler": mask_pooler,
+            "mask_head": mask_head,
+            "keypoint_in_features": keypoint_in_features,
+            "keypoint_pooler": keypoint_pooler,
+            "keypoint_head": keypoint_head,
+        }
+        for name, value in refused.items():
+            if value is not None:
+                raise NotInLiteError(absence_message(f"StandardROIHeads' argument {name}"))
+        self.in_features = self.box_in_features = box_in_features
+        self.box_pooler = box_pooler
+        self.box_head = box_head
+        self.box_predictor = box_predictor
+        self.mask_on = False
+        self.keypoint_on = False
+        self.train_on_pred_boxes = train_on_pred_boxes
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        _refuse_masks_and_keypoints(cfg)
+        ret = super().from_config(cfg)
+        ret["train_on_pred_boxes"] = cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES
+        ret.update(cls._init_box_head(cfg, input_shape))
+        return ret
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        """Arguments of `__init__` that make the box branch."""
+        in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+        channels = [input_shape[name].channels for name in in_features]
+        assert len(set(channels)) == 1, channels
+        box_pooler = ROIPooler(
+            output_size=resolution,
+            scales=tuple(1.0 / input_shape[name].stride for name in in_features),
+            sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
+            pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
+        )
+        box_head = build_box_head(
+            cfg, ShapeSpec(channels=channels[0], height=resolution, width=resolution)
+        )
+        return {
+            "box_in_features": in_features,
+            "box_pooler": box_pooler,
+            "box_head": box_head,
+            "box_predictor": FastRCNNOutputLayers(cfg, box_head.output_shape),
+        }
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
+        """See `ROIHeads.forward`."""
+        del images
+        if self.training:
+            assert targets, "'targets' argument is required during training"
+            proposals = self.label_and_sample_proposals(proposals, targets)
+        del targets
+
+        if self.training:
+            return proposals, self._forward_box(features, proposals)
+        detections = self._forward_box(features, proposals)
+        return self.forward_with_given_boxes(features, detections), {}
+
+    def forward_with_given_boxes(
+        self, features: dict[str, torch.Tensor], instances: list[Instances]
+    ) -> list[Instances]:
+        """Predict what else belongs to given boxes.
+
+        Without mask and keypoint heads that is nothing; subclasses add per-box outputs here. It
+        also serves boxes from elsewhere, see `GeneralizedRCNN.inference`.
+
+        Args:
+            features: by name, (N, C, H, W).
+            instances: per image, with `pred_boxes` and `pred_classes`.
+
+        Returns:
+            The instances.
+        """
+        assert not self.training
+        assert instances[0].has("pred_boxes") and instances[0].has("pred_classes")
+        return instances
+
+    def _forward_box(self, features: dict[str, torch.Tensor], proposals: list[Instances]):
+        """Losses in training, detections per image otherwise."""
+        box_features = self.box_pooler(
+            [features[name] for name in self.box_in_features],
+            [p.proposal_boxes for p in proposals],
+        )
+        predictions = self.box_predictor(self.box_head(box_features))
+        del box_features
+        if not self.training:
+            detections, _ = self.box_predictor.inference(predictions, proposals)
+            return detections
+
+        losses = self.box_predictor.losses(predictions, proposals)
+        if self.train_on_pred_boxes:
+            with torch.no_grad():
+                boxes = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
+                for image_proposals, image_boxes in zip(proposals, boxes, strict=True):
+                    image_proposals.proposal_boxes = Boxes(image_boxes)
+        return losses
