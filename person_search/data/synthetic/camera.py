@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .scenery import KINDS, OUTDOORS, Painter, View
+from .painter import View
+from .scenery import KINDS, OUTDOORS, PlacePainter
 
 _MARGIN = 1.10
 """The place is painted this much larger; each picture looks at another part of it."""
@@ -68,7 +69,7 @@ def build_camera(
     fill = rng.uniform(0.72, 1.0) * size[1]
     eye = 1.7 * (height - horizon) / fill
     view = View(width, height, horizon, eye, width * rng.uniform(0.35, 0.65))
-    place = Painter(rng, view).paint(kind)
+    place = PlacePainter(rng, view).paint(kind)
     outdoors = kind in OUTDOORS
     noise = rng.standard_normal((size[1] + 64, size[0] + 64)).astype(np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), 0.6)

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """MATLAB values as the original annotation files hold them."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy.io import savemat
+
+_HEADER = b"MATLAB 5.0 MAT-file, synthetic person search data".ljust(116)
+"""The free text at the start of a file; SciPy would put the date here."""
 
 
 def struct_array(fields: Sequence[str], rows: Sequence[tuple]) -> np.ndarray:
@@ -44,6 +48,10 @@ def empty() -> np.ndarray:
 
 
 def save(path: Path, name: str, value: np.ndarray) -> None:
-    """Writes one variable in MATLAB's format 5."""
+    """Writes one variable in MATLAB's format 5, without the time of writing in the header."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    savemat(path, {name: value}, appendmat=False, do_compression=True)
+    buffer = io.BytesIO()
+    savemat(buffer, {name: value}, do_compression=True)
+    content = bytearray(buffer.getvalue())
+    content[: len(_HEADER)] = _HEADER
+    path.write_bytes(content)
