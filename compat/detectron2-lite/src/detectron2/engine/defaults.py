@@ -1,0 +1,487 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The default training program: arguments, set-up, trainer, and a predictor for single images."""
+
+import argparse
+import logging
+import os
+import sys
+import weakref
+from collections import OrderedDict
+
+import detectron2.data.transforms as T
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.evaluation import (
+    DatasetEvaluator,
+    inference_on_dataset,
+    print_csv_format,
+    verify_results,
+)
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
+from fvcore.nn.precise_bn import get_bn_modules
+from torch.nn.parallel import DistributedDataParallel
+
+from . import hooks
+from .train_loop import AMPTrainer, SimpleTrainer, TrainerBase
+
+__all__ = [
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
+    "default_writers",
+    "DefaultPredictor",
+    "DefaultTrainer",
+]
+
+
+def create_ddp_model(model, *, fp16_compression=False, **kwargs):
+    """Wrap a model for distributed training, if there is more than one process.
+
+    Args:
+        model: a module.
+        fp16_compression: exchange gradients in half precision.
+        kwargs: arguments of `DistributedDataParallel`. `device_ids` is this process's GPU unless
+            given; a model on the CPU needs `device_ids=None`.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    kwargs.setdefault("device_ids", [comm.get_local_rank()])
+    ddp = DistributedDataParallel(model, **kwargs)
+    if fp16_compression:
+        from torch.distributed.algorithms.ddp_comm_hooks import default as comm_hooks
+
+        ddp.register_comm_hook(state=None, hook=comm_hooks.fp16_compress_hook)
+    return ddp
+
+
+_EXAMPLES = """
+Examples:
+
+Run on single machine:
+    $ {prog} --num-gpus 8 --config-file cfg.yaml
+
+Change some config options:
+    $ {prog} --config-file cfg.yaml MODEL.WEIGHTS /path/to/weight.pth SOLVER.BASE_LR 0.001
+
+Run on multiple machines:
+    (machine0)$ {prog} --machine-rank 0 --num-machines 2 --dist-url <URL> [--other-flags]
+    (machine1)$ {prog} --machine-rank 1 --num-machines 2 --dist-url <URL> [--other-flags]
+"""
+
+
+def default_argument_parser(epilog=None):
+    """The command line of training programs.
+
+    Args:
+        epilog: text after the help; examples by default.
+    """
+    parser = argparse.ArgumentParser(
+        epilog=epilog or _EXAMPLES.format(prog=sys.argv[0]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="the config file")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in the output folder, if there is one; see "
+        "`DefaultTrainer.resume_or_load()`",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs on *each machine*")
+    parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, help="index of this machine, another on each"
+    )
+    # One port a user: two people's jobs on a machine do not meet.
+    port = 2**15 + 2**14 + hash(os.getuid() if sys.platform != "win32" else 1) % 2**14
+    parser.add_argument(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{port}",
+        help="where the processes meet; see https://pytorch.org/docs/stable/distributed.html",
+    )
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        default=None,
+        help="changes of the config, as pairs of PATH.KEY and VALUE, at the end of the command",
+    )
+    return parser
+
+
+def default_setup(cfg, args):
+    """Start of a job: logging, random seeds, and a copy of the config in the output folder.
+
+    Args:
+        cfg: the full config.
+        args: the command line; logged, and `eval_only` decides on cuDNN's benchmark mode.
+    """
+    output_dir, rank = cfg.OUTPUT_DIR, comm.get_rank()
+    if comm.is_main_process() and output_dir:
+        PathManager.mkdirs(output_dir)
+    setup_logger(output_dir, distributed_rank=rank, name="fvcore")
+    logger = setup_logger(output_dir, distributed_rank=rank)
+    logger.info(f"Rank of current process: {rank}. World size: {comm.get_world_size()}")
+    logger.info("Environment info:\n" + collect_env_info())
+    logger.info("Command line arguments: " + str(args))
+    config_file = getattr(args, "config_file", "")
+    if config_file:
+        with PathManager.open(config_file, "r") as f:
+            content = f.read()
+        logger.info(f"Contents of args.config_file={config_file}:\n{content}")
+    if comm.is_main_process() and output_dir:
+        logger.info(f"Running with full config:\n{cfg.dump()}")
+        path = os.path.join(output_dir, "config.yaml")
+        with PathManager.open(path, "w") as f:
+            f.write(cfg.dump())
+        logger.info(f"Full config saved to {path}")
+    # Different on every rank, or all ranks would draw the same augmentations.
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    if not getattr(args, "eval_only", False):
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    precision = getattr(cfg, "FLOAT32_PRECISION", "")
+    if precision:
+        logger.info(f"Set float32 matmul precision to {precision}")
+        torch.set_float32_matmul_precision(precision)
+
+
+def _tensorboard_available() -> bool:
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def default_writers(output_dir: str, max_iter: int | None = None):
+    """The usual event writers: log lines, `metrics.json`, and TensorBoard where it is installed.
+
+    Args:
+        output_dir: folder for the files.
+        max_iter: iterations of the whole training.
+    """
+    PathManager.mkdirs(output_dir)
+    writers = [
+        CommonMetricPrinter(max_iter),
+        JSONWriter(os.path.join(output_dir, "metrics.json")),
+    ]
+    if _tensorboard_available():
+        writers.append(TensorboardXWriter(output_dir))
+    else:
+        logging.getLogger(__name__).info("No TensorBoard event files: tensorboard is not installed")
+    return writers
+
+
+class DefaultPredictor:
+    """A model with its weights and its input pipeline, for one image at a time.
+
+    Images come in BGR, as `cv2.imread` gives them, and are converted to cfg.INPUT.FORMAT and
+    resized by cfg.INPUT.{MIN,MAX}_SIZE_TEST.
+
+    Attributes:
+        metadata: that of the first data set in cfg.DATASETS.TEST.
+    """
+
+    def __init__(self, cfg):
+        self.cfg = cfg.clone()
+        self.model = build_model(self.cfg)
+        self.model.eval()
+        if len(cfg.DATASETS.TEST):
+            self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        self.aug = T.ResizeShortestEdge(
+            [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
+        )
+        self.input_format = cfg.INPUT.FORMAT
+        assert self.input_format in ["RGB", "BGR"], (
+            f"INPUT.FORMAT is {self.input_format!r}; the predictor takes RGB or BGR"
+        )
+
+    def __call__(self, original_image):
+        """Run the model on one image.
+
+        Args:
+            original_image: (H, W, 3) BGR array.
+
+        Returns:
+            The model's output for it, for example {"instances": Instances}.
+        """
+        with torch.no_grad():
+            if self.input_format == "RGB":
+                original_image = original_image[:, :, ::-1]
+            height, width = original_image.shape[:2]
+            image = self.aug.get_transform(original_image).apply_image(original_image)
+            image = torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
+            image = image.to(self.cfg.MODEL.DEVICE)
+            return self.model([{"image": image, "height": height, "width": width}])[0]
+
+
+class DefaultTrainer(TrainerBase):
+    """The standard training of a model from a config.
+
+    It builds model, optimizer, loader and schedule, registers the usual hooks, loads weights or
+    resumes in `resume_or_load`, and evaluates. Parts are replaced by overriding the `build_*`
+    methods.
+
+    Attributes:
+        scheduler: the learning rate schedule.
+        checkpointer: the `DetectionCheckpointer`.
+        cfg: the config.
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            # Nobody has set up logging: without this the training would be silent.
+            setup_logger()
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+
+        # The order fixes which random numbers each part draws.
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        model = create_ddp_model(model, broadcast_buffers=False)
+        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer_class(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume=True):
+        """Load the state to start from.
+
+        Args:
+            resume: if the output folder has a last checkpoint, load all of it and go on after its
+                iteration. Otherwise load the weights in cfg.MODEL.WEIGHTS and start at 0.
+        """
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            # The checkpoint names the iteration that was done last.
+            self.start_iter = self.iter + 1
+
+    def build_hooks(self):
+        """The hooks for timing, schedule, precise batch norm, checkpoints, evaluation, writing."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        # Workers of the second loader would take memory all through the training.
+        cfg.DATALOADER.NUM_WORKERS = 0
+        hook_list = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            hook_list.append(
+                hooks.PreciseBN(
+                    cfg.TEST.EVAL_PERIOD,
+                    self.model,
+                    self.build_train_loader(cfg),
+                    cfg.TEST.PRECISE_BN.NUM_ITER,
+                )
+            )
+        # Before the evaluation: should that fail, the weights are safe.
+        if comm.is_main_process():
+            hook_list.append(
+                hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+            )
+
+        def test_and_save_results():
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        hook_list.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test_and_save_results))
+        # Last: what the other hooks put is written in the same iteration.
+        if comm.is_main_process():
+            hook_list.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+        return hook_list
+
+    def build_writers(self):
+        """The event writers; see `default_writers`."""
+        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
+    def train(self):
+        """Train from `start_iter` to `max_iter`.
+
+        Returns:
+            The last evaluation's results if cfg.TEST.EXPECTED_RESULTS is set, on rank 0.
+        """
+        super().train(self.start_iter, self.max_iter)
+        if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
+            assert hasattr(self, "_last_eval_results"), (
+                "TEST.EXPECTED_RESULTS is set, but no evaluation ran"
+            )
+            verify_results(self.cfg, self._last_eval_results)
+            return self._last_eval_results
+
+    def run_step(self):
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
+
+    def state_dict(self):
+        state = super().state_dict()
+        state["_trainer"] = self._trainer.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+    @classmethod
+    def build_model(cls, cfg):
+        """The model of the config; also logs it."""
+        model = build_model(cfg)
+        logging.getLogger(__name__).info(f"Model:\n{model}")
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        """The optimizer; see `detectron2.solver.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        """The schedule; see `detectron2.solver.build_lr_scheduler`."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        """An endless iterable of training batches."""
+        return build_detection_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        """An iterable, with a length, over one test set."""
+        return build_detection_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        """The evaluator of one test set; to be overridden."""
+        raise NotImplementedError(
+            "DefaultTrainer does not know how to evaluate: override its `build_evaluator()`, or "
+            "give evaluators to `DefaultTrainer.test()`. Programs that only train may set "
+            "DATASETS.TEST to ()."
+        )
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """Evaluate a model on every data set in cfg.DATASETS.TEST.
+
+        Args:
+            cfg: the config.
+            model: a model that has its weights.
+            evaluators: one for each data set; built by `build_evaluator` when None.
+
+        Returns:
+            The results, by data set if there are several.
+        """
+        logger = logging.getLogger(__name__)
+        names = cfg.DATASETS.TEST
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if evaluators is not None:
+            assert len(names) == len(evaluators), f"{len(names)} != {len(evaluators)}"
+
+        results = OrderedDict()
+        for index, name in enumerate(names):
+            data_loader = cls.build_test_loader(cfg, name)
+            if evaluators is not None:
+                evaluator = evaluators[index]
+            else:
+                try:
+                    evaluator = cls.build_evaluator(cfg, name)
+                except NotImplementedError:
+                    logger.warning(
+                        "No evaluator found. Use `DefaultTrainer.test(evaluators=)`, "
+                        "or implement its `build_evaluator` method."
+                    )
+                    results[name] = {}
+                    continue
+            results[name] = inference_on_dataset(model, data_loader, evaluator)
+            if comm.is_main_process():
+                assert isinstance(results[name], dict), (
+                    "Evaluator must return a dict on the main process. "
+                    f"Got {results[name]} instead."
+                )
+                logger.info(f"Evaluation results for {name} in csv format:")
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @staticmethod
+    def auto_scale_workers(cfg, num_workers: int):
+        """Fit a config that was made for another number of workers.
+
+        The batch grows in proportion so that each worker's share stays; the learning rate grows
+        with it, and the iterations shrink.
+
+        Args:
+            cfg: cfg.SOLVER.REFERENCE_WORLD_SIZE names the workers it was made for; 0 switches the
+                scaling off.
+            num_workers: the workers there are.
+
+        Returns:
+            A new config, or `cfg` itself where nothing is to be done.
+        """
+        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if reference in (0, num_workers):
+            return cfg
+        cfg = cfg.clone()
+        frozen = cfg.is_frozen()
+        cfg.defrost()
+        assert cfg.SOLVER.IMS_PER_BATCH % reference == 0, (
+            f"SOLVER.IMS_PER_BATCH={cfg.SOLVER.IMS_PER_BATCH} is no multiple of "
+            f"SOLVER.REFERENCE_WORLD_SIZE={reference}"
+        )
+        scale = num_workers / reference
+        solver = cfg.SOLVER
+        solver.IMS_PER_BATCH = int(round(solver.IMS_PER_BATCH * scale))
+        solver.BASE_LR = solver.BASE_LR * scale
+        solver.MAX_ITER = int(round(solver.MAX_ITER / scale))
+        solver.WARMUP_ITERS = int(round(solver.WARMUP_ITERS / scale))
+        solver.STEPS = tuple(int(round(step / scale)) for step in solver.STEPS)
+        solver.CHECKPOINT_PERIOD = int(round(solver.CHECKPOINT_PERIOD / scale))
+        solver.REFERENCE_WORLD_SIZE = num_workers
+        cfg.TEST.EVAL_PERIOD = int(round(cfg.TEST.EVAL_PERIOD / scale))
+        logging.getLogger(__name__).info(
+            f"Auto-scaling the config to batch_size={solver.IMS_PER_BATCH}, "
+            f"learning_rate={solver.BASE_LR}, max_iter={solver.MAX_ITER}, "
+            f"warmup={solver.WARMUP_ITERS}."
+        )
+        if frozen:
+            cfg.freeze()
+        return cfg
+
+    @property
+    def model(self):
+        return self._trainer.model
+
+    @model.setter
+    def model(self, value):
+        self._trainer.model = value
+
+    @property
+    def optimizer(self):
+        return self._trainer.optimizer
+
+    @optimizer.setter
+    def optimizer(self, value):
+        self._trainer.optimizer = value
+
+    @property
+    def data_loader(self):
+        return self._trainer.data_loader
+
+    @data_loader.setter
+    def data_loader(self, value):
+        self._trainer.data_loader = value

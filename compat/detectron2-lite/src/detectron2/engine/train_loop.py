@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop, its hooks, and the step of plain and of mixed precision training."""
+
+import concurrent.futures
+import logging
+import time
+import weakref
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, get_event_storage
+from detectron2.utils.logger import _log_api_usage
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+__all__ = ["HookBase", "TrainerBase", "SimpleTrainer", "AMPTrainer"]
+
+
+class HookBase:
+    """Something that acts at fixed points of the training.
+
+    In the order of calls: `before_train`, then in each iteration `before_step`, `after_backward`,
+    `after_step`, and at the end, also after an error, `after_train`. Slow work belongs into
+    `after_step`, so that timers, which run from `before_step`, do not count it.
+    """
+
+    trainer: "TrainerBase" = None
+    """The trainer this hook is registered with; a weak reference."""
+
+    def before_train(self):
+        """Before the first iteration."""
+
+    def after_train(self):
+        """After the last iteration."""
+
+    def before_step(self):
+        """Before each iteration."""
+
+    def after_backward(self):
+        """After each backward pass, before the optimizer's step."""
+
+    def after_step(self):
+        """After each iteration."""
+
+    def state_dict(self):
+        """What has to go into checkpoints. Hooks that save also define `load_state_dict`."""
+        return {}
+
+
+class TrainerBase:
+    """A loop over `run_step` with hooks around it.
+
+    Attributes:
+        iter: the current iteration, from 0; after the loop, the number of iterations.
+        start_iter: where the loop started.
+        max_iter: where it ends.
+        storage: the metrics, open while the loop runs.
+    """
+
+    def __init__(self) -> None:
+        self._hooks: list[HookBase] = []
+        self.iter: int = 0
+        self.start_iter: int = 0
+        self.max_iter: int
+        self.storage: EventStorage
+        _log_api_usage("trainer." + self.__class__.__name__)
+
+    def register_hooks(self, hooks: list[HookBase | None]) -> None:
+        """Append hooks; None entries are skipped, which eases optional ones."""
+        for hook in hooks:
+            if hook is None:
+                continue
+            assert isinstance(hook, HookBase), f"{hook!r} is no HookBase"
+            # Weak, so that the pair is freed without waiting for the garbage collector.
+            hook.trainer = weakref.proxy(self)
+            self._hooks.append(hook)
+
+    def train(self, start_iter: int, max_iter: int):
+        """Run the iterations `start_iter` to `max_iter - 1`."""
+        logger = logging.getLogger(__name__)
+        logger.info(f"Starting training from iteration {start_iter}")
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        with EventStorage(start_iter) as self.storage:
+            try:
+                self.before_train()
+                for self.iter in range(start_iter, max_iter):
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                # Tells after_train a finished training from one that broke off.
+                self.iter += 1
+            except Exception:
+                logger.exception("Exception during training:")
+                raise
+            finally:
+                self.after_train()
+
+    def before_train(self):
+        for hook in self._hooks:
+            hook.before_train()
+
+    def after_train(self):
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            hook.after_train()
+
+    def before_step(self):
+        # Code without access to the trainer reads the iteration from the storage.
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            hook.before_step()
+
+    def after_backward(self):
+        for hook in self._hooks:
+            hook.after_backward()
+
+    def after_step(self):
+        for hook in self._hooks:
+            hook.after_step()
+
+    def run_step(self):
+        raise NotImplementedError
+
+    def state_dict(self):
+        state = {"iteration": self.iter}
+        hooks: dict[str, dict] = {}
+        for hook in self._hooks:
+            hook_state = hook.state_dict()
+            # Hooks are told apart by class: of two of one class, the first is saved.
+            if hook_state:
+                hooks.setdefault(type(hook).__qualname__, hook_state)
+        if hooks:
+            state["hooks"] = hooks
+        return state
+
+    def load_state_dict(self, state_dict):
+        self.iter = state_dict["iteration"]
+        for name, hook_state in state_dict.get("hooks", {}).items():
+            hook = next((h for h in self._hooks if type(h).__qualname__ == name), None)
+            if hook is None:
+                logging.getLogger(__name__).warning(
+                    f"Cannot find the hook '{name}', its state_dict is ignored."
+                )
+            else:
+                hook.load_state_dict(hook_state)
+
+
+class SimpleTrainer(TrainerBase):
+    """One model, one optimizer, one data source: forward, backward, step.
+
+    The model takes what the loader gives and returns a dict of losses, or one loss. Their sum is
+    minimized. Everything else, learning rate and checkpoints included, is left to hooks.
+    """
+
+    def __init__(
+        self,
+        model,
+        data_loader,
+        optimizer,
+        gather_metric_period=1,
+        zero_grad_before_forward=False,
+        async_write_metrics=False,
+    ):
+        """
+        Args:
+            model: a module; it is put into training mode.
+            data_loader: an iterable of inputs, endless or long enough.
+            optimizer: a PyTorch optimizer.
+            gather_metric_period: iterations between two collections of metrics from all ranks.
+            zero_grad_before_forward: clear gradients before the forward pass, not after it.
+            async_write_metrics: write metrics in a thread; the device need not be waited for.
+        """
+        super().__init__()
+        model.train()
+        self.model = model
+        self.data_loader = data_loader
+        self.optimizer = optimizer
+        self.gather_metric_period = gather_metric_period
+        self.zero_grad_before_forward = zero_grad_before_forward
+        self.async_write_metrics = async_write_metrics
+        self._data_loader_iter_obj = None
+        # One worker keeps the order of the iterations.
+        self.concurrent_executor = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+
+    def run_step(self):
+        assert self.model.training, "[SimpleTrainer] model was changed to eval mode!"
+        data, data_time = self._next_data()
+        if self.zero_grad_before_forward:
+            self.optimizer.zero_grad()
+        losses, loss_dict = self._forward(data)
+        if not self.zero_grad_before_forward:
+            self.optimizer.zero_grad()
+        losses.backward()
+        self.after_backward()
+        self._record(loss_dict, data_time)
+        self.optimizer.step()
+
+    def _next_data(self):
+        """The next inputs, and the seconds they took."""
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        return data, time.perf_counter() - start
+
+    def _forward(self, data) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Run the model; gives the loss to minimize and the losses to report."""
+        loss_dict = self.model(data)
+        if isinstance(loss_dict, torch.Tensor):
+            return loss_dict, {"total_loss": loss_dict}
+        return sum(loss_dict.values()), loss_dict
+
+    def _record(self, loss_dict, data_time: float) -> None:
+        if self.async_write_metrics:
+            self.concurrent_executor.submit(
+                self._write_metrics, loss_dict, data_time, iter=self.iter
+            )
+        else:
+            self._write_metrics(loss_dict, data_time)
+
+    @property
+    def _data_loader_iter(self):
+        # Made at the first use: starting the loader's workers takes a while.
+        if self._data_loader_iter_obj is None:
+            self._data_loader_iter_obj = iter(self.data_loader)
+        return self._data_loader_iter_obj
+
+    def reset_data_loader(self, data_loader_builder):
+        """Replace the loader by what `data_loader_builder()` returns.
+
+        The old one is let go first, so that two sets of workers never exist together.
+        """
+        del self.data_loader
+        self._data_loader_iter_obj = None
+        self.data_loader = data_loader_builder()
+
+    def _write_metrics(
+        self,
+        loss_dict: Mapping[str, torch.Tensor],
+        data_time: float,
+        prefix: str = "",
+        iter: int | None = None,
+    ) -> None:
+        iteration = self.iter if iter is None else iter
+        if (iteration + 1) % self.gather_metric_period:
+            return
+        try:
+            SimpleTrainer.write_metrics(loss_dict, data_time, iteration, prefix)
+        except Exception:
+            logging.getLogger(__name__).exception("Exception in writing metrics: ")
+            raise
+
+    @staticmethod
+    def write_metrics(
+        loss_dict: Mapping[str, torch.Tensor],
+        data_time: float,
+        cur_iter: int,
+        prefix: str = "",
+    ) -> None:
+        """Put the losses, averaged over the ranks, and the slowest rank's data time.
+
+        Args:
+            loss_dict: name -> scalar tensor.
+            data_time: seconds that this rank waited for data.
+            cur_iter: iteration of the values.
+            prefix: before the name of the total loss.
+
+        Raises:
+            FloatingPointError: the sum of the losses is infinite or nan.
+        """
+        storage = get_event_storage()
+        storage.put_scalar("rank_data_time", data_time, cur_iter=cur_iter)
+        metrics = {name: value.detach().cpu().item() for name, value in loss_dict.items()}
+        gathered = comm.gather((data_time, metrics))
+        if not comm.is_main_process():
+            return
+        # Everybody waits for the slowest.
+        storage.put_scalar("data_time", max(time for time, _ in gathered), cur_iter=cur_iter)
+        mean = {name: np.mean([m[name] for _, m in gathered]) for name in gathered[0][1]}
+        total = sum(mean.values())
+        if not np.isfinite(total):
+            raise FloatingPointError(
+                f"Loss became infinite or NaN at iteration={cur_iter}!\nloss_dict = {mean}"
+            )
+        storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
+        if len(mean) > 1:
+            storage.put_scalars(cur_iter=cur_iter, **mean)
+
+    def after_train(self):
+        # First the pending writes, then the hooks that write them out.
+        self.concurrent_executor.shutdown(wait=True)
+        super().after_train()
+
+    def state_dict(self):
+        state = super().state_dict()
+        state["optimizer"] = self.optimizer.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+
+
+class AMPTrainer(SimpleTrainer):
+    """`SimpleTrainer` with PyTorch's automatic mixed precision; needs a CUDA device."""
+
+    def __init__(
+        self,
+        model,
+        data_loader,
+        optimizer,
+        gather_metric_period=1,
+        zero_grad_before_forward=False,
+        grad_scaler=None,
+        precision: torch.dtype = torch.float16,
+        log_grad_scaler: bool = False,
+        async_write_metrics=False,
+    ):
+        """
+        Args:
+            model, data_loader, optimizer, gather_metric_period, zero_grad_before_forward,
+                async_write_metrics: as in `SimpleTrainer`.
+            grad_scaler: a PyTorch GradScaler; a new one by default.
+            precision: type to compute in.
+            log_grad_scaler: put the scale as the metric "[metric]grad_scaler".
+        """
+        several_devices = isinstance(model, DataParallel) or (
+            isinstance(model, DistributedDataParallel)
+            and model.device_ids is not None
+            and len(model.device_ids) > 1
+        )
+        assert not several_devices, (
+            "AMPTrainer does not support single-process multi-device training!"
+        )
+        super().__init__(
+            model,
+            data_loader,
+            optimizer,
+            gather_metric_period,
+            zero_grad_before_forward,
+            async_write_metrics=async_write_metrics,
+        )
+        self.grad_scaler = torch.amp.GradScaler("cuda") if grad_scaler is None else grad_scaler
+        self.precision = precision
+        self.log_grad_scaler = log_grad_scaler
+
+    def run_step(self):
+        assert self.model.training, "[AMPTrainer] model was changed to eval mode!"
+        assert torch.cuda.is_available(), "[AMPTrainer] CUDA is required for AMP training!"
+        data, data_time = self._next_data()
+        if self.zero_grad_before_forward:
+            self.optimizer.zero_grad()
+        with torch.autocast("cuda", dtype=self.precision):
+            losses, loss_dict = self._forward(data)
+        if not self.zero_grad_before_forward:
+            self.optimizer.zero_grad()
+        self.grad_scaler.scale(losses).backward()
+        if self.log_grad_scaler:
+            get_event_storage().put_scalar("[metric]grad_scaler", self.grad_scaler.get_scale())
+        self.after_backward()
+        self._record(loss_dict, data_time)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def state_dict(self):
+        state = super().state_dict()
+        if self.grad_scaler and self.grad_scaler.is_enabled():
+            state["grad_scaler"] = self.grad_scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        if self.grad_scaler and self.grad_scaler.is_enabled():
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

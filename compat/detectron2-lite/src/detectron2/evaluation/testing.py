@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results of an evaluation: flat names, a printed form, and a check against expected values."""
+
+import logging
+import pprint
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def flatten_results_dict(results) -> dict:
+    """{"bbox": {"AP": 1}} -> {"bbox/AP": 1}, at any depth."""
+    flat = {}
+    for name, value in results.items():
+        if isinstance(value, Mapping):
+            inner = flatten_results_dict(value)
+            flat.update({f"{name}/{inner_name}": inner[inner_name] for inner_name in inner})
+        else:
+            flat[name] = value
+    return flat
+
+
+def print_csv_format(results) -> None:
+    """Log the main metrics so that they can be pasted into a spreadsheet.
+
+    Metrics with "-" in their name, such as those of single categories, are left out.
+
+    Args:
+        results: task -> {metric -> value}.
+    """
+    assert isinstance(results, Mapping) or not len(results), results
+    logger = logging.getLogger(__name__)
+    for task, metrics in results.items():
+        if isinstance(metrics, Mapping):
+            main = {name: value for name, value in metrics.items() if "-" not in name}
+            logger.info(f"copypaste: Task: {task}")
+            logger.info("copypaste: " + ",".join(main))
+            logger.info("copypaste: " + ",".join(f"{value:.4f}" for value in main.values()))
+        else:
+            logger.info(f"copypaste: {task}={metrics}")
+
+
+def verify_results(cfg, results) -> bool:
+    """Check results against cfg.TEST.EXPECTED_RESULTS; leave the program if they differ.
+
+    Args:
+        cfg: each expectation is [task, metric, expected value, tolerance].
+        results: task -> {metric -> value}.
+
+    Returns:
+        True; a mismatch exits with status 1.
+    """
+    expected_results = cfg.TEST.EXPECTED_RESULTS
+    if not len(expected_results):
+        return True
+    ok = True
+    for task, metric, expected, tolerance in expected_results:
+        actual = results[task].get(metric)
+        # Written so that nan fails.
+        ok = ok and actual is not None and bool(np.isfinite(actual))
+        ok = ok and abs(actual - expected) <= tolerance
+    logger = logging.getLogger(__name__)
+    if not ok:
+        logger.error("Result verification failed!")
+        logger.error("Expected Results: " + str(expected_results))
+        logger.error("Actual Results: " + pprint.pformat(results))
+        sys.exit(1)
+    logger.info("Results verification passed.")
+    return ok
