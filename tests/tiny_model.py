@@ -6,6 +6,7 @@ Shape shorthand: N images, D embedding, (h, w) cells of stride 8, n boxes.
 Importing this module registers ``TinyPersonSearch`` in META_ARCH_REGISTRY.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,13 @@ def register_tiny_dataset(name: str, folder: Path, num_images: int = 6) -> list[
     return records
 
 
+def register_from_environment() -> None:
+    """Registers what $TINY_DATASET (name=folder) says; for child processes."""
+    if "TINY_DATASET" in os.environ:
+        name, _, folder = os.environ["TINY_DATASET"].partition("=")
+        register_tiny_dataset(name, Path(folder))
+
+
 def unregister_dataset(name: str) -> None:
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
@@ -252,12 +260,13 @@ def tiny_cfg(output_dir: Path | str, dataset: str) -> CfgNode:
     cfg.INPUT.MIN_SIZE_TRAIN = (64, 80, 96)
     cfg.INPUT.MIN_SIZE_TEST = 96
     cfg.SOLVER.IMS_PER_BATCH = 2
-    cfg.SOLVER.BASE_LR = 0.01
+    cfg.SOLVER.OPTIMIZER = "AdamW"
+    cfg.SOLVER.BASE_LR = 0.003
     cfg.SOLVER.MAX_ITER = 8
     cfg.SOLVER.WARMUP_ITERS = 2
     cfg.SOLVER.STEPS = (6,)
     cfg.SOLVER.CHECKPOINT_PERIOD = 4
-    cfg.TEST.PERSON_SEARCH.SCORE_THRESH = 0.05
+    cfg.TEST.PERSON_SEARCH.SCORE_THRESH = 0.2
     cfg.SEED = 1
     cfg.OUTPUT_DIR = str(output_dir)
     return cfg

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Short training runs of the tiny model, in a module of their own for child processes to find."""
+
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine.hooks import CallbackHook
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from tiny_model import register_tiny_dataset, tiny_cfg
+
+from person_search.engine import PersonSearchTrainer
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a training early."""
+
+
+def train(
+    cfg: CfgNode, *, resume: bool = False, interrupt_after: int | None = None
+) -> tuple[PersonSearchTrainer, dict[int, float]]:
+    """Trains, and ends with :class:`Interrupted` after an iteration if so wished.
+
+    Returns:
+        The trainer, and the total loss of each iteration that was run.
+    """
+
+    def interrupt(trainer) -> None:
+        if trainer.iter == interrupt_after:
+            raise Interrupted
+
+    # as default_setup does; a resumed run must not depend on what its process was seeded with
+    seed_all_rng(99 if resume else 1 + comm.get_rank())
+    trainer = PersonSearchTrainer(cfg)
+    trainer.register_hooks([CallbackHook(after_step=interrupt)])
+    trainer.resume_or_load(resume=resume)
+    try:
+        trainer.train()
+    except Interrupted:
+        pass
+    if not comm.is_main_process():
+        return trainer, {}
+    history = trainer.storage.history("total_loss").values()
+    return trainer, {int(iteration): value for value, iteration in history}
+
+
+def assert_same_state(first: PersonSearchTrainer, second: PersonSearchTrainer) -> None:
+    """Compares weights, optimizer and scheduler bit for bit."""
+    for (name, a), b in zip(
+        first.model.state_dict().items(), second.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    states = [x.optimizer.state_dict() for x in (first, second)]
+    assert states[0]["param_groups"] == states[1]["param_groups"]
+    for key, state in states[0]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(
+                torch.as_tensor(value), torch.as_tensor(states[1]["state"][key][name])
+            )
+    assert first.scheduler.state_dict() == second.scheduler.state_dict()
+
+
+def compare_interrupted(whole: CfgNode, broken: CfgNode) -> dict[int, float]:
+    """Checks that a training interrupted after iteration 5 and resumed equals the whole one."""
+    expected_trainer, expected = train(whole)
+    train(broken, interrupt_after=5)
+    trainer, losses = train(broken, resume=True)
+    assert trainer.start_iter == 4
+    if comm.is_main_process():
+        assert sorted(losses) == [4, 5, 6, 7]
+        assert losses == {i: expected[i] for i in losses}
+    assert_same_state(expected_trainer, trainer)
+    return expected
+
+
+def compare_interrupted_process(folder: str) -> None:
+    """One of several processes: see :func:`compare_interrupted`."""
+    name = "tiny_of_processes"
+    register_tiny_dataset(name, Path(folder) / f"images{comm.get_rank()}")
+    cfgs = []
+    for run in ("whole", "broken"):
+        cfg = tiny_cfg(Path(folder) / run, name)
+        cfg.SOLVER.IMS_PER_BATCH = 4
+        cfg.TEST.EVAL_PERIOD = 4
+        cfg.freeze()
+        cfgs.append(cfg)
+    losses = compare_interrupted(*cfgs)
+    if comm.is_main_process():
+        (Path(folder) / "losses.txt").write_text(repr(losses))
