@@ -10,6 +10,7 @@ from .figure import BAG, STRAP, Figure
 
 
 def draw_backpack(fig: Figure) -> None:
+    """Draws the backpack; a closer look at it where the back faces the camera."""
     if fig.look.bag != "backpack":
         return
     center = fig.bones.body(0, -0.098, 0.70)
@@ -24,6 +25,7 @@ def draw_backpack(fig: Figure) -> None:
 
 
 def draw_straps(fig: Figure) -> None:
+    """Draws the straps that run over the trunk."""
     look, unit = fig.look, fig.unit
     if look.bag == "backpack" and fig.front > -0.25:
         for side in (1, -1):
@@ -45,6 +47,7 @@ def draw_straps(fig: Figure) -> None:
 
 
 def draw_hung_bag(fig: Figure) -> None:
+    """Draws the bag that hangs from a hand or from the shoulder."""
     look, unit = fig.look, fig.unit
     if look.bag == "handbag":
         hand = fig.joint("hand", -fig.pose.free_side)

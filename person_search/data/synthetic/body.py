@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws legs, arms and trunk with what they wear."""
 
-
 import numpy as np
 
 from .canvas import ellipse_outline, limb_outline, smooth_outline
@@ -10,6 +9,7 @@ from .pose import HIP
 
 
 def draw_leg(fig: Figure, side: int, lift: int) -> None:
+    """Draws one leg (side 1 left, -1 right) with shoe; ``lift`` raises its light."""
     look, canvas = fig.look, fig.canvas
     width = fig.unit * (0.45 + 0.55 * look.build)
     hip, knee = fig.joint("hip", side), fig.joint("knee", side)
@@ -43,6 +43,7 @@ def _shoe(fig: Figure, heel: np.ndarray, toe: np.ndarray, lift: int) -> None:
 
 
 def draw_arm(fig: Figure, side: int, lift: int) -> None:
+    """Draws one arm (side 1 left, -1 right); ``lift`` raises its light."""
     look, canvas = fig.look, fig.canvas
     width = fig.unit * (0.5 + 0.5 * look.build)
     shoulder, elbow = fig.joint("shoulder", side), fig.joint("elbow", side)
@@ -67,6 +68,7 @@ def draw_arm(fig: Figure, side: int, lift: int) -> None:
 
 
 def draw_trunk(fig: Figure) -> None:
+    """Draws hips, skirt or coat tails, neck and upper body."""
     look, canvas, build = fig.look, fig.canvas, fig.look.build
     broad = fig.breadth
     hip = 0.082 * (0.4 + 0.6 * build)
@@ -145,6 +147,7 @@ def _skirt(fig: Figure, hip: float, material: int, hem: float) -> None:
 
 
 def lay_pattern(fig: Figure) -> None:
+    """Recolors parts of the upper garment by the look's pattern, sleeves included."""
     look, material, unit = fig.look, fig.canvas.material, fig.unit
     if look.pattern == "plain" or look.top == "open jacket":
         return

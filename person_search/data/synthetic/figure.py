@@ -87,11 +87,13 @@ class Figure:
         return center[:2] - (half, 0.0), center[:2] + (half, 0.0)
 
     def outline(self, rows: list[tuple[float, float, float]], rounds: int = 2) -> np.ndarray:
+        """Rounded outline of the trunk through rows of (half width, half depth, height)."""
         pairs = [self.row(*row) for row in rows]
         points = [left for left, _ in pairs] + [right for _, right in reversed(pairs)]
         return smooth_outline(self.at(np.stack(points)), rounds)
 
     @property
     def skull(self) -> tuple[np.ndarray, float, float]:
+        """Pixel center of the head, and its two radii."""
         center = self.at(self.bones.body(0, 0.016, 0.928)[:2])
         return center, self.unit * self.spread(0.05, 0.057), 0.068 * self.unit

@@ -10,6 +10,7 @@ from .figure import EYE, HAIR, HAT, LIP, SKIN, Figure
 
 
 def draw_head(fig: Figure) -> None:
+    """Draws skull, hair, face and hat."""
     canvas, unit, look = fig.canvas, fig.unit, fig.look
     center, rx, ry = fig.skull
     bald = look.hair == "bald"

@@ -9,6 +9,9 @@ import numpy as np
 _ASPECT = 0.40
 """Typical width of a walking person over the height, for guesses before drawing."""
 
+_MEAN_STATURE = 1.72
+"""Meters."""
+
 
 @dataclass(frozen=True)
 class Spot:
@@ -36,6 +39,22 @@ def _hidden_share(index: int, boxes: list, feet: list[float], size: tuple[int, i
     return max(covered / area, 1.0 - inside / area)
 
 
+def _random_spot(
+    rng: np.random.Generator,
+    high: float,
+    size: tuple[int, int],
+    horizon: float,
+    eye: float,
+    edge: bool,
+) -> Spot:
+    """A spot where people are about ``high`` pixels tall; ``edge`` allows the border to cut."""
+    width, height = size
+    inset = 0.16 * high * (-0.4 if edge else 1.0)
+    x = rng.uniform(inset, max(inset + 1, width - inset))
+    y = min(horizon + eye * high / _MEAN_STATURE, (1.12 if edge else 0.99) * height)
+    return Spot(x, y, (y - horizon) / eye)
+
+
 def place_people(
     rng: np.random.Generator,
     statures: list[float],
@@ -53,13 +72,13 @@ def place_people(
         size: (width, height) of the picture.
         horizon: row of the horizon.
         eye: camera height in meters.
-        difficulty: 0..1; higher lets people stand farther away and cover more of each other.
+        difficulty: 0..1; higher lets people stand farther off and cover each other more.
         crowding: factor on the cover that is allowed; 0 asks for free-standing people.
 
     Returns:
-        One spot per person. Where 40 draws find no spot below the allowed cover, the best of them.
+        One spot per person; the best of 40 draws where none keeps to the allowed cover.
     """
-    width, height = size
+    height = size[1]
     allowed = crowding * (0.25 + 0.35 * difficulty)
     smallest = (0.30 - 0.12 * difficulty) * height
     largest = 0.80 * height
@@ -71,14 +90,10 @@ def place_people(
         best, best_score = None, math.inf
         for _ in range(40):
             high = math.exp(rng.uniform(math.log(smallest), math.log(largest)))
-            scale = high / 1.72
             edge = rng.random() < 0.12 * crowding
-            inset = 0.16 * high * (-0.4 if edge else 1.0)
-            x = rng.uniform(inset, max(inset + 1, width - inset))
-            y = min(horizon + eye * scale, 1.12 * height if edge else 0.99 * height)
-            spot = Spot(x, y, (y - horizon) / eye)
+            spot = _random_spot(rng, high, size, horizon, eye, edge)
             trial = [*boxes, spot.guess_box(stature)]
-            feet = [*(s.y for s in spots), y]
+            feet = [s.y for s in (*spots, spot)]
             score = max(_hidden_share(i, trial, feet, size) for i in range(len(trial)))
             if score < best_score:
                 best, best_score = spot, score

@@ -73,22 +73,27 @@ class Painter:
     # -- tools --------------------------------------------------------------------------------
 
     def color(self, low: int, high: int, spread: float = 12) -> np.ndarray:
+        """A random color (3,) around a gray between ``low`` and ``high``."""
         base = self.rng.uniform(low, high)
         return np.clip(base + self.rng.normal(0, spread, 3), 0, 255)
 
     def box(self, x1: float, y1: float, x2: float, y2: float, color) -> None:
+        """Fills a rectangle."""
         start, end = (round(x1), round(y1)), (round(x2), round(y2))
         cv2.rectangle(self.picture, start, end, tuple(map(float, color)), -1)
 
     def polygon(self, points, color) -> None:
+        """Fills an outline (N, 2)."""
         fixed = np.round(np.asarray(points, np.float64) * 16).astype(np.int32)
         cv2.fillPoly(self.picture, [fixed], tuple(map(float, color)), cv2.LINE_8, 4)
 
     def line(self, start, end, color, thickness: float) -> None:
+        """Draws a straight line."""
         fixed = [(round(p[0]), round(p[1])) for p in (start, end)]
         cv2.line(self.picture, *fixed, tuple(map(float, color)), max(1, round(thickness)))
 
     def grain(self, strength: float) -> None:
+        """Adds fine and coarse noise, so that no surface is flat."""
         noise = self.rng.standard_normal(self.picture.shape[:2]).astype(np.float32)
         soft = cv2.GaussianBlur(noise, (0, 0), 12)
         self.picture += (strength * noise + strength * soft / soft.std())[..., None]
@@ -118,6 +123,7 @@ class Painter:
         self.picture[row:] = fade * ground + (1 - fade) * (0.7 * mean + 0.3 * ground)
 
     def sky(self) -> None:
+        """Fills everything above the horizon, clear or overcast."""
         low = np.array((236, 226, 214)) + self.rng.normal(0, 8, 3)
         high = np.array((226, 186, 140)) if self.rng.random() < 0.6 else np.array((206, 202, 198))
         rows = np.linspace(1, 0, max(1, math.ceil(self.view.horizon + 4)))[:, None, None]
@@ -174,6 +180,7 @@ class Painter:
                   0.8 * glow)  # fmt: skip
 
     def tree(self, x: float, base: float, unit: float) -> None:
+        """A tree whose trunk stands at (x, base); ``unit`` is pixels per meter."""
         high = self.rng.uniform(3.6, 6.0) * unit
         bark = np.array((46, 62, 78)) * self.rng.uniform(0.8, 1.2)
         self.box(x - 0.13 * unit, base - 0.6 * high, x + 0.13 * unit, base, bark)
@@ -190,6 +197,7 @@ class Painter:
             cv2.circle(self.picture, center, max(1, radius), tuple(map(float, tone)), -1)
 
     def car(self, x: float, base: float, unit: float) -> None:
+        """A parked car seen from its side, its left end at ``x``."""
         paint = self.rng.integers(30, 230, 3).astype(float)
         body = np.array([(0, -0.35), (0.1, -0.8), (0.9, -0.92), (1.45, -1.42), (2.95, -1.45),
                          (3.6, -0.95), (4.15, -0.8), (4.25, -0.35)])  # fmt: skip
@@ -210,6 +218,7 @@ class Painter:
             cv2.circle(self.picture, center, max(1, round(0.18 * unit)), (150, 150, 150), -1)
 
     def fountain(self, x: float, base: float, unit: float) -> None:
+        """A round fountain with jets around column ``x``."""
         stone = self.color(150, 190, 6)
         self.polygon(ellipse_points(x, base, 2.6 * unit, 0.5 * unit), 0.7 * stone)
         self.box(x - 2.6 * unit, base - 0.6 * unit, x + 2.6 * unit, base, 0.85 * stone)

@@ -78,7 +78,7 @@ def plan_split(
     dealt = _deal(rng, labeled, cameras, len(cast.looks))
     crowd = [i for i in range(count) if totals[i] - len(dealt[i]) > 0 and dealt[i]]
     doubled: set[int] = set()
-    for picture in rng.permutation(crowd)[:]:
+    for picture in rng.permutation(crowd):
         fresh = [pid for pid in dealt[picture] if pid not in doubled]
         if len(doubled) < twins and fresh:
             doubled.add(fresh[0])
@@ -119,8 +119,7 @@ def _deal(
     several = len(set(cameras)) > 1
     for _ in range(200):
         frequency = rng.uniform(0.4, 1.0, size=ids)
-        seen: list[set[int]] = [set() for _ in range(ids)]
-        shown = np.zeros(ids, int)
+        seen: list[list[int]] = [[] for _ in range(ids)]  # cameras
         dealt: list[list[int]] = [[] for _ in labeled]
         deck: list[int] = []
         rounds = 0
@@ -135,12 +134,14 @@ def _deal(
                     deck += [int(pid) for pid in fresh]
                     rounds += 1
                     continue
-                pid = next((p for p in options if not several or seen[p] != {camera}), options[0])
+                pid = next(
+                    (p for p in options if not several or set(seen[p]) != {camera}), options[0]
+                )
                 deck.remove(pid)
                 dealt[picture].append(pid)
-                seen[pid].add(camera)
-                shown[pid] += 1
-        if shown.min() >= 2 and (not several or min(map(len, seen)) >= 2):
+                seen[pid].append(camera)
+        twice = min(map(len, seen)) >= 2
+        if twice and (not several or all(len(set(cams)) >= 2 for cams in seen)):
             return dealt
     raise ValueError(
         f"found no way to show each of {ids} identities in two pictures"

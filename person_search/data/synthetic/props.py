@@ -18,26 +18,26 @@ def _rectangle(x1: float, y1: float, x2: float, y2: float) -> np.ndarray:
     return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64)
 
 
-def draw_prop(
-    kind: str, rng: np.random.Generator, pixels_per_meter: float, light: float, ambient: float
-) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Draws one thing; returns color, alpha and ground point like ``people.draw_person``."""
-    unit = _OVERSAMPLING * pixels_per_meter
-    half = 1.05 if kind == "bench" else 0.55
-    width, height = math.ceil(2 * half * unit), math.ceil((PROPS[kind] + 0.1) * unit)
-    canvas = FigureCanvas((width, height), light, unit)
-    ground, middle = height - 0.04 * unit, width / 2
-
-    def box(x1: float, y1: float, x2: float, y2: float) -> np.ndarray:
-        return _rectangle(
-            middle + x1 * unit, ground - y2 * unit, middle + x2 * unit, ground - y1 * unit
-        )
-
+def _prop_palette(rng: np.random.Generator) -> np.ndarray:
+    """Metal (1), wood (2), leaves (3), paint (4)."""
     palette = np.zeros((13, 3), np.float32)
     palette[1] = rng.uniform(40, 110) + rng.normal(0, 8, 3)
     palette[2] = np.array((58, 88, 128)) * rng.uniform(0.8, 1.25)
     palette[3] = np.array((54, 122, 66)) * rng.uniform(0.8, 1.2)
     palette[4] = rng.uniform(40, 225, 3)
+    return palette
+
+
+def _draw_parts(
+    canvas: FigureCanvas, kind: str, rng: np.random.Generator, middle: float, ground: float
+) -> None:
+    unit = canvas.unit
+
+    def box(x1: float, y1: float, x2: float, y2: float) -> np.ndarray:
+        """Outline of a box given in meters to the right of the middle and above ground."""
+        left, right = middle + x1 * unit, middle + x2 * unit
+        return _rectangle(left, ground - y2 * unit, right, ground - y1 * unit)
+
     if kind == "pole":
         canvas.solid(box(-0.065, 0, 0.065, 2.86), 1)
         canvas.solid(box(-0.13, 0, 0.13, 0.22), 1)
@@ -64,6 +64,19 @@ def draw_prop(
         center = (middle, ground - 1.85 * unit)
         canvas.solid(ellipse_outline(center, (0.28 * unit, 0.28 * unit)), 4)
         canvas.fill(box(-0.18, 1.81, 0.18, 1.89), 1, 190)
+
+
+def draw_prop(
+    kind: str, rng: np.random.Generator, pixels_per_meter: float, light: float, ambient: float
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Draws one thing; returns color, alpha and ground point like ``people.draw_person``."""
+    unit = _OVERSAMPLING * pixels_per_meter
+    half = 1.05 if kind == "bench" else 0.55
+    width, height = math.ceil(2 * half * unit), math.ceil((PROPS[kind] + 0.1) * unit)
+    canvas = FigureCanvas((width, height), light, unit)
+    ground, middle = height - 0.04 * unit, width / 2
+    palette = _prop_palette(rng)
+    _draw_parts(canvas, kind, rng, middle, ground)
     folds = tuple(int(v) for v in rng.integers(0, 512, 2))
     color, alpha, (left, top) = canvas.render(palette, folds, ambient)
     size = tuple(max(1, round(side / _OVERSAMPLING)) for side in alpha.shape[::-1])

@@ -91,9 +91,11 @@ def write_atomically(
 
 def _draw_to_file(spec: SceneSpec, folder: str, quality: int) -> list[DrawnPerson]:
     picture, people = render_scene(spec)
-    path = os.path.join(folder, spec.file_name)
-    if not cv2.imwrite(path, picture, [cv2.IMWRITE_JPEG_QUALITY, quality]):
-        raise OSError(f"could not write {path}: is the disk full?")
+    good, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not good:
+        raise RuntimeError(f"OpenCV could not encode {spec.file_name} as JPEG")
+    # not cv2.imwrite: only Python's own writing reports a full disk
+    Path(folder, spec.file_name).write_bytes(encoded.tobytes())
     return people
 
 
