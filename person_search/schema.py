@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What data sets, models and evaluator agree on: values, records and the protocol type.
 
-Shape shorthand: Q queries, X gallery images of one query, P positives, E excluded images of one query.
+Shape shorthand: Q queries; X gallery and E excluded images of one query; P positives.
 Boxes are absolute XYXY pixels of the original image everywhere in this file.
 """
 
@@ -45,10 +45,11 @@ class SearchProtocol:
     Args:
         name: short name, e.g. ``g100`` or ``all``; becomes part of the result key.
         queries: Q queries.
-        gallery: (Q, X) int32 ``image_id``s in listed order, padded with -1, duplicates kept as listed;
-            or None: every image of the data set except those in ``excluded``.
+        gallery: (Q, X) int32 ``image_id``s in listed order, padded with -1, duplicates kept as
+            listed; or None: every image of the data set except those in ``excluded``.
         positive_query: (P,) int32 index into ``queries``.
-        positive_image: (P,) int32 ``image_id``. An image that a gallery lists twice stands here twice.
+        positive_image: (P,) int32 ``image_id``. An image that a gallery lists twice stands here
+            twice.
         positive_box: (P, 4) float32, the person's box in that image.
         excluded: (Q, E) int32 ``image_id``s padded with -1; only read where ``gallery`` is None.
     """

@@ -20,14 +20,14 @@ def load_variable(path: Path, names: Sequence[str]) -> np.ndarray:
     """Returns the first variable of ``names`` that the file holds.
 
     Raises:
-        ValueError: if the file cannot be read, or holds none of them.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, or holds none of them.
     """
-    try:
-        content = loadmat(path)
-    except FileNotFoundError:
-        raise
-    except Exception as e:  # scipy raises many unrelated types on a file that was cut off
-        raise damaged_file(path, e) from e
+    with open(path, "rb") as file:
+        try:
+            content = loadmat(file)
+        except Exception as e:  # scipy raises many unrelated types on a file that was cut off
+            raise damaged_file(path, e) from e
     for name in names:
         if name in content:
             return content[name]

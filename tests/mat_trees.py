@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes tiny CUHK-SYSU and PRW trees by hand, in the form of the original MATLAB files.
 
-Independent of the synthetic generator, so that the two cannot share a mistake. The arguments are the
-contents in plain Python; the functions only wrap them in structs and cells. Boxes are x, y, w, h.
+Independent of the synthetic generator, so that the two cannot share a mistake. The arguments are
+the contents in plain Python; the functions only wrap them in structs and cells.
+Boxes are x, y, w, h.
 """
 
 from pathlib import Path
