@@ -18,6 +18,9 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
+CACHE_FOLDER = ".person_search"
+"""Name of the folder that the readers add to a data set."""
+
 _FINGERPRINT = "fingerprint"
 _FORMAT = "1"  # raise it when the meaning of any cached array changes
 
@@ -39,7 +42,7 @@ def cache_paths(root: Path, name: str) -> list[Path]:
     """Returns where the cache file ``name`` of a data set may lie, the preferred place first."""
     base = os.environ.get("PERSON_SEARCH_CACHE") or Path.home() / ".cache" / "person_search"
     place = hashlib.sha1(str(root.resolve()).encode(), usedforsecurity=False).hexdigest()[:16]
-    return [root / ".person_search" / f"{name}.npz", Path(base) / place / f"{name}.npz"]
+    return [root / CACHE_FOLDER / f"{name}.npz", Path(base) / place / f"{name}.npz"]
 
 
 def read_cache(root: Path, name: str, key: str) -> dict[str, np.ndarray] | None:

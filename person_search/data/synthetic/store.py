@@ -18,6 +18,8 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
+from person_search.data.datasets.cache import CACHE_FOLDER
+
 from .config import SyntheticConfig
 from .scene import DrawnPerson, SceneSpec, render_scene
 
@@ -26,8 +28,9 @@ MANIFEST = "synthetic.json"
 
 
 def _measure_tree(root: Path) -> dict[str, int]:
-    """Number and bytes of all files below ``root``, the manifest left out."""
+    """Number and bytes of all files below ``root``, without the manifest and the readers' cache."""
     files = [p for p in root.rglob("*") if p.is_file() and p.name != MANIFEST]
+    files = [p for p in files if p.relative_to(root).parts[0] != CACHE_FOLDER]
     return {"files": len(files), "bytes": sum(p.stat().st_size for p in files)}
 
 
