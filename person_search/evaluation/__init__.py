@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation of person search: detection and retrieval figures from one pass over the test set."""
+
+from person_search.evaluation.chance import chance_level
+from person_search.evaluation.detection_metrics import evaluate_detection
+from person_search.evaluation.evaluator import PersonSearchEvaluator
+from person_search.evaluation.predictions import PooledPredictions
+from person_search.evaluation.search_metrics import SearchScores, evaluate_search
+
+__all__ = [
+    "PersonSearchEvaluator",
+    "PooledPredictions",
+    "SearchScores",
+    "chance_level",
+    "evaluate_detection",
+    "evaluate_search",
+]

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The search figures that the same detections get when the embeddings say nothing."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from person_search.evaluation.predictions import PooledPredictions
+from person_search.evaluation.search_metrics import evaluate_search
+from person_search.schema import SearchProtocol
+
+CHANCE_EMBED_DIM = 16
+
+
+def chance_level(
+    protocol: SearchProtocol,
+    detections: PooledPredictions,
+    seed: int = 0,
+    *,
+    num_draws: int = 10,
+    topk: Sequence[int] = (1, 5, 10),
+    duplicates: str = "seqnet",
+) -> dict[str, float]:
+    """Search figures for random unit embeddings of detections and queries.
+
+    Recall does not depend on embeddings; it is the same as with real ones.
+
+    Args:
+        protocol: of the test set.
+        detections: their embeddings are not looked at.
+        seed: same seed, same figures.
+        num_draws: how often to draw; the figures are the mean.
+        topk: as in the evaluation compared with.
+        duplicates: as in the evaluation compared with.
+
+    Returns:
+        ``mAP``, ``top<k>``, ``recall`` in percent.
+    """
+    if num_draws < 1:
+        raise ValueError(f"num_draws is {num_draws}, must be at least 1")
+    rng = np.random.default_rng(seed)
+    query_ids = np.array([q.query_id for q in protocol.queries], np.int64)
+    draws = []
+    for _ in range(num_draws):
+        drawn = replace(
+            detections,
+            reid_feats=_random_directions(rng, len(detections.boxes)),
+            query_ids=query_ids,
+            query_feats=_random_directions(rng, len(query_ids)),
+        )
+        (scores,) = evaluate_search(drawn, [protocol], duplicates=duplicates)
+        draws.append(scores.summary(topk))
+    return {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]}
+
+
+def _random_directions(rng: np.random.Generator, count: int) -> np.ndarray:
+    feats = rng.standard_normal((count, CHANCE_EMBED_DIM)).astype(np.float32)
+    return feats / np.linalg.norm(feats, axis=1, keepdims=True)

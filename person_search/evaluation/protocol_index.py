@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A search protocol checked against a data set and turned into row numbers of its arrays.
+
+Shape shorthand: Q queries, X gallery images, E excluded images, P positives, S scored positives
+(one per query and image), H hits, I images, N detections.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from person_search.evaluation.box_metrics import (
+    adaptive_iou_threshold,
+    expand_ranges,
+    overlapping_pairs,
+)
+from person_search.evaluation.predictions import find_rows
+from person_search.schema import SearchProtocol
+
+DUPLICATE_RULES = ("seqnet", "strict")
+NO_IMAGE = -1
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class ProtocolIndex:
+    """Row numbers instead of image ids, and which detections could be a positive.
+
+    Args:
+        name: of the protocol.
+        num_gt: (Q,) gallery images that hold the person (see ``duplicates``).
+        gallery: (Q, X) image rows padded with -1, or None: all images but those in ``excluded``.
+        excluded: (Q, E) image rows padded with -1.
+        det_offsets: (I + 1,) of the detections.
+        hit_offsets: (Q + 1,) slices of the two arrays below.
+        hit_positive: (H,) number of the scored positive, ascending.
+        hit_det: (H,) a detection in its image that reaches the adaptive IoU threshold, ascending
+            within a positive.
+    """
+
+    name: str
+    num_gt: np.ndarray
+    gallery: np.ndarray | None
+    excluded: np.ndarray
+    det_offsets: np.ndarray
+    hit_offsets: np.ndarray
+    hit_positive: np.ndarray
+    hit_det: np.ndarray
+
+    def gallery_detections(self, query: int) -> np.ndarray:
+        """Rows of the detections searched for one query, in gallery order, each once.
+
+        An image listed twice is searched where it stands first.
+        """
+        num_images = len(self.det_offsets) - 1
+        if self.gallery is None:
+            keep = np.ones(self.det_offsets[-1], bool)
+            keep[self._detections_of(self.excluded[query])] = False
+            return np.flatnonzero(keep)
+        images = self.gallery[query]
+        images = images[images != NO_IMAGE]
+        listing = np.arange(len(images))
+        first = np.zeros(num_images, np.int64)
+        first[images[::-1]] = listing[::-1]  # the earliest listing is written last
+        return self._detections_of(images[first[images] == listing])
+
+    def _detections_of(self, images: np.ndarray) -> np.ndarray:
+        images = images[images != NO_IMAGE]
+        starts = self.det_offsets[images]
+        return expand_ranges(starts, self.det_offsets[images + 1] - starts)[1]
+
+
+def index_protocol(
+    protocol: SearchProtocol,
+    image_ids: np.ndarray,
+    det_boxes: np.ndarray,
+    det_offsets: np.ndarray,
+    duplicates: str = "seqnet",
+) -> ProtocolIndex:
+    """Prepares a protocol for detections; the similarities are not needed yet.
+
+    Args:
+        protocol: what to search, and where.
+        image_ids: (I,) ids of the data set in its order.
+        det_boxes: (N, 4) XYXY.
+        det_offsets: (I + 1,).
+        duplicates: one of :data:`DUPLICATE_RULES`. An image listed twice as a positive of one
+            query: ``seqnet`` counts it twice as ground truth and scores it once, against the first
+            box; ``strict`` takes it once.
+
+    Raises:
+        ValueError: the protocol contradicts itself or the data set, see :func:`check_protocol`.
+    """
+    gallery, excluded, positive_image = check_protocol(protocol, image_ids)
+    positive_query = np.asarray(protocol.positive_query, np.int64)
+    num_queries = len(protocol.queries)
+    # unique() returns the first occurrence and sorts by query, then image
+    keys = positive_query * len(image_ids) + positive_image
+    scored = np.unique(keys, return_index=True)[1]
+    counted = positive_query if duplicates == "seqnet" else positive_query[scored]
+    boxes = np.asarray(protocol.positive_box, np.float64).reshape(-1, 4)[scored]
+    hit_positive, hit_det, _ = overlapping_pairs(
+        boxes, positive_image[scored], adaptive_iou_threshold(boxes), det_boxes, det_offsets
+    )
+    hits_per_query = np.bincount(positive_query[scored][hit_positive], minlength=num_queries)
+    return ProtocolIndex(
+        name=protocol.name,
+        num_gt=np.bincount(counted, minlength=num_queries),
+        gallery=gallery,
+        excluded=excluded,
+        det_offsets=det_offsets,
+        hit_offsets=np.concatenate([[0], np.cumsum(hits_per_query)]),
+        hit_positive=hit_positive,
+        hit_det=hit_det,
+    )
+
+
+def check_protocol(
+    protocol: SearchProtocol, image_ids: np.ndarray
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    """Checks what a wrong protocol would otherwise turn into a wrong figure.
+
+    Returns:
+        the image rows of the gallery (Q, X) or None, of the excluded images (Q, E), and of the
+        positives (P,).
+
+    Raises:
+        ValueError: no queries, arrays of the wrong length, a query id used twice, an image that the
+            data set lacks, or a positive outside its query's gallery.
+    """
+    where = f"protocol '{protocol.name}'"
+    _check_queries_and_lengths(protocol, where)
+    find_rows(image_ids, np.array([q.image_id for q in protocol.queries]), "image_id", where)
+    gallery, excluded = None, np.zeros((len(protocol.queries), 0), np.int32)
+    if protocol.gallery is not None:
+        gallery = _to_rows(protocol.gallery, image_ids, where)
+    elif np.size(protocol.excluded):
+        excluded = _to_rows(protocol.excluded, image_ids, where)
+    listed = excluded if gallery is None else gallery
+    if len(listed) != len(protocol.queries):
+        raise ValueError(f"{where}: {len(listed)} gallery rows for {len(protocol.queries)} queries")
+    positive_image = find_rows(image_ids, protocol.positive_image, "image_id", where)
+    is_listed = _row_holds(listed, np.asarray(protocol.positive_query, np.int64), positive_image)
+    outside = np.flatnonzero(is_listed if gallery is None else ~is_listed)
+    if len(outside):
+        first = outside[0]
+        query = protocol.queries[protocol.positive_query[first]]
+        raise ValueError(
+            f"{where}: {len(outside)} positives lie outside the gallery of their query, first: "
+            f"image_id {protocol.positive_image[first]} of query_id {query.query_id}"
+        )
+    return gallery, excluded, positive_image
+
+
+def _check_queries_and_lengths(protocol: SearchProtocol, where: str) -> None:
+    num_queries = len(protocol.queries)
+    if num_queries == 0:
+        raise ValueError(f"{where} has no queries")
+    ids, times = np.unique([q.query_id for q in protocol.queries], return_counts=True)
+    if (times > 1).any():
+        raise ValueError(f"{where}: query_id {ids[times > 1][:5].tolist()} is used more than once")
+    names = ("positive_query", "positive_image", "positive_box")
+    lengths = [len(getattr(protocol, name)) for name in names]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"{where}: {', '.join(names)} have lengths {lengths}; must be equal")
+    index = np.asarray(protocol.positive_query)
+    if len(index) and not (0 <= index.min() and index.max() < num_queries):
+        raise ValueError(f"{where}: positive_query must lie in [0, {num_queries})")
+
+
+def _to_rows(listed: np.ndarray, image_ids: np.ndarray, where: str) -> np.ndarray:
+    """Turns (Q, X) image ids into int32 rows of the data set; the padding stays."""
+    rows = np.full(np.shape(listed), NO_IMAGE, np.int32)
+    real = np.asarray(listed) != NO_IMAGE
+    rows[real] = find_rows(image_ids, np.asarray(listed)[real], "image_id", where)
+    return rows
+
+
+def _row_holds(matrix: np.ndarray, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(P,) bool: whether ``values[p]`` stands in ``matrix[rows[p]]``."""
+    held = np.zeros(len(rows), bool)
+    for first in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(first, first + _ROWS_AT_ONCE)
+        held[part] = (matrix[rows[part]] == values[part, None]).any(axis=1)
+    return held

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation leaves behind: one log line and a results file."""
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from person_search.evaluation.predictions import write_atomically
+
+logger = logging.getLogger(__name__)
+
+Results = dict[str, dict[str, float]]
+
+
+def summary_line(
+    dataset_name: str, results: Results, settings: dict[str, Any], info: dict[str, Any]
+) -> str:
+    """Puts all figures, what they depend on, and the time taken into one line.
+
+    Args:
+        dataset_name: registered name.
+        results: ``{task: {metric: number}}``, percent.
+        settings: constructor arguments of the evaluator that the figures depend on.
+        info: ``protocols`` {task: name}, ``num_queries`` {task: number}, ``num_images``,
+            ``seconds``.
+    """
+    det = results["detection"]
+    parts = [
+        f"{dataset_name}: detection AP {det['AP']:.2f} recall {det['recall']:.2f} "
+        f"precision {det['precision']:.2f} AP50 {det['AP50']:.2f} "
+        f"({det['num_det']} detections with score >= {settings['score_thresh']:g}, "
+        f"{det['num_gt']} boxes in {info['num_images']} images, "
+        f"IoU >= {settings['det_iou_thresh']:g})"
+    ]
+    for task, protocol in info["protocols"].items():
+        figures = " ".join(f"{name} {value:.2f}" for name, value in results[task].items())
+        parts.append(f"{task} [{protocol}, {info['num_queries'][task]} queries] {figures}")
+    options = ", ".join(str(settings[k]) for k in ("similarity", "query_source", "duplicates"))
+    return f"{'; '.join(parts)} ({options}); {info['seconds']:.1f} s"
+
+
+def write_results(path: Path, content: dict[str, Any]) -> None:
+    """Writes a results file as JSON; an undefined figure (nan) becomes null."""
+    text = json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def try_to_write(path: Path, write: Callable[[Path], None]) -> bool:
+    """Calls ``write(path)``; a failure is logged, not raised.
+
+    Hours of inference must not be lost because a disk is full: the caller still holds the figures.
+    """
+    try:
+        write(path)
+    except OSError as e:
+        logger.warning(
+            f"could not write {path}: {e}. The results above are complete and are returned; "
+            "make room or pass another output folder to get the file."
+        )
+        return False
+    return True
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluation rules written out literally, loop by loop; the judge of the fast implementation.
+
+Nothing here is clever on purpose. Images are visited one by one, boxes are compared one by one, and
+every ranked list is really sorted. Hundreds of times slower than what it judges.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from person_search.schema import SearchProtocol
+
+
+@dataclass
+class ImageDetections:
+    """Detections of one image as lists, box and score and embedding of the same person aligned."""
+
+    boxes: list[list[float]]
+    scores: list[float]
+    feats: list[list[float]]
+
+
+def iou(a: list[float], b: list[float]) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    intersection = max(width, 0.0) * max(height, 0.0)
+    union = area(a) + area(b) - intersection
+    return intersection / union if union > 0 else 0.0
+
+
+def area(box: list[float]) -> float:
+    return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
+
+
+def similarity_of(a: list[float], b: list[float], weight: float) -> float:
+    """Dot product; rounded to float32 as the last step, so that equal vectors are equal."""
+    return float(np.float32(math.fsum(x * y for x, y in zip(a, b, strict=True)) * weight))
+
+
+def ranked_ap(entries: list[tuple[float, bool]], num_gt: int) -> float:
+    """Average precision times recall: step through the distinct values from the highest down."""
+    total, seen, seen_positive = 0.0, 0, 0
+    for value in sorted({value for value, _ in entries}, reverse=True):
+        step = [positive for entry_value, positive in entries if entry_value == value]
+        seen += len(step)
+        seen_positive += sum(step)
+        total += sum(step) * (seen_positive / seen)
+    return total / num_gt if num_gt else 0.0
+
+
+def detection_reference(
+    gt: dict[int, list[list[float]]], dets: dict[int, ImageDetections], iou_thresh: float = 0.5
+) -> dict[str, float]:
+    entries, num_gt = [], 0
+    for image_id, found in dets.items():
+        truth = gt[image_id]
+        num_gt += len(truth)
+        best_det = []
+        for g in truth:
+            best, best_iou = None, -1.0
+            for d, box in enumerate(found.boxes):
+                if iou(g, box) > best_iou:
+                    best, best_iou = d, iou(g, box)
+            best_det.append(best)
+        for d, box in enumerate(found.boxes):
+            best, best_iou = None, -1.0
+            for g, truth_box in enumerate(truth):
+                if iou(truth_box, box) > best_iou:
+                    best, best_iou = g, iou(truth_box, box)
+            positive = best is not None and best_iou >= iou_thresh and best_det[best] == d
+            entries.append((found.scores[d], positive))
+    num_tp = sum(positive for _, positive in entries)
+    return {
+        "AP": 100 * ranked_ap(entries, num_gt),
+        "recall": 100 * num_tp / num_gt,
+        "precision": 100 * num_tp / len(entries) if entries else 0.0,
+    }
+
+
+def search_reference(
+    dets: dict[int, ImageDetections],
+    query_feats: dict[int, list[float]],
+    protocol: SearchProtocol,
+    similarity: str = "cosine",
+    duplicates: str = "seqnet",
+    query_source: str = "gt_box",
+    topk: tuple[int, ...] = (1, 5, 10),
+) -> dict[str, float]:
+    """``dets`` stands in the order of the data set."""
+    aps, recalls, hits = [], [], {k: [] for k in topk}
+    for number, query in enumerate(protocol.queries):
+        feat = query_feats.get(query.query_id)
+        if query_source == "best_det":
+            feat, best_iou = None, -1.0
+            for box, candidate in zip(
+                dets[query.image_id].boxes, dets[query.image_id].feats, strict=True
+            ):
+                if iou(list(query.box), box) > best_iou:
+                    feat, best_iou = candidate, iou(list(query.box), box)
+        ap, recall, flags = 0.0, 0.0, []
+        if feat is not None:
+            entries, num_gt, num_tp = rank_gallery(
+                dets, feat, protocol, number, similarity, duplicates
+            )
+            ap = ranked_ap(entries, num_gt)
+            recall = num_tp / num_gt if num_gt else 0.0
+            # sorted() is stable: equal values keep the order of gallery and detections
+            flags = [positive for _, positive in sorted(entries, key=lambda e: -e[0])]
+        aps.append(ap)
+        recalls.append(recall)
+        for k in topk:
+            hits[k].append(any(flags[:k]))
+    figures = {"mAP": aps, **{f"top{k}": hits[k] for k in topk}, "recall": recalls}
+    return {name: 100 * sum(values) / len(values) for name, values in figures.items()}
+
+
+def rank_gallery(
+    dets: dict[int, ImageDetections],
+    feat: list[float],
+    protocol: SearchProtocol,
+    number: int,
+    similarity: str,
+    duplicates: str,
+) -> tuple[list[tuple[float, bool]], int, int]:
+    """(similarity, is positive) of every entry in gallery order; num_gt; images with a positive."""
+    if protocol.gallery is None:
+        excluded = protocol.excluded[number] if protocol.excluded.size else []
+        gallery = [image_id for image_id in dets if image_id not in excluded]
+    else:
+        gallery = [int(image_id) for image_id in protocol.gallery[number] if image_id != -1]
+    person_boxes: dict[int, list[list[float]]] = {}
+    for p in range(len(protocol.positive_query)):
+        if protocol.positive_query[p] == number:
+            box = [float(v) for v in protocol.positive_box[p]]
+            person_boxes.setdefault(int(protocol.positive_image[p]), []).append(box)
+    entries, visited, num_gt, num_tp = [], set(), 0, 0
+    for image_id in gallery:
+        if image_id in visited:
+            continue
+        visited.add(image_id)
+        boxes = person_boxes.get(image_id, [])
+        num_gt += min(len(boxes), 1) if duplicates == "strict" else len(boxes)
+        found = dets[image_id]
+        weights = found.scores if similarity == "cws" else [1.0] * len(found.scores)
+        sims = [similarity_of(feat, f, w) for f, w in zip(found.feats, weights, strict=True)]
+        positive = None
+        if boxes:
+            w, h = boxes[0][2] - boxes[0][0], boxes[0][3] - boxes[0][1]
+            threshold = min(0.5, (w * h) / ((w + 10) * (h + 10)))
+            for d in sorted(range(len(sims)), key=lambda d: -sims[d]):
+                if iou(found.boxes[d], boxes[0]) >= threshold:
+                    positive = d
+                    break
+        num_tp += positive is not None
+        entries.extend((sim, d == positive) for d, sim in enumerate(sims))
+    return entries, num_gt, num_tp
