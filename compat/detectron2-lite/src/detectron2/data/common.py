@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets made of lists and of other data sets."""
+
+import contextlib
+import copy
+import itertools
+import logging
+import pickle
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.data as data
+from detectron2.utils.serialize import PicklableWrapper
+from torch.utils.data.sampler import Sampler
+
+__all__ = ["AspectRatioGroupedDataset", "DatasetFromList", "MapDataset", "ToIterableDataset"]
+
+logger = logging.getLogger(__name__)
+
+
+def _shard_iterator_dataloader_worker(iterable: Iterable, chunk_size: int = 1) -> Iterator:
+    """Yields the part of ``iterable`` that falls to this worker of a DataLoader.
+
+    Chunks of ``chunk_size`` go to the workers in turn; outside of a worker all is yielded.
+    """
+    worker = data.get_worker_info()
+    if worker is None or worker.num_workers == 1:
+        yield from iterable
+        return
+    for position, item in enumerate(iterable):
+        if (position // chunk_size) % worker.num_workers == worker.id:
+            yield item
+
+
+class _MapIterableDataset(data.IterableDataset):
+    """``MapDataset`` of an iterable data set; elements mapped to None are left out."""
+
+    def __init__(self, dataset, map_func):
+        self._dataset = dataset
+        self._map_func = PicklableWrapper(map_func)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator:
+        for element in self._dataset:
+            mapped = self._map_func(element)
+            if mapped is not None:
+                yield mapped
+
+
+class MapDataset(data.Dataset):
+    """Applies a function to the elements of a data set.
+
+    The function may return None for an element that is of no use; another element, chosen at
+    random, takes its place.
+    """
+
+    def __new__(cls, dataset, map_func):
+        if isinstance(dataset, data.IterableDataset):
+            return _MapIterableDataset(dataset, map_func)
+        return super().__new__(cls)
+
+    def __getnewargs__(self):
+        # pickling calls __new__, which takes arguments
+        return self._dataset, self._map_func
+
+    def __init__(self, dataset, map_func):
+        """
+        Args:
+            dataset: a data set with indices or an iterable one.
+            map_func: called with an element; may return None.
+        """
+        self._dataset = dataset
+        # lambdas and local functions have to reach the workers of a loader too
+        self._map_func = PicklableWrapper(map_func)
+        self._rng = random.Random(42)
+        self._fallback_candidates = set(range(len(dataset)))
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, idx):
+        index = int(idx)
+        for attempt in itertools.count(1):
+            mapped = self._map_func(self._dataset[index])
+            if mapped is not None:
+                self._fallback_candidates.add(index)
+                return mapped
+            self._fallback_candidates.discard(index)
+            index = self._rng.sample(sorted(self._fallback_candidates), k=1)[0]
+            if attempt >= 3:
+                logger.warning(
+                    "The map function of a MapDataset returned None %d times in a row "
+                    "in place of element %s",
+                    attempt,
+                    idx,
+                )
+
+
+class _TorchSerializedList:
+    """A list kept as one buffer of pickled bytes.
+
+    Worker processes share the memory of the buffer. A list of Python objects they would come to
+    copy, because reading an object writes its reference count.
+    """
+
+    def __init__(self, lst: list):
+        pickled = [np.frombuffer(pickle.dumps(item, protocol=-1), dtype=np.uint8) for item in lst]
+        logger.info("Serializing %d elements to byte tensors and concatenating them all", len(lst))
+        sizes = np.asarray([len(item) for item in pickled], dtype=np.int64)
+        self._ends = torch.from_numpy(np.cumsum(sizes))
+        self._bytes = torch.from_numpy(
+            np.concatenate(pickled) if pickled else np.zeros(0, dtype=np.uint8)
+        )
+        logger.info("Serialized dataset takes %.2f MiB", len(self._bytes) / 1024**2)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, idx):
+        begin = 0 if idx == 0 else self._ends[idx - 1].item()
+        end = self._ends[idx].item()
+        # memoryview, so that the bytes are not copied before they are read
+        return pickle.loads(memoryview(self._bytes[begin:end].numpy()))
+
+
+_DEFAULT_DATASET_FROM_LIST_SERIALIZE_METHOD: Callable[[list], Any] = _TorchSerializedList
+
+
+@contextlib.contextmanager
+def set_default_dataset_from_list_serialize_method(new: Callable[[list], Any]):
+    """Changes, within a ``with`` block, what ``DatasetFromList(serialize=True)`` keeps lists in."""
+    global _DEFAULT_DATASET_FROM_LIST_SERIALIZE_METHOD
+    before = _DEFAULT_DATASET_FROM_LIST_SERIALIZE_METHOD
+    _DEFAULT_DATASET_FROM_LIST_SERIALIZE_METHOD = new
+    try:
+        yield
+    finally:
+        _DEFAULT_DATASET_FROM_LIST_SERIALIZE_METHOD = before
+
+
+class DatasetFromList(data.Dataset):
+    """A list as a data set."""
+
+    def __init__(self, lst: list, copy: bool = True, serialize: bool | Callable = True):
+        """
+        Args:
+            lst: the elements.
+            copy: give out deep copies, so that elements can be changed in place. Of no matter
+                for a serialized list, whose elements are new every time.
+            serialize: True keeps the list as pickled bytes, which worker processes share; a
+                callable is called with the list and returns what to keep; False keeps the list.
+        """
+        self._copy = copy
+        self._serialize = serialize
+        if callable(serialize):
+            self._lst = serialize(lst)
+        elif serialize:
+            self._lst = _DEFAULT_DATASET_FROM_LIST_SERIALIZE_METHOD(lst)
+        else:
+            self._lst = lst
+
+    def __len__(self) -> int:
+        return len(self._lst)
+
+    def __getitem__(self, idx):
+        if self._copy and not self._serialize:
+            return copy.deepcopy(self._lst[idx])
+        return self._lst[idx]
+
+
+class ToIterableDataset(data.IterableDataset):
+    """The elements of a data set in the order of a sampler."""
+
+    def __init__(
+        self,
+        dataset: data.Dataset,
+        sampler: Sampler,
+        shard_sampler: bool = True,
+        shard_chunk_size: int = 1,
+    ):
+        """
+        Args:
+            dataset: a data set with indices.
+            sampler: gives the indices.
+            shard_sampler: in a worker of a DataLoader, give only this worker's part, so that
+                workers together go through the sampler once. False if the sampler sees to it.
+            shard_chunk_size: consecutive indices that go to the same worker.
+        """
+        assert not isinstance(dataset, data.IterableDataset), dataset
+        assert isinstance(sampler, Sampler), sampler
+        self.dataset = dataset
+        self.sampler = sampler
+        self.shard_sampler = shard_sampler
+        self.shard_chunk_size = shard_chunk_size
+
+    def __iter__(self) -> Iterator:
+        indices: Iterable = self.sampler
+        if self.shard_sampler:
+            indices = _shard_iterator_dataloader_worker(self.sampler, self.shard_chunk_size)
+        for index in indices:
+            yield self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class AspectRatioGroupedDataset(data.IterableDataset):
+    """Batches of images that are all wide or all high, so that little of them is padding."""
+
+    def __init__(self, dataset, batch_size):
+        """
+        Args:
+            dataset: an iterable of dicts with ``width`` and ``height``.
+            batch_size: elements of a batch.
+        """
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self._buckets: list[list] = [[], []]
+
+    def __iter__(self) -> Iterator[list]:
+        for element in self.dataset:
+            bucket = self._buckets[0 if element["width"] > element["height"] else 1]
+            bucket.append(element)
+            if len(bucket) == self.batch_size:
+                batch = bucket[:]
+                # emptied before the yield: a loop may be left there
+                bucket.clear()
+                yield batch

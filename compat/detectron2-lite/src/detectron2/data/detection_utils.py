@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What data set mappers are made of: annotations and their transforms.
+
+Shape shorthand: N annotations of one image, K keypoints of one object.
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2._lite import absent
+from detectron2.structures import (
+    BitMasks,
+    Boxes,
+    BoxMode,
+    Instances,
+    Keypoints,
+    PolygonMasks,
+    polygons_to_bitmask,
+)
+
+from . import transforms as T
+from .catalog import MetadataCatalog
+from .image_io import (
+    SizeMismatchError,
+    _apply_exif_orientation,
+    check_image_size,
+    convert_image_to_rgb,
+    convert_PIL_to_numpy,
+    read_image,
+)
+
+__all__ = [
+    "SizeMismatchError",
+    "_apply_exif_orientation",
+    "annotations_to_instances",
+    "build_augmentation",
+    "build_transform_gen",
+    "check_image_size",
+    "check_metadata_consistency",
+    "convert_PIL_to_numpy",
+    "convert_image_to_rgb",
+    "create_keypoint_hflip_indices",
+    "filter_empty_instances",
+    "gen_crop_transform_with_instance",
+    "get_bbox",
+    "read_image",
+    "transform_instance_annotations",
+    "transform_keypoint_annotations",
+    "transform_proposals",
+]
+
+__getattr__ = absent(__name__, "annotations_to_instances_rotated", "get_fed_loss_cls_weights")
+
+
+def transform_proposals(dataset_dict, image_shape, transforms, *, proposal_topk, min_box_size=0):
+    """Replaces the proposals of a record by transformed ones, as ``proposals``.
+
+    Args:
+        dataset_dict: the record, changed in place; nothing happens without proposals.
+        image_shape: (height, width) after the transforms.
+        transforms: a ``TransformList``.
+        proposal_topk: how many to keep.
+        min_box_size: proposals with a side not longer than that are dropped.
+    """
+    if "proposal_boxes" not in dataset_dict:
+        return
+    boxes = BoxMode.convert(
+        dataset_dict.pop("proposal_boxes"),
+        dataset_dict.pop("proposal_bbox_mode"),
+        BoxMode.XYXY_ABS,
+    )
+    boxes = Boxes(transforms.apply_box(boxes))
+    logits = torch.as_tensor(
+        dataset_dict.pop("proposal_objectness_logits").astype("float32", copy=False)
+    )
+    boxes.clip(image_shape)
+    keep = boxes.nonempty(threshold=min_box_size)
+    proposals = Instances(image_shape)
+    proposals.proposal_boxes = boxes[keep][:proposal_topk]
+    proposals.objectness_logits = logits[keep][:proposal_topk]
+    dataset_dict["proposals"] = proposals
+
+
+def get_bbox(annotation: dict[str, Any]) -> np.ndarray:
+    """Returns the box of an annotation as (4,) x0, y0, x1, y1."""
+    return BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+
+
+def transform_instance_annotations(
+    annotation, transforms, image_size, *, keypoint_hflip_indices=None
+):
+    """Transforms the box, segmentation and keypoints of an annotation, in place.
+
+    Args:
+        annotation: as in a record. Afterwards ``bbox`` is a (4,) array x0, y0, x1, y1 clipped to
+            the image, polygons are arrays, and an encoded mask is an (H, W) array.
+        transforms: a ``TransformList``, or a list of transforms.
+        image_size: (height, width) after the transforms.
+        keypoint_hflip_indices: see ``create_keypoint_hflip_indices``.
+
+    Returns:
+        The annotation.
+    """
+    if isinstance(transforms, (tuple, list)):
+        transforms = T.TransformList(transforms)
+    height, width = image_size
+    # the box first in the record's numbers, for integers round differently
+    box = transforms.apply_box(np.array([get_bbox(annotation)]))[0].clip(min=0)
+    annotation["bbox"] = np.minimum(box, [width, height, width, height])
+    annotation["bbox_mode"] = BoxMode.XYXY_ABS
+
+    if "segmentation" in annotation:
+        annotation["segmentation"] = _transform_segmentation(
+            annotation["segmentation"], transforms, image_size
+        )
+    if "keypoints" in annotation:
+        annotation["keypoints"] = transform_keypoint_annotations(
+            annotation["keypoints"], transforms, image_size, keypoint_hflip_indices
+        )
+    return annotation
+
+
+def _transform_segmentation(segmentation, transforms, image_size):
+    if isinstance(segmentation, list):
+        polygons = [np.asarray(polygon).reshape(-1, 2) for polygon in segmentation]
+        return [polygon.reshape(-1) for polygon in transforms.apply_polygons(polygons)]
+    if isinstance(segmentation, dict):
+        mask = transforms.apply_segmentation(mask_util.decode(segmentation))
+        assert tuple(mask.shape[:2]) == tuple(image_size), (
+            f"the transformed mask is {mask.shape[:2]}, the image {tuple(image_size)}"
+        )
+        return mask
+    raise ValueError(
+        f"Cannot transform segmentation of type '{type(segmentation)}'! Supported types are: "
+        "polygons as list[list[float] or ndarray], COCO-style RLE as a dict."
+    )
+
+
+def transform_keypoint_annotations(
+    keypoints, transforms, image_size, keypoint_hflip_indices=None
+) -> np.ndarray:
+    """Transforms keypoints.
+
+    Args:
+        keypoints: 3 K numbers x, y, visibility, or an array of them.
+        transforms: a ``TransformList``.
+        image_size: (height, width) after the transforms.
+        keypoint_hflip_indices: see ``create_keypoint_hflip_indices``.
+
+    Returns:
+        (K, 3) float64 array. Points that leave the image get visibility 0, and points with
+        visibility 0 are at (0, 0).
+    """
+    keypoints = np.asarray(keypoints, dtype="float64").reshape(-1, 3)
+    positions = transforms.apply_coords(keypoints[:, :2])
+    inside = (positions >= [0, 0]).all(axis=1) & (positions <= image_size[::-1]).all(axis=1)
+    keypoints[:, :2] = positions
+    keypoints[~inside, 2] = 0
+
+    # each flip exchanges left and right, so an even number of them leaves the names alone
+    num_flips = sum(isinstance(transform, T.HFlipTransform) for transform in transforms.transforms)
+    if num_flips % 2 == 1:
+        if keypoint_hflip_indices is None:
+            raise ValueError("Cannot flip keypoints without providing flip indices!")
+        if len(keypoints) != len(keypoint_hflip_indices):
+            raise ValueError(
+                f"Keypoint data has {len(keypoints)} points, but metadata contains "
+                f"{len(keypoint_hflip_indices)} points!"
+            )
+        keypoints = keypoints[np.asarray(keypoint_hflip_indices, dtype=np.int32), :]
+    keypoints[keypoints[:, 2] == 0] = 0
+    return keypoints
+
+
+def annotations_to_instances(annos, image_size, mask_format="polygon"):
+    """Turns transformed annotations into ``Instances`` for training.
+
+    Args:
+        annos: list of annotations, as ``transform_instance_annotations`` returns them.
+        image_size: (height, width).
+        mask_format: "polygon" or "bitmask", for annotations with ``segmentation``.
+
+    Returns:
+        ``gt_boxes``, ``gt_classes`` (N,) int64, and ``gt_masks``, ``gt_keypoints`` where the
+        annotations have them. No annotations give N = 0.
+    """
+    target = Instances(image_size)
+    boxes = np.stack([get_bbox(obj) for obj in annos]) if len(annos) else np.zeros((0, 4))
+    target.gt_boxes = Boxes(boxes)
+    target.gt_classes = torch.tensor([int(obj["category_id"]) for obj in annos], dtype=torch.int64)
+    if len(annos) and "segmentation" in annos[0]:
+        segmentations = [obj["segmentation"] for obj in annos]
+        target.gt_masks = _masks_from(segmentations, image_size, mask_format)
+    if len(annos) and "keypoints" in annos[0]:
+        target.gt_keypoints = Keypoints(np.array([obj.get("keypoints", []) for obj in annos]))
+    return target
+
+
+def _masks_from(segmentations, image_size, mask_format) -> BitMasks | PolygonMasks:
+    if mask_format == "polygon":
+        try:
+            return PolygonMasks(segmentations)
+        except ValueError as e:
+            raise ValueError(
+                "Failed to use mask_format=='polygon' from the given annotations!"
+            ) from e
+    assert mask_format == "bitmask", mask_format
+    masks = []
+    for segmentation in segmentations:
+        if isinstance(segmentation, list):
+            masks.append(polygons_to_bitmask(segmentation, *image_size))
+        elif isinstance(segmentation, dict):
+            masks.append(mask_util.decode(segmentation))
+        elif isinstance(segmentation, np.ndarray):
+            assert segmentation.ndim == 2, (
+                f"Expect segmentation of 2 dimensions, got {segmentation.ndim}."
+            )
+            masks.append(segmentation)
+        else:
+            raise ValueError(
+                f"Cannot convert segmentation of type '{type(segmentation)}' to BitMasks! "
+                "Supported types are: polygons as list[list[float] or ndarray], COCO-style RLE "
+                "as a dict, or a binary segmentation mask in a 2D numpy array of shape HxW."
+            )
+    return BitMasks(torch.stack([torch.from_numpy(np.ascontiguousarray(m)) for m in masks]))
+
+
+def filter_empty_instances(
+    instances, by_box=True, by_mask=True, box_threshold=1e-5, return_mask=False
+):
+    """Drops the objects without extent.
+
+    Args:
+        instances: with ``gt_boxes``, and with ``gt_masks`` or not.
+        by_box: drop empty boxes.
+        by_mask: drop empty masks.
+        box_threshold: a side not longer than that makes a box empty.
+        return_mask: also return the (N,) bool of the objects kept.
+    """
+    assert by_box or by_mask, "nothing to filter by"
+    conditions = []
+    if by_box:
+        conditions.append(instances.gt_boxes.nonempty(threshold=box_threshold))
+    if by_mask and instances.has("gt_masks"):
+        conditions.append(instances.gt_masks.nonempty())
+    if not conditions:
+        return (instances, None) if return_mask else instances
+    keep = torch.stack([condition.cpu() for condition in conditions]).all(dim=0)
+    return (instances[keep], keep) if return_mask else instances[keep]
+
+
+def create_keypoint_hflip_indices(dataset_names: str | list[str]) -> list[int]:
+    """Returns, for each keypoint, which one takes its place when the image is mirrored."""
+    names = [dataset_names] if isinstance(dataset_names, str) else dataset_names
+    check_metadata_consistency("keypoint_names", names)
+    check_metadata_consistency("keypoint_flip_map", names)
+    metadata = MetadataCatalog.get(names[0])
+    partner = dict(metadata.keypoint_flip_map)
+    partner.update({right: left for left, right in partner.items()})
+    keypoint_names = metadata.keypoint_names
+    return [keypoint_names.index(partner.get(name, name)) for name in keypoint_names]
+
+
+def gen_crop_transform_with_instance(crop_size, image_size, instance):
+    """Returns a random crop that contains the center of an object.
+
+    Args:
+        crop_size: (height, width) in pixels; less where the image is smaller.
+        image_size: (height, width) of the image.
+        instance: an annotation, whose box must not lie beyond the image.
+    """
+    crop_size = np.asarray(crop_size, dtype=np.int32)
+    x0, y0, x1, y1 = get_bbox(instance)
+    center = np.array(((y0 + y1) * 0.5, (x0 + x1) * 0.5))
+    assert image_size[0] >= center[0] and image_size[1] >= center[1], (
+        "The annotation bounding box is outside of the image!"
+    )
+    assert image_size[0] >= crop_size[0] and image_size[1] >= crop_size[1], (
+        "Crop size is larger than image size!"
+    )
+    least = np.maximum(np.floor(center).astype(np.int32) - crop_size, 0)
+    greatest = np.maximum(np.asarray(image_size, dtype=np.int32) - crop_size, 0)
+    greatest = np.minimum(greatest, np.ceil(center).astype(np.int32))
+    y = np.random.randint(least[0], greatest[0] + 1)
+    x = np.random.randint(least[1], greatest[1] + 1)
+    return T.CropTransform(x, y, crop_size[1], crop_size[0])
+
+
+def check_metadata_consistency(key, dataset_names) -> None:
+    """Requires that data sets have the same value of a metadata key.
+
+    Raises:
+        AttributeError: a data set lacks the key.
+        ValueError: the values differ.
+    """
+    if len(dataset_names) == 0:
+        return
+    values = [getattr(MetadataCatalog.get(name), key) for name in dataset_names]
+    for name, value in zip(dataset_names, values, strict=True):
+        if value != values[0]:
+            logging.getLogger(__name__).error(
+                "Metadata '%s' is %s for dataset '%s' but %s for dataset '%s'",
+                key,
+                value,
+                name,
+                values[0],
+                dataset_names[0],
+            )
+            raise ValueError(f"Datasets have different metadata '{key}'!")
+
+
+def build_augmentation(cfg, is_train):
+    """Returns the augmentations of ``cfg.INPUT``: resizing, and in training a flip."""
+    if is_train:
+        sizes = cfg.INPUT.MIN_SIZE_TRAIN
+        max_size = cfg.INPUT.MAX_SIZE_TRAIN
+        sample_style = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    else:
+        sizes, max_size, sample_style = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice"
+    augmentations = [T.ResizeShortestEdge(sizes, max_size, sample_style)]
+    if is_train and cfg.INPUT.RANDOM_FLIP != "none":
+        augmentations.append(
+            T.RandomFlip(
+                horizontal=cfg.INPUT.RANDOM_FLIP == "horizontal",
+                vertical=cfg.INPUT.RANDOM_FLIP == "vertical",
+            )
+        )
+    return augmentations
+
+
+# Name of before.
+build_transform_gen = build_augmentation

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samplers that several processes share.
+
+For training, every process draws the same endless stream of indices from the same seed, and takes
+each world_size-th of them. So images are balanced over processes without any exchange.
+"""
+
+import itertools
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+from detectron2.utils import comm
+from torch.utils.data.sampler import Sampler
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingSampler(Sampler):
+    """An endless stream of indices: permutation after permutation of ``range(size)``."""
+
+    def __init__(self, size: int, shuffle: bool = True, seed: int | None = None):
+        """
+        Args:
+            size: number of elements to draw from.
+            shuffle: draw permutations; False goes through the elements in order.
+            seed: of the permutations, the same in every process. None: the processes agree on one.
+        """
+        if not isinstance(size, int):
+            raise TypeError(f"TrainingSampler(size=) expects an int. Got type {type(size)}.")
+        if size <= 0:
+            raise ValueError(f"TrainingSampler(size=) expects a positive int. Got {size}.")
+        self._size = size
+        self._shuffle = shuffle
+        self._seed = int(comm.shared_random_seed() if seed is None else seed)
+        self._rank = comm.get_rank()
+        self._world_size = comm.get_world_size()
+
+    def __iter__(self) -> Iterator[int]:
+        yield from itertools.islice(self._infinite_indices(), self._rank, None, self._world_size)
+
+    def _infinite_indices(self) -> Iterator[int]:
+        generator = _seeded(self._seed)
+        while True:
+            if self._shuffle:
+                yield from torch.randperm(self._size, generator=generator).tolist()
+            else:
+                yield from range(self._size)
+
+
+class RandomSubsetTrainingSampler(TrainingSampler):
+    """As ``TrainingSampler``, over a random subset that stays the same for the whole run."""
+
+    def __init__(
+        self,
+        size: int,
+        subset_ratio: float,
+        shuffle: bool = True,
+        seed_shuffle: int | None = None,
+        seed_subset: int | None = None,
+    ):
+        """
+        Args:
+            size: number of elements of the whole set.
+            subset_ratio: share of it that is used, in (0, 1].
+            shuffle: see ``TrainingSampler``.
+            seed_shuffle: seed of the permutations.
+            seed_subset: seed of the choice of the subset.
+        """
+        super().__init__(size=size, shuffle=shuffle, seed=seed_shuffle)
+        assert 0.0 < subset_ratio <= 1.0, f"subset_ratio must be in (0, 1], got {subset_ratio}"
+        subset_size = int(size * subset_ratio)
+        assert subset_size > 0, f"subset_ratio {subset_ratio} of {size} elements leaves none"
+        if seed_subset is None:
+            seed_subset = comm.shared_random_seed()
+        self._seed_subset = int(seed_subset)
+        permutation = torch.randperm(size, generator=_seeded(self._seed_subset))
+        self._indexes_subset = permutation[:subset_size]
+        self._size_subset = subset_size
+        logger.info("Training on a random subset of %d of %d elements", subset_size, size)
+
+    def _infinite_indices(self) -> Iterator[int]:
+        generator = _seeded(self._seed)
+        while True:
+            if self._shuffle:
+                order = torch.randperm(self._size_subset, generator=generator)
+                yield from self._indexes_subset[order].tolist()
+            else:
+                yield from self._indexes_subset.tolist()
+
+
+class RepeatFactorTrainingSampler(Sampler):
+    """Shows images with rare categories more often (Gupta et al., "LVIS", CVPR 2019)."""
+
+    def __init__(self, repeat_factors, *, shuffle=True, seed=None):
+        """
+        Args:
+            repeat_factors: (size,) tensor; how often to show each image per epoch. The fraction
+                is drawn anew for every epoch.
+            shuffle: shuffle the images of an epoch.
+            seed: as for ``TrainingSampler``.
+        """
+        self._shuffle = shuffle
+        self._seed = int(comm.shared_random_seed() if seed is None else seed)
+        self._rank = comm.get_rank()
+        self._world_size = comm.get_world_size()
+        self._int_part = torch.trunc(repeat_factors)
+        self._frac_part = repeat_factors - self._int_part
+
+    @staticmethod
+    def repeat_factors_from_category_frequency(dataset_dicts, repeat_thresh, sqrt=True):
+        """Returns the repeat factors of images, by the rarest category in each.
+
+        A category in the share f of the images has r = max(1, sqrt(repeat_thresh / f)), an image
+        the largest r of its categories, an image without any 1.
+
+        Args:
+            dataset_dicts: records with ``annotations``.
+            repeat_thresh: share of the images below which a category counts as rare.
+            sqrt: take the square root, or not.
+        """
+        images_with = defaultdict(int)
+        categories = [
+            {annotation["category_id"] for annotation in record["annotations"]}
+            for record in dataset_dicts
+        ]
+        for category in itertools.chain.from_iterable(categories):
+            images_with[category] += 1
+        exponent = 0.5 if sqrt else 1.0
+        factors = {
+            category: max(1.0, (repeat_thresh * len(dataset_dicts) / count) ** exponent)
+            for category, count in images_with.items()
+        }
+        return torch.tensor(
+            [max((factors[c] for c in present), default=1.0) for present in categories],
+            dtype=torch.float32,
+        )
+
+    def _get_epoch_indices(self, generator: torch.Generator) -> torch.Tensor:
+        """Returns the indices of one epoch in order, each as often as it is shown."""
+        extra = torch.rand(len(self._frac_part), generator=generator) < self._frac_part
+        counts = (self._int_part + extra.float()).to(torch.int64)
+        return torch.arange(len(counts)).repeat_interleave(counts)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from itertools.islice(self._infinite_indices(), self._rank, None, self._world_size)
+
+    def _infinite_indices(self) -> Iterator[int]:
+        generator = _seeded(self._seed)
+        while True:
+            indices = self._get_epoch_indices(generator)
+            if self._shuffle:
+                indices = indices[torch.randperm(len(indices), generator=generator)]
+            yield from indices.tolist()
+
+
+class InferenceSampler(Sampler):
+    """Every index once, over all processes; each gets one contiguous stretch.
+
+    The stretches may differ in length by one, and be empty.
+    """
+
+    def __init__(self, size: int):
+        assert size > 0, f"there must be something to sample from, got size {size}"
+        self._size = size
+        self._rank = comm.get_rank()
+        self._world_size = comm.get_world_size()
+        self._local_indices = self._get_local_indices(size, self._world_size, self._rank)
+
+    @staticmethod
+    def _get_local_indices(total_size: int, world_size: int, rank: int) -> range:
+        size, remainder = divmod(total_size, world_size)
+        begin = rank * size + min(rank, remainder)
+        end = begin + size + int(rank < remainder)
+        return range(min(begin, total_size), min(end, total_size))
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self._local_indices
+
+    def __len__(self) -> int:
+        return len(self._local_indices)
+
+
+def _seeded(seed: int) -> torch.Generator:
+    generator = torch.Generator()
+    generator.manual_seed(seed)
+    return generator
