@@ -364,11 +364,11 @@ class AMPTrainer(SimpleTrainer):
 
     def state_dict(self):
         state = super().state_dict()
-        if self.grad_scaler and self.grad_scaler.is_enabled():
-            state["grad_scaler"] = self.grad_scaler.state_dict()
+        state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
 
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
-        if self.grad_scaler and self.grad_scaler.is_enabled():
+        # A scaler on a machine without CUDA is disabled and saves nothing.
+        if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
