@@ -376,9 +376,10 @@ def build_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     bottleneck = resnets.DEPTH >= 50
     in_channels, out_channels = resnets.STEM_OUT_CHANNELS, resnets.RES2_OUT_CHANNELS
     width = resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP
-    num_stages = max(_stage_number(name) for name in resnets.OUT_FEATURES)
     stages = []
-    for index, num_blocks in enumerate(_BLOCKS_PER_STAGE[resnets.DEPTH][:num_stages]):
+    # Always all four stages, though ResNet drops those behind the last output: whatever is built
+    # after the backbone then draws the same random weights as on Detectron2.
+    for index, num_blocks in enumerate(_BLOCKS_PER_STAGE[resnets.DEPTH]):
         dilation = resnets.RES5_DILATION if index == 3 else 1
         # A dilated res5 keeps the resolution of res4.
         first_stride = 1 if index == 0 or dilation == 2 else 2

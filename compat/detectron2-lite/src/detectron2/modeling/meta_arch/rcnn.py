@@ -55,7 +55,7 @@ class _NormalizedInput(nn.Module):
     def _move_to_current_device(self, x):
         return move_device_like(x, self.pixel_mean)
 
-    def preprocess_image(self, batched_inputs: list[dict[str, torch.Tensor]]) -> ImageList:
+    def _to_image_list(self, batched_inputs: list[dict[str, torch.Tensor]]) -> ImageList:
         """Move, normalize, pad and batch the images; (N, C, H, W) with the largest H and W."""
         images = [self._move_to_current_device(x["image"]) for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
@@ -203,6 +203,10 @@ class GeneralizedRCNN(_NormalizedInput):
             return GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)
         return results
 
+    def preprocess_image(self, batched_inputs: list[dict[str, torch.Tensor]]) -> ImageList:
+        """Normalize the images and pad them to one batch (N, C, H, W)."""
+        return self._to_image_list(batched_inputs)
+
     @staticmethod
     def _postprocess(instances, batched_inputs: list[dict[str, torch.Tensor]], image_sizes):
         """Scale each image's results to the size asked for."""
@@ -256,7 +260,7 @@ class ProposalNetwork(_NormalizedInput):
             In training a dict of scalar losses. Otherwise per image {"proposals": Instances} with
             `proposal_boxes` and `objectness_logits`, in the frame of (height, width).
         """
-        images = self.preprocess_image(batched_inputs)
+        images = self._to_image_list(batched_inputs)
         features = self.backbone(images.tensor)
         gt_instances = None
         if "instances" in batched_inputs[0]:

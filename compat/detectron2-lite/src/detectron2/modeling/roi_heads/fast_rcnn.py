@@ -120,6 +120,11 @@ def _log_classification_stats(pred_logits, gt_classes, prefix="fast_rcnn"):
         storage.put_scalar(f"{prefix}/false_negative", missed)
 
 
+def _lengths(proposals: list[Instances]) -> list[int]:
+    """Ri of each image. Not by len(), which would make them constants of a traced graph."""
+    return [p.__len__() for p in proposals]
+
+
 class FastRCNNOutputLayers(nn.Module):
     """Two linear layers on the feature of a box: `cls_score` and `bbox_pred`.
 
@@ -373,7 +378,7 @@ class FastRCNNOutputLayers(nn.Module):
             gt_classes = gt_classes.clamp(0, columns - 1)
             rows = torch.arange(num_proposals, device=decoded.device)
             decoded = decoded.view(num_proposals, columns, box_dim)[rows, gt_classes]
-        return decoded.split([len(p) for p in proposals])
+        return decoded.split(_lengths(proposals))
 
     def predict_boxes(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
@@ -384,7 +389,7 @@ class FastRCNNOutputLayers(nn.Module):
         _, deltas = predictions
         boxes = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
         decoded = self.box2box_transform.apply_deltas(deltas, boxes)
-        return decoded.split([len(p) for p in proposals])
+        return decoded.split(_lengths(proposals))
 
     def predict_probs(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
@@ -392,4 +397,4 @@ class FastRCNNOutputLayers(nn.Module):
         """Per image the probabilities (Ri, K + 1)."""
         scores, _ = predictions
         probs = scores.sigmoid() if self.use_sigmoid_ce else F.softmax(scores, dim=-1)
-        return probs.split([len(p) for p in proposals], dim=0)
+        return probs.split(_lengths(proposals))
