@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: all or nothing on disk, never of another architecture in the model."""
+
+import errno
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+from person_search.engine import (
+    AtomicCheckpointer,
+    CheckpointWriteError,
+    IncompatibleCheckpointError,
+)
+from person_search.engine import checkpoint as checkpoint_module
+from person_search.engine.checkpoint import TEMPORARY_SUFFIX, is_intact, write_atomically
+
+FORK = multiprocessing.get_context("fork")  # a process of its own without another start-up
+
+
+def linear(value: float = 0.0, size: int = 4) -> nn.Linear:
+    layer = nn.Linear(size, 1)
+    nn.init.constant_(layer.weight, value)
+    return layer
+
+
+def saved_value(path: Path) -> float:
+    return float(torch.load(path, weights_only=True)["model"]["weight"][0, 0])
+
+
+# ---- writing ---------------------------------------------------------------------------------
+def test_format_and_names_are_detectron2s(tmp_path: Path) -> None:
+    AtomicCheckpointer(linear(3.0), str(tmp_path)).save("model_0000004", iteration=4)
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000004.pth"]
+    model = linear()
+    checkpointer = DetectionCheckpointer(model, str(tmp_path))
+    assert checkpointer.resume_or_load("", resume=True) == {"iteration": 4}
+    assert float(model.weight[0, 0]) == 3.0
+
+
+def test_nothing_is_written_without_a_folder_or_off_the_main_process(tmp_path: Path) -> None:
+    AtomicCheckpointer(linear()).save("a")
+    AtomicCheckpointer(linear(), str(tmp_path), save_to_disk=False).save("a")
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_tag_the_last_checkpoint_stays(tmp_path: Path) -> None:
+    AtomicCheckpointer(linear(), str(tmp_path)).save("model_0000001")
+    AtomicCheckpointer(linear(), str(tmp_path), tag_last=False).save("model_best")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+@pytest.mark.parametrize("fail_at", ["write", "fsync", "rename", "interrupt"])
+def test_a_failed_save_changes_nothing(tmp_path: Path, monkeypatch, fail_at: str) -> None:
+    checkpointer = AtomicCheckpointer(linear(1.0), str(tmp_path))
+    checkpointer.save("model_0000001")
+    checkpointer.model.weight.data.fill_(2.0)
+
+    def fail(*args, **kwargs):
+        if fail_at == "interrupt":
+            raise KeyboardInterrupt
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = {"write": (torch, "save"), "interrupt": (torch, "save"), "fsync": (os, "fsync")}
+    monkeypatch.setattr(*target.get(fail_at, (os, "replace")), fail)
+    expected = KeyboardInterrupt if fail_at == "interrupt" else CheckpointWriteError
+    with pytest.raises(expected) as error:
+        checkpointer.save("model_0000001")
+    if fail_at != "interrupt":
+        assert "No space left on device" in str(error.value)
+        assert "Earlier checkpoints are intact; free some space" in str(error.value)
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
+    assert saved_value(tmp_path / "model_0000001.pth") == 1.0
+
+
+def test_unwritable_folder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointWriteError, match="No such file or directory"):
+        write_atomically(str(tmp_path / "absent" / "x"), lambda file: file.write(b"x"))
+
+
+class SlowFile:
+    """A file on a slow disk: it gets stuck in the middle of the first large block."""
+
+    def __init__(self, file, pipe: Connection):
+        self.file, self.pipe = file, pipe
+
+    def write(self, data) -> int:
+        if len(data) < 100_000:
+            return self.file.write(data)
+        self.file.write(bytes(data)[:100_000])
+        self.file.flush()
+        self.pipe.send("in the middle")
+        time.sleep(60)
+        return len(data)
+
+    def __getattr__(self, name: str):
+        return getattr(self.file, name)
+
+
+def save_slowly(folder: str, name: str, pipe: Connection) -> None:
+    save = torch.save
+    torch.save = lambda data, file: save(data, SlowFile(file, pipe))
+    AtomicCheckpointer(nn.Linear(400, 400), folder).save(name, iteration=2)
+
+
+@pytest.mark.parametrize("name", ["model_0000001", "model_0000002"], ids=["same", "new"])
+def test_kill_9_while_saving(tmp_path: Path, caplog, name: str) -> None:
+    model = nn.Linear(400, 400)
+    checkpointer = AtomicCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_0000001", iteration=1)
+    here, there = FORK.Pipe()
+    child = FORK.Process(target=save_slowly, args=(str(tmp_path), name, there))
+    child.start()
+    assert here.poll(60) and here.recv() == "in the middle"
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    remains = tmp_path / f"{name}.pth{TEMPORARY_SUFFIX}"  # it was really killed in the middle
+    assert 100_000 <= remains.stat().st_size < 640_000
+    assert checkpointer.find_resumable() == str(tmp_path / "model_0000001.pth")
+    assert checkpointer.load(checkpointer.find_resumable())["iteration"] == 1
+    assert "damaged" not in caplog.text
+    checkpointer.save(name, iteration=3)  # the remains are in nobody's way
+    assert not remains.exists()
+
+
+def save_with_little_room(folder: str, pipe: Connection) -> None:
+    checkpointer = AtomicCheckpointer(nn.Linear(400, 400), folder)
+    checkpointer.save("model_0000001", iteration=1)
+    no_limit = resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, no_limit))
+    try:
+        checkpointer.save("model_0000002", iteration=2)
+    except CheckpointWriteError as e:
+        pipe.send(str(e))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (no_limit, no_limit))
+    checkpointer.save("model_0000003", iteration=3)
+
+
+def test_no_room_for_the_file(tmp_path: Path) -> None:
+    here, there = FORK.Pipe()
+    child = FORK.Process(target=save_with_little_room, args=(str(tmp_path), there))
+    child.start()
+    assert here.poll(60)
+    message = here.recv()
+    child.join()
+    assert child.exitcode == 0
+    assert "model_0000002.pth': File too large" in message and "ulimit -f" in message
+    names = ["last_checkpoint", "model_0000001.pth", "model_0000003.pth"]
+    assert sorted(os.listdir(tmp_path)) == names
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert is_intact(str(tmp_path / "model_0000001.pth"))
+
+
+# ---- finding ---------------------------------------------------------------------------------
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    weights = content.find(torch.full((64,), 7.0).numpy().tobytes())
+    content[weights] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> AtomicCheckpointer:
+    checkpointer = AtomicCheckpointer(linear(7.0, size=64), str(tmp_path))
+    for name in ("model_0000009", "model_0000099", "model_0000199"):
+        checkpointer.save(name)
+    AtomicCheckpointer(linear(), str(tmp_path), tag_last=False).save("model_best")
+    return checkpointer
+
+
+@pytest.mark.parametrize(
+    "damage", [cut, flip, Path.unlink, lambda path: path.write_bytes(b"")],
+    ids=["cut", "flipped", "gone", "empty"],
+)  # fmt: skip
+def test_a_damaged_last_checkpoint_is_passed_over(three, tmp_path, caplog, damage) -> None:
+    assert three.find_resumable() == str(tmp_path / "model_0000199.pth")
+    damage(tmp_path / "model_0000199.pth")
+    assert three.find_resumable() == str(tmp_path / "model_0000099.pth")
+    assert "model_0000199.pth is damaged or gone" in caplog.text
+    assert "Resuming from" in caplog.text
+
+
+def test_without_tag_the_newest_is_found(three, tmp_path) -> None:
+    (tmp_path / "last_checkpoint").unlink()
+    assert three.find_resumable() == str(tmp_path / "model_0000199.pth")
+    three.save("model_final")
+    (tmp_path / "last_checkpoint").unlink()
+    assert three.find_resumable() == str(tmp_path / "model_final.pth")
+
+
+def test_all_damaged(three, tmp_path) -> None:
+    for path in tmp_path.glob("model_0*.pth"):
+        cut(path)
+    with pytest.raises(IncompatibleCheckpointError, match="No checkpoint .* can be read"):
+        three.find_resumable()
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    assert AtomicCheckpointer(linear(), str(tmp_path / "absent")).find_resumable() == ""
+    assert AtomicCheckpointer(linear()).find_resumable() == ""
+
+
+def test_files_of_the_old_format_are_checked_too(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save({"model": linear().state_dict()}, path, _use_new_zipfile_serialization=False)
+    assert is_intact(str(path))
+    cut(path)
+    assert not is_intact(str(path))
+
+
+# ---- reading ---------------------------------------------------------------------------------
+class Backbone(nn.Module):
+    def __init__(self, width: int = 4):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 1)
+
+
+class Detector(nn.Module):
+    def __init__(self, width: int = 4):
+        super().__init__()
+        self.backbone = Backbone(width)
+        self.head = nn.Linear(width, 2)
+        self.register_buffer("lut", torch.zeros(width, 2))
+
+
+def save_model(model: nn.Module, path: Path) -> str:
+    torch.save({"model": model.state_dict()}, path)
+    return str(path)
+
+
+def load(path: str, model: nn.Module, **kwargs) -> dict:
+    allow = kwargs.pop("allow_partial", False)
+    return AtomicCheckpointer(model, allow_partial=allow).load(path, [], **kwargs)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    path = save_model(nn.LSTM(3, 4), tmp_path / "lstm.pth")
+    with pytest.raises(IncompatibleCheckpointError) as error:
+        load(path, Detector())
+    text = str(error.value)
+    assert "lstm.pth' is of another architecture: none of the model's parameters" in text
+    assert "missing from the file: backbone.conv.weight, backbone.conv.bias" in text
+    assert "only in the file: weight_ih_l0" in text
+    assert "ALLOW_PARTIAL_LOAD" not in text
+    with pytest.raises(IncompatibleCheckpointError):
+        load(path, Detector(), allow_partial=True)
+
+
+def backbone_file(path: Path) -> str:
+    weights = {f"backbone.{k}": v for k, v in Backbone().state_dict().items()}
+    torch.save({"model": weights}, path)
+    return str(path)
+
+
+def test_backbone_weights_start_a_training(tmp_path: Path) -> None:
+    model = Detector()
+    path = backbone_file(tmp_path / "backbone.pth")
+    load(path, model)
+    expected = torch.load(path, weights_only=True)["model"]["backbone.conv.weight"]
+    assert torch.equal(model.backbone.conv.weight, expected)
+
+
+def test_backbone_weights_are_no_model_to_evaluate_or_resume(tmp_path: Path) -> None:
+    path = backbone_file(tmp_path / "backbone.pth")
+    with pytest.raises(IncompatibleCheckpointError, match=r"2 of 4 parameters \(50 %\) match"):
+        load(path, Detector(), need_whole=True)
+    with pytest.raises(IncompatibleCheckpointError, match="set MODEL.ALLOW_PARTIAL_LOAD True"):
+        AtomicCheckpointer(Detector()).load(path)
+    load(path, Detector(), need_whole=True, allow_partial=True)
+
+
+def test_other_shapes_are_shown_with_both_sizes(tmp_path: Path) -> None:
+    path = save_model(Detector(8), tmp_path / "wide.pth")
+    with pytest.raises(IncompatibleCheckpointError) as error:
+        load(path, Detector(4), need_whole=True)
+    assert "head.weight (2, 8) in the file, (2, 4) in the model" in str(error.value)
+    assert "1 of 4 parameters" in str(error.value)
+
+
+def test_a_buffer_of_another_shape_counts(tmp_path: Path) -> None:
+    other = Detector()
+    other.lut = torch.zeros(9, 2)
+    path = save_model(other, tmp_path / "lut.pth")
+    with pytest.raises(IncompatibleCheckpointError, match=r"lut \(9, 2\) in the file"):
+        load(path, Detector(), need_whole=True)
+    load(path, Detector())
+
+
+def test_missing_file_and_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no weight file .*absent.pth.* MODEL.WEIGHTS"):
+        load(str(tmp_path / "absent.pth"), Detector())
+    assert load("", Detector()) == {}
+
+
+def test_long_lists_are_cut() -> None:
+    assert checkpoint_module._examples([str(i) for i in range(8)]) == "0, 1, 2, 3, 4 and 3 more"

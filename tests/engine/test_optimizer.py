@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimizers from the config."""
+
+import pytest
+import torch
+from torch import nn
+
+from person_search.engine import build_optimizer
+
+
+def model_with_gradients(*gradients: float) -> nn.ParameterList:
+    params = nn.ParameterList([nn.Parameter(torch.zeros(())) for _ in gradients])
+    for param, gradient in zip(params, gradients, strict=True):
+        param.grad = torch.tensor(gradient)
+    return params
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_settings_arrive_and_frozen_parameters_do_not(make_cfg, name: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    cfg = make_cfg(
+        "out", "SOLVER.OPTIMIZER", name, "SOLVER.BASE_LR", 0.5, "SOLVER.WEIGHT_DECAY", 0.25,
+        "SOLVER.WEIGHT_DECAY_NORM", 0.125,
+    )  # fmt: skip
+    optimizer = build_optimizer(cfg, model)
+    assert type(optimizer).__name__ == name
+    decay = {p: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert set(decay) == {*model[1].parameters(), *model[2].parameters()}
+    assert decay[model[1].weight] == 0.125 and decay[model[2].weight] == 0.25
+    assert {g["lr"] for g in optimizer.param_groups} == {0.5}
+
+
+def clipped(make_cfg, kind: str) -> list[float]:
+    model = model_with_gradients(3.0, 4.0)
+    cfg = make_cfg(
+        "out", "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 1.0, "SOLVER.WEIGHT_DECAY", 0.0,
+        "SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind,
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 2.5,
+    )  # fmt: skip
+    build_optimizer(cfg, model).step()
+    return [-float(p) for p in model]
+
+
+def test_full_model_clipping_keeps_the_direction(make_cfg) -> None:
+    assert clipped(make_cfg, "full_model") == pytest.approx([1.5, 2.0])  # norm 5 -> 2.5
+
+
+def test_detectron2s_clipping_is_per_parameter(make_cfg) -> None:
+    assert clipped(make_cfg, "norm") == pytest.approx([2.5, 2.5])
+    assert clipped(make_cfg, "value") == pytest.approx([2.5, 2.5])
+
+
+def test_small_gradients_are_left_alone() -> None:
+    from person_search.engine.optimizer import add_full_model_clipping
+
+    model = model_with_gradients(0.3, 0.4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    add_full_model_clipping(optimizer, 1.0)
+    optimizer.step()
+    assert [-float(p) for p in model] == pytest.approx([0.3, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("opts", "text"),
+    [
+        (("SOLVER.OPTIMIZER", "Adagrad"), "SOLVER.OPTIMIZER is 'Adagrad'; known"),
+        (
+            ("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all"),
+            "CLIP_TYPE is 'all'; known",
+        ),
+    ],
+)
+def test_unknown_names(make_cfg, opts, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        build_optimizer(make_cfg("out", *opts), nn.Linear(1, 1))
+
+
+def test_nothing_to_train(make_cfg) -> None:
+    with pytest.raises(ValueError, match="nothing to train"):
+        build_optimizer(make_cfg(), nn.Linear(1, 1).requires_grad_(False))
