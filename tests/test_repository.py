@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LITE = ROOT / "compat" / "detectron2-lite"
 MAX_LINES = 450
 WRITING = "*.md"
+LATER = ("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK")  # split, so as not to find itself
 
 
 @cache
@@ -67,7 +68,7 @@ def test_python_files_stay_short() -> None:
     ("what", "pattern"),
     [
         ("paths of one machine", r"(?<![\w.~>}])/(?:work|root|home|Users)/\w"),
-        ("notes to be done later", r"(?<![\"'.])\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X|HA" + r"CK)\b"),
+        ("notes to be done later", r"(?<![\"'.])\b(?:" + "|".join(LATER) + r")\b"),
     ],
 )
 def test_files_are_free_of(what: str, pattern: str) -> None:
