@@ -11,4 +11,4 @@ from ._lite import absent
 __version__ = "0.6"
 __lite__ = "0.1.0"
 
-__getattr__ = absent(__name__, "export", "model_zoo", "projects", "tracking")
+__getattr__ = absent(__name__, "export", "projects", "tracking")
