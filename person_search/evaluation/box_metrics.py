@@ -88,6 +88,7 @@ def overlapping_pairs(
         sorted by (row, det). All empty if there is nothing to pair.
     """
     min_iou = np.broadcast_to(np.asarray(min_iou, np.float64), (len(boxes),))
+    det_offsets = np.asarray(det_offsets)
     starts = det_offsets[box_image]
     counts = det_offsets[np.asarray(box_image) + 1] - starts
     found = []
