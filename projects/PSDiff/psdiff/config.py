@@ -49,6 +49,9 @@ def add_psdiff_config(cfg: CN) -> None:
     psdiff.CDL.NUM_REG = 3
 
     # ---- training (Algorithm 1, Eq. 13 and 14) -------------------------------------------------
+    # Times and noises drawn per image in one iteration. All use the same image features, so more
+    # than the paper's one draw costs little where the backbone is the expensive part.
+    psdiff.TRAIN_DRAWS = 1
     # "dynamic_k" or "hungarian".
     psdiff.MATCHER = "dynamic_k"
     # Number of highest IoUs that set how many proposals a ground truth gets (dynamic_k).

@@ -54,6 +54,7 @@ class PSDiff(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         make_sampler: Callable[[], DualSampler],
+        train_draws: int = 1,
         score_thresh: float = 0.05,
         nms_thresh: float = 0.5,
         max_detections: int = 100,
@@ -65,6 +66,7 @@ class PSDiff(nn.Module):
             codec: scales of the two signals. embed_dim: D. num_proposals: N.
             pad: how ground truths are filled up to N (:func:`pad_ground_truth`).
             make_sampler: builds the sampler at the first inference.
+            train_draws: times and noises per image in one training iteration.
             score_thresh, nms_thresh, max_detections: which predictions become detections.
             query_draws: noise draws over which the embedding of a given box is averaged.
             seed: of the noise in inference.
@@ -76,6 +78,7 @@ class PSDiff(nn.Module):
         self.codec = codec
         self.embed_dim, self.num_proposals, self.pad = embed_dim, num_proposals, pad
         self.make_sampler = make_sampler
+        self.train_draws = train_draws
         self._sampler: DualSampler | None = None
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
         self.max_detections = max_detections
@@ -107,6 +110,7 @@ class PSDiff(nn.Module):
             "make_sampler": lambda: DualSampler(
                 head.codec, psdiff.SAMPLER, psdiff.STEPS, psdiff.ETA
             ),
+            "train_draws": psdiff.TRAIN_DRAWS,
             "score_thresh": psdiff.SCORE_THRESH,
             "nms_thresh": psdiff.NMS_THRESH,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -138,10 +142,13 @@ class PSDiff(nn.Module):
         images = self.preprocess_image(batched_inputs)
         targets = [x["instances"].to(self.device) for x in batched_inputs]
         features = self.backbone(images.tensor)
-        t = torch.randint(len(self.alphas_cumprod), (len(targets),), device=self.device)
+        shape = (len(targets), self.train_draws)
+        t = torch.randint(len(self.alphas_cumprod), shape, device=self.device).flatten()
+        targets = [target for target in targets for _ in range(self.train_draws)]
         boxes, reid_signal = self.noisy_proposals(targets, t)
-        output = self.head(features, boxes, reid_signal, t)
-        return self.criterion(output, targets)
+        roi_feats = self.head.pool(features, boxes.view(shape[0], -1, 4))
+        roi_feats = roi_feats.view(*boxes.shape[:2], *roi_feats.shape[2:])
+        return self.criterion(self.head.denoise(roi_feats, boxes, reid_signal, t), targets)
 
     # ---- training ---------------------------------------------------------------------------
     @torch.no_grad()

@@ -38,6 +38,18 @@ def test_every_switch_trains_and_tests(switches):
     assert output["query_feats"].shape == (1, EMBED_DIM)
 
 
+def test_more_draws_of_one_image_equal_more_copies_of_it():
+    """With its noise fixed by the seed, one image drawn twice gives the loss of the image twice."""
+    losses = []
+    for draws, copies in ((2, 1), (1, 2)):
+        model = tiny_model(TRAIN_DRAWS=draws).eval()  # eval: batch norm must not see the batch
+        model.training = True
+        torch.manual_seed(5)
+        losses.append(model([training_input(2)] * copies))
+    for name, value in losses[0].items():
+        torch.testing.assert_close(value, losses[1][name])
+
+
 def test_images_without_people_train():
     losses = tiny_model().train()([training_input(0)])
     assert losses["loss_cls"] > 0
