@@ -46,7 +46,7 @@ def window_partition(x, window_size):
     n, height, width, channels = x.shape
     s = window_size
     x = x.view(n, height // s, s, width // s, s, channels)
-    return x.transpose(2, 3).reshape(-1, s, s, channels)
+    return x.transpose(2, 3).contiguous().view(-1, s, s, channels)
 
 
 def window_reverse(windows, window_size, H, W):
@@ -55,7 +55,7 @@ def window_reverse(windows, window_size, H, W):
     rows, columns = H // s, W // s
     n = windows.shape[0] // (rows * columns)
     x = windows.view(n, rows, columns, s, s, -1)
-    return x.transpose(2, 3).reshape(n, H, W, -1)
+    return x.transpose(2, 3).contiguous().view(n, H, W, -1)
 
 
 class WindowAttention(nn.Module):

@@ -1,0 +1,499 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Record what the models of the real Detectron2 compute, for the parity test of detectron2-lite.
+
+Run it where the real package comes first:
+
+    PYTHONPATH=<checkout of Detectron2> python record_modeling.py
+
+It writes data/modeling.json: for each function in `CASES` the numbers it returned. The test runs
+the same functions on detectron2-lite. Inputs come from seeds and constants in this file.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import FPN, SwinTransformer, build_model, detector_postprocess
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.backbone import ResNet, build_backbone
+from detectron2.modeling.backbone.resnet import BasicStem
+from detectron2.modeling.box_regression import (
+    Box2BoxTransform,
+    Box2BoxTransformLinear,
+    _dense_box_regression_loss,
+)
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
+from detectron2.modeling.sampling import subsample_labels
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
+
+COMMIT = "02b5c4e"
+DATA_FILE = Path(__file__).parent / "data" / "modeling.json"
+
+
+def numbers(value):
+    """Tensors, boxes and containers -> what JSON can hold, floats with 7 digits."""
+    if isinstance(value, Boxes):
+        value = value.tensor
+    if isinstance(value, Instances):
+        return {"size": list(value.image_size), **numbers(value.get_fields())}
+    if isinstance(value, torch.Tensor):
+        value = value.detach().tolist()
+    if isinstance(value, dict):
+        return {str(k): numbers(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [numbers(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    return value
+
+
+def digest(value):
+    """A tensor -> its shape and two sums; the second one feels the order of the elements."""
+    flat = value.detach().double().flatten()
+    ramp = torch.linspace(-1, 1, len(flat), dtype=torch.float64)
+    return {
+        "shape": list(value.shape),
+        "abs_sum": float(flat.abs().sum()),
+        "ramp": float((flat.abs() * ramp).sum() / max(float(flat.abs().sum()), 1e-12)),
+    }
+
+
+def state(module):
+    """Names and shapes by hash, values by the sum over each tensor."""
+    names = hashlib.sha256()
+    sums = []
+    for name, value in module.state_dict().items():
+        names.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        sums.append(float(f"{value.double().abs().sum().item():.6g}"))
+    trainable = sum(p.requires_grad for p in module.parameters())
+    return {"names": names.hexdigest()[:16], "abs_sums": sums, "trainable": trainable}
+
+
+def random_boxes(count, size, generator, smallest=4.0):
+    """(count, 4) boxes with sides of at least `smallest` inside a square of side `size`."""
+    corner = torch.rand(count, 2, generator=generator) * (size - smallest)
+    side = smallest + torch.rand(count, 2, generator=generator) * (size - smallest - corner)
+    return torch.cat([corner, corner + side], dim=1)
+
+
+def box_codes():
+    g = torch.Generator().manual_seed(1)
+    src, dst = random_boxes(6, 100, g), random_boxes(6, 100, g)
+    deltas = torch.randn(6, 8, generator=g) * 3
+    code = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
+    linear = Box2BoxTransformLinear(normalize_by_size=True)
+    absolute = Box2BoxTransformLinear(normalize_by_size=False)
+    return {
+        "deltas": code.get_deltas(src, dst),
+        "boxes": code.apply_deltas(deltas, src),
+        "clamped": code.apply_deltas(deltas * 100, src),
+        "linear_deltas": linear.get_deltas(src, dst),
+        "linear_boxes": linear.apply_deltas(deltas[:, :4], src),
+        "absolute_deltas": absolute.get_deltas(src, dst),
+        "absolute_boxes": absolute.apply_deltas(deltas[:, :4], src),
+    }
+
+
+def box_losses():
+    g = torch.Generator().manual_seed(2)
+    anchors = [random_boxes(5, 100, g), random_boxes(3, 100, g)]
+    gt = [random_boxes(8, 100, g) for _ in range(2)]
+    deltas = [torch.randn(2, 5, 4, generator=g) * 0.2, torch.randn(2, 3, 4, generator=g) * 0.2]
+    mask = torch.rand(2, 8, generator=g) > 0.5
+    code = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
+    kinds = ("smooth_l1", "giou", "diou", "ciou")
+    as_boxes = [Boxes(a) for a in anchors]
+    losses = {k: _dense_box_regression_loss(as_boxes, code, deltas, gt, mask, k) for k in kinds}
+    losses["smooth_l1 beta 0.5"] = _dense_box_regression_loss(
+        anchors, code, deltas, gt, mask, "smooth_l1", 0.5
+    )
+    return losses
+
+
+def matching_and_sampling():
+    quality = torch.rand(4, 40, generator=torch.Generator().manual_seed(3)) ** 2
+    out = {}
+    for low in (False, True):
+        matcher = Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=low)
+        out[f"low {low}"] = matcher(quality)
+    out["empty"] = matcher(quality[:0])
+    labels = out["low True"][1].to(torch.int64)
+    torch.manual_seed(4)
+    out["sampled"] = subsample_labels(labels, 12, 0.5, 0)
+    out["few"] = subsample_labels(labels, 2, 0.25, 0)
+    return out
+
+
+def anchors():
+    generator = DefaultAnchorGenerator(
+        sizes=[[20, 50], [80, 100]], aspect_ratios=[[0.5, 1, 2]], strides=[8, 16], offset=0.5
+    )
+    maps = generator([torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 1, 2)])
+    return {
+        "anchors": maps,
+        "num_anchors": generator.num_anchors,
+        "num_cell_anchors": generator.num_cell_anchors,
+        "box_dim": generator.box_dim,
+    }
+
+
+def pooling():
+    g = torch.Generator().manual_seed(5)
+    maps = [torch.rand(2, 3, 64 // 2**i, 64 // 2**i, generator=g) for i in range(3)]
+    boxes = [Boxes(random_boxes(9, 256, g)), Boxes(random_boxes(4, 64, g))]
+    levels = assign_boxes_to_levels(boxes, 2, 4, 100, 4)
+    out = {"levels": levels}
+    for kind in ("ROIAlign", "ROIAlignV2", "ROIPool"):
+        pooler = ROIPooler(
+            output_size=(3, 3),
+            scales=(1 / 4, 1 / 8, 1 / 16),
+            sampling_ratio=2,
+            pooler_type=kind,
+            canonical_box_size=100,
+        )
+        out[kind] = digest(pooler(maps, boxes))
+    single = ROIPooler(output_size=4, scales=(1 / 4,), sampling_ratio=0, pooler_type="ROIAlignV2")
+    out["one level"] = digest(single(maps[:1], boxes))
+    return out
+
+
+def top_proposals():
+    g = torch.Generator().manual_seed(6)
+    boxes = [
+        torch.stack([random_boxes(n, 60, g, smallest=1.0) for _ in range(2)]) for n in (30, 10)
+    ]
+    logits = [torch.randn(2, n, generator=g) for n in (30, 10)]
+    return find_top_rpn_proposals(boxes, logits, [(40, 60), (60, 50)], 0.5, 20, 7, 2.0, True)
+
+
+def _stage_inputs():
+    g = torch.Generator().manual_seed(7)
+    sizes = [(64, 96), (80, 80)]
+    images = ImageList(torch.rand(2, 3, 80, 96, generator=g), sizes)
+    features = {"f": torch.rand(2, 16, 5, 6, generator=g)}
+    targets = []
+    for size, count in zip(sizes, (3, 2), strict=True):
+        targets.append(
+            Instances(
+                size,
+                gt_boxes=Boxes(random_boxes(count, 60, g, smallest=16)),
+                gt_classes=torch.arange(count),
+                gt_pids=torch.arange(count) + 10,
+            )
+        )
+    return images, features, {"f": ShapeSpec(channels=16, stride=16)}, targets
+
+
+def _stage_cfg():
+    cfg = get_cfg()
+    cfg.MODEL.RPN.IN_FEATURES = ["f"]
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = 200
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 60
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 12
+    cfg.MODEL.RPN.CONV_DIMS = [8, -1]
+    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 64
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["f"]
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    cfg.MODEL.ROI_BOX_HEAD.NUM_CONV = 1
+    cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = 8
+    cfg.MODEL.ROI_BOX_HEAD.NORM = "BN"
+    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 12
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 3
+    cfg.TEST.DETECTIONS_PER_IMAGE = 9
+    return cfg
+
+
+def rpn_and_roi_heads():
+    images, features, shapes, targets = _stage_inputs()
+    torch.manual_seed(8)
+    rpn = RPN(_stage_cfg(), shapes)
+    heads = StandardROIHeads(_stage_cfg(), shapes)
+    out = {"rpn": state(rpn), "heads": state(heads)}
+    with EventStorage() as storage:
+        proposals, rpn_losses = rpn(images, features, targets)
+        sampled, losses = heads(images, features, proposals, targets)
+        out["scalars"] = {k: v[0] for k, v in storage.latest().items()}
+    out["losses"] = {**losses, **rpn_losses}
+    out["proposals"] = [len(p) for p in proposals]
+    out["sampled"] = [
+        {"gt_classes": s.gt_classes, "gt_pids": s.gt_pids, "fields": sorted(s.get_fields())}
+        for s in sampled
+    ]
+    rpn.eval(), heads.eval()
+    proposals, _ = rpn(images, features)
+    out["test proposals"] = proposals
+    out["detections"] = heads(images, features, proposals)[0]
+    return out
+
+
+def output_layers():
+    g = torch.Generator().manual_seed(9)
+    code = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
+    proposals = [
+        Instances(
+            (50, 60),
+            proposal_boxes=Boxes(random_boxes(n, 50, g)),
+            gt_boxes=Boxes(random_boxes(n, 50, g)),
+            gt_classes=torch.randint(0, 4, (n,), generator=g),
+        )
+        for n in (5, 3)
+    ]
+    x = torch.rand(8, 6, generator=g)
+    variants = {
+        "plain": {"smooth_l1_beta": 0.1},
+        "agnostic giou": {"cls_agnostic_bbox_reg": True, "box_reg_loss_type": "giou"},
+        "sigmoid": {"use_sigmoid_ce": True, "loss_weight": {"loss_cls": 3.0}},
+        "federated": {
+            "use_sigmoid_ce": True,
+            "use_fed_loss": True,
+            "get_fed_loss_cls_weights": lambda: torch.tensor([0.2, 0.5, 0.3]),
+            "fed_loss_num_classes": 4,
+        },
+    }
+    out = {}
+    for name, kwargs in variants.items():
+        torch.manual_seed(10)
+        layers = FastRCNNOutputLayers(
+            ShapeSpec(channels=6), box2box_transform=code, num_classes=3, **kwargs
+        )
+        with EventStorage() as storage:
+            predictions = layers(x)
+            losses = layers.losses(predictions, proposals)
+            scalars = {k: v[0] for k, v in storage.latest().items()}
+        detections, kept = layers.inference(predictions, proposals)
+        gt_boxes = layers.predict_boxes_for_gt_classes(predictions, proposals)
+        out[name] = {
+            "state": state(layers),
+            "losses": losses,
+            "scalars": scalars,
+            "detections": detections,
+            "kept": kept,
+            "gt boxes": [digest(b) for b in gt_boxes],
+        }
+    return out
+
+
+def postprocessing():
+    boxes = Boxes(torch.tensor([[1.0, 2, 5, 9], [8, 8, 30, 40], [50, 3, 60, 9]]))
+    instances = Instances((20, 20), pred_boxes=boxes, scores=torch.tensor([0.3, 0.2, 0.1]))
+    return detector_postprocess(instances, 60, 41)
+
+
+def swin():
+    variants = {
+        "plain": {"embed_dim": 8, "depths": (2, 3), "num_heads": (1, 2), "out_indices": (0, 1)},
+        "ape, frozen": {
+            "embed_dim": 8,
+            "depths": (2, 1, 1),
+            "num_heads": (1, 2, 4),
+            "out_indices": (1, 2),
+            "window_size": 4,
+            "ape": True,
+            "patch_norm": False,
+            "qkv_bias": False,
+            "drop_rate": 0.1,
+            "frozen_stages": 2,
+        },
+    }
+    x = torch.rand(2, 3, 50, 77, generator=torch.Generator().manual_seed(11))
+    out = {}
+    for name, kwargs in variants.items():
+        torch.manual_seed(12)
+        model = SwinTransformer(**kwargs)
+        out[name] = {"state": state(model)}
+        for mode in (True, False):
+            model.train(mode)
+            torch.manual_seed(13)
+            out[name][f"train {mode}"] = {k: digest(v) for k, v in model(x).items()}
+    return out
+
+
+def backbones():
+    x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(14))
+    torch.manual_seed(15)
+    stages = ResNet.make_default_stages(18, norm="BN")
+    classifier = ResNet(BasicStem(), stages, num_classes=5, out_features=["res3", "linear"])
+    out = {"classifier": state(classifier)}
+    out["logits"] = {k: digest(v) for k, v in classifier.eval()(x).items()}
+
+    cfg = small_cfg("build_retinanet_resnet_fpn_backbone")
+    cfg.MODEL.RESNETS.RES5_DILATION = 2
+    cfg.MODEL.RESNETS.NUM_GROUPS = 2
+    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
+    torch.manual_seed(16)
+    backbone = build_backbone(cfg)
+    assert isinstance(backbone, FPN)
+    out["dilated"] = state(backbone)
+    out["strides"] = {k: [v.channels, v.stride] for k, v in backbone.output_shape().items()}
+    out["pyramid"] = {k: digest(v) for k, v in backbone(x).items()}
+    return out
+
+
+def small_cfg(backbone="build_resnet_fpn_backbone"):
+    """A R50 with FPN of an eighth of the usual width, normalized so that features stay small."""
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.PIXEL_STD = [57.0, 57.0, 57.0]
+    cfg.MODEL.BACKBONE.NAME = backbone
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 32
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 8
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    cfg.MODEL.FPN.FUSE_TYPE = "avg"
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16], [24], [32], [48], [64]]
+    cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = 100
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = 20
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 2
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
+    cfg.TEST.DETECTIONS_PER_IMAGE = 5
+    return cfg
+
+
+def faster_rcnn_r50_fpn_cfg():
+    """The usual Faster R-CNN R50-FPN at full width."""
+    cfg = small_cfg()
+    default = get_cfg()
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    cfg.MODEL.RESNETS.update(
+        NORM="FrozenBN", STEM_OUT_CHANNELS=64, RES2_OUT_CHANNELS=256, WIDTH_PER_GROUP=64
+    )
+    cfg.MODEL.FPN.update(OUT_CHANNELS=256, FUSE_TYPE="sum")
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = 2000
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = 1000
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = default.MODEL.ROI_BOX_HEAD.FC_DIM
+    cfg.MODEL.PIXEL_STD = default.MODEL.PIXEL_STD
+    return cfg
+
+
+def batch(empty=True):
+    """Two images with boxes, and one without."""
+    g = torch.Generator().manual_seed(17)
+    out = []
+    for (height, width), count in (((64, 96), 3), ((70, 50), 2), ((64, 64), 0))[: 2 + empty]:
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(random_boxes(count, min(height, width), g, smallest=12))
+        instances.gt_classes = torch.arange(count)
+        image = (torch.rand(3, height, width, generator=g) * 255).byte()
+        out.append({"image": image, "instances": instances})
+    out[0].update(height=128, width=96)
+    return out
+
+
+def _run_model(cfg, inputs):
+    torch.manual_seed(18)
+    model = build_model(cfg)
+    out = {"state": state(model)}
+    torch.manual_seed(19)
+    with EventStorage() as storage:
+        losses = model(inputs)
+        sum(losses.values()).backward()
+        out["losses"] = losses
+        out["scalars"] = {k: v[0] for k, v in storage.latest().items()}
+    norms = [p.grad.double().norm() for p in model.parameters() if p.grad is not None]
+    out["gradient"] = float(sum(norms))
+    model.eval()
+    with torch.no_grad():
+        out["results"] = model(inputs)
+    return out
+
+
+def model_r50_fpn():
+    return _run_model(faster_rcnn_r50_fpn_cfg(), batch())
+
+
+def model_small_giou():
+    cfg = small_cfg()
+    cfg.MODEL.RPN.BBOX_REG_LOSS_TYPE = "giou"
+    cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE = "giou"
+    cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES = True
+    cfg.MODEL.RPN.BOUNDARY_THRESH = 4
+    return _run_model(cfg, batch())
+
+
+def model_cascade():
+    cfg = small_cfg()
+    cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
+    return _run_model(cfg, batch())
+
+
+def model_c4():
+    cfg = small_cfg("build_resnet_backbone")
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res4"]
+    cfg.MODEL.RPN.IN_FEATURES = ["res4"]
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16, 32, 64]]
+    cfg.MODEL.ROI_HEADS.NAME = "Res5ROIHeads"
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
+    return _run_model(cfg, batch())
+
+
+def model_proposals_only():
+    cfg = small_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 6
+    return _run_model(cfg, batch())
+
+
+CASES = {
+    f.__name__: f
+    for f in (
+        box_codes,
+        box_losses,
+        matching_and_sampling,
+        anchors,
+        pooling,
+        top_proposals,
+        rpn_and_roi_heads,
+        output_layers,
+        postprocessing,
+        swin,
+        backbones,
+        model_r50_fpn,
+        model_small_giou,
+        model_cascade,
+        model_c4,
+        model_proposals_only,
+    )
+}
+
+
+def main():
+    import detectron2
+
+    if hasattr(detectron2, "__lite__"):
+        raise SystemExit("record on the real Detectron2: put its checkout first in PYTHONPATH")
+    cases = {name: numbers(case()) for name, case in CASES.items()}
+    record = {"detectron2_commit": COMMIT, "torch": torch.__version__, "cases": cases}
+    DATA_FILE.write_text(json.dumps(record, separators=(",", ":")) + "\n")
+    print(f"wrote {DATA_FILE}")
+
+
+if __name__ == "__main__":
+    main()
