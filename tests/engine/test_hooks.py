@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoint hooks: failed writes, signals, the best model."""
+
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import TrainerBase
+from detectron2.engine.hooks import CallbackHook, EvalHook
+from tiny_runs import assert_same_state, train
+from torch import nn
+
+from person_search.engine import (
+    AtomicCheckpointer,
+    BestModelCheckpointer,
+    CheckpointWriteError,
+    PersonSearchTrainer,
+)
+
+
+def fail_on(monkeypatch, *names: str) -> None:
+    """Lets the last step of writing these files fail."""
+    replace = os.replace
+
+    def replace_or_fail(source, target) -> None:
+        if os.path.basename(target) in names:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_or_fail)
+
+
+# ---- failed writes ---------------------------------------------------------------------------
+def test_training_survives_a_failed_checkpoint(make_cfg, monkeypatch, caplog) -> None:
+    fail_on(monkeypatch, "model_0000003.pth")
+    cfg = make_cfg()
+    _, losses = train(cfg)
+    assert len(losses) == 8
+    errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(errors) == 1 and "model_0000003.pth" in errors[0]
+    assert errors[0].endswith("The training goes on.")
+    assert not (Path(cfg.OUTPUT_DIR) / "model_0000003.pth").exists()
+    assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_a_failed_last_checkpoint_ends_the_program(make_cfg, monkeypatch) -> None:
+    fail_on(monkeypatch, "model_final.pth")
+    cfg = make_cfg()
+    with pytest.raises(CheckpointWriteError, match="model_final.pth"):
+        train(cfg)
+    assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000007.pth"
+
+
+# ---- signals ---------------------------------------------------------------------------------
+def train_with_signals(cfg, *numbers: int) -> PersonSearchTrainer:
+    """Trains; the process gets the signals at the end of iteration 2."""
+
+    def send(trainer) -> None:
+        if trainer.iter == 2:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+    trainer = PersonSearchTrainer(cfg)
+    trainer.register_hooks([CallbackHook(after_step=send)])
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_a_checkpoint_to_go_on_from(make_cfg, number: int) -> None:
+    whole, _ = train(make_cfg("whole"))
+    cfg = make_cfg("out", "SOLVER.CHECKPOINT_PERIOD", 100)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    from detectron2.utils.env import seed_all_rng
+
+    seed_all_rng(1)
+    with pytest.raises(SystemExit) as end:
+        train_with_signals(cfg, number)
+    assert end.value.code == 128 + number
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000003.pth"
+    resumed, losses = train(cfg, resume=True)
+    assert sorted(losses) == [4, 5, 6, 7]
+    assert_same_state(whole, resumed)
+
+
+def test_a_second_signal_ends_at_once(make_cfg) -> None:
+    cfg = make_cfg("out", "SOLVER.CHECKPOINT_PERIOD", 100)
+    with pytest.raises(KeyboardInterrupt):
+        train_with_signals(cfg, signal.SIGINT, signal.SIGINT)
+    assert not list(Path(cfg.OUTPUT_DIR).glob("*.pth*"))
+
+
+def test_signals_can_be_left_alone(make_cfg) -> None:
+    cfg = make_cfg("out", "SOLVER.CHECKPOINT_ON_SIGNAL", False)
+    with pytest.raises(KeyboardInterrupt):
+        train_with_signals(cfg, signal.SIGINT)
+
+
+# ---- best model ------------------------------------------------------------------------------
+class Counter(TrainerBase):
+    """Its model's weight is the number of the iteration."""
+
+    def __init__(self, folder: Path, values: list[float]):
+        super().__init__()
+        self.model = nn.Linear(1, 1)
+        checkpointer = AtomicCheckpointer(self.model, str(folder), tag_last=False)
+        self.values = iter(values)
+        self.best = BestModelCheckpointer(2, checkpointer, "search/mAP")
+        self.register_hooks(
+            [EvalHook(2, lambda: {"search": {"mAP": next(self.values)}}), self.best]
+        )
+
+    def run_step(self) -> None:
+        nn.init.constant_(self.model.weight, self.iter)
+
+
+def best_weight(folder: Path) -> tuple[float, dict]:
+    content = torch.load(folder / "model_best.pth", weights_only=True)
+    record = json.loads((folder / "model_best.json").read_text())
+    assert content["iteration"] == record["iteration"]
+    assert record["metric"] == "search/mAP"
+    return float(content["model"]["weight"]), record["value"]
+
+
+def test_the_best_model_is_kept(tmp_path: Path) -> None:
+    Counter(tmp_path, [30.0, 50.0, 40.0, float("nan")]).train(0, 8)
+    assert best_weight(tmp_path) == (3.0, 50.0)
+    assert not (tmp_path / "last_checkpoint").exists()
+
+
+def test_the_best_value_outlives_an_interruption(tmp_path: Path) -> None:
+    Counter(tmp_path, [30.0, 50.0]).train(0, 5)
+    Counter(tmp_path, [40.0]).train(4, 6)
+    assert best_weight(tmp_path) == (3.0, 50.0)
+    Counter(tmp_path, [60.0]).train(6, 8)
+    assert best_weight(tmp_path) == (7.0, 60.0)
+    Counter(tmp_path, [20.0]).train(0, 2)  # a new training in the same folder
+    assert best_weight(tmp_path) == (1.0, 20.0)
+
+
+def test_a_failed_write_of_the_best_is_made_up_for(tmp_path: Path, monkeypatch, caplog) -> None:
+    with monkeypatch.context() as patch:
+        fail_on(patch, "model_best.pth")
+        Counter(tmp_path, [50.0]).train(0, 2)
+    assert "The training goes on" in caplog.text
+    Counter(tmp_path, [40.0]).train(2, 4)
+    assert best_weight(tmp_path) == (3.0, 40.0)

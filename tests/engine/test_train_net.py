@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""train_net.py, in this process and as the command that users type."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import yaml
+
+from person_search.engine import argument_parser
+
+ENTRY_OF_CHILDREN = "import tiny_model\ntiny_model.register_from_environment()\n"
+
+
+@pytest.fixture(scope="module")
+def train_net(repo_root: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_net", repo_root / "train_net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def config(make_cfg, tmp_path: Path) -> str:
+    """A YAML file of the tiny run, with only what differs from the defaults that matter."""
+    cfg = make_cfg()
+    text = cfg.dump()
+    path = tmp_path / "tiny.yaml"
+    path.write_text(text)
+    assert yaml.safe_load(text)["MODEL"]["META_ARCHITECTURE"] == "TinyPersonSearch"
+    return str(path)
+
+
+@pytest.fixture
+def run(train_net, config, tmp_path):
+    """Runs main() with the tiny config; returns the output folder."""
+
+    def run(*arguments: str) -> Path:
+        command = ["--num-gpus", "0", "--config-file", config, *arguments]
+        train_net.main(argument_parser().parse_args(command))
+        return tmp_path / "out"
+
+    return run
+
+
+def test_train_evaluate_and_resume(run, caplog) -> None:
+    folder = run("SOLVER.MAX_ITER", "6")
+    trained = json.loads((folder / "results.json").read_text())
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert resolved["MODEL"]["REID"]["NUM_PIDS"] == 3
+    assert "total_loss" in (folder / "metrics.json").read_text()
+
+    (folder / "results.json").unlink()
+    run("--eval-only", "MODEL.WEIGHTS", str(folder / "model_final.pth"))
+    assert json.loads((folder / "results.json").read_text()) == trained
+
+    (folder / "results.json").unlink()
+    run("--eval-only", "--resume")
+    assert json.loads((folder / "results.json").read_text()) == trained
+
+    run("--resume", "SOLVER.MAX_ITER", "10")
+    content = torch.load(folder / "model_final.pth", weights_only=True)
+    assert content["iteration"] == 9
+
+
+def test_expected_results_are_verified(run) -> None:
+    with pytest.raises(SystemExit) as end:
+        run("--eval-only", "TEST.EXPECTED_RESULTS", "[['search', 'mAP', 200.0, 1.0]]")
+    assert end.value.code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["SOLVER.MAXITER", "6"], "Did you mean SOLVER.MAX_ITER?"),
+        (["MODEL.WEIGHTS", "absent.pth"], "no weight file 'absent.pth'"),
+        (["--eval-only", "MODEL.WEIGHTS", "absent.pth"], "no weight file 'absent.pth'"),
+        (["MODEL.REID.NUM_PIDS", "7"], "NUM_PIDS is 7, but tiny_for_engine_tests has 3"),
+        (["DATASETS.TRAIN", "('prw_train',)"], "PRW"),
+        (["DATASETS.TRAIN", "('cuhk_train',)"], "cuhk_train"),
+        (["SOLVER.OPTIMIZER", "LAMB"], "SOLVER.OPTIMIZER is 'LAMB'"),
+        (["DATALOADER.MAPPER", "Nothing"], "DATALOADER.MAPPER is 'Nothing'"),
+    ],
+    ids=lambda x: x[-1] if isinstance(x, list) else "",
+)
+def test_usage_errors_are_one_message(run, capsys, monkeypatch, tmp_path, arguments, text) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "no_datasets"))
+    monkeypatch.delenv("PERSON_SEARCH_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as end:
+        run(*arguments)
+    assert end.value.code == 2
+    message = capsys.readouterr().err
+    assert text in message and "error: " in message
+    assert "Traceback" not in message
+
+
+def test_weights_of_another_architecture(run, tmp_path, capsys) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({"model": torch.nn.LSTM(2, 2).state_dict()}, path)
+    with pytest.raises(SystemExit):
+        run("--eval-only", "MODEL.WEIGHTS", str(path))
+    assert "is of another architecture" in capsys.readouterr().err
+
+
+# ---- the command -----------------------------------------------------------------------------
+@pytest.fixture
+def command_env(child_env, repo_root, tmp_path) -> dict[str, str]:
+    """Lets every Python process below know the tiny model and data set."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(ENTRY_OF_CHILDREN)
+    places = [tmp_path / "site", repo_root / "tests", *filter(None, sys.path)]
+    return {
+        **child_env,
+        "PYTHONPATH": os.pathsep.join(map(str, places)),
+        "TINY_DATASET": f"tiny_for_engine_tests={tmp_path / 'images'}",
+    }
+
+
+def test_two_processes_on_a_cpu(config, command_env, repo_root, tmp_path) -> None:
+    command = [sys.executable, str(repo_root / "train_net.py"), "--config-file", config]
+    two = ["--num-gpus", "0", "--num-processes", "2"]
+    result = subprocess.run(
+        [*command, *two, "SOLVER.MAX_ITER", "4", "DATALOADER.NUM_WORKERS", "1"],
+        env=command_env, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    folder = tmp_path / "out"
+    content = torch.load(folder / "model_final.pth", weights_only=True)
+    assert content["iteration"] == 3
+    assert len(content["trainer"]["hooks"]["ResumableCheckpointer"]["rng"]) == 2
+    assert set(json.loads((folder / "results.json").read_text())) >= {"detection", "search"}
+    assert "World size: 2" in (folder / "log.txt").read_text()
+    assert (folder / "log.txt.rank1").is_file()
+
+
+def test_an_error_in_a_child_process_is_one_message(config, command_env, repo_root, tmp_path):
+    command = [sys.executable, str(repo_root / "train_net.py"), "--config-file", config]
+    result = subprocess.run(
+        [*command, "--num-gpus", "0", "--num-processes", "2", "MODEL.REID.NUM_PIDS", "7"],
+        env=command_env, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "NUM_PIDS is 7, but tiny_for_engine_tests has 3" in result.stderr
+    assert "Traceback" not in result.stderr
