@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Goes up whenever the same options would give other bytes; part of the manifest's hash."""
 
 DIFFICULTY_NAMES = {"easy": 0.1, "medium": 0.4, "hard": 0.8}

@@ -55,6 +55,17 @@ def _random_spot(
     return Spot(x, y, (y - horizon) / eye)
 
 
+def _spot_beside(
+    rng: np.random.Generator, other: Spot, horizon: float, eye: float, size: tuple[int, int]
+) -> Spot:
+    """A spot so close to another one that one person covers a part of the other."""
+    shift = rng.uniform(0.2, 0.42) * (1.0 if rng.random() < 0.5 else -1.0)
+    scale = other.scale * rng.uniform(0.8, 1.2)
+    y = min(horizon + eye * scale, 0.99 * size[1])
+    x = float(np.clip(other.x + shift * _MEAN_STATURE * scale, 0, size[0]))
+    return Spot(x, y, (y - horizon) / eye)
+
+
 def place_people(
     rng: np.random.Generator,
     statures: list[float],
@@ -79,7 +90,8 @@ def place_people(
         One spot per person; the best of 40 draws where none keeps to the allowed cover.
     """
     height = size[1]
-    allowed = crowding * (0.25 + 0.35 * difficulty)
+    allowed = crowding * (0.40 + 0.30 * difficulty)
+    company = crowding * (0.30 + 0.40 * difficulty)
     smallest = (0.30 - 0.12 * difficulty) * height
     largest = 0.80 * height
     # a crowd cannot be all in front: the more people, the smaller on average
@@ -92,6 +104,8 @@ def place_people(
             high = math.exp(rng.uniform(math.log(smallest), math.log(largest)))
             edge = rng.random() < 0.12 * crowding
             spot = _random_spot(rng, high, size, horizon, eye, edge)
+            if spots and rng.random() < company:
+                spot = _spot_beside(rng, spots[int(rng.integers(len(spots)))], horizon, eye, size)
             trial = [*boxes, spot.guess_box(stature)]
             feet = [s.y for s in (*spots, spot)]
             score = max(_hidden_share(i, trial, feet, size) for i in range(len(trial)))

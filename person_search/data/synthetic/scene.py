@@ -21,7 +21,7 @@ from .pose import sample_pose
 from .props import PROPS, draw_prop
 
 _MOST_HIDDEN = 0.70
-"""People hidden more than this are not boxed."""
+"""People hidden more than this are not boxed; nor are tiny ones."""
 
 _HARD_HIDDEN = 0.40
 _ATTEMPTS = 6
@@ -197,7 +197,7 @@ def _compose(
 def _measure(
     spec: SceneSpec, sprite: _Sprite, number: int, owner: np.ndarray
 ) -> DrawnPerson | None:
-    """Box and hidden share of a figure; None where it is hidden too much."""
+    """Box and hidden share of a figure; None where it is hidden too much or tiny."""
     parts = sprite.clip(spec.size)
     if parts is None:
         return None
@@ -207,7 +207,9 @@ def _measure(
     visible = int((owner[rows, cols] == number).sum())
     hidden = 1.0 - visible / max(1, int(solid.sum()))
     x, y, w, h = cv2.boundingRect(inside.astype(np.uint8))
-    if hidden > _MOST_HIDDEN or w < 2 or h < 2:
+    # some readers drop boxes below 10 x 20 pixels and then miss an identity's box
+    least = (min(10, spec.size[0] // 32), min(20, spec.size[1] // 12))
+    if hidden > _MOST_HIDDEN or w < least[0] or h < least[1]:
         return None
     left, top = cols.start + x, rows.start + y
     person_id, _ = spec.people[sprite.owner]

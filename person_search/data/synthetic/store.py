@@ -11,6 +11,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -102,6 +104,12 @@ def _draw_to_file(spec: SceneSpec, folder: str, quality: int) -> list[DrawnPerso
     return people
 
 
+class _Bar(tqdm):
+    """A progress bar that starts no thread."""
+
+    monitor_interval = 0
+
+
 def _single_thread() -> None:
     cv2.setNumThreads(1)
 
@@ -122,7 +130,7 @@ def draw_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     draw = functools.partial(_draw_to_file, folder=str(folder), quality=cfg.jpeg_quality)
     bar = functools.partial(
-        tqdm, total=len(specs), desc=title, unit="picture", disable=not progress, mininterval=1.0
+        _Bar, total=len(specs), desc=title, unit="picture", disable=not progress, mininterval=1.0
     )
     if workers <= 1:
         threads = cv2.getNumThreads()
@@ -131,7 +139,8 @@ def draw_pictures(
             return list(bar(map(draw, specs)))
         finally:
             cv2.setNumThreads(threads)
-    # fresh processes: forking one that runs threads (PyTorch, OpenCV) can hang
-    context = multiprocessing.get_context("spawn")
+    # a fork starts at once, but one of a process with threads can hang
+    alone = sys.platform == "linux" and threading.active_count() == 1
+    context = multiprocessing.get_context("fork" if alone else "spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_single_thread) as pool:
         return list(bar(pool.map(draw, specs, chunksize=8)))
