@@ -123,6 +123,8 @@ def _box_problems(where: str, entry: dict, size: tuple[int, int], tolerance: flo
     if x2 <= x1 or y2 <= y1:
         return [f"{where}: the box {box} has no area"]
     height, width = size
+    if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        return [f"{where}: the box {box} lies outside the image of {size}"]
     over = max(-x1, -y1, x2 - width, y2 - height)
     if over > tolerance:
         return [f"{where}: the box {box} reaches {over:g} pixels over the border of {size}"]

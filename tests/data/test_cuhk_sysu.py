@@ -224,12 +224,17 @@ def test_an_image_listed_twice_and_the_querys_own_image_stay(tmp_path: Path) -> 
     assert "entry 1" in log[0].where and "entry 2" in log[1].where
 
 
-def test_the_queries_come_from_g100_or_the_smallest_there_is(root: Path) -> None:
+def test_the_queries_come_from_g100_or_the_next_best(root: Path) -> None:
+    folder = root / PROTOCOL_FOLDER
     assert existing_protocols(root) == ["g50", "g100"]
     assert reference_protocol(root) == "g100"
-    (root / PROTOCOL_FOLDER / "TestG100.mat").unlink()
+    (folder / "TestG100.mat").rename(folder / "TestG500.mat")
+    assert reference_protocol(root) == "g500"
+    (folder / "TestG500.mat").unlink()
     assert reference_protocol(root) == "g50"
     assert sum(len(record["queries"]) for record in load_cuhk_sysu(root, "test")) == 2
+    (folder / "TestG7.mat").touch()
+    assert reference_protocol(root) == "g50"
 
 
 def test_an_unknown_split_or_protocol_names_those_allowed(root: Path) -> None:

@@ -19,7 +19,8 @@ from person_search.schema import PERSON_CATEGORY_ID
 IRREGULARITY_KINDS = {
     "zero_size_box": "box without width or height; dropped",
     "box_outside": "box entirely outside the picture; dropped",
-    "box_clipped": "box reaches over the border of the picture",
+    "box_clipped": "box reaches over the border of the picture; clipped",
+    "box_over_border": "box reaches over the border of the picture; kept, the mapper clips it",
     "no_boxes": "image without any box; kept",
     "twice_in_image": "one person labelled twice in one image; both kept",
     "unmatched_label": "labelled box that the image's box list does not hold; label not used",

@@ -40,6 +40,9 @@ from person_search.schema import UNLABELED_PID, Query, SearchProtocol
 
 logger = logging.getLogger(__name__)
 
+BORDER_TOLERANCE = 1.0
+"""Pixels by which a box may reach over the border without being odd: boxes are 1-based."""
+
 
 class _BoxLabels:
     """Finds the box that an identity claims among the boxes of an image, and labels it."""
@@ -63,14 +66,14 @@ class _BoxLabels:
         elif self.labels[hit] != label:
             self._log.add("claimed_twice", where, f"{name} box {box}")
 
-    def report_twice_in_image(self) -> None:
-        """Reports every identity that has two boxes in one image."""
+    def report_twice_in_image(self, path: Path) -> None:
+        """Reports every identity that ``path`` gives two boxes in one image."""
         seen = set()
         names = self._images["names"]
         for row in np.flatnonzero(self.labels != UNLABELED_PID):
             key = (int(self._images["box_image"][row]), int(self.labels[row]))
             if key in seen:
-                self._log.add("twice_in_image", str(names[key[0]]), f"identity {key[1]}")
+                self._log.add("twice_in_image", f"{path}: {names[key[0]]}", f"identity {key[1]}")
             seen.add(key)
 
 
@@ -83,7 +86,7 @@ def _label_train(root: Path, images: dict[str, np.ndarray], log: IrregularityLog
     )
     for pid, name, box in claims:
         boxes.claim(name, box, pid, f"{root / TRAIN_MAT}: Train{{{pid + 1}}}")
-    boxes.report_twice_in_image()
+    boxes.report_twice_in_image(root / TRAIN_MAT)
     return boxes.labels
 
 
@@ -105,7 +108,7 @@ def _label_test(
     )
     for query, image, box in positives:
         boxes.claim(str(names[image]), box, query, f"{path}: entry {query + 1}, Gallery")
-    boxes.report_twice_in_image()
+    boxes.report_twice_in_image(path)
     return boxes.labels
 
 
@@ -124,30 +127,47 @@ def _make_records(
     for row, image in enumerate(images["box_image"].tolist()):
         rows_of[image].append(row)
     index_of = {name: index for index, name in enumerate(images["names"].tolist())}
-    xyxy = xywh_to_xyxy(images["boxes"])
     records = []
     for image_id, name in enumerate(names):
-        annotations = []
-        for row in rows_of[index_of[name]]:
-            if images["boxes"][row, 2:].min() <= 0:
-                log.add("zero_size_box", f"{root / IMAGES_MAT}: {name}", str(xyxy[row].tolist()))
-                continue
-            annotations.append(
-                make_annotation(xyxy[row], labels[row], is_hard=bool(images["hard"][row]))
-            )
-        if not annotations:
-            log.add("no_boxes", f"{root / IMAGES_MAT}: {name}", "no box with an area")
+        height, width = (int(value) for value in sizes[image_id])
+        rows = rows_of[index_of[name]]
+        where = f"{root / IMAGES_MAT}: {name}"
+        annotations = _make_annotations(where, rows, images, labels, (height, width), log)
         records.append(
             {
                 "file_name": os.path.join(folder, name),
                 "image_id": image_id,
-                "height": int(sizes[image_id, 0]),
-                "width": int(sizes[image_id, 1]),
+                "height": height,
+                "width": width,
                 "cam_id": None,
                 "annotations": annotations,
             }
         )
     return records
+
+
+def _make_annotations(
+    where: str,
+    rows: list[int],
+    images: dict[str, np.ndarray],
+    labels: np.ndarray,
+    image_size: tuple[int, int],
+    log: IrregularityLog,
+) -> list[dict]:
+    """Returns the annotations of one image: its boxes (given by ``rows``) that have an area."""
+    annotations = []
+    boxes = xywh_to_xyxy(images["boxes"][rows])
+    for row, box in zip(rows, boxes, strict=True):
+        if (box[2:] <= box[:2]).any():
+            log.add("zero_size_box", where, str(box.tolist()))
+            continue
+        over = max((box[2:] - image_size[::-1]).max(), -box.min())
+        if image_size[0] and over > BORDER_TOLERANCE:
+            log.add("box_over_border", where, f"{box.tolist()}, picture {image_size}")
+        annotations.append(make_annotation(box, labels[row], is_hard=bool(images["hard"][row])))
+    if not annotations:
+        log.add("no_boxes", where, "no box with an area")
+    return annotations
 
 
 def load_cuhk_sysu(
@@ -250,17 +270,19 @@ def load_cuhk_sysu_protocol(
         positive_box=xywh_to_xyxy(arrays["positive_boxes"]).astype(np.float32),
     )
     if irregularities is not None:
-        _report_galleries(path, protocol, irregularities)
+        _report_galleries(path, protocol, list(test_ids), irregularities)
     return protocol
 
 
-def _report_galleries(path: Path, protocol: SearchProtocol, log: IrregularityLog) -> None:
+def _report_galleries(
+    path: Path, protocol: SearchProtocol, names: list[str], log: IrregularityLog
+) -> None:
     """Reports galleries that list an image twice or hold the query's own image."""
     for index, (query, row) in enumerate(zip(protocol.queries, protocol.gallery, strict=True)):
         row = row[row >= 0]
         where = f"{path}: entry {index + 1}"
         images, counts = np.unique(row, return_counts=True)
         for image in images[counts > 1]:
-            log.add("listed_twice", where, f"test image {image}")
+            log.add("listed_twice", where, names[image])
         if query.image_id in images:
-            log.add("own_image", where, f"test image {query.image_id}")
+            log.add("own_image", where, names[query.image_id])

@@ -139,10 +139,10 @@ def count_train_pids(root: str | Path) -> int:
 
 
 def reference_protocol(root: str | Path) -> str:
-    """Returns the protocol that the test split takes its queries from.
+    """Returns the protocol that the test split takes its queries and their matches from.
 
-    Every protocol holds the same queries, so any will do: ``g100`` if it is there, because it is
-    read anyway, else the smallest.
+    Every protocol holds the same queries, and from about 50 gallery images on all their matches.
+    So it is the smallest one of at least 100 images (``g100`` is read anyway), else the largest.
 
     Raises:
         IncompleteDatasetError: if there is no ``TestG*.mat`` at all.
@@ -150,7 +150,7 @@ def reference_protocol(root: str | Path) -> str:
     names = existing_protocols(root)
     if not names:
         raise CUHK_SYSU_LAYOUT.missing(Path(root), protocol_path(root, "g100"))
-    return "g100" if "g100" in names else names[0]
+    return next((name for name in names if int(name[1:]) >= 100), names[-1])
 
 
 def _convert(path: Path, variable: str) -> dict[str, np.ndarray]:

@@ -97,14 +97,15 @@ def _make_annotations(
     annotations, seen = [], set()
     for row, (box, label) in enumerate(zip(clipped, labels, strict=True)):
         place = f"{where}: row {row + 1}"
+        seen_as = f"{np.round(xyxy[row], 3).tolist()}, picture {image_size}"
         if boxes[row, 2:].min() <= 0:
-            log.add("zero_size_box", place, str(boxes[row].tolist()))
+            log.add("zero_size_box", place, seen_as)
             continue
         if (box[2:] <= box[:2]).any():
-            log.add("box_outside", place, f"{xyxy[row].tolist()}, picture {image_size}")
+            log.add("box_outside", place, seen_as)
             continue
         if (box != xyxy[row]).any():
-            log.add("box_clipped", place, f"{xyxy[row].tolist()}, picture {image_size}")
+            log.add("box_clipped", place, seen_as)
         if label in seen:
             log.add("twice_in_image", place, f"identity {label}")
         if label != UNLABELED_PID:
