@@ -54,13 +54,16 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
 
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
-    """Converts an (H, W, C) image of a format of ``read_image`` to (H, W, 3) uint8 RGB."""
+    """Converts an (H, W, C) image of a format of ``read_image`` to (H, W, 3) RGB in [0, 255].
+
+    The result is uint8, but for "YUV-BT.601", which stays in floating point.
+    """
     if isinstance(image, torch.Tensor):
         image = image.cpu().numpy()
     if format == "BGR":
         return image[:, :, [2, 1, 0]]
     if format == "YUV-BT.601":
-        return (np.dot(image, np.array(_YUV_TO_RGB).T) * 255.0).astype(np.uint8)
+        return np.dot(image, np.array(_YUV_TO_RGB).T) * 255.0
     if format == "L":
         image = image[:, :, 0]
     return np.asarray(Image.fromarray(image.astype(np.uint8), mode=format).convert("RGB"))

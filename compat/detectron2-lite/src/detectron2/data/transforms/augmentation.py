@@ -25,9 +25,6 @@ __all__ = [
 
 def _check_image(image: np.ndarray) -> None:
     assert isinstance(image, np.ndarray), f"an image must be a NumPy array, got {type(image)}"
-    assert image.dtype == np.uint8 or np.issubdtype(image.dtype, np.floating), (
-        f"an image must be uint8 or of floating point, got {image.dtype}"
-    )
     assert image.ndim in (2, 3), f"an image must be (H, W) or (H, W, C), got {image.shape}"
 
 

@@ -8,6 +8,7 @@ Detectron2 picks the same transforms.
 import sys
 
 import numpy as np
+import torch
 from fvcore.transforms.transform import (
     CropTransform,
     HFlipTransform,
@@ -101,6 +102,8 @@ class ResizeShortestEdge(Augmentation):
     If the longer side would then exceed ``max_size``, it is resized to that instead.
     """
 
+    # TorchScript compiles the class of get_output_shape; these two it cannot.
+    @torch.jit.unused
     def __init__(
         self,
         short_edge_length,
@@ -128,6 +131,7 @@ class ResizeShortestEdge(Augmentation):
             )
         self._init(locals())
 
+    @torch.jit.unused
     def get_transform(self, image):
         height, width = image.shape[:2]
         if self.is_range:
