@@ -6,15 +6,14 @@ Run it where the real package comes first:
     PYTHONPATH=<checkout of Detectron2> python record_modeling.py
 
 It writes data/modeling.json: for each function in `CASES` the numbers it returned. The test runs
-the same functions on detectron2-lite. Inputs come from seeds and constants in this file.
+the same functions on detectron2-lite. Inputs come from seeds; see also
+`modeling_inputs.py`.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
 import torch
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, SwinTransformer, build_model, detector_postprocess
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -31,57 +30,22 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.modeling.sampling import subsample_labels
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from modeling_inputs import (
+    batch,
+    digest,
+    faster_rcnn_r50_fpn_cfg,
+    numbers,
+    random_boxes,
+    small_cfg,
+    stage_cfg,
+    stage_inputs,
+    state,
+)
 
 COMMIT = "02b5c4e"
 DATA_FILE = Path(__file__).parent / "data" / "modeling.json"
-
-
-def numbers(value):
-    """Tensors, boxes and containers -> what JSON can hold, floats with 7 digits."""
-    if isinstance(value, Boxes):
-        value = value.tensor
-    if isinstance(value, Instances):
-        return {"size": list(value.image_size), **numbers(value.get_fields())}
-    if isinstance(value, torch.Tensor):
-        value = value.detach().tolist()
-    if isinstance(value, dict):
-        return {str(k): numbers(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [numbers(v) for v in value]
-    if isinstance(value, float):
-        return float(f"{value:.7g}")
-    return value
-
-
-def digest(value):
-    """A tensor -> its shape and two sums; the second one feels the order of the elements."""
-    flat = value.detach().double().flatten()
-    ramp = torch.linspace(-1, 1, len(flat), dtype=torch.float64)
-    return {
-        "shape": list(value.shape),
-        "abs_sum": float(flat.abs().sum()),
-        "ramp": float((flat.abs() * ramp).sum() / max(float(flat.abs().sum()), 1e-12)),
-    }
-
-
-def state(module):
-    """Names and shapes by hash, values by the sum over each tensor."""
-    names = hashlib.sha256()
-    sums = []
-    for name, value in module.state_dict().items():
-        names.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        sums.append(float(f"{value.double().abs().sum().item():.6g}"))
-    trainable = sum(p.requires_grad for p in module.parameters())
-    return {"names": names.hexdigest()[:16], "abs_sums": sums, "trainable": trainable}
-
-
-def random_boxes(count, size, generator, smallest=4.0):
-    """(count, 4) boxes with sides of at least `smallest` inside a square of side `size`."""
-    corner = torch.rand(count, 2, generator=generator) * (size - smallest)
-    side = smallest + torch.rand(count, 2, generator=generator) * (size - smallest - corner)
-    return torch.cat([corner, corner + side], dim=1)
 
 
 def box_codes():
@@ -174,52 +138,11 @@ def top_proposals():
     return find_top_rpn_proposals(boxes, logits, [(40, 60), (60, 50)], 0.5, 20, 7, 2.0, True)
 
 
-def _stage_inputs():
-    g = torch.Generator().manual_seed(7)
-    sizes = [(64, 96), (80, 80)]
-    images = ImageList(torch.rand(2, 3, 80, 96, generator=g), sizes)
-    features = {"f": torch.rand(2, 16, 5, 6, generator=g)}
-    targets = []
-    for size, count in zip(sizes, (3, 2), strict=True):
-        targets.append(
-            Instances(
-                size,
-                gt_boxes=Boxes(random_boxes(count, 60, g, smallest=16)),
-                gt_classes=torch.arange(count),
-                gt_pids=torch.arange(count) + 10,
-            )
-        )
-    return images, features, {"f": ShapeSpec(channels=16, stride=16)}, targets
-
-
-def _stage_cfg():
-    cfg = get_cfg()
-    cfg.MODEL.RPN.IN_FEATURES = ["f"]
-    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = 200
-    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 60
-    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 12
-    cfg.MODEL.RPN.CONV_DIMS = [8, -1]
-    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 64
-    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["f"]
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
-    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
-    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
-    cfg.MODEL.ROI_BOX_HEAD.NUM_CONV = 1
-    cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = 8
-    cfg.MODEL.ROI_BOX_HEAD.NORM = "BN"
-    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 12
-    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 3
-    cfg.TEST.DETECTIONS_PER_IMAGE = 9
-    return cfg
-
-
 def rpn_and_roi_heads():
-    images, features, shapes, targets = _stage_inputs()
+    images, features, shapes, targets = stage_inputs()
     torch.manual_seed(8)
-    rpn = RPN(_stage_cfg(), shapes)
-    heads = StandardROIHeads(_stage_cfg(), shapes)
+    rpn = RPN(stage_cfg(), shapes)
+    heads = StandardROIHeads(stage_cfg(), shapes)
     out = {"rpn": state(rpn), "heads": state(heads)}
     with EventStorage() as storage:
         proposals, rpn_losses = rpn(images, features, targets)
@@ -338,69 +261,6 @@ def backbones():
     out["dilated"] = state(backbone)
     out["strides"] = {k: [v.channels, v.stride] for k, v in backbone.output_shape().items()}
     out["pyramid"] = {k: digest(v) for k, v in backbone(x).items()}
-    return out
-
-
-def small_cfg(backbone="build_resnet_fpn_backbone"):
-    """A R50 with FPN of an eighth of the usual width, normalized so that features stay small."""
-    cfg = get_cfg()
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.PIXEL_STD = [57.0, 57.0, 57.0]
-    cfg.MODEL.BACKBONE.NAME = backbone
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    cfg.MODEL.RESNETS.NORM = "BN"
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 32
-    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 8
-    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.FPN.OUT_CHANNELS = 16
-    cfg.MODEL.FPN.FUSE_TYPE = "avg"
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16], [24], [32], [48], [64]]
-    cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
-    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = 100
-    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = 20
-    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
-    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
-    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
-    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 2
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
-    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
-    cfg.TEST.DETECTIONS_PER_IMAGE = 5
-    return cfg
-
-
-def faster_rcnn_r50_fpn_cfg():
-    """The usual Faster R-CNN R50-FPN at full width."""
-    cfg = small_cfg()
-    default = get_cfg()
-    cfg.MODEL.BACKBONE.FREEZE_AT = 2
-    cfg.MODEL.RESNETS.update(
-        NORM="FrozenBN", STEM_OUT_CHANNELS=64, RES2_OUT_CHANNELS=256, WIDTH_PER_GROUP=64
-    )
-    cfg.MODEL.FPN.update(OUT_CHANNELS=256, FUSE_TYPE="sum")
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
-    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = 2000
-    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = 1000
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = default.MODEL.ROI_BOX_HEAD.FC_DIM
-    cfg.MODEL.PIXEL_STD = default.MODEL.PIXEL_STD
-    return cfg
-
-
-def batch(empty=True):
-    """Two images with boxes, and one without."""
-    g = torch.Generator().manual_seed(17)
-    out = []
-    for (height, width), count in (((64, 96), 3), ((70, 50), 2), ((64, 64), 0))[: 2 + empty]:
-        instances = Instances((height, width))
-        instances.gt_boxes = Boxes(random_boxes(count, min(height, width), g, smallest=12))
-        instances.gt_classes = torch.arange(count)
-        image = (torch.rand(3, height, width, generator=g) * 255).byte()
-        out.append({"image": image, "instances": instances})
-    out[0].update(height=128, width=96)
     return out
 
 

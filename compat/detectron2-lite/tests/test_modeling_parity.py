@@ -8,6 +8,7 @@ Same seeds must give the same names, shapes, weights, losses, logged scalars and
 import importlib.util
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,17 @@ import pytest
 HERE = Path(__file__).parent
 
 
-def _load_recorder():
-    spec = importlib.util.spec_from_file_location("record_modeling", HERE / "record_modeling.py")
+def load_beside(name):
+    """Import a file of this folder, which is no package, by its path."""
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-recorder = _load_recorder()
+inputs = load_beside("modeling_inputs")
+recorder = load_beside("record_modeling")
 RECORD = json.loads(recorder.DATA_FILE.read_text())
 
 
@@ -54,7 +58,7 @@ def test_record_and_cases_are_the_same_set():
 
 @pytest.mark.parametrize("name", recorder.CASES)
 def test_case(name):
-    actual = recorder.numbers(recorder.CASES[name]())
+    actual = inputs.numbers(recorder.CASES[name]())
     assert differences(actual, RECORD["cases"][name]) == []
 
 

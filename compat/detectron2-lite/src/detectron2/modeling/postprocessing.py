@@ -38,7 +38,7 @@ def detector_postprocess(
         boxes = results.proposal_boxes
     else:
         raise ValueError(
-            "detector_postprocess needs a field 'pred_boxes' or 'proposal_boxes'; "
+            "detector_postprocess needs boxes in a field 'pred_boxes' or 'proposal_boxes'; "
             f"the Instances has {sorted(results.get_fields())}"
         )
     boxes.scale(scale_x, scale_y)
