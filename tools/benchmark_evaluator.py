@@ -207,9 +207,13 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def timed(function, *args):
-    start = time.perf_counter()
+    """Returns the wall-clock seconds and the result; prints CPU time where the machine is busy."""
+    wall, cpu = time.perf_counter(), time.process_time()
     result = function(*args)
-    return time.perf_counter() - start, result
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    if wall > 1.5 * cpu:
+        print(f"(the machine is busy: {cpu:.2f} s of CPU time in {wall:.2f} s)")
+    return wall, result
 
 
 def report(name: str, seconds: float, figures: str) -> float:

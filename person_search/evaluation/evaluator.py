@@ -101,11 +101,11 @@ class PersonSearchEvaluator(DatasetEvaluator):
     def from_config(
         cls, cfg: CfgNode, dataset_name: str, output_dir: str | os.PathLike | None = None
     ) -> dict[str, Any]:
-        """Reads ``cfg.TEST.PERSON_SEARCH``."""
+        """Reads ``cfg.TEST.PERSON_SEARCH``; None as folder is ``<cfg.OUTPUT_DIR>/inference``."""
         keys = cfg.TEST.PERSON_SEARCH
         return {
             "dataset_name": dataset_name,
-            "output_dir": output_dir,
+            "output_dir": output_dir or Path(cfg.OUTPUT_DIR) / "inference",
             "score_thresh": keys.SCORE_THRESH,
             "det_iou_thresh": keys.DET_IOU_THRESH,
             "topk": keys.TOPK,

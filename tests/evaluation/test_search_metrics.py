@@ -194,9 +194,9 @@ def test_chance_level_is_the_expectation():
     dets = [[(BOX, 0.9, 1.0)], [(SECOND, 0.9, 0.1)] * 3]
     case = make_case(dets, [0, 1], [0])
     pooled, protocol = case.pooled(), case.protocols["hand"]
-    chance = chance_level(protocol, pooled, seed=3, num_draws=2000, topk=(1, 2))
-    assert chance["top1"] == pytest.approx(25, abs=4)
-    assert chance["top2"] == pytest.approx(50, abs=4)
+    chance = chance_level(protocol, pooled, seed=3, num_draws=500, topk=(1, 2))
+    assert chance["top1"] == pytest.approx(25, abs=5)
+    assert chance["top2"] == pytest.approx(50, abs=5)
     assert chance["mAP"] == pytest.approx(100 * (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4, abs=3)
     assert chance["recall"] == 100
     assert figures(case)["top1"] == 100

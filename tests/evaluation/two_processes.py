@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluates one random case in two processes; run by test_evaluator.py as a program.
+
+    python -m evaluation_tests.two_processes <folder>
+
+Each process takes every second image, and writes what ``evaluate`` returned to
+``<folder>/result_<rank>.json``.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from person_search.evaluation import PersonSearchEvaluator
+
+from .cases import random_case, registered
+
+WORLD_SIZE = 2
+SEED = 11
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=WORLD_SIZE
+    )
+    case = random_case(SEED)
+    with registered(case) as name:
+        evaluator = PersonSearchEvaluator(name, score_thresh=0.5, protocols=["all", "listed"])
+        evaluator.reset()
+        for one in case.inputs()[rank::WORLD_SIZE]:
+            evaluator.process([one], [case.output(one["image_id"])])
+        results = evaluator.evaluate()
+    Path(folder, f"result_{rank}.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    mp.spawn(work, args=(sys.argv[1],), nprocs=WORLD_SIZE)
