@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Short training runs of the tiny model, in a module of their own for child processes to find."""
 
+import os
+import signal
 from pathlib import Path
 
 import torch
@@ -10,7 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from tiny_model import register_tiny_dataset, tiny_cfg
 
-from person_search.engine import PersonSearchTrainer
+from person_search.engine import PersonSearchTrainer, friendly_errors
 
 
 class Interrupted(Exception):
@@ -88,3 +90,28 @@ def compare_interrupted_process(folder: str) -> None:
     losses = compare_interrupted(*cfgs)
     if comm.is_main_process():
         (Path(folder) / "losses.txt").write_text(repr(losses))
+    stop_all_by_one_signal(cfgs[1])
+
+
+def stop_all_by_one_signal(cfg: CfgNode) -> None:
+    """A signal to one process ends all of them after the same iteration."""
+
+    def send(trainer) -> None:
+        if trainer.iter == 1 and comm.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = PersonSearchTrainer(cfg)
+    trainer.register_hooks([CallbackHook(after_step=send)])
+    try:
+        trainer.train()
+    except SystemExit as e:
+        assert e.code == 128 + signal.SIGTERM
+    assert comm.all_gather(trainer.iter) == [2, 2]
+
+
+def fail_in_second_process() -> None:
+    """Ends with a message in one process while the other one waits for it."""
+    with friendly_errors():
+        if comm.get_rank() == 1:
+            raise OSError("no room")
+        comm.synchronize()

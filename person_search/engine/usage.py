@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from person_search.data import BadImageError
 
 TRACEBACK_VARIABLE = "PERSON_SEARCH_TRACEBACK"
+USER_ERRORS = (ValueError, KeyError, OSError, BadImageError)
 USAGE_ERROR = 2
 """Exit status of a run that ended with a message instead of a traceback."""
 
@@ -75,7 +76,7 @@ def _explained(cfg: CfgNode, source: str) -> Iterator[None]:
     except (KeyError, AssertionError, ValueError, yaml.YAMLError) as e:
         text = _message(e)
         key = text.rpartition(" ")[2]
-        near = difflib.get_close_matches(key, _keys(cfg), n=1) if "config key" in text else []
+        near = difflib.get_close_matches(key, _keys(cfg), n=1) if "Non-existent" in text else []
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"{source}: {text}.{hint}") from e
 
@@ -92,6 +93,8 @@ def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
 def _message(error: BaseException) -> str:
     # str(KeyError) is the repr of its argument
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if "in DataLoader worker process" in text:  # the worker's traceback; its last line is the error
+        text = text.strip().splitlines()[-1].partition(": ")[2]
     return text.strip().rstrip(".") or type(error).__name__
 
 
@@ -106,19 +109,35 @@ def friendly_errors(traceback: bool = False) -> Iterator[None]:
     Args:
         traceback: keep all tracebacks; also by the environment variable PERSON_SEARCH_TRACEBACK.
     """
+    if traceback or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
+        yield
+        return
+    training = logging.getLogger("detectron2.engine.train_loop")
+    training.addFilter(_is_defect)
     try:
         yield
-    except (ValueError, KeyError, OSError, BadImageError) as e:
-        if traceback or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
-            raise
-        logger = logging.getLogger("detectron2")
-        for handler in logger.handlers:  # to the log file; the terminal gets the message alone
-            if isinstance(handler, logging.StreamHandler) and handler.stream is not sys.stdout:
-                record = logger.makeRecord(
-                    logger.name, logging.ERROR, __file__, 0, "Ended by", (), sys.exc_info()
-                )
-                handler.handle(record)
+    except USER_ERRORS as e:
+        _log_to_files("Ended by an error:")
         rank = f" (process {comm.get_rank()})" if comm.get_world_size() > 1 else ""
         print(f"error{rank}: {_message(e)}", file=sys.stderr)
         print("(--traceback shows where it was raised)", file=sys.stderr)
         raise SystemExit(USAGE_ERROR) from e
+    finally:
+        training.removeFilter(_is_defect)
+
+
+def _is_defect(record: logging.LogRecord) -> bool:
+    """Filter: Detectron2's training loop logs a traceback that friendly_errors stands in for."""
+    return not (record.exc_info and isinstance(record.exc_info[1], USER_ERRORS))
+
+
+def _log_to_files(text: str) -> None:
+    """Logs a text and the current traceback to the log files, not to the terminal."""
+    logger = logging.getLogger("detectron2")
+    for handler in logger.handlers:
+        stream = getattr(handler, "stream", None)
+        name = getattr(stream, "name", None)
+        if isinstance(name, str) and os.path.isfile(name) and not stream.closed:
+            handler.handle(
+                logger.makeRecord(logger.name, logging.ERROR, "", 0, text, (), sys.exc_info())
+            )

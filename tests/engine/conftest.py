@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A registered tiny data set and configs on it."""
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,20 @@ from detectron2.config import CfgNode
 from tiny_model import register_tiny_dataset, tiny_cfg, unregister_dataset
 
 DATASET = "tiny_for_engine_tests"
+
+
+LOGGERS = ("detectron2", "fvcore", "person_search", "psdiff")
+
+
+@pytest.fixture(autouse=True)
+def restore_loggers() -> Iterator[None]:
+    """Takes back what Detectron2's setup_logger does, which is for the rest of the process."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(list(x.handlers), x.propagate, x.level) for x in loggers]
+    yield
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.engine import TrainerBase
 from detectron2.engine.hooks import CallbackHook, EvalHook
+from detectron2.utils.env import seed_all_rng
 from tiny_runs import assert_same_state, train
 from torch import nn
 
@@ -75,8 +76,6 @@ def test_a_signal_ends_with_a_checkpoint_to_go_on_from(make_cfg, number: int) ->
     whole, _ = train(make_cfg("whole"))
     cfg = make_cfg("out", "SOLVER.CHECKPOINT_PERIOD", 100)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    from detectron2.utils.env import seed_all_rng
-
     seed_all_rng(1)
     with pytest.raises(SystemExit) as end:
         train_with_signals(cfg, number)
@@ -134,7 +133,7 @@ def test_the_best_model_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_best_value_outlives_an_interruption(tmp_path: Path) -> None:
-    Counter(tmp_path, [30.0, 50.0]).train(0, 5)
+    Counter(tmp_path, [30.0, 50.0, 10.0]).train(0, 5)
     Counter(tmp_path, [40.0]).train(4, 6)
     assert best_weight(tmp_path) == (3.0, 50.0)
     Counter(tmp_path, [60.0]).train(6, 8)
