@@ -191,7 +191,7 @@ class CommonMetricPrinter(EventWriter):
     def _format_medians(self, storage: "EventStorage", part: str) -> str:
         return "  ".join(
             f"{name}: {history.median(storage.count_samples(name, self._window_size)):.4g}"
-            for name, history in storage.histories().items()
+            for name, history in list(storage.histories().items())
             if part in name
         )
 
@@ -251,9 +251,10 @@ class EventStorage:
         name = self._current_prefix + name
         cur_iter = self._iter if cur_iter is None else cur_iter
         value = float(value)
-        self._latest_scalars[name] = (value, cur_iter)
-        self._history[name].update(value, cur_iter)
+        # The latest value goes in last: a writer in another thread then finds the rest in place.
         known_hint = self._smoothing_hints.setdefault(name, smoothing_hint)
+        self._history[name].update(value, cur_iter)
+        self._latest_scalars[name] = (value, cur_iter)
         assert known_hint == smoothing_hint, (
             f"Scalar {name} was put with a different smoothing_hint!"
         )
@@ -329,7 +330,7 @@ class EventStorage:
                 else value,
                 iteration,
             )
-            for name, (value, iteration) in self._latest_scalars.items()
+            for name, (value, iteration) in list(self._latest_scalars.items())
         }
 
     def count_samples(self, name, window_size: int = 20) -> int:
