@@ -32,7 +32,7 @@ CORE_MAY_IMPORT = {
     "evaluation": {"schema", "utils", "config", "layers", "data"},
     "vis": {"schema", "utils", "config", "layers"},
     "engine": {"schema", "utils", "config", "layers", "data", "modeling", "evaluation", "vis"},
-    "search": {"schema", "utils", "config", "layers", "data", "modeling", "evaluation", "vis"},
+    "search": {"schema", "utils", "config", "data", "modeling", "evaluation", "vis", "engine"},
     "testing": {"schema", "utils", "config", "layers", "data", "modeling", "evaluation", "engine"},
 }
 # documented under their own name although their package exports some of the same names
@@ -251,7 +251,13 @@ def test_importing_needs_no_data_and_loads_no_generator(package: str, tmp_path: 
         "assert not loaded, f'the import loads {loaded}'"
     )
     nowhere = str(tmp_path / "nowhere")
-    env = {**os.environ, "DETECTRON2_DATASETS": nowhere, "CUDA_VISIBLE_DEVICES": ""}
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    env = {
+        **os.environ,
+        "DETECTRON2_DATASETS": nowhere,
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in paths if path),
+    }
     run = subprocess.run(
         [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
     )
