@@ -112,13 +112,12 @@ class Boxes:
         self.tensor[:, 1::2] *= scale_y
 
     @classmethod
-    @torch.jit.unused
     def cat(cls, boxes_list: List["Boxes"]) -> "Boxes":  # noqa: UP006
         """Returns the boxes of all lists as one object; none for an empty list."""
         assert isinstance(boxes_list, (list, tuple))
         if len(boxes_list) == 0:
             return cls(torch.empty(0))
-        assert all(isinstance(boxes, Boxes) for boxes in boxes_list)
+        assert all([isinstance(boxes, Boxes) for boxes in boxes_list])  # noqa: C419
         # torch.cat (and not layers.cat) so that the result never shares memory with an input
         return cls(torch.cat([boxes.tensor for boxes in boxes_list], dim=0))
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Helpers for unit tests of detection code."""
 
+import io
 import unittest
 
 import torch
@@ -9,8 +10,10 @@ from detectron2.utils.torch_version_utils import min_torch_version
 
 __all__ = [
     "assert_instances_allclose",
+    "convert_scripted_instances",
     "min_torch_version",
     "random_boxes",
+    "reload_script_model",
     "skipIfOnCPUCI",
     "skipIfUnsupportedMinTorchVersion",
 ]
@@ -29,6 +32,25 @@ def random_boxes(num_boxes: int, max_coord: float = 100, device="cpu") -> torch.
     return boxes
 
 
+def reload_script_model(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """Save a compiled module or function and load it again, to see that nothing gets lost."""
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    buffer.seek(0)
+    return torch.jit.load(buffer)
+
+
+def convert_scripted_instances(instances) -> Instances:
+    """Copy an object of a class made by `patch_instances` to ordinary `Instances`."""
+    assert hasattr(instances, "image_size"), "Expect an `Instances` object, but it has no size"
+    converted = Instances(instances.image_size)
+    for name in instances._field_names:
+        value = getattr(instances, "_" + name, None)
+        if value is not None:
+            converted.set(name, value)
+    return converted
+
+
 def assert_instances_allclose(
     input: Instances, other: Instances, *, rtol: float = 1e-5, msg: str = "", size_as_tensor=False
 ) -> None:
@@ -40,6 +62,10 @@ def assert_instances_allclose(
         msg: start of the message.
         size_as_tensor: the image sizes are tensors, as in traced models.
     """
+    if not isinstance(input, Instances):
+        input = convert_scripted_instances(input)
+    if not isinstance(other, Instances):
+        other = convert_scripted_instances(other)
     size, other_size = (
         (torch.as_tensor(x.image_size).tolist() if size_as_tensor else x.image_size)
         for x in (input, other)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ROI heads: what is in each proposed box, and where exactly."""
 
-from detectron2._lite import absent
+from detectron2._lite import absent, absent_class
 
 from .box_head import ROI_BOX_HEAD_REGISTRY, FastRCNNConvFCHead, build_box_head
 from .cascade_rcnn import CascadeROIHeads
@@ -29,12 +29,14 @@ __all__ = [
     "select_foreground_proposals",
 ]
 
+# Configs name these as defaults, and code imports them beside the box head.
+KRCNNConvDeconvUpsampleHead = absent_class(__name__, "KRCNNConvDeconvUpsampleHead")
+MaskRCNNConvUpsampleHead = absent_class(__name__, "MaskRCNNConvUpsampleHead")
+
 __getattr__ = absent(
     __name__,
     "BaseKeypointRCNNHead",
     "BaseMaskRCNNHead",
-    "KRCNNConvDeconvUpsampleHead",
-    "MaskRCNNConvUpsampleHead",
     "ROI_KEYPOINT_HEAD_REGISTRY",
     "ROI_MASK_HEAD_REGISTRY",
     "RROIHeads",
