@@ -94,8 +94,16 @@ def test_two_processes_equal_one(case, name, tmp_path, child_env):
     (tmp_path / "evaluation_tests").symlink_to(HERE, target_is_directory=True)
     child_env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(tmp_path), *sys.path]))
     command = [sys.executable, "-m", "evaluation_tests.two_processes", str(tmp_path)]
-    done = subprocess.run(command, env=child_env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    children = [
+        subprocess.Popen([*command, str(rank)], env=child_env, stderr=subprocess.PIPE, text=True)
+        for rank in range(WORLD_SIZE)
+    ]
+    try:
+        errors = [child.communicate(timeout=300)[1] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert [child.returncode for child in children] == [0, 0], "\n".join(errors)
     results = [json.loads((tmp_path / f"result_{r}.json").read_text()) for r in range(WORLD_SIZE)]
     one = run(case, PersonSearchEvaluator(name, score_thresh=0.5, protocols=["all", "listed"]))
     assert results[1] == {}

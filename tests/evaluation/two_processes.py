@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluates one random case in two processes; run by test_evaluator.py as a program.
+"""One of two processes that evaluate a random case together; a program of test_evaluator.py.
 
-    python -m evaluation_tests.two_processes <folder>
+    python -m evaluation_tests.two_processes <folder> <rank>
 
 Each process takes every second image, and writes what ``evaluate`` returned to
 ``<folder>/result_<rank>.json``.
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from person_search.evaluation import PersonSearchEvaluator
 
@@ -40,4 +39,4 @@ def work(rank: int, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    mp.spawn(work, args=(sys.argv[1],), nprocs=WORLD_SIZE)
+    work(int(sys.argv[2]), sys.argv[1])
