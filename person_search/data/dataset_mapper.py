@@ -10,7 +10,8 @@ An image that cannot be read (``DATALOADER.ON_BAD_IMAGE``):
 * ``skip`` logs the file. In training the mapper returns None and Detectron2's loader takes another
   image. In testing every image must come out exactly once, since another image in its place would
   be counted twice: the model gets a black image, marked ``"bad_image": True``. The evaluator must
-  ignore the model's output for it, that is count its people as not found.
+  drop what the model detects in it, that is count its people as not found; a query in it is
+  searched with the embedding of the black image, and so fails.
 """
 
 import copy

@@ -168,6 +168,7 @@ def test_one_person_twice_in_an_image_is_kept_and_warned_of_once(
     root = small_cuhk_sysu(tmp_path / "data", train=train)
     with caplog.at_level(logging.WARNING):
         records = load_cuhk_sysu(root, "train")
+        load_cuhk_sysu(root, "train")
     assert [a["person_id"] for a in records[0]["annotations"]] == [0, 0, -1]
     warnings = [r.getMessage() for r in caplog.records if "twice in one image" in r.getMessage()]
     assert len(warnings) == 1 and "2 x" in warnings[0] and "s1.jpg" in warnings[0]

@@ -32,6 +32,9 @@ IRREGULARITY_KINDS = {
 """Every kind of irregularity, and what the reader does about it."""
 
 
+_logged: set[str] = set()
+
+
 class IncompleteDatasetError(FileNotFoundError):
     """A data set whose files are missing or only partly there."""
 
@@ -102,13 +105,19 @@ class IrregularityLog(list[Irregularity]):
         self.append(Irregularity(kind, where, detail))
 
     def warn(self, logger: logging.Logger, title: str) -> None:
-        """Logs one line per kind: how many there are, and the first of them."""
+        """Logs one line per kind: how many there are, and the first of them.
+
+        A data set is read several times in a run; what was logged before is not logged again.
+        """
         for kind, count in Counter(item.kind for item in self).items():
             first = next(item for item in self if item.kind == kind)
-            logger.warning(
+            message = (
                 f"{title}: {count} x {IRREGULARITY_KINDS[kind]}; the first: {first.where}: "
                 f"{first.detail}. tools/check_dataset.py lists all."
             )
+            if message not in _logged:
+                _logged.add(message)
+                logger.warning(message)
 
 
 def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:

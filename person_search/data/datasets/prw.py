@@ -50,6 +50,10 @@ def _clip(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.clip(boxes, 0, [width, height, width, height])
 
 
+def _describe(box: np.ndarray, image_size: tuple[int, int]) -> str:
+    return f"{np.round(box, 3).tolist()}, picture {image_size}"
+
+
 def _make_records(root: Path, split: str, log: IrregularityLog) -> list[dict]:
     """Returns the records of a split, without queries."""
     frames = read_frames(root, split)
@@ -97,15 +101,14 @@ def _make_annotations(
     annotations, seen = [], set()
     for row, (box, label) in enumerate(zip(clipped, labels, strict=True)):
         place = f"{where}: row {row + 1}"
-        seen_as = f"{np.round(xyxy[row], 3).tolist()}, picture {image_size}"
         if boxes[row, 2:].min() <= 0:
-            log.add("zero_size_box", place, seen_as)
+            log.add("zero_size_box", place, _describe(xyxy[row], image_size))
             continue
         if (box[2:] <= box[:2]).any():
-            log.add("box_outside", place, seen_as)
+            log.add("box_outside", place, _describe(xyxy[row], image_size))
             continue
         if (box != xyxy[row]).any():
-            log.add("box_clipped", place, seen_as)
+            log.add("box_clipped", place, _describe(xyxy[row], image_size))
         if label in seen:
             log.add("twice_in_image", place, f"identity {label}")
         if label != UNLABELED_PID:
@@ -198,16 +201,13 @@ def _excluded_images(
     return excluded
 
 
-def load_prw_protocol(
-    root: str | Path, name: str, irregularities: IrregularityLog | None = None
-) -> SearchProtocol:
+def load_prw_protocol(root: str | Path, name: str) -> SearchProtocol:
     """Makes a PRW protocol: every test frame is searched except those excluded.
 
     Args:
         root: the folder that holds ``frames`` and ``annotations``.
         name: ``all`` leaves out the query's own frame (the headline numbers); ``multi_view`` leaves
             out every frame of the query's camera.
-        irregularities: if given, collects what was odd in the test split.
 
     Returns:
         The protocol, with the ``image_id``s and the test identities of ``load_prw(root, "test")``.
@@ -215,7 +215,7 @@ def load_prw_protocol(
     """
     if name not in PRW_PROTOCOLS:
         raise ValueError(f"unknown PRW protocol {name!r}; allowed: {list(PRW_PROTOCOLS)}")
-    records = load_prw(root, "test", irregularities)
+    records = load_prw(root, "test", IrregularityLog())  # told when the split itself is read
     queries = _read_test_queries(Path(root), records)
     places = defaultdict(dict)
     for record in records:
