@@ -20,6 +20,15 @@ __all__ = ["Box2BoxTransform", "Box2BoxTransformLinear"]
 _DEFAULT_SCALE_CLAMP = math.log(1000.0 / 16)
 
 
+def _size_and_center(boxes: torch.Tensor):
+    """(w, h, cx, cy), each (...), of (..., 4) boxes."""
+    w = boxes[..., 2] - boxes[..., 0]
+    h = boxes[..., 3] - boxes[..., 1]
+    return w, h, boxes[..., 0] + 0.5 * w, boxes[..., 1] + 0.5 * h
+
+
+# Compiled, so that TorchScript accepts instances of it as attributes; Python runs it as usual.
+@torch.jit.script
 class Box2BoxTransform:
     """R-CNN's box code: shift of the center in units of the box size, and log of the size ratio.
 
@@ -52,8 +61,8 @@ class Box2BoxTransform:
         Returns:
             (N, 4).
         """
-        assert isinstance(src_boxes, torch.Tensor), type(src_boxes)
-        assert isinstance(target_boxes, torch.Tensor), type(target_boxes)
+        assert isinstance(src_boxes, torch.Tensor), "boxes must be a tensor"
+        assert isinstance(target_boxes, torch.Tensor), "boxes must be a tensor"
 
         src_w, src_h, src_cx, src_cy = _size_and_center(src_boxes)
         target_w, target_h, target_cx, target_cy = _size_and_center(target_boxes)
@@ -82,7 +91,7 @@ class Box2BoxTransform:
         """
         deltas = deltas.float()  # exp() overflows early in half precision
         boxes = boxes.to(deltas.dtype)
-        w, h, cx, cy = (v[:, None] for v in _size_and_center(boxes))
+        w, h, cx, cy = _size_and_center(boxes[:, None])
 
         wx, wy, ww, wh = self.weights
         new_cx = deltas[:, 0::4] / wx * w + cx
@@ -130,13 +139,6 @@ class Box2BoxTransformLinear:
         center = 0.5 * (boxes[:, None, :2] + boxes[:, None, 2:])
         corners = torch.cat((center - per_box[..., :2], center + per_box[..., 2:]), dim=-1)
         return corners.reshape(deltas.shape)
-
-
-def _size_and_center(boxes: torch.Tensor):
-    """(w, h, cx, cy), each (N,), of (N, 4) boxes."""
-    w = boxes[:, 2] - boxes[:, 0]
-    h = boxes[:, 3] - boxes[:, 1]
-    return w, h, boxes[:, 0] + 0.5 * w, boxes[:, 1] + 0.5 * h
 
 
 def _dense_box_regression_loss(

@@ -38,7 +38,7 @@ def find_top_rpn_proposals(
         gradient on the choice.
     """
     boxes, logits, levels = _top_of_each_level(proposals, pred_objectness_logits, pre_nms_topk)
-    results = []
+    results: list[Instances] = []
     for index, image_size in enumerate(image_sizes):
         image_boxes, image_logits, image_levels = Boxes(boxes[index]), logits[index], levels
         finite = torch.isfinite(image_boxes.tensor).all(dim=1) & torch.isfinite(image_logits)
@@ -52,7 +52,7 @@ def find_top_rpn_proposals(
         image_boxes.clip(image_size)
 
         large = image_boxes.nonempty(threshold=min_box_size)
-        if torch.jit.is_tracing() or not large.all():
+        if _is_tracing() or not large.all():
             image_boxes, image_logits = image_boxes[large], image_logits[large]
             image_levels = image_levels[large]
 
@@ -65,19 +65,28 @@ def find_top_rpn_proposals(
     return results
 
 
-def _top_of_each_level(proposals, pred_objectness_logits, topk: int):
+def _is_tracing() -> bool:
+    # TorchScript cannot compile is_tracing().
+    if torch.jit.is_scripting():
+        return False
+    return torch.jit.is_tracing()
+
+
+def _top_of_each_level(
+    proposals: list[torch.Tensor], pred_objectness_logits: list[torch.Tensor], topk: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Boxes (N, K, 4), logits (N, K) and levels (K,) of the best `topk` per level."""
-    boxes, logits, levels = [], [], []
-    for level, (level_boxes, level_logits) in enumerate(
-        zip(proposals, pred_objectness_logits, strict=True)
-    ):
+    boxes: list[torch.Tensor] = []
+    logits: list[torch.Tensor] = []
+    levels: list[torch.Tensor] = []
+    for level, level_logits in enumerate(pred_objectness_logits):
         available = level_logits.shape[1]
         if isinstance(available, torch.Tensor):  # traced
             count = torch.clamp(available, max=topk)
         else:
             count = min(available, topk)
         top_logits, rows = level_logits.topk(count, dim=1)
-        boxes.append(level_boxes.gather(1, rows[:, :, None].expand(-1, -1, 4)))
+        boxes.append(proposals[level].gather(1, rows[:, :, None].expand(-1, -1, 4)))
         logits.append(top_logits)
         levels.append(torch.full_like(rows[0], level))
     return cat(boxes, dim=1), cat(logits, dim=1), cat(levels, dim=0)

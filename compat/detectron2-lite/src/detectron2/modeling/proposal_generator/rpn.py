@@ -223,6 +223,7 @@ class RPN(nn.Module):
         label.scatter_(0, negative, 0)
         return label
 
+    @torch.jit.unused
     @torch.no_grad()
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
@@ -331,7 +332,7 @@ class RPN(nn.Module):
             x.unflatten(1, (-1, box_dim)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in deltas
         ]
 
-        losses = {}
+        losses: dict[str, torch.Tensor] = {}
         if self.training:
             assert gt_instances is not None, "RPN requires gt_instances in training!"
             gt_labels, gt_boxes = self.label_and_sample_anchors(anchors, gt_instances)
@@ -372,10 +373,10 @@ class RPN(nn.Module):
         self, anchors: list[Boxes], pred_anchor_deltas: list[torch.Tensor]
     ) -> list[torch.Tensor]:
         """Per level the boxes (N, Hi*Wi*A, B)."""
-        decoded = []
-        for level_anchors, deltas in zip(anchors, pred_anchor_deltas, strict=True):
+        decoded: list[torch.Tensor] = []
+        for level, deltas in enumerate(pred_anchor_deltas):
             num_images, box_dim = deltas.shape[0], deltas.shape[-1]
-            repeated = level_anchors.tensor.repeat(num_images, 1)
+            repeated = anchors[level].tensor.repeat(num_images, 1)
             boxes = self.box2box_transform.apply_deltas(deltas.reshape(-1, box_dim), repeated)
             decoded.append(boxes.view(num_images, -1, box_dim))
         return decoded
