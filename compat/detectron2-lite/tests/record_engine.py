@@ -1,0 +1,569 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Record solver, checkpoints, engine, evaluation and utils of the real Detectron2.
+
+Two steps, because checkpoints have to be read in both directions:
+
+    PYTHONPATH=<src of detectron2-lite> python record_engine.py --checkpoint
+    PYTHONPATH=<checkout of Detectron2> python record_engine.py
+
+The first writes data/engine_lite_checkpoint.json, a checkpoint saved by lite. The second writes
+data/engine.json: for each function in `CASES` what it returned, and a checkpoint saved by the real
+one. The test runs the same functions on lite. Tensors are kept as nested lists.
+"""
+
+import json
+import logging
+import math
+import re
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import (
+    align_and_update_state_dicts,
+    convert_basic_c2_names,
+    convert_c2_detectron_names,
+)
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultTrainer, SimpleTrainer, default_argument_parser, hooks
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    inference_on_dataset,
+    print_csv_format,
+)
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.solver import (
+    build_lr_scheduler,
+    build_optimizer,
+    get_default_optimizer_params,
+)
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.colormap import colormap
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter
+from detectron2.utils.logger import create_small_table
+from detectron2.utils.testing import random_boxes
+from torch import nn
+
+COMMIT = "02b5c4e"
+DATA = Path(__file__).resolve().parent / "data"
+LITE_CHECKPOINT = DATA / "engine_lite_checkpoint.json"
+
+
+@contextmanager
+def log_lines(name="detectron2"):
+    """Collect messages of a logger's children, with times and paths made equal."""
+    lines = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            text = re.sub(r"\d+:\d\d:\d\d(\.\d+)?", "<time>", record.getMessage())
+            text = re.sub(r"\d+\.\d+ s ?/ ?it", "<speed> s / it", text)
+            lines.append(re.sub(r"/\S*/", "<dir>/", text))
+
+    logger = logging.getLogger(name)
+    handler, level, propagate = Handler(), logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def to_json(value):
+    """Nested containers and tensors as JSON types; tensors keep their type."""
+    if isinstance(value, torch.Tensor):
+        return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, dict):
+        return {"dict": [[key, to_json(item)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(value):
+    """The inverse of `to_json`."""
+    if isinstance(value, list):
+        return [from_json(item) for item in value]
+    if isinstance(value, dict) and "tensor" in value:
+        return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
+    if isinstance(value, dict):
+        return {key: from_json(item) for key, item in value["dict"]}
+    return value
+
+
+def metric_lines():
+    """What CommonMetricPrinter prints, with and without times, rates and an end."""
+    values = {
+        "total_loss": 1.5,
+        "loss_b": 0.25,
+        "loss_a": 12345.678,
+        "time": 0.5,
+        "data_time": 0.123456,
+        "lr": 0.00123456789,
+        "[metric]acc": 1e-7,
+        "bbox/AP": 33.3,
+    }
+    lines = []
+    for names in (list(values), ["total_loss"], ["lr", "[metric]acc"], ["time", "data_time"]):
+        for max_iter in (40, None):
+            # The printer estimates the remaining time from its own clock without "time".
+            with log_lines() as got, EventStorage(3) as storage:
+                printer = CommonMetricPrinter(max_iter, window_size=4)
+                for step in range(8):
+                    for name in names:
+                        storage.put_scalar(
+                            name, values[name] * (step + 1), smoothing_hint=name != "lr"
+                        )
+                    if step in (1, 7):
+                        printer.write()
+                    storage.step()
+            lines += got
+    return lines
+
+
+def json_lines():
+    """What JSONWriter writes for values of different periods and hints."""
+    with tempfile.TemporaryDirectory() as folder, EventStorage() as storage:
+        path = Path(folder) / "metrics.json"
+        writer = JSONWriter(str(path), window_size=6)
+        for step in range(12):
+            storage.put_scalar("smooth", step**2)
+            storage.put_scalar("raw", step / 3, smoothing_hint=False)
+            if step % 5 == 0:
+                with storage.name_scope("scope"):
+                    storage.put_scalars(rare=step, cur_iter=step + 1)
+            if step % 4 == 3:
+                writer.write()
+            storage.step()
+        writer.close()
+        return path.read_text().splitlines()
+
+
+def schedules():
+    """Learning rates of each schedule of the config."""
+    rates = {}
+    for name in ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"):
+        for method, rescale in (("linear", False), ("constant", True)):
+            cfg = get_cfg()
+            cfg.SOLVER.LR_SCHEDULER_NAME = name
+            cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 24, (9, 15, 99)
+            cfg.SOLVER.BASE_LR, cfg.SOLVER.BASE_LR_END = 0.5, 0.01
+            cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_METHOD = 5, method
+            cfg.SOLVER.WARMUP_FACTOR, cfg.SOLVER.RESCALE_INTERVAL = 0.1, rescale
+            optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+            scheduler = build_lr_scheduler(cfg, optimizer)
+            rates[f"{name} {method}"] = values = []
+            for _ in range(23):
+                values.append(optimizer.param_groups[0]["lr"])
+                optimizer.step()
+                scheduler.step()
+    return rates
+
+
+class TinyNet(nn.Module):
+    """Linear and normalization layers, one parameter shared, one frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.inner = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+        self.twin = self.first
+        self.embedding = nn.Parameter(torch.ones(2))
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+
+
+def _group_names(model, groups):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [
+        {
+            **{key: value for key, value in group.items() if key != "params"},
+            "params": [names[id(parameter)] for parameter in group["params"]],
+        }
+        for group in groups
+    ]
+
+
+def optimizer_groups():
+    """Parameter groups under various settings, and those of the config's optimizer."""
+    model = TinyNet()
+    options = [
+        {},
+        {"base_lr": 0.1, "weight_decay": 0.2, "weight_decay_norm": 0.0},
+        {"base_lr": 0.1, "bias_lr_factor": 2.0, "weight_decay_bias": 0.3},
+        {"overrides": {"embedding": {"lr": 0.01}, "bias": {"weight_decay": 0.5}}},
+        {"base_lr": 0.1, "lr_factor_func": lambda name: 0.5 if name.startswith("inner") else 1.0},
+    ]
+    result = [_group_names(model, get_default_optimizer_params(model, **o)) for o in options]
+    cfg = get_cfg()
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    optimizer = build_optimizer(cfg, model)
+    result.append([type(optimizer).__name__, _group_names(model, optimizer.param_groups)])
+    return result
+
+
+def clipped_steps():
+    """Weights after one step under each kind of gradient clipping."""
+    result = {}
+    for kind in ("value", "norm"):
+        cfg = get_cfg()
+        cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM = 1.0, 0.0
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+        cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = kind
+        cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.5
+        model = nn.Linear(2, 1)
+        nn.init.zeros_(model.weight)
+        nn.init.zeros_(model.bias)
+        optimizer = build_optimizer(cfg, model)
+        model(torch.tensor([[3.0, -0.25]])).sum().backward()
+        optimizer.step()
+        result[kind] = [type(optimizer).__name__, model.weight.tolist(), model.bias.tolist()]
+    return result
+
+
+C2_NAMES = (
+    "pred_w pred_b conv1_w conv1_b res_conv1_bn_s res_conv1_bn_b res_conv1_bn_rm res_conv1_bn_riv "
+    "res2_0_branch1_w res2_0_branch1_bn_s res3_1_branch2a_w res2_0_branch2b_bn_b "
+    "res5_2_branch2c_bn_riv fc1000_w x_bn_gamma x_bn_beta x_bn_running_mean x_bn_running_var "
+    "z_gn_s y_gn_b lr model_iter bbox_pred_w bbox_pred_b cls_score_w cls_score_b fc6_w fc7_b "
+    "head_conv1_w head_conv4_gn_b fpn_inner_res5_2_sum_w fpn_inner_res2_2_sum_lateral_w "
+    "fpn_inner_res4_5_sum_lateral_gn_b fpn_res2_2_sum_w fpn_res3_3_sum_b fpn_res4_22_sum_gn_s "
+    "conv_rpn_fpn2_w rpn_bbox_pred_fpn2_w rpn_cls_logits_fpn2_b"
+).split()
+
+
+def caffe2_names():
+    """Names and values of Caffe2 weights after their conversion."""
+    shapes = {
+        "bbox_pred_w": (8, 2),
+        "bbox_pred_b": (8,),
+        "cls_score_w": (3, 2),
+        "cls_score_b": (3,),
+    }
+    weights = {}
+    for name in C2_NAMES:
+        shape = shapes.get(name, (1,))
+        weights[name] = torch.arange(float(math.prod(shape))).reshape(shape)
+    basic = convert_basic_c2_names(C2_NAMES)
+    single = convert_c2_detectron_names({"conv_rpn_w": torch.zeros(1)})[1]
+    new, original = convert_c2_detectron_names(weights)
+    return [
+        basic,
+        single,
+        {k: v.tolist() for k, v in sorted(new.items())},
+        sorted(original.items()),
+    ]
+
+
+def matched_names():
+    """Which weight each parameter takes, by the ending of its name."""
+    model = {
+        "backbone.stem.conv1.weight": 2,
+        "backbone.res2.0.conv1.weight": 2,
+        "backbone.res2.0.conv1.norm.weight": 3,
+        "head.fc.weight": 4,
+        "head.fc.bias": 4,
+        "lonely": 1,
+    }
+    checkpoint = {
+        "stem.conv1.weight": 2,
+        "res2.0.conv1.weight": 2,
+        "conv1.weight": 2,
+        "res2.0.conv1.norm.weight": 3,
+        "fc.weight": 5,
+        "fc.bias": 4,
+        "other": 1,
+        "ely": 1,
+    }
+    model = {name: torch.zeros(size) for name, size in model.items()}
+    checkpoint = {
+        name: torch.full((size,), float(index))
+        for index, (name, size) in enumerate(checkpoint.items())
+    }
+    with log_lines() as lines:
+        result = align_and_update_state_dicts(model, checkpoint, c2_conversion=False)
+    return [lines, {name: value.tolist() for name, value in sorted(result.items())}]
+
+
+BOX_RECORDS = [
+    {
+        "file_name": f"{index}.jpg",
+        "image_id": index,
+        "height": 200,
+        "width": 300,
+        "annotations": [
+            {
+                "bbox": [10.0 * j + index, 5.0, 10.0 * j + 21 * index + 30, 60.0 + j],
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": j % 2,
+                "iscrowd": int(j == 3),
+            }
+            for j in range(index)
+        ],
+    }
+    for index in range(6)
+]
+
+
+class _Jitter:
+    """A detector that finds the annotated boxes, roughly."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, records):
+        outputs = []
+        for record in records:
+            boxes = torch.tensor([a["bbox"] for a in record["annotations"]]).reshape(-1, 4)
+            instances = Instances((200, 300))
+            noise = torch.randn(len(boxes), 4, generator=self.generator)
+            instances.pred_boxes = Boxes(boxes + 4 * noise)
+            instances.scores = torch.rand(len(boxes), generator=self.generator)
+            classes = [a["category_id"] for a in record["annotations"]]
+            instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
+            proposals = Instances((200, 300))
+            proposals.proposal_boxes = instances.pred_boxes
+            proposals.objectness_logits = instances.scores
+            outputs.append({"instances": instances, "proposals": proposals})
+        return outputs
+
+
+def coco_results():
+    """Figures of COCOEvaluator on a small data set, also with another detection limit."""
+    name = "engine_parity_boxes"
+    if name not in DatasetCatalog.list():
+        DatasetCatalog.register(name, lambda: BOX_RECORDS)
+        MetadataCatalog.get(name).set(thing_classes=["cat", "dog"])
+    MetadataCatalog.get(name).__dict__.pop("json_file", None)
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for options in ({}, {"max_dets_per_image": 3}):
+            evaluator = COCOEvaluator(
+                name, distributed=False, output_dir=folder, use_fast_impl=False, **options
+            )
+            figures = inference_on_dataset(_Jitter(), [[r] for r in BOX_RECORDS], evaluator)
+            results.append(
+                {
+                    task: {key: round(float(value), 9) for key, value in metrics.items()}
+                    for task, metrics in figures.items()
+                }
+            )
+        written = json.loads((Path(folder) / "coco_instances_results.json").read_text())
+    MetadataCatalog.get(name).__dict__.pop("json_file", None)
+    return [results, written[:2]]
+
+
+def small_things():
+    """Printed results, tables, the palette, random boxes, seeds, command line defaults."""
+    with log_lines() as lines:
+        print_csv_format({"bbox": {"AP": 1.5, "AP50": 2.0, "AP-cat": 3.0}, "number": 4.0})
+    seed_all_rng(7)
+    boxes = random_boxes(3, 50).tolist()
+    arguments = vars(default_argument_parser().parse_args(["--num-gpus", "2", "A.B", "1"]))
+    cfg = get_cfg()
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 8
+    scaled = DefaultTrainer.auto_scale_workers(cfg, 3)
+    return {
+        "csv": lines,
+        "table": create_small_table({"a": 1.23456, "b": 2}),
+        "colormap": [colormap().tolist(), colormap(rgb=True, maximum=1).tolist()[:5]],
+        "boxes": boxes,
+        "arguments": {k: v for k, v in arguments.items() if k != "dist_url"},
+        "scaled": {k: scaled.SOLVER[k] for k in ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "STEPS")},
+    }
+
+
+class _OneLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return {"loss": (self.weight * x).sum()}
+
+
+def best_checkpoints():
+    """What BestCheckpointer says and saves for rising, falling, missing and nan metrics."""
+    result = []
+    for mode, metrics in (("max", [0.3, 0.2, math.nan, 0.5]), ("min", [1.0, None, 0.5, 0.7])):
+        values = iter(metrics)
+
+        def evaluate(values=values):
+            value = next(values)
+            return {} if value is None else {"score": value}
+
+        with tempfile.TemporaryDirectory() as folder, log_lines() as lines:
+            model = _OneLoss()
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            trainer = SimpleTrainer(model, iter(lambda: torch.ones(1), None), optimizer)
+            checkpointer = DetectionCheckpointer(model, folder)
+            trainer.register_hooks(
+                [
+                    hooks.EvalHook(2, evaluate),
+                    hooks.BestCheckpointer(2, checkpointer, "score", mode),
+                ]
+            )
+            trainer.train(0, 8)
+            saved = torch.load(Path(folder) / "model_best.pth")["iteration"]
+            result.append([lines, sorted(p.name for p in Path(folder).iterdir()), saved])
+    return result
+
+
+if "EngineParityNet" not in META_ARCH_REGISTRY:
+
+    @META_ARCH_REGISTRY.register()
+    class EngineParityNet(nn.Module):
+        """Two linear layers around a batch norm; returns two losses."""
+
+        def __init__(self, cfg):
+            super().__init__()
+            self.first = nn.Linear(3, 4)
+            self.norm = nn.BatchNorm1d(4)
+            self.second = nn.Linear(4, 2)
+
+        def forward(self, batch):
+            if not self.training:
+                return [{} for _ in batch]
+            x = torch.stack([item["image"] for item in batch])
+            y = self.second(self.norm(self.first(x)))
+            return {"loss_square": (y**2).mean(), "loss_absolute": y.abs().mean()}
+
+
+class _Noise:
+    """Batches of four random vectors, the same in each run."""
+
+    def __init__(self, length=None):
+        self.length = length
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        count = 0
+        while self.length is None or count < self.length:
+            count += 1
+            yield [{"image": torch.randn(3, generator=self.generator)} for _ in range(4)]
+
+
+class _Count(DatasetEvaluator):
+    def reset(self):
+        self.count = 0
+
+    def process(self, inputs, outputs):
+        self.count += len(inputs)
+
+    def evaluate(self):
+        return {"bbox": {"AP": float(self.count), "AP50": 2.0}}
+
+
+class Trainer(DefaultTrainer):
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return _Noise()
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return _Noise(3)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        return _Count()
+
+    def build_writers(self):
+        return [w for w in super().build_writers() if type(w).__name__ != "TensorboardXWriter"]
+
+
+def train(folder, max_iter, resume):
+    """One training with DefaultTrainer; gives the trainer and its log lines."""
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "EngineParityNet", "cpu", ""
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.DATASETS.TEST, cfg.TEST.EVAL_PERIOD = ("noise",), 8
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = max_iter, (10,), 4
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY_NORM = 0.05, 0.0
+    cfg.SOLVER.CHECKPOINT_PERIOD = 6
+    seed_all_rng(3)
+    with log_lines() as lines:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=resume)
+        trainer.train()
+    return trainer, lines
+
+
+def _weights(trainer):
+    return {name: value.tolist() for name, value in trainer.model.state_dict().items()}
+
+
+def training():
+    """A training: files, metrics without times, log lines, checkpoint, weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        trainer, lines = train(folder, 14, resume=False)
+        checkpoint = torch.load(folder / "model_final.pth")
+        metrics = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+        times = ("time", "data_time", "rank_data_time", "eta_seconds")
+        return {
+            "files": sorted(path.name for path in folder.iterdir()),
+            "last_checkpoint": (folder / "last_checkpoint").read_text(),
+            "metrics": [{k: None if k in times else v for k, v in m.items()} for m in metrics],
+            "lines": [line for line in lines if "iter: " not in line],
+            "checkpoint": to_json(checkpoint),
+            "weights": _weights(trainer),
+        }
+
+
+def resume_from(checkpoint):
+    """Go on with a training whose checkpoint is given; where it starts, and the weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(from_json(checkpoint), Path(folder) / "model_final.pth")
+        (Path(folder) / "last_checkpoint").write_text("model_final.pth")
+        trainer, _ = train(folder, 20, resume=True)
+        return [trainer.start_iter, _weights(trainer)]
+
+
+CASES = [
+    metric_lines,
+    json_lines,
+    schedules,
+    optimizer_groups,
+    clipped_steps,
+    caffe2_names,
+    matched_names,
+    coco_results,
+    small_things,
+    best_checkpoints,
+    training,
+]
+
+
+def main():
+    """Write the recordings; see above."""
+    import detectron2
+
+    is_lite = hasattr(detectron2, "__lite__")
+    if "--checkpoint" in sys.argv:
+        assert is_lite, "The checkpoint of lite is written by lite"
+        LITE_CHECKPOINT.write_text(json.dumps(training()["checkpoint"]) + "\n")
+        return
+    assert not is_lite, "Record with the real Detectron2 first on PYTHONPATH"
+    recorded = {case.__name__: case() for case in CASES}
+    recorded["resumed from real"] = resume_from(recorded["training"]["checkpoint"])
+    recorded["resumed from lite"] = resume_from(json.loads(LITE_CHECKPOINT.read_text()))
+    path = DATA / "engine.json"
+    content = {"detectron2_commit": COMMIT, "torch": torch.__version__, "cases": recorded}
+    path.write_text(json.dumps(content) + "\n")
+
+
+if __name__ == "__main__":
+    main()
