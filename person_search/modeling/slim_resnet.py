@@ -61,11 +61,18 @@ def build_slim_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
 
 @BACKBONE_REGISTRY.register()
 def build_slim_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Builds the slim ResNet with an FPN of ``cfg.MODEL.FPN.OUT_CHANNELS`` over all its stages."""
+    """Builds the slim ResNet with an FPN over ``cfg.MODEL.FPN.IN_FEATURES`` (empty: all stages)."""
     bottom_up = build_slim_resnet_backbone(cfg, input_shape)
+    stages = list(bottom_up.output_shape())
+    unknown = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in stages]
+    if unknown:
+        raise ValueError(
+            f"MODEL.FPN.IN_FEATURES names {unknown}, but the slim ResNet of "
+            f"MODEL.SLIM_RESNET.WIDTHS {list(cfg.MODEL.SLIM_RESNET.WIDTHS)} gives {stages}."
+        )
     return FPN(
         bottom_up=bottom_up,
-        in_features=list(bottom_up.output_shape()),
+        in_features=list(cfg.MODEL.FPN.IN_FEATURES) or stages,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,

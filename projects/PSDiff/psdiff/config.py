@@ -74,6 +74,11 @@ def add_psdiff_config(cfg: CN) -> None:
     # Detections of one image: lowest score, IoU above which NMS drops a box, greatest number.
     psdiff.SCORE_THRESH = 0.05
     psdiff.NMS_THRESH = 0.5
+    # Whether the predictions of all steps, not only of the last, go into the NMS.
+    psdiff.ENSEMBLE = False
+    # Whether a detection gets its embedding like a query, by denoising it once more with the final
+    # box held fixed. False: the embedding of the last step, as in the paper.
+    psdiff.EMBED_DETECTIONS = False
     # Noise draws over which the embedding of a given (query) box is averaged.
     psdiff.QUERY_DRAWS = 1
     # Seed of the noise; each image draws from (SEED, image_id), whatever the batch around it.

@@ -58,6 +58,8 @@ class PSDiff(nn.Module):
         score_thresh: float = 0.05,
         nms_thresh: float = 0.5,
         max_detections: int = 100,
+        ensemble: bool = False,
+        embed_detections: bool = False,
         query_draws: int = 1,
         seed: int = 0,
     ) -> None:
@@ -68,6 +70,8 @@ class PSDiff(nn.Module):
             make_sampler: builds the sampler at the first inference.
             train_draws: times and noises per image in one training iteration.
             score_thresh, nms_thresh, max_detections: which predictions become detections.
+            ensemble: whether the predictions of all steps become detections, or the last step's.
+            embed_detections: whether detections are embedded like queries, with their box fixed.
             query_draws: noise draws over which the embedding of a given box is averaged.
             seed: of the noise in inference.
         """
@@ -82,6 +86,7 @@ class PSDiff(nn.Module):
         self._sampler: DualSampler | None = None
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
         self.max_detections = max_detections
+        self.ensemble, self.embed_detections = ensemble, embed_detections
         self.query_draws, self.seed = query_draws, seed
         for name, value in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(value).view(-1, 1, 1), persistent=False)
@@ -113,6 +118,8 @@ class PSDiff(nn.Module):
             "train_draws": psdiff.TRAIN_DRAWS,
             "score_thresh": psdiff.SCORE_THRESH,
             "nms_thresh": psdiff.NMS_THRESH,
+            "ensemble": psdiff.ENSEMBLE,
+            "embed_detections": psdiff.EMBED_DETECTIONS,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "query_draws": psdiff.QUERY_DRAWS,
             "seed": psdiff.SEED,
@@ -229,11 +236,13 @@ class PSDiff(nn.Module):
         width = 4 + self.embed_dim
         x_t = self._noise(generators, self.num_proposals, width)
         boxes_signal, reid_signal = x_t[..., :4], x_t[..., 4:]
+        outputs = []
         for t in sampler.times:
             boxes = torch.stack(
                 [codec.decode_boxes(b, s) for b, s in zip(boxes_signal, image_sizes, strict=True)]
             )
             output = self.head(features, boxes, reid_signal, self._times(t, len(keys)))
+            outputs = [*outputs, output] if self.ensemble else [output]
             if t == sampler.times[-1]:
                 break
             start = torch.stack(
@@ -246,10 +255,16 @@ class PSDiff(nn.Module):
             boxes_signal, reid_signal = sampler.step(
                 start, output.reid_feats, boxes_signal, reid_signal, t, noise
             )
-        return [
-            self._select(output.boxes[i], output.logits[i], output.reid_feats[i], size)
-            for i, size in enumerate(image_sizes)
-        ]
+        results = []
+        for i, (size, key) in enumerate(zip(image_sizes, keys, strict=True)):
+            predictions = [(x.boxes[i], x.logits[i], x.reid_feats[i]) for x in outputs]
+            instances = self._select(*map(torch.cat, zip(*predictions, strict=True)), size)
+            if self.embed_detections:
+                instances.reid_feats = self.embed_boxes(
+                    _one_image(features, i), instances.pred_boxes.tensor, key
+                )
+            results.append(instances)
+        return results
 
     def embed_boxes(self, features: dict[str, Tensor], boxes: Tensor, key: int = 0) -> Tensor:
         """Embeds the persons in given boxes of one image: only the embedding is denoised.

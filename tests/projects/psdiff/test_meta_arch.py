@@ -114,6 +114,22 @@ def test_given_boxes_come_back_with_the_embeddings_of_queries():
     torch.testing.assert_close(result.reid_feats, model([item])[0]["query_feats"])
 
 
+def test_detections_embedded_like_queries_have_the_embedding_of_a_query():
+    model = tiny_model(EMBED_DETECTIONS=True).eval()
+    (instances,) = model.inference([image_input()], do_postprocess=False)
+    item = image_input()
+    item["queries"] = instances
+    torch.testing.assert_close(model([item])[0]["query_feats"], instances.reid_feats)
+
+
+def test_an_ensemble_holds_the_predictions_of_every_step():
+    counts = []
+    for ensemble in (False, True):
+        model = tiny_model(ENSEMBLE=ensemble, NMS_THRESH=1.0).eval()
+        counts.append(len(model([image_input()])[0]["instances"]))
+    assert counts == [12, 36]
+
+
 def test_an_image_without_queries_and_one_without_detections():
     model = tiny_model(SCORE_THRESH=0.999).eval()
     output = model([image_input(queries=0)])[0]

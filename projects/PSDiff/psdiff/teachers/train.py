@@ -57,7 +57,8 @@ def train_teacher(cfg: CfgNode, records: Sequence[dict], num_pids: int) -> Teach
     Crops are held in memory as uint8: 55,000 of 256 x 128 pixels take 5.4 GB.
 
     Returns:
-        The network in eval mode; its weights are in ``<OUTPUT_DIR>/teacher.safetensors`` too.
+        The network in eval mode. ``<OUTPUT_DIR>/teacher.safetensors`` holds its weights,
+        ``backbone.pth`` those of the backbone under the names of an FPN detector (MODEL.WEIGHTS).
     """
     teacher = cfg.MODEL.PSDIFF.TEACHER
     crops = read_crops(records, cfg)
@@ -101,6 +102,9 @@ def train_teacher(cfg: CfgNode, records: Sequence[dict], num_pids: int) -> Teach
     trainer.train(0, teacher.MAX_ITER)
     net.eval()
     net.save(os.path.join(cfg.OUTPUT_DIR, "teacher.safetensors"))
+    # A detector with the same network below its FPN can start from it, as from ImageNet weights.
+    start = {f"backbone.bottom_up.{k}": v for k, v in net.backbone.state_dict().items()}
+    torch.save({"model": start}, os.path.join(cfg.OUTPUT_DIR, "backbone.pth"))
     return net
 
 
