@@ -151,7 +151,8 @@ class PersonSearchEvaluator(DatasetEvaluator):
 
         Args:
             inputs: of the data loader; ``image_id`` is read, and ``queries`` is compared with the
-                data set where it is there.
+                data set where it is there. Detections in a ``bad_image``, one that could not be
+                read, do not count.
             outputs: per image ``instances`` (``pred_boxes`` in the frame of the original image,
                 ``scores``, ``reid_feats``) and ``query_feats`` in the order of the queries.
 
@@ -167,7 +168,10 @@ class PersonSearchEvaluator(DatasetEvaluator):
                     f"data set '{self._dataset_name}'; is the loader built for the same data set?"
                 )
             _check_query_order(one_input, query_ids, image_id)
-            self._collector.add(image_id, output["instances"], query_ids, output.get("query_feats"))
+            instances = output["instances"]
+            if one_input.get("bad_image"):  # the mapper put a black image in its place
+                instances = instances[:0]
+            self._collector.add(image_id, instances, query_ids, output.get("query_feats"))
 
     def evaluate(self) -> Results:
         """Gathers from all processes and scores.

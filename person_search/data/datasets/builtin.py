@@ -5,7 +5,7 @@ The folder is looked up each time a data set is read: ``$DETECTRON2_DATASETS``, 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def _register_splits(
     root: Root,
     load: Callable,
     count_pids: Callable,
-    protocols: dict[str, Callable],
+    protocols: Mapping[str, Callable],
     default_protocol: str,
 ) -> None:
     for split in ("train", "test"):

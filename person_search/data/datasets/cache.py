@@ -13,6 +13,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,6 +66,7 @@ def write_cache(root: Path, name: str, key: str, arrays: dict[str, np.ndarray]) 
     Returns:
         The file, or None (after a warning) where no place is writable.
     """
+    members: dict[str, Any] = {_FINGERPRINT: np.array(key), **arrays}
     problem = None
     for path in cache_paths(root, name):
         try:
@@ -76,7 +78,7 @@ def write_cache(root: Path, name: str, key: str, arrays: dict[str, np.ndarray]) 
             continue
         try:
             with os.fdopen(handle, "wb") as f:
-                np.savez(f, **{_FINGERPRINT: np.array(key)}, **arrays)
+                np.savez(f, **members)
             os.replace(temporary, path)
             return path
         except OSError as e:

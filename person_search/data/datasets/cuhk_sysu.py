@@ -270,15 +270,16 @@ def load_cuhk_sysu_protocol(
         positive_box=xywh_to_xyxy(arrays["positive_boxes"]).astype(np.float32),
     )
     if irregularities is not None:
-        _report_galleries(path, protocol, list(test_ids), irregularities)
+        gallery = to_id[arrays["gallery"]]
+        _report_galleries(path, queries, gallery, list(test_ids), irregularities)
     return protocol
 
 
 def _report_galleries(
-    path: Path, protocol: SearchProtocol, names: list[str], log: IrregularityLog
+    path: Path, queries: list[Query], gallery: np.ndarray, names: list[str], log: IrregularityLog
 ) -> None:
     """Reports galleries that list an image twice or hold the query's own image."""
-    for index, (query, row) in enumerate(zip(protocol.queries, protocol.gallery, strict=True)):
+    for index, (query, row) in enumerate(zip(queries, gallery, strict=True)):
         row = row[row >= 0]
         where = f"{path}: entry {index + 1}"
         images, counts = np.unique(row, return_counts=True)

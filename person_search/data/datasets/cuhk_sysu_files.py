@@ -175,7 +175,7 @@ def _convert(path: Path, variable: str) -> dict[str, np.ndarray]:
         query_boxes.append(box)
         row = []
         for imname, located in struct_rows(gallery, ["imname", "idlocate"], f"{where}.Gallery"):
-            image = index_of.setdefault(imname[0], len(index_of))
+            image = index_of.setdefault(imname[0] if imname.size else "", len(index_of))
             row.append(image)
             if located.size:
                 positive_query.append(entry)
@@ -184,8 +184,8 @@ def _convert(path: Path, variable: str) -> dict[str, np.ndarray]:
         galleries.append(np.array(row, np.int32))
     width = max((len(row) for row in galleries), default=0)
     padded = np.full((len(galleries), width), -1, np.int32)
-    for entry, row in enumerate(galleries):
-        padded[entry, : len(row)] = row
+    for entry, images in enumerate(galleries):
+        padded[entry, : len(images)] = images
     return {
         "names": np.array(list(index_of), dtype=np.str_),
         "query_image": np.array(query_image, np.int32),

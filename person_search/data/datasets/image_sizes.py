@@ -71,13 +71,13 @@ def image_sizes(
             if old is not None and np.array_equal(known["stamps"][old], stamps[row]):
                 sizes[row] = known["sizes"][old]
 
-    todo = np.flatnonzero(sizes[:, 0] < 0)
-    if len(todo):
+    todo = np.flatnonzero(sizes[:, 0] < 0).tolist()
+    if todo:
         if len(todo) > 1000:
             logger.info(f"Reading the sizes of {len(todo)} pictures in {paths[0].parent} (once)")
         with ThreadPoolExecutor(8) as pool:
             sizes[todo] = list(pool.map(header_size, [paths[row] for row in todo]))
         write_cache(root, cache_name, _KEY, {"names": names, "stamps": stamps, "sizes": sizes})
-    for row in np.flatnonzero(sizes[:, 0] == 0):
+    for row in np.flatnonzero(sizes[:, 0] == 0).tolist():
         irregularities.add("unreadable_image", str(paths[row]), "not a readable picture")
     return sizes

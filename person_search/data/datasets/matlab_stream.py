@@ -157,7 +157,7 @@ def stream_struct(path: Path, variable: str, fields: Sequence[str]) -> Iterator[
     """
     with open(path, "rb") as file:
         header = file.read(_HEADER_BYTES)
-        order = {b"IM": "<", b"MI": ">"}.get(header[126:128])
+        order = {b"IM": "<", b"MI": ">"}.get(header[126:128], "")
         is_format_5 = order and struct.unpack_from(f"{order}H", header, 124)[0] == 0x0100
         parts = _walk(file, header, order, variable) if is_format_5 else iter(())
         found = False

@@ -217,7 +217,7 @@ def load_prw_protocol(root: str | Path, name: str) -> SearchProtocol:
         raise ValueError(f"unknown PRW protocol {name!r}; allowed: {list(PRW_PROTOCOLS)}")
     records = load_prw(root, "test", IrregularityLog())  # told when the split itself is read
     queries = _read_test_queries(Path(root), records)
-    places = defaultdict(dict)
+    places: dict[int, dict[int, list[float]]] = defaultdict(dict)
     for record in records:
         for annotation in record["annotations"]:
             places[annotation["person_id"]].setdefault(record["image_id"], annotation["bbox"])
