@@ -24,7 +24,11 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from person_search.data import build_mapper
-from person_search.engine.checkpoint import AtomicCheckpointer, write_atomically
+from person_search.engine.checkpoint import (
+    AtomicCheckpointer,
+    CheckpointWriteError,
+    write_atomically,
+)
 from person_search.engine.hooks import BestModelCheckpointer, ResumableCheckpointer
 from person_search.engine.identities import resolve_num_pids
 from person_search.engine.optimizer import build_optimizer
@@ -160,7 +164,10 @@ class PersonSearchTrainer(DefaultTrainer):
             record = {"backend": backend_name(), "datasets": list(cfg.DATASETS.TEST), **results}
             text = json.dumps(record, indent=2, default=float)
             path = os.path.join(cfg.OUTPUT_DIR, "results.json")
-            write_atomically(path, lambda file: file.write(text.encode()))
+            try:
+                write_atomically(path, lambda file: file.write(text.encode()))
+            except CheckpointWriteError as e:  # the figures are in the log; a training goes on
+                logging.getLogger(__name__).error("%s", e)
         return results
 
 

@@ -37,12 +37,12 @@ def fail_on(monkeypatch, *names: str) -> None:
 
 # ---- failed writes ---------------------------------------------------------------------------
 def test_training_survives_a_failed_checkpoint(make_cfg, monkeypatch, caplog) -> None:
-    fail_on(monkeypatch, "model_0000003.pth")
+    fail_on(monkeypatch, "model_0000003.pth", "results.json")
     cfg = make_cfg()
     _, losses = train(cfg)
     assert len(losses) == 8
     errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
-    assert len(errors) == 1 and "model_0000003.pth" in errors[0]
+    assert len(errors) == 2 and "model_0000003.pth" in errors[0] and "results.json" in errors[1]
     assert errors[0].endswith("The training goes on.")
     assert not (Path(cfg.OUTPUT_DIR) / "model_0000003.pth").exists()
     assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_final.pth"
