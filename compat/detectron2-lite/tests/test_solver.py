@@ -66,7 +66,7 @@ def test_classic_schedules_equal_the_configs():
 def test_bad_settings_are_named():
     cfg = get_cfg()
     cfg.SOLVER.LR_SCHEDULER_NAME = "Nope"
-    with pytest.raises(ValueError, match="Unknown LR scheduler: Nope.*WarmupCosineLR"):
+    with pytest.raises(ValueError, match="Unknown LR scheduler: Nope"):
         build_lr_scheduler(cfg, sgd())
     with pytest.raises(ValueError, match="ParamScheduler"):
         LRMultiplier(sgd(), 0.1, 10)

@@ -7,8 +7,12 @@ only here, and is the version of the stand-in itself.
 """
 
 from ._lite import absent
+from .utils.env import setup_environment
 
 __version__ = "0.6"
 __lite__ = "0.1.0"
+
+# The real one does this at import, too: library settings and $DETECTRON2_ENV_MODULE.
+setup_environment()
 
 __getattr__ = absent(__name__, "export", "projects", "tracking")

@@ -29,9 +29,9 @@ class RotatedBoxes(Boxes):
         """Returns a copy that shares no memory."""
         return RotatedBoxes(self.tensor.clone())
 
-    def to(self, device: torch.device) -> "RotatedBoxes":
+    def to(self, device: torch.device, non_blocking: bool = False) -> "RotatedBoxes":
         """Returns the boxes on ``device``."""
-        return RotatedBoxes(self.tensor.to(device=device))
+        return RotatedBoxes(self.tensor.to(device=device, non_blocking=non_blocking))
 
     def area(self) -> torch.Tensor:
         """Returns the (N,) areas in square pixels."""

@@ -12,15 +12,17 @@ __all__ = ["Registry", "locate"]
 
 def _resolve(path: str) -> Any | None:
     """The object that the dotted `path` names, or None."""
-    module_name, _, attributes = path.partition(".")
-    found = None
+    first, *rest = path.split(".")
     try:
-        found = importlib.import_module(module_name)
-        for attribute in attributes.split(".") if attributes else ():
-            module_name = f"{module_name}.{attribute}"
-            if not hasattr(found, attribute):
-                importlib.import_module(module_name)
-            found = getattr(found, attribute)
+        found, module_name = importlib.import_module(first), first
+        for part in rest:
+            module_name = f"{module_name}.{part}"
+            # A submodule need not be an attribute of its package: torch.optim deletes its own.
+            found = (
+                getattr(found, part)
+                if hasattr(found, part)
+                else importlib.import_module(module_name)
+            )
     except (ImportError, AttributeError, ValueError):
         return None
     return found
@@ -49,8 +51,7 @@ def locate(name: str) -> Any:
     """
     found = pydoc.locate(name)
     if found is None:
-        # pydoc gives up on names such as torch.optim.sgd.SGD, where a module attribute hides a
-        # submodule of the same name.
+        # pydoc gives up on names such as torch.optim.sgd.SGD.
         found = _resolve(name)
     if found is None:
         raise ImportError(f"Cannot locate the object '{name}': no such module or attribute")
