@@ -8,7 +8,6 @@ import torch
 from detectron2.layers import nonzero_tuple
 
 
-# The annotations use `typing` names in signatures that TorchScript compiles.
 class Matcher:
     """Label predictions by the band that their best IoU falls into.
 
