@@ -183,5 +183,5 @@ def test_instantiate_calls_inner_targets_first():
     assert instantiate(description) == {"a": 3, "b": [{"c": 1}, 2]}
     untouched = {"no": "target"}
     assert instantiate(untouched) is untouched
-    with pytest.raises(TypeError, match="_target_"):
+    with pytest.raises(AssertionError, match="_target_"):
         instantiate({"_target_": 5})

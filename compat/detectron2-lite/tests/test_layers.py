@@ -144,7 +144,7 @@ def test_box_losses_by_hand():
     expected = 0.5 + 0.25 / 8 + v * v / (0.5 + v)
     assert ciou_loss(box, flat).tolist() == pytest.approx([expected], rel=1e-5)
     with pytest.raises(AssertionError, match="bad box"):
-        diou_loss(box, box[:, [2, 3, 0, 1]])
+        diou_loss(box[:, [2, 3, 0, 1]], box)
 
 
 @pytest.mark.parametrize("loss", [diou_loss, ciou_loss])

@@ -26,5 +26,7 @@ def instantiate(cfg: Any) -> Any:
     target = cfg["_target_"]
     target = locate(target) if isinstance(target, str) else instantiate(target)
     if not callable(target):
-        raise TypeError(f"_target_ must be a callable or the dotted name of one, got {target!r}")
+        raise AssertionError(
+            f"_target_ must be a callable or the dotted name of one, got {target!r}"
+        )
     return target(**arguments)

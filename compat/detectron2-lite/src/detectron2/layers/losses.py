@@ -46,7 +46,7 @@ def _iou_and_distance(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns IoU and squared center distance over squared enclosing diagonal."""
     sizes = [b[..., 2:] - b[..., :2] for b in (boxes1, boxes2)]
-    assert all((size >= 0).all() for size in sizes), "bad box: x1 or y1 smaller than x0 or y0"
+    assert (sizes[0] >= 0).all(), "bad box: x1 or y1 of boxes1 smaller than x0 or y0"
 
     top_left = torch.max(boxes1[..., :2], boxes2[..., :2])
     bottom_right = torch.min(boxes1[..., 2:], boxes2[..., 2:])
