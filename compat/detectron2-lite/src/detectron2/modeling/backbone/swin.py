@@ -187,12 +187,7 @@ class SwinTransformer(Backbone):
             patch_size, in_chans, embed_dim, norm_layer if patch_norm else None
         )
         if ape:
-            grid = [
-                side // patch
-                for side, patch in zip(to_pair(pretrain_img_size), to_pair(patch_size), strict=True)
-            ]
-            self.absolute_pos_embed = nn.Parameter(torch.zeros(1, embed_dim, *grid))
-            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+            self.absolute_pos_embed = self._make_position_embedding(patch_size)
         self.pos_drop = nn.Dropout(p=drop_rate)
 
         rates = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
@@ -218,11 +213,21 @@ class SwinTransformer(Backbone):
             self.add_module(f"norm{i}", norm_layer(self.num_features[i]))
 
         self._freeze_stages()
-        self._out_features = [f"p{i}" for i in out_indices]
-        self._out_feature_channels = {f"p{i}": self.num_features[i] for i in out_indices}
-        self._out_feature_strides = {f"p{i}": 2 ** (i + 2) for i in out_indices}
-        self._size_divisibility = 32
+        self._describe_outputs()
         self.apply(self._init_weights)
+
+    def _make_position_embedding(self, patch_size) -> nn.Parameter:
+        """(1, C, tokens high, tokens wide) of an image of the size used in pre-training."""
+        sides, patches = to_pair(self.pretrain_img_size), to_pair(patch_size)
+        grid = [side // patch for side, patch in zip(sides, patches, strict=True)]
+        embedding = nn.Parameter(torch.zeros(1, self.embed_dim, *grid))
+        return nn.init.trunc_normal_(embedding, std=0.02)
+
+    def _describe_outputs(self):
+        self._out_features = [f"p{i}" for i in self.out_indices]
+        self._out_feature_channels = {f"p{i}": self.num_features[i] for i in self.out_indices}
+        self._out_feature_strides = {f"p{i}": 2 ** (i + 2) for i in self.out_indices}
+        self._size_divisibility = 32
 
     def _freeze_stages(self):
         if self.frozen_stages >= 0:

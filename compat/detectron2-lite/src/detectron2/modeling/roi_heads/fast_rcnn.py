@@ -190,13 +190,16 @@ class FastRCNNOutputLayers(nn.Module):
         self.use_sigmoid_ce = use_sigmoid_ce
         self.fed_loss_num_classes = fed_loss_num_classes
         if use_fed_loss:
-            assert use_sigmoid_ce, "Please use sigmoid cross entropy loss with federated loss"
-            weights = get_fed_loss_cls_weights()
-            assert len(weights) == num_classes, (
-                "Please check the provided fed_loss_cls_weights. Their size should match "
-                f"num_classes: {len(weights)} and {num_classes}"
-            )
-            self.register_buffer("fed_loss_cls_weights", weights)
+            self._register_class_frequencies(get_fed_loss_cls_weights())
+
+    def _register_class_frequencies(self, weights: torch.Tensor) -> None:
+        """Keep the (K,) weights of the federated loss as a buffer."""
+        assert self.use_sigmoid_ce, "Please use sigmoid cross entropy loss with federated loss"
+        assert len(weights) == self.num_classes, (
+            "Please check the provided fed_loss_cls_weights. Their size should match "
+            f"num_classes: {len(weights)} and {self.num_classes}"
+        )
+        self.register_buffer("fed_loss_cls_weights", weights)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
