@@ -115,6 +115,16 @@ class SignalCodec:
         unit = F.normalize(reid_feats, dim=-1)
         return unit * self.reid_length(reid_feats.shape[-1])
 
+    def wiener_gain(self, alpha_cumprod: Tensor, dim: int) -> Tensor:
+        """Factor that makes a noisy embedding the best linear guess of the clean one.
+
+        With v the variance of a clean entry, s2^2 / D for ``l2`` and s2^2 for ``rms``, it is
+        sqrt(ab) v / (ab v + 1 - ab): near 1 without noise, 0 where only noise is left.
+        """
+        variance = self.reid_length(dim) ** 2 / dim
+        ab = alpha_cumprod
+        return ab.sqrt() * variance / (ab * variance + 1 - ab)
+
     def reid_length(self, dim: int) -> float:
         """Length of a clean embedding signal of ``dim`` entries."""
         return self.snr_reid * (math.sqrt(dim) if self.embed_norm == "rms" else 1.0)

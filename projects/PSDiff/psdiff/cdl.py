@@ -57,6 +57,13 @@ class DynamicConvolution(nn.Module):
         self.norm2 = nn.LayerNorm(out)
         self.join = nn.Linear(num_cells * out, dim)
 
+    def init_static(self) -> None:
+        """Kernels that hardly depend on the embedding at first: the bias is a kernel itself."""
+        nn.init.xavier_uniform_(self.kernels.weight, gain=0.1)
+        split = self.dim * self.hidden
+        nn.init.xavier_uniform_(self.kernels.bias.data[:split].view(self.dim, self.hidden))
+        nn.init.xavier_uniform_(self.kernels.bias.data[split:].view(self.hidden, self.out))
+
     def forward(self, roi_feats: Tensor, reid_tokens: Tensor) -> Tensor:
         """roi_feats (M, S, C), reid_tokens (M, C) -> (M, C)."""
         kernel1, kernel2 = self.kernels(reid_tokens).split(
@@ -108,6 +115,16 @@ class CollaborativeDenoisingLayer(nn.Module):
         # Time enters as scale and shift of F_c.
         self.time_mlp = nn.Sequential(nn.SiLU(), nn.Linear(4 * dim, 2 * 2 * dim))
         nn.init.trunc_normal_(self.position, std=0.02)
+
+    def init_conditioning(self) -> None:
+        """Lets embedding and time start without a say: what they modulate begins as a plain layer.
+
+        Random kernels made from noise would hide from the layers behind what the box sees.
+        """
+        nn.init.zeros_(self.time_mlp[-1].weight)
+        nn.init.zeros_(self.time_mlp[-1].bias)
+        if self.dc is not None:
+            self.dc.init_static()
 
     def forward(
         self, roi_feats: Tensor, reid_tokens: Tensor, time_embedding: Tensor

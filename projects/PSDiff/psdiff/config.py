@@ -38,6 +38,9 @@ def add_psdiff_config(cfg: CN) -> None:
     # Self-attention over the "proposals" of an image or over the "cells" of each RoI.
     psdiff.CDL.SA_OVER = "proposals"
     psdiff.CDL.HEADS = 8
+    # What the layer gets to see of a noisy embedding: "plain", divided by s2, or "wiener": also
+    # weighted by the share of it that is signal at time t, so that pure noise is not looked at.
+    psdiff.CDL.TOKEN_SCALE = "plain"
     # Channels between and after the two dynamic kernels.
     psdiff.CDL.DC_DIM = 16
     psdiff.CDL.DC_OUT = 16

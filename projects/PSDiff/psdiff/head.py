@@ -17,7 +17,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from psdiff.box_diffusion import SignalCodec
+from psdiff.box_diffusion import NUM_TRAIN_TIMESTEPS, SignalCodec, cosine_alphas_cumprod
 from psdiff.cdl import CollaborativeDenoisingLayer
 
 _PREDICTIONS = ("cascaded", "parallel", "skip")
@@ -75,6 +75,7 @@ class PSDiffHead(nn.Module):
         dim: int,
         embed_dim: int,
         prediction: str = "skip",
+        token_scale: str = "plain",
         num_cls: int = 1,
         num_reg: int = 3,
     ) -> None:
@@ -84,6 +85,7 @@ class PSDiffHead(nn.Module):
             codec: scales of the signals; embeddings are divided by s2 before they enter.
             dim: C. embed_dim: D.
             prediction: ``cascaded``, ``parallel`` or ``skip``: what the detection branches read.
+            token_scale: ``plain`` or ``wiener``, see :meth:`SignalCodec.wiener_gain`.
             num_cls, num_reg: hidden layers of the class and the box branch.
         """
         super().__init__()
@@ -91,11 +93,19 @@ class PSDiffHead(nn.Module):
             raise ValueError(
                 f"MODEL.PSDIFF.CDL.PREDICTION is '{prediction}'; it must be one of {_PREDICTIONS}."
             )
+        if token_scale not in ("plain", "wiener"):
+            raise ValueError(
+                f"MODEL.PSDIFF.CDL.TOKEN_SCALE is '{token_scale}'; it must be 'plain' or 'wiener'."
+            )
         self.in_features = in_features
         self.pooler = pooler
         self.cdl = cdl
         self.codec = codec
         self.prediction = prediction
+        gain = torch.ones(NUM_TRAIN_TIMESTEPS)
+        if token_scale == "wiener":
+            gain = codec.wiener_gain(cosine_alphas_cumprod(), embed_dim).float()
+        self.register_buffer("token_gain", gain / codec.snr_reid, persistent=False)
         self.time_embedding = TimeEmbedding(dim)
         self.reid_branch = _branch(2 * dim, dim, 1, embed_dim)
         det_dim = {"cascaded": embed_dim, "parallel": 2 * dim, "skip": embed_dim + dim}[prediction]
@@ -110,6 +120,9 @@ class PSDiffHead(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() == 2:
                 nn.init.xavier_uniform_(parameter)
+        self.cdl.init_conditioning()
+        # Targets have length one, far below what the last layer would give at full gain.
+        nn.init.xavier_uniform_(self.reid_branch[-1].weight, gain=0.1)
         bias = self.cls_branch[-1].bias
         nn.init.constant_(bias, -math.log((1 - _PRIOR_PROBABILITY) / _PRIOR_PROBABILITY))
 
@@ -150,6 +163,7 @@ class PSDiffHead(nn.Module):
             "codec": SignalCodec(psdiff.SNR_BOX, psdiff.SNR_REID, psdiff.EMBED_NORM),
             "dim": dim,
             "embed_dim": embed_dim,
+            "token_scale": psdiff.CDL.TOKEN_SCALE,
             "prediction": psdiff.CDL.PREDICTION,
             "num_cls": psdiff.CDL.NUM_CLS,
             "num_reg": psdiff.CDL.NUM_REG,
@@ -181,7 +195,7 @@ class PSDiffHead(nn.Module):
     ) -> HeadOutput:
         """The step after the pooling: ``roi_feats`` is (B, N, S, C), the rest as in ``forward``."""
         collaborative, det_feats = self.cdl(
-            roi_feats, reid_signal / self.codec.snr_reid, self.time_embedding(t)
+            roi_feats, reid_signal * self.token_gain[t, None, None], self.time_embedding(t)
         )
         reid_feats = self.reid_branch(collaborative)
         if self.prediction == "cascaded":
