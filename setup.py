@@ -14,6 +14,10 @@ PROJECTS = {
     "psdiff": "projects/PSDiff/psdiff",
 }
 
+# import name = module:function that adds the project's config keys, and by its import registers
+# the model; train_net.py and tools/ find the projects by these lines
+ENTRY_POINTS = {"person_search.projects": ["psdiff = psdiff:add_psdiff_config"]}
+
 EXTRAS = {
     # The frozen Stable Diffusion backbone of DiffPS. PSDiff needs none of it.
     "diffps": ["transformers>=4.44"],
@@ -73,6 +77,7 @@ setup(
     python_requires=">=3.11",
     packages=PACKAGES,
     package_dir=PACKAGE_DIR,
+    entry_points=ENTRY_POINTS,
     install_requires=[
         # detectron2 itself is left out: pip cannot say "the real one or compat/detectron2-lite"
         "torch>=2.11",

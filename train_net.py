@@ -14,13 +14,13 @@ import argparse
 import logging
 from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from person_search.config import add_person_search_config
+from person_search.config import default_config, project_names
 from person_search.engine import (
     PersonSearchTrainer,
     argument_parser,
@@ -30,19 +30,16 @@ from person_search.engine import (
     resolve_num_pids,
 )
 from person_search.utils.backend import check_backend
-from psdiff import add_psdiff_config  # importing a project also registers its model
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Returns the complete, frozen config, and sets up logging, seeds and the output folder."""
-    cfg = get_cfg()
-    add_person_search_config(cfg)
-    add_psdiff_config(cfg)
+    cfg = default_config()  # also registers the models of all installed projects
     merge_config(cfg, args)
     cfg = resolve_num_pids(cfg, need_data=not args.eval_only)
     cfg.freeze()
     default_setup(cfg, args)
-    for name in ("person_search", "psdiff"):
+    for name in ("person_search", *project_names()):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     return cfg
 

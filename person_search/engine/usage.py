@@ -2,23 +2,21 @@
 """Command line: arguments, config from them, and errors that a user can read."""
 
 import argparse
-import difflib
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
+from person_search.config import ProjectError, check_device, merge_into
 from person_search.data import BadImageError
 
 TRACEBACK_VARIABLE = "PERSON_SEARCH_TRACEBACK"
-USER_ERRORS = (ValueError, KeyError, OSError, BadImageError)
+USER_ERRORS = (ValueError, KeyError, OSError, BadImageError, ProjectError)
 USAGE_ERROR = 2
 """Exit status of a run that ended with a message instead of a traceback."""
 
@@ -52,42 +50,10 @@ def merge_config(cfg: CfgNode, args: argparse.Namespace) -> None:
         ValueError: a key that does not exist (with the nearest one that does), a value of the wrong
             type, broken YAML, or a device that is not there.
     """
-    if args.config_file:
-        if "://" not in args.config_file and not os.path.isfile(args.config_file):
-            raise FileNotFoundError(f"--config-file {args.config_file!r} does not exist.")
-        with _explained(cfg, args.config_file):
-            cfg.merge_from_file(args.config_file)
-    with _explained(cfg, "the command line"):
-        cfg.merge_from_list(list(args.opts or []))
+    merge_into(cfg, args.config_file, args.opts or ())
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but no CUDA device is available. "
-            "Add --num-gpus 0 (or MODEL.DEVICE cpu) to run on the CPU."
-        )
-
-
-@contextmanager
-def _explained(cfg: CfgNode, source: str) -> Iterator[None]:
-    """Turns what reading a config raises into a ValueError that names the place."""
-    try:
-        yield
-    except (KeyError, AssertionError, ValueError, yaml.YAMLError) as e:
-        text = _message(e)
-        key = text.rpartition(" ")[2]
-        near = difflib.get_close_matches(key, _keys(cfg), n=1) if "Non-existent" in text else []
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{source}: {text}.{hint}") from e
-
-
-def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in cfg.items():
-        keys.append(prefix + key)
-        if isinstance(value, CfgNode):
-            keys += _keys(value, f"{prefix}{key}.")
-    return keys
+    check_device(cfg, remedy="--num-gpus 0 (or MODEL.DEVICE cpu)")
 
 
 def _message(error: BaseException) -> str:
@@ -102,9 +68,10 @@ def _message(error: BaseException) -> str:
 def friendly_errors(traceback: bool = False) -> Iterator[None]:
     """Ends the program with one message where input, config, weights or disk are at fault.
 
-    These are ValueError, KeyError, OSError (so also FileNotFoundError and a full disk) and
-    BadImageError; the exit status is 2. Everything else is a defect of ours and keeps its
-    traceback. The log file in OUTPUT_DIR gets the traceback in any case, once it is set up.
+    These are ValueError, KeyError, OSError (so also FileNotFoundError and a full disk),
+    BadImageError and ProjectError; the exit status is 2. Everything else is a defect of ours and
+    keeps its traceback. The log file in OUTPUT_DIR gets the traceback in any case, once it is
+    set up.
 
     Args:
         traceback: keep all tracebacks; also by the environment variable PERSON_SEARCH_TRACEBACK.

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a YAML file and overrides to a config, with errors that name the place and the key."""
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from person_search.config.defaults import add_person_search_config
+from person_search.config.projects import add_all_project_configs
+
+
+def default_config() -> CfgNode:
+    """Returns Detectron2's defaults with the keys of the core and of all installed projects."""
+    cfg = get_cfg()
+    add_person_search_config(cfg)
+    add_all_project_configs(cfg)
+    return cfg
+
+
+def build_config(config_file: str | os.PathLike, opts: Sequence[str] = ()) -> CfgNode:
+    """Returns the frozen config of a YAML file and KEY VALUE overrides.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`merge_into` and :func:`check_device`.
+        ProjectError: no project is installed.
+    """
+    cfg = default_config()
+    merge_into(cfg, config_file, opts)
+    check_device(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def merge_into(cfg: CfgNode, config_file: str | os.PathLike, opts: Sequence[str] = ()) -> None:
+    """Merges a YAML file (may be empty: none) and then KEY VALUE overrides, in place.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a key that does not exist (with the nearest one that does), a value of the wrong
+            type, or broken YAML.
+    """
+    config_file = os.fspath(config_file)
+    if config_file:
+        if "://" not in config_file and not os.path.isfile(config_file):
+            raise FileNotFoundError(f"--config-file {config_file!r} does not exist.")
+        with _explained(cfg, config_file):
+            cfg.merge_from_file(config_file)
+    with _explained(cfg, "the command line"):
+        cfg.merge_from_list(list(opts))
+
+
+def check_device(cfg: CfgNode, remedy: str = "MODEL.DEVICE cpu") -> None:
+    """Raises ValueError, with the remedy, if ``MODEL.DEVICE`` is a GPU that is not there."""
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but no CUDA device is available. "
+            f"Add {remedy} to run on the CPU."
+        )
+
+
+@contextmanager
+def _explained(cfg: CfgNode, source: str) -> Iterator[None]:
+    """Turns what reading a config raises into a ValueError that names the place."""
+    try:
+        yield
+    except (KeyError, AssertionError, ValueError, yaml.YAMLError) as e:
+        # str(KeyError) is the repr of its argument
+        text = str(e.args[0]) if isinstance(e, KeyError) and e.args else str(e)
+        text = text.strip().rstrip(".") or type(e).__name__
+        key = text.rpartition(" ")[2]
+        near = difflib.get_close_matches(key, _keys(cfg), n=1) if "Non-existent" in text else []
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{source}: {text}.{hint}") from e
+
+
+def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in cfg.items():
+        keys.append(prefix + key)
+        if isinstance(value, CfgNode):
+            keys += _keys(value, f"{prefix}{key}.")
+    return keys
