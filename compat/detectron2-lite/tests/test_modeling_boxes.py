@@ -194,7 +194,7 @@ class TestPooler:
         assert pooler(maps, [Boxes(boxes())] * 2).shape == (0, 3, 7, 7)
 
     def test_unknown_type(self):
-        with pytest.raises(ValueError, match="Unknown pooler type: Mean"):
+        with pytest.raises(ValueError, match="(?i)unknown pooler type: Mean"):
             ROIPooler(7, (1 / 4,), 0, "Mean")
 
     def test_scales_must_be_a_pyramid(self):

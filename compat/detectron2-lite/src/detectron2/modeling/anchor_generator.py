@@ -42,17 +42,15 @@ class BufferList(nn.Module):
 
 def _per_level(params: Sequence, num_levels: int, name: str) -> Sequence:
     """Accept one list for all levels, or one list per level; return one list per level."""
-    assert isinstance(params, Sequence), (
-        f"{name} in anchor generator has to be a list! Got {params}."
-    )
-    assert len(params), f"{name} in anchor generator cannot be empty!"
+    assert isinstance(params, Sequence), f"anchor {name} must be a list, not {params!r}"
+    assert len(params), f"anchor {name} must not be empty"
     if not isinstance(params[0], Sequence):
         params = [params]
     if len(params) == 1:
         params = list(params) * num_levels
     assert len(params) == num_levels, (
-        f"Got {name} of length {len(params)} in anchor generator, "
-        f"but the number of input features is {num_levels}!"
+        f"{len(params)} lists of anchor {name} for {num_levels} feature maps; give one per map, "
+        "or one for all"
     )
     return params
 
@@ -84,7 +82,7 @@ class DefaultAnchorGenerator(nn.Module):
             for s, r in zip(sizes, aspect_ratios, strict=True)
         )
         self.offset = offset
-        assert 0.0 <= self.offset < 1.0, self.offset
+        assert 0 <= offset < 1, f"anchor offset {offset} is outside [0, 1)"
 
     @classmethod
     def from_config(cls, cfg, input_shape: list[ShapeSpec]):

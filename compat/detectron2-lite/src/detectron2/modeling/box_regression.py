@@ -76,7 +76,7 @@ class Box2BoxTransform:
             ),
             dim=1,
         )
-        assert (src_w > 0).all().item(), "Input boxes to Box2BoxTransform are not valid!"
+        assert (src_w > 0).all().item(), "source boxes are not valid: width <= 0"
         return deltas
 
     def apply_deltas(self, deltas: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
@@ -177,7 +177,7 @@ def _dense_box_regression_loss(
     iou_losses = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
     if box_reg_loss_type not in iou_losses:
         raise ValueError(
-            f"Invalid dense box regression loss type '{box_reg_loss_type}'; "
+            f"unknown box regression loss '{box_reg_loss_type}'; "
             f"known: smooth_l1, {', '.join(iou_losses)}"
         )
     boxes = torch.stack([box2box_transform.apply_deltas(d, all_anchors) for d in deltas])

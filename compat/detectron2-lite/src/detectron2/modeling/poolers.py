@@ -52,7 +52,7 @@ def convert_boxes_to_pooler_format(box_lists: list[Boxes]) -> torch.Tensor:
 
 def _level_of_scale(scale: float, name: str) -> int:
     level = -math.log2(scale)
-    assert math.isclose(level, int(level)), f"Featuremap stride is not power of 2! ({name} scale)"
+    assert math.isclose(level, int(level)), f"{name} scale {scale} is not one over a power of 2"
     return int(level)
 
 
@@ -71,7 +71,7 @@ def _make_level_pooler(
     if pooler_type == "ROIAlignRotated":
         raise NotInLiteError(absence_message("POOLER_TYPE 'ROIAlignRotated' (rotated boxes)"))
     raise ValueError(
-        f"Unknown pooler type: {pooler_type}; known: ROIAlign, ROIAlignV2, ROIPool "
+        f"unknown pooler type: {pooler_type}; known: ROIAlign, ROIAlignV2, ROIPool "
         "(cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE)"
     )
 
@@ -99,9 +99,9 @@ class ROIPooler(nn.Module):
         super().__init__()
         if isinstance(output_size, int):
             output_size = (output_size, output_size)
-        assert len(output_size) == 2
-        assert isinstance(output_size[0], int) and isinstance(output_size[1], int)
-        self.output_size = tuple(output_size)
+        height, width = output_size
+        assert {type(height), type(width)} == {int}, f"output_size must be integers: {output_size}"
+        self.output_size = (height, width)
 
         self.level_poolers = nn.ModuleList(
             _make_level_pooler(pooler_type, self.output_size, scale, sampling_ratio)
@@ -110,9 +110,9 @@ class ROIPooler(nn.Module):
         self.min_level = _level_of_scale(scales[0], "first")
         self.max_level = _level_of_scale(scales[-1], "last")
         assert len(scales) == self.max_level - self.min_level + 1, (
-            "[ROIPooler] Sizes of input featuremaps do not form a pyramid!"
+            f"scales {scales} are not consecutive powers of 2"
         )
-        assert 0 <= self.min_level and self.min_level <= self.max_level
+        assert self.min_level >= 0, f"scale {scales[0]} enlarges"
         self.canonical_level = canonical_level
         assert canonical_box_size > 0
         self.canonical_box_size = canonical_box_size
@@ -128,8 +128,8 @@ class ROIPooler(nn.Module):
             (M, C, P, P), boxes of the first image first. M = 0 gives an empty tensor.
         """
         num_levels = len(self.level_poolers)
-        assert len(x) == num_levels, "[ROIPooler] need one feature map per pooler level"
-        assert len(box_lists) == x[0].size(0), "[ROIPooler] need one set of boxes per image"
+        assert len(x) == num_levels, "need one feature map per pooler level"
+        assert len(box_lists) == x[0].size(0), "need one set of boxes per image"
 
         channels = x[0].shape[1]
         height, width = self.output_size

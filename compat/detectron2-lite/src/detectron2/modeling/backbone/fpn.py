@@ -142,7 +142,7 @@ def _fpn_conv(in_channels: int, out_channels: int, kernel: int, norm) -> Conv2d:
 def _assert_strides_are_log2_contiguous(strides):
     """Each stride must be twice the one before."""
     for finer, coarser in zip(strides, strides[1:], strict=False):
-        assert coarser == 2 * finer, f"Strides {finer} {coarser} are not log2 contiguous"
+        assert coarser == 2 * finer, f"stride {coarser} does not follow {finer}: need doubling"
 
 
 class LastLevelMaxPool(nn.Module):

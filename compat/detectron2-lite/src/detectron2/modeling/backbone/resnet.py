@@ -116,15 +116,14 @@ class BottleneckBlock(CNNBlockBase):
     ):
         super().__init__(in_channels, out_channels, stride)
         width = bottleneck_channels
-        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.shortcut = _projection(in_channels, out_channels, stride, norm)
-        self.conv1 = _conv(in_channels, width, 1, norm, stride=stride_1x1)
+        self.conv1 = _conv(in_channels, width, 1, norm, stride=stride if stride_in_1x1 else 1)
         self.conv2 = _conv(
             width,
             width,
             3,
             norm,
-            stride=stride_3x3,
+            stride=1 if stride_in_1x1 else stride,
             padding=dilation,
             groups=num_groups,
             dilation=dilation,
@@ -188,7 +187,7 @@ class ResNet(Backbone):
         for number, blocks in enumerate(stages, start=2):
             assert len(blocks) > 0, len(blocks)
             for block in blocks:
-                assert isinstance(block, CNNBlockBase), block
+                assert isinstance(block, CNNBlockBase), f"{type(block)} is no CNNBlockBase"
             name = f"res{number}"
             self.add_module(name, nn.Sequential(*blocks))
             names.append(name)
@@ -212,7 +211,7 @@ class ResNet(Backbone):
         assert len(self._out_features)
         children = [name for name, _ in self.named_children()]
         for name in self._out_features:
-            assert name in children, "Available children: {}".format(", ".join(children))
+            assert name in children, f"no feature {name!r}; there are {children}"
         self.freeze(freeze_at)
 
     def forward(self, x):
@@ -224,7 +223,7 @@ class ResNet(Backbone):
         Returns:
             A dict with the `out_features`; "linear" is (N, num_classes).
         """
-        assert x.dim() == 4, f"ResNet takes an input of shape (N, C, H, W). Got {x.shape} instead!"
+        assert x.dim() == 4, f"need images as one batch (N, C, H, W), got shape {x.shape}"
         outputs: dict[str, torch.Tensor] = {}
         # The children in order of registration: stem, stages, then avgpool and linear if there.
         for name, child in self.named_children():
@@ -282,11 +281,10 @@ class ResNet(Backbone):
             for key, value in kwargs.items():
                 if key.endswith("_per_block"):
                     assert len(value) == num_blocks, (
-                        f"Argument '{key}' of make_stage should have the same length as "
-                        f"num_blocks={num_blocks}."
+                        f"{key} has {len(value)} values for {num_blocks} blocks"
                     )
                     name = key.removesuffix("_per_block")
-                    assert name not in kwargs, f"Cannot call make_stage with both {name} and {key}!"
+                    assert name not in kwargs, f"{name} and {key} exclude each other"
                     block_kwargs[name] = value[index]
                 else:
                     block_kwargs[key] = value
@@ -357,13 +355,15 @@ def _check_depth(cfg) -> None:
         raise NotInLiteError(
             absence_message("cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE (deformable convolution)")
         )
-    assert resnets.RES5_DILATION in {1, 2}, f"res5_dilation cannot be {resnets.RES5_DILATION}."
+    assert resnets.RES5_DILATION in {1, 2}, (
+        f"cfg.MODEL.RESNETS.RES5_DILATION is {resnets.RES5_DILATION}; known: 1, 2"
+    )
     if resnets.DEPTH in (18, 34):
         assert resnets.RES2_OUT_CHANNELS == 64, (
-            "Must set MODEL.RESNETS.RES2_OUT_CHANNELS = 64 for R18/R34"
+            "ResNet-18 and 34 need cfg.MODEL.RESNETS.RES2_OUT_CHANNELS 64"
         )
-        assert resnets.RES5_DILATION == 1, "Must set MODEL.RESNETS.RES5_DILATION = 1 for R18/R34"
-        assert resnets.NUM_GROUPS == 1, "Must set MODEL.RESNETS.NUM_GROUPS = 1 for R18/R34"
+        assert resnets.RES5_DILATION == 1, "ResNet-18 and 34 cannot dilate res5"
+        assert resnets.NUM_GROUPS == 1, "ResNet-18 and 34 have no groups"
 
 
 @BACKBONE_REGISTRY.register()

@@ -44,7 +44,7 @@ class _NormalizedInput(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         assert self.pixel_mean.shape == self.pixel_std.shape, (
-            f"{self.pixel_mean} and {self.pixel_std} have different shapes!"
+            f"{len(pixel_mean)} channels in pixel_mean, {len(pixel_std)} in pixel_std"
         )
 
     @property
@@ -55,10 +55,18 @@ class _NormalizedInput(nn.Module):
     def _move_to_current_device(self, x):
         return move_device_like(x, self.pixel_mean)
 
+    def _targets(self, batched_inputs: list[dict], key: str) -> list[Instances] | None:
+        """Each image's entry `key` on this device; None if the batch has none."""
+        if key not in batched_inputs[0]:
+            return None
+        return [image_dict[key].to(self.device) for image_dict in batched_inputs]
+
     def _to_image_list(self, batched_inputs: list[dict[str, torch.Tensor]]) -> ImageList:
         """Move, normalize, pad and batch the images; (N, C, H, W) with the largest H and W."""
-        images = [self._move_to_current_device(x["image"]) for x in batched_inputs]
-        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
+        images = []
+        for image_dict in batched_inputs:
+            image = self._move_to_current_device(image_dict["image"])
+            images.append((image - self.pixel_mean) / self.pixel_std)
         return ImageList.from_tensors(
             images,
             self.backbone.size_divisibility,
@@ -100,7 +108,7 @@ class GeneralizedRCNN(_NormalizedInput):
         self.input_format = input_format
         self.vis_period = vis_period
         if vis_period > 0:
-            assert input_format is not None, "input_format is required for visualization!"
+            assert input_format is not None, "vis_period needs to know the input_format"
         self._register_pixel_stats(pixel_mean, pixel_std)
 
     @classmethod
@@ -154,9 +162,7 @@ class GeneralizedRCNN(_NormalizedInput):
             return self.inference(batched_inputs)
 
         images = self.preprocess_image(batched_inputs)
-        gt_instances = None
-        if "instances" in batched_inputs[0]:
-            gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+        gt_instances = self._targets(batched_inputs, "instances")
         features = self.backbone(images.tensor)
         proposals, proposal_losses = self._propose(batched_inputs, images, features, gt_instances)
         _, detector_losses = self.roi_heads(images, features, proposals, gt_instances)
@@ -262,14 +268,12 @@ class ProposalNetwork(_NormalizedInput):
         """
         images = self._to_image_list(batched_inputs)
         features = self.backbone(images.tensor)
-        gt_instances = None
-        if "instances" in batched_inputs[0]:
-            gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
-        elif "targets" in batched_inputs[0]:
+        gt_instances = self._targets(batched_inputs, "instances")
+        if gt_instances is None and "targets" in batched_inputs[0]:
             logging.getLogger(__name__).warning(
-                "'targets' in the model inputs is now renamed to 'instances'!"
+                "the key 'targets' of an image is deprecated; call it 'instances'"
             )
-            gt_instances = [x["targets"].to(self.device) for x in batched_inputs]
+            gt_instances = self._targets(batched_inputs, "targets")
         proposals, losses = self.proposal_generator(images, features, gt_instances)
         # Losses of a forward in training mode; the proposals are then only intermediate.
         if self.training:

@@ -44,9 +44,7 @@ def find_top_rpn_proposals(
         finite = torch.isfinite(image_boxes.tensor).all(dim=1) & torch.isfinite(image_logits)
         if not finite.all():
             if training:
-                raise FloatingPointError(
-                    "Predicted boxes or scores contain Inf/NaN. Training has diverged."
-                )
+                raise FloatingPointError("Inf or NaN among the proposals: training has diverged")
             image_boxes, image_logits = image_boxes[finite], image_logits[finite]
             image_levels = image_levels[finite]
         image_boxes.clip(image_size)
@@ -111,8 +109,7 @@ def add_ground_truth_to_proposals(
     assert gt is not None
     if len(proposals) != len(gt):
         raise ValueError(
-            f"proposals and gt should have the same length as the number of images: "
-            f"{len(proposals)} and {len(gt)}"
+            f"proposals of {len(proposals)} images, ground truth of {len(gt)}: need the same length"
         )
     return [
         add_ground_truth_to_proposals_single_image(image_gt, image_proposals)
@@ -139,6 +136,6 @@ def add_ground_truth_to_proposals_single_image(
     )
     for name in proposals.get_fields():
         assert gt_proposals.has(name), (
-            f"The attribute '{name}' in `proposals` does not exist in `gt`"
+            f"the proposals have a field {name!r} which the ground truth lacks"
         )
     return Instances.cat([proposals, gt_proposals])

@@ -68,7 +68,7 @@ class StandardRPNHead(nn.Module):
             out_channels = channels if dim == -1 else dim
             if out_channels <= 0:
                 raise ValueError(
-                    f"Conv output channels should be greater than 0. Got {out_channels} "
+                    f"an RPN convolution with {out_channels} output channels "
                     "(cfg.MODEL.RPN.CONV_DIMS)"
                 )
             convs.append(self._get_rpn_conv(channels, out_channels))
@@ -94,11 +94,11 @@ class StandardRPNHead(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape):
         channels = {spec.channels for spec in input_shape}
-        assert len(channels) == 1, "Each level must have the same channel!"
+        assert len(channels) == 1, f"the RPN shares its head: unequal channels: {channels}"
         anchor_generator = build_anchor_generator(cfg, input_shape)
         num_anchors = set(anchor_generator.num_anchors)
         assert len(num_anchors) == 1, (
-            "Each level must have the same number of anchors per spatial position"
+            f"the RPN shares its head: unequal numbers of anchors: {num_anchors}"
         )
         return {
             "in_channels": channels.pop(),
@@ -334,7 +334,7 @@ class RPN(nn.Module):
 
         losses: dict[str, torch.Tensor] = {}
         if self.training:
-            assert gt_instances is not None, "RPN requires gt_instances in training!"
+            assert gt_instances is not None, "training the RPN needs gt_instances"
             gt_labels, gt_boxes = self.label_and_sample_anchors(anchors, gt_instances)
             losses = self.losses(anchors, logits, gt_labels, deltas, gt_boxes)
         return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses

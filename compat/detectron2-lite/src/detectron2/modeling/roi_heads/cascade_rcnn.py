@@ -56,13 +56,11 @@ class CascadeROIHeads(StandardROIHeads):
         **kwargs,
     ):
         assert "proposal_matcher" not in kwargs, (
-            "CascadeROIHeads takes 'proposal_matchers=' for each stage instead of one "
-            "'proposal_matcher='."
+            "a cascade has proposal_matchers, one per stage, and no proposal_matcher"
         )
         kwargs["proposal_matcher"] = proposal_matchers[0]
-        num_stages = self.num_cascade_stages = len(box_heads)
-        assert len(box_predictors) == num_stages, f"{len(box_predictors)} != {num_stages}!"
-        assert len(proposal_matchers) == num_stages, f"{len(proposal_matchers)} != {num_stages}!"
+        counts = [len(part) for part in (box_heads, box_predictors, proposal_matchers)]
+        assert len(set(counts)) == 1, f"heads, predictors and matchers per stage: {counts}"
         super().__init__(
             box_in_features=box_in_features,
             box_pooler=box_pooler,
@@ -70,6 +68,7 @@ class CascadeROIHeads(StandardROIHeads):
             box_predictor=nn.ModuleList(box_predictors),
             **kwargs,
         )
+        self.num_cascade_stages = counts[0]
         self.proposal_matchers = proposal_matchers
 
     @classmethod
@@ -83,8 +82,7 @@ class CascadeROIHeads(StandardROIHeads):
         head, cascade = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_BOX_CASCADE_HEAD
         assert len(cascade.BBOX_REG_WEIGHTS) == len(cascade.IOUS)
         assert head.CLS_AGNOSTIC_BBOX_REG, (
-            "CascadeROIHeads only support class-agnostic regression now! "
-            "(cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG)"
+            "a cascade needs cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"
         )
         assert cascade.IOUS[0] == cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0]
 

@@ -11,6 +11,7 @@ Naming convention:
     gt_classes: 0 .. K - 1 foreground, K background, anything negative ignored by the statistics.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -167,7 +168,9 @@ class FastRCNNOutputLayers(nn.Module):
         if isinstance(input_shape, int):
             input_shape = ShapeSpec(channels=input_shape)
         self.num_classes = num_classes
-        input_size = input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1)
+        input_size = math.prod(
+            side or 1 for side in (input_shape.channels, input_shape.height, input_shape.width)
+        )
         self.cls_score = nn.Linear(input_size, num_classes + 1)
         box_dim = len(box2box_transform.weights)
         self.bbox_pred = nn.Linear(
@@ -194,10 +197,9 @@ class FastRCNNOutputLayers(nn.Module):
 
     def _register_class_frequencies(self, weights: torch.Tensor) -> None:
         """Keep the (K,) weights of the federated loss as a buffer."""
-        assert self.use_sigmoid_ce, "Please use sigmoid cross entropy loss with federated loss"
+        assert self.use_sigmoid_ce, "use_fed_loss needs use_sigmoid_ce"
         assert len(weights) == self.num_classes, (
-            "Please check the provided fed_loss_cls_weights. Their size should match "
-            f"num_classes: {len(weights)} and {self.num_classes}"
+            f"{len(weights)} federated loss weights for {self.num_classes} classes"
         )
         self.register_buffer("fed_loss_cls_weights", weights)
 
@@ -252,12 +254,10 @@ class FastRCNNOutputLayers(nn.Module):
 
         if proposals:
             proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
-            assert not proposal_boxes.requires_grad, "Proposals should not require gradients!"
+            assert not proposal_boxes.requires_grad, "proposals are constants here; detach them"
             # An image without ground truth has background only: its boxes take no part.
-            gt_boxes = cat(
-                [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals],
-                dim=0,
-            )
+            targets = [p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes for p in proposals]
+            gt_boxes = Boxes.cat(targets).tensor
         else:
             proposal_boxes = gt_boxes = torch.empty((0, 4), device=deltas.device)
 
@@ -301,7 +301,7 @@ class FastRCNNOutputLayers(nn.Module):
             gt_classes: (R,).
         """
         if pred_class_logits.numel() == 0:
-            return pred_class_logits.new_zeros([1])[0]
+            return pred_class_logits.new_zeros(())
         num_proposals, num_columns = pred_class_logits.shape
         num_classes = num_columns - 1
         targets = F.one_hot(gt_classes, num_columns)[:, :num_classes].to(pred_class_logits.dtype)

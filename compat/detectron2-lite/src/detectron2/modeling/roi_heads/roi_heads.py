@@ -46,9 +46,7 @@ def select_foreground_proposals(
     Returns:
         The proposals kept, per image, and the (Ri,) bool masks that kept them.
     """
-    assert isinstance(proposals, (list, tuple))
-    assert isinstance(proposals[0], Instances)
-    assert proposals[0].has("gt_classes")
+    assert all(p.has("gt_classes") for p in proposals), "label the proposals first"
     masks = [(p.gt_classes != -1) & (p.gt_classes != bg_label) for p in proposals]
     kept = [p[mask.nonzero().squeeze(1)] for p, mask in zip(proposals, masks, strict=True)]
     return kept, masks
@@ -225,13 +223,12 @@ class Res5ROIHeads(ROIHeads):
     @classmethod
     def from_config(cls, cfg, input_shape):
         _refuse_masks_and_keypoints(cfg)
-        in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        assert len(in_features) == 1, in_features
+        (in_feature,) = in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES  # exactly one
         ret = super().from_config(cfg)
         ret["in_features"] = in_features
         ret["pooler"] = ROIPooler(
             output_size=cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION,
-            scales=(1.0 / input_shape[in_features[0]].stride,),
+            scales=(1.0 / input_shape[in_feature].stride,),
             sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
             pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
         )
@@ -391,7 +388,7 @@ class StandardROIHeads(ROIHeads):
         """See `ROIHeads.forward`."""
         del images
         if self.training:
-            assert targets, "'targets' argument is required during training"
+            assert targets, "training the ROI heads needs targets"
             proposals = self.label_and_sample_proposals(proposals, targets)
         del targets
 
