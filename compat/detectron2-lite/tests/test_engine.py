@@ -4,12 +4,14 @@
 import math
 import types
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from detectron2.config import get_cfg
 from detectron2.engine import (
     AMPTrainer,
+    DefaultPredictor,
     DefaultTrainer,
     HookBase,
     SimpleTrainer,
@@ -18,6 +20,7 @@ from detectron2.engine import (
     hooks,
     launch,
 )
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 
@@ -193,3 +196,27 @@ def test_evaluation_without_evaluators_is_skipped(caplog):
     assert "No evaluator found" in caplog.text
     with pytest.raises(AssertionError, match="2 != 1"):
         Trainer.test(cfg, OneWeight(), [None])
+
+
+def test_predictor_resizes_and_reports_in_the_original_frame():
+    seen = {}
+
+    @META_ARCH_REGISTRY.register()
+    class EngineTestEcho(nn.Module):
+        def __init__(self, cfg):
+            super().__init__()
+
+        def forward(self, batch):
+            seen.update(batch[0], training=self.training, grad=torch.is_grad_enabled())
+            return [{"count": len(batch)}]
+
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "EngineTestEcho", "cpu", ""
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT = 20, 100, "RGB"
+    image = np.zeros((10, 30, 3), np.uint8)
+    image[..., 0] = 200  # blue, in OpenCV's order
+    assert DefaultPredictor(cfg)(image) == {"count": 1}
+    assert (seen["height"], seen["width"]) == (10, 30)
+    assert seen["image"].shape == (3, 20, 60) and seen["image"].dtype == torch.float32
+    assert seen["image"][:, 5, 5].tolist() == [0, 0, 200]
+    assert not seen["training"] and not seen["grad"]

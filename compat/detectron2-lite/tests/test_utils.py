@@ -69,6 +69,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="written for gloo")
 def test_two_processes_exchange_objects_and_gradients(tmp_path):
     script = tmp_path / "two.py"

@@ -23,7 +23,7 @@ __all__ = [
 _IGNORED_OPS = {
     f"aten::{name}"
     for name in (
-        "add add_ argsort batch_norm constant_pad_nd div div_ exp log2 max_pool2d meshgrid mul "
+        "add add_ argmax argsort constant_pad_nd div div_ exp log2 max_pool2d meshgrid mul "
         "mul_ neg nonzero_numpy reciprocal remainder repeat_interleave rsub sigmoid sigmoid_ "
         "softmax sort sqrt sub _unique2"
     ).split()
