@@ -12,12 +12,9 @@ one. The test runs the same functions on lite. Tensors are kept as nested lists.
 """
 
 import json
-import logging
 import math
-import re
 import sys
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,11 +29,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer, SimpleTrainer, default_argument_parser, hooks
 from detectron2.evaluation import (
     COCOEvaluator,
-    DatasetEvaluator,
     inference_on_dataset,
     print_csv_format,
 )
-from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.solver import (
     build_lr_scheduler,
     build_optimizer,
@@ -48,57 +43,12 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter
 from detectron2.utils.logger import create_small_table
 from detectron2.utils.testing import random_boxes
+from engine_inputs import from_json, log_lines, to_json, train
 from torch import nn
 
 COMMIT = "02b5c4e"
 DATA = Path(__file__).resolve().parent / "data"
 LITE_CHECKPOINT = DATA / "engine_lite_checkpoint.json"
-
-
-@contextmanager
-def log_lines(name="detectron2"):
-    """Collect messages of a logger's children, with times and paths made equal."""
-    lines = []
-
-    class Handler(logging.Handler):
-        def emit(self, record):
-            text = re.sub(r"\d+:\d\d:\d\d(\.\d+)?", "<time>", record.getMessage())
-            text = re.sub(r"\d+\.\d+ s ?/ ?it", "<speed> s / it", text)
-            lines.append(re.sub(r"/\S*/", "<dir>/", text))
-
-    logger = logging.getLogger(name)
-    handler, level, propagate = Handler(), logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield lines
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
-
-
-def to_json(value):
-    """Nested containers and tensors as JSON types; tensors keep their type."""
-    if isinstance(value, torch.Tensor):
-        return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
-    if isinstance(value, dict):
-        return {"dict": [[key, to_json(item)] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
-    return value
-
-
-def from_json(value):
-    """The inverse of `to_json`."""
-    if isinstance(value, list):
-        return [from_json(item) for item in value]
-    if isinstance(value, dict) and "tensor" in value:
-        return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
-    if isinstance(value, dict):
-        return {key: from_json(item) for key, item in value["dict"]}
-    return value
 
 
 def metric_lines():
@@ -417,88 +367,6 @@ def best_checkpoints():
             saved = torch.load(Path(folder) / "model_best.pth")["iteration"]
             result.append([lines, sorted(p.name for p in Path(folder).iterdir()), saved])
     return result
-
-
-if "EngineParityNet" not in META_ARCH_REGISTRY:
-
-    @META_ARCH_REGISTRY.register()
-    class EngineParityNet(nn.Module):
-        """Two linear layers around a batch norm; returns two losses."""
-
-        def __init__(self, cfg):
-            super().__init__()
-            self.first = nn.Linear(3, 4)
-            self.norm = nn.BatchNorm1d(4)
-            self.second = nn.Linear(4, 2)
-
-        def forward(self, batch):
-            if not self.training:
-                return [{} for _ in batch]
-            x = torch.stack([item["image"] for item in batch])
-            y = self.second(self.norm(self.first(x)))
-            return {"loss_square": (y**2).mean(), "loss_absolute": y.abs().mean()}
-
-
-class _Noise:
-    """Batches of four random vectors, the same in each run."""
-
-    def __init__(self, length=None):
-        self.length = length
-        self.generator = torch.Generator().manual_seed(0)
-
-    def __len__(self):
-        return self.length
-
-    def __iter__(self):
-        count = 0
-        while self.length is None or count < self.length:
-            count += 1
-            yield [{"image": torch.randn(3, generator=self.generator)} for _ in range(4)]
-
-
-class _Count(DatasetEvaluator):
-    def reset(self):
-        self.count = 0
-
-    def process(self, inputs, outputs):
-        self.count += len(inputs)
-
-    def evaluate(self):
-        return {"bbox": {"AP": float(self.count), "AP50": 2.0}}
-
-
-class Trainer(DefaultTrainer):
-    @classmethod
-    def build_train_loader(cls, cfg):
-        return _Noise()
-
-    @classmethod
-    def build_test_loader(cls, cfg, dataset_name):
-        return _Noise(3)
-
-    @classmethod
-    def build_evaluator(cls, cfg, dataset_name):
-        return _Count()
-
-    def build_writers(self):
-        return [w for w in super().build_writers() if type(w).__name__ != "TensorboardXWriter"]
-
-
-def train(folder, max_iter, resume):
-    """One training with DefaultTrainer; gives the trainer and its log lines."""
-    cfg = get_cfg()
-    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "EngineParityNet", "cpu", ""
-    cfg.OUTPUT_DIR = str(folder)
-    cfg.DATASETS.TEST, cfg.TEST.EVAL_PERIOD = ("noise",), 8
-    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = max_iter, (10,), 4
-    cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY_NORM = 0.05, 0.0
-    cfg.SOLVER.CHECKPOINT_PERIOD = 6
-    seed_all_rng(3)
-    with log_lines() as lines:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=resume)
-        trainer.train()
-    return trainer, lines
 
 
 def _weights(trainer):
