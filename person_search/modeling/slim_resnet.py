@@ -37,9 +37,7 @@ def build_slim_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         )
     if any(a == b for a, b in zip(slim.WIDTHS, slim.WIDTHS[1:], strict=False)):
         # A basic block has a shortcut convolution only where the number of channels changes.
-        raise ValueError(
-            f"MODEL.SLIM_RESNET.WIDTHS {list(slim.WIDTHS)}: neighbours must differ."
-        )
+        raise ValueError(f"MODEL.SLIM_RESNET.WIDTHS {list(slim.WIDTHS)}: neighbours must differ.")
     norm = _norm_for_batches(slim.NORM)
     stem = BasicStem(in_channels=input_shape.channels, out_channels=slim.STEM_WIDTH, norm=norm)
     stages, width_in = [], slim.STEM_WIDTH
