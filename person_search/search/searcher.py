@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained model as a search engine: pictures and boxes in, detections and embeddings out.
+
+Shape shorthand in this file: Q boxes of one picture, D length of an embedding.
+Boxes are XYXY pixels of the picture as people see it (EXIF orientation applied).
+"""
+
+import logging
+import os
+import pickle
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from torch import nn
+from tqdm import tqdm
+
+from person_search.data import BadImageError
+from person_search.engine import PersonSearchTrainer
+from person_search.search.gallery import Gallery
+from person_search.search.pictures import clip_box, read_picture
+
+logger = logging.getLogger(__name__)
+
+
+class PersonSearcher:
+    """Detects and embeds persons in pictures with a person search model.
+
+    Args:
+        model: obeys the model interface of docs/data_flow.md; is put into eval mode.
+        image_format: order of the channels that it wants, ``cfg.INPUT.FORMAT``.
+        min_size, max_size: shorter side to which pictures are resized, and bound of the longer.
+        score_thresh: detections below it do not enter a gallery.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        image_format: str = "BGR",
+        min_size: int = 800,
+        max_size: int = 1333,
+        score_thresh: float = 0.5,
+    ) -> None:
+        self.model = model.eval()
+        self.image_format = image_format
+        self.resize = T.ResizeShortestEdge([min_size, min_size], max_size)
+        self.score_thresh = score_thresh
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, weights: str = "") -> "PersonSearcher":
+        """Builds the model of a config and loads ``weights`` (or ``cfg.MODEL.WEIGHTS``).
+
+        Raises:
+            FileNotFoundError: there are no such weights.
+            ValueError: none are named, the file is damaged, or it is of another model.
+        """
+        path = weights or cfg.MODEL.WEIGHTS
+        if not path:
+            raise ValueError(
+                "no weights are given (--weights, or MODEL.WEIGHTS in the config): an untrained "
+                "model finds nobody."
+            )
+        if "://" not in path and not os.path.isfile(path):  # before the model takes its time
+            raise FileNotFoundError(f"there is no weight file '{path}'.")
+        model = build_model(cfg)
+        _load(cfg, model, path)
+        return cls(
+            model,
+            image_format=cfg.INPUT.FORMAT,
+            min_size=cfg.INPUT.MIN_SIZE_TEST,
+            max_size=cfg.INPUT.MAX_SIZE_TEST,
+            score_thresh=cfg.TEST.PERSON_SEARCH.SCORE_THRESH,
+        )
+
+    @torch.no_grad()
+    def embed(self, path: str | os.PathLike, boxes: Sequence[Sequence[float]]) -> np.ndarray:
+        """Embeds the persons in given boxes of a picture.
+
+        Returns:
+            (Q, D) float32 of unit length; (0, D) for no boxes.
+
+        Raises:
+            FileNotFoundError, BadImageError: the picture is absent or unreadable.
+            ValueError: a box that does not overlap the picture, or is no box at all.
+        """
+        picture = read_picture(path, self.image_format)
+        height, width = picture.shape[:2]
+        clipped = np.array([clip_box(box, width, height) for box in boxes]).reshape(-1, 4)
+        item, transform = self._model_input(picture)
+        scaled = torch.as_tensor(transform.apply_box(clipped), dtype=torch.float32)
+        given = Instances(
+            tuple(item["image"].shape[1:]),
+            pred_boxes=Boxes(scaled),
+            pred_classes=torch.zeros(len(scaled), dtype=torch.int64),
+        )
+        (result,) = self.model.inference([item], detected_instances=[given], do_postprocess=False)
+        return result.reid_feats.cpu().numpy()
+
+    @torch.no_grad()
+    def detect(self, picture: np.ndarray) -> Instances:
+        """All persons above the score threshold, on the CPU, in the frame of the picture.
+
+        Args:
+            picture: (H, W, 3) uint8 in ``image_format``.
+        """
+        item, _ = self._model_input(picture)
+        item["height"], item["width"] = picture.shape[:2]
+        instances = self.model([item])[0]["instances"].to("cpu")
+        return instances[instances.scores >= self.score_thresh]
+
+    def build_gallery(
+        self, paths: Sequence[str | os.PathLike], progress: bool | None = None
+    ) -> Gallery:
+        """Detects and embeds the persons of all pictures; unreadable ones are logged and left out.
+
+        Args:
+            paths: of the pictures.
+            progress: whether to show a progress bar; None: if the program runs in a terminal.
+
+        Raises:
+            BadImageError: not one of the pictures can be read.
+        """
+        readable, index, found, left_out = [], [], [], {}
+        disable = None if progress is None else not progress
+        for path in tqdm(paths, "gallery", unit="picture", disable=disable):
+            try:
+                picture = read_picture(path, self.image_format)
+            except (BadImageError, OSError) as e:
+                left_out[os.fspath(path)] = str(e)
+                logger.warning("Left out: %s", e)
+                continue
+            found.append(self.detect(picture))
+            index.append(np.full(len(found[-1]), len(readable)))
+            readable.append(os.fspath(path))
+        if not found:
+            first = next(iter(left_out.values()), "there is none")
+            raise BadImageError(
+                f"none of the {len(paths)} pictures of the gallery can be read; the first: {first}"
+            )
+        return Gallery(
+            paths=readable,
+            image_index=np.concatenate(index),
+            boxes=np.concatenate([x.pred_boxes.tensor.numpy() for x in found]),
+            scores=np.concatenate([x.scores.numpy() for x in found]),
+            reid_feats=np.concatenate([x.reid_feats.numpy() for x in found]),
+            left_out=left_out,
+        )
+
+    def _model_input(self, picture: np.ndarray) -> tuple[dict, T.Transform]:
+        """The model's input for a picture, and the resizing between them."""
+        transform = self.resize.get_transform(picture)
+        resized = transform.apply_image(picture)
+        image = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return {"image": image}, transform
+
+
+def _load(cfg: CfgNode, model: nn.Module, path: str) -> None:
+    """Fills the whole model from a file; a file that is no checkpoint gives a ValueError."""
+    checkpointer = PersonSearchTrainer.build_checkpointer(cfg, model)
+    try:
+        checkpointer.load(path, checkpointables=[], need_whole=True)
+    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, TypeError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise ValueError(f"the weight file '{path}' is damaged, or is none: {reason}") from e

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From search results to sheets: with the scenes read from disk and everything explained in words.
+
+Boxes are XYXY pixels of the picture that they lie in.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from person_search.evaluation import SearchScores
+from person_search.schema import Query
+from person_search.search.gallery import Match
+from person_search.search.pictures import read_picture
+from person_search.search.ranking import RankedEntry
+from person_search.vis import SheetCell, draw_search_sheet
+
+KIND_TITLES = {
+    "success": "A success: the most similar person found is the right one",
+    "median": "The median query: half of all queries do better, half do worse",
+    "failure": "A failure: somebody else looks more similar than the right person",
+}
+
+
+def draw_own_search(
+    query: str | os.PathLike, box: Sequence[float], matches: Sequence[Match], searched: str
+) -> Image.Image:
+    """The sheet of a search in the user's own pictures, where nobody knows what is right.
+
+    Args:
+        query: picture with the person. box: the person in it.
+        matches: to be shown, best first.
+        searched: what was searched, e.g. ``"12 pictures"``.
+    """
+    cells = [
+        SheetCell(
+            read_picture(match.path),
+            match.box,
+            f"{match.rank}.  similarity {match.sim:.2f}",
+            note=Path(match.path).name,
+        )
+        for match in matches
+    ]
+    return draw_search_sheet(
+        SheetCell(read_picture(query), box, "Query", "query", note=Path(query).name),
+        cells,
+        title="Who is this, and where else?",
+        caption=f"Left: the person searched for. Right: in {searched}, those with the most similar "
+        "person, best first, each with that person enlarged. Similarity 1 would be the very same "
+        "look; nobody has checked who is right.",
+    )
+
+
+def draw_checked_search(
+    query: Query,
+    entries: Sequence[RankedEntry],
+    file_of: Callable[[int], str],
+    *,
+    kind: str,
+    outcome: str,
+    top: int = 9,
+) -> Image.Image:
+    """The sheet of a test query, with right and wrong as the evaluator counted them.
+
+    Args:
+        query: of the protocol.
+        entries: its ranked list.
+        file_of: picture of an ``image_id``.
+        kind: key of :data:`KIND_TITLES`.
+        outcome: what came of it, see :func:`describe_outcome`.
+        top: entries to show.
+    """
+    cells = [
+        SheetCell(
+            read_picture(file_of(entry.image_id)),
+            entry.box,
+            f"{entry.rank}.  similarity {entry.sim:.2f}",
+            entry.verdict,
+            Path(file_of(entry.image_id)).name,
+        )
+        for entry in entries[:top]
+    ]
+    scene = Path(file_of(query.image_id))
+    return draw_search_sheet(
+        SheetCell(read_picture(scene), query.box, "Query", "query", note=scene.name),
+        cells,
+        title=KIND_TITLES[kind],
+        caption="Left: the person searched for. Right: the persons found in other pictures that "
+        "look most similar to the model, best first, each in its scene and enlarged. " + outcome,
+    )
+
+
+def describe_outcome(scores: SearchScores, query: int, num_images: int, top: int = 9) -> str:
+    """What came of a query, in plain words.
+
+    Args:
+        scores: of the protocol.
+        query: index of the query.
+        num_images: in its gallery.
+        top: entries shown.
+    """
+    num_gt, first = int(scores.num_gt[query]), int(scores.best_rank[query])
+    pictures = "picture shows" if num_gt == 1 else "pictures show"
+    text = f"{num_gt} of the {num_images} searched {pictures} this person; "
+    if first == 0:
+        text += "none of them was found."
+    else:
+        text += f"the first of them comes at place {first}"
+        text += ", which is beyond what is shown." if first > top else "."
+    return f"{text} Average precision: {100 * scores.ap[query]:.0f} %."

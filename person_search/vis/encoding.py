@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures as files of bounded size, so that they can be mailed, put into a report or a README."""
+
+import io
+
+from PIL import Image
+
+MAX_BYTES = 600_000
+_JPEG_QUALITIES = (92, 85, 75, 60)
+_SHRINK = 0.85
+_SMALLEST_SIDE = 64
+
+
+def encode_picture(picture: Image.Image, suffix: str, max_bytes: int = MAX_BYTES) -> bytes:
+    """The content of a ``.png`` or ``.jpg`` file of at most ``max_bytes``.
+
+    First the quality is lowered (PNG: 256 colors), then the size. A picture of 64 pixels is not
+    made smaller any more, whatever it takes.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    if suffix not in (".png", ".jpg"):
+        raise ValueError(f"pictures are written as .png or .jpg, not as '{suffix}'.")
+    picture = picture.convert("RGB")
+    while True:
+        for content in _variants(picture, suffix):
+            if len(content) <= max_bytes:
+                return content
+        if min(picture.size) * _SHRINK < _SMALLEST_SIDE:
+            return content
+        size = tuple(round(side * _SHRINK) for side in picture.size)
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _variants(picture: Image.Image, suffix: str):
+    """The file at falling quality."""
+    if suffix == ".jpg":
+        for quality in _JPEG_QUALITIES:
+            yield _save(picture, "JPEG", quality=quality, optimize=True)
+    else:
+        yield _save(picture, "PNG", optimize=True)
+        yield _save(picture.quantize(256, dither=Image.Dither.NONE), "PNG", optimize=True)
+
+
+def _save(picture: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()

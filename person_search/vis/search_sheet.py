@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One picture of one search: the query on the left, the ranked scenes on the right.
+
+Boxes are XYXY pixels of the scene that they lie in; all other numbers are pixels of the sheet.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from person_search.vis.drawing import (
+    NEUTRAL_COLOR,
+    QUERY_COLOR,
+    RIGHT_COLOR,
+    TEXT_COLOR,
+    WHITE,
+    WRONG_COLOR,
+    Area,
+    crop_person,
+    draw_box,
+    draw_mark,
+    font,
+    paste_fitted,
+    shorten,
+    to_picture,
+    wrap,
+)
+
+STATUS_COLORS = {
+    "query": QUERY_COLOR,
+    "match": RIGHT_COLOR,
+    "other": WRONG_COLOR,
+    "repeat": NEUTRAL_COLOR,
+    "unknown": NEUTRAL_COLOR,
+}
+LEGEND = {
+    "match": "the same person",
+    "other": "somebody else, or a box that misses the person",
+    "repeat": "the same person in the same picture once more (counts as wrong)",
+}
+MARKS = {"match": True, "other": False}
+"""Statuses with a check mark (True) or a cross (False)."""
+
+MARGIN, GAP, BORDER = 20, 14, 4
+STRIP, NOTE = 36, 22  # height of a card's colored head and of the line at its foot
+SCENE = (292, 219)
+CROP_WIDTH = 100
+CARD = (SCENE[0] + CROP_WIDTH + 3 * BORDER, STRIP + SCENE[1] + NOTE + BORDER)
+QUERY_WIDTH = 380
+QUERY_SCENE_HEIGHT = 280
+
+
+@dataclass(frozen=True)
+class SheetCell:
+    """One scene with one person in it.
+
+    Args:
+        image: (H, W, 3) uint8 RGB. box: the person.
+        title: in the colored strip above the scene, e.g. the similarity.
+        status: ``query``, ``match`` (right), ``other`` (wrong), ``repeat`` (found a second time) or
+            ``unknown``.
+        note: small, below the scene, e.g. a file name.
+    """
+
+    image: np.ndarray
+    box: Sequence[float]
+    title: str
+    status: str = "unknown"
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUS_COLORS:
+            raise ValueError(
+                f"status is '{self.status}'; it must be one of {sorted(STATUS_COLORS)}."
+            )
+
+
+@dataclass(frozen=True)
+class SheetLayout:
+    """Where everything lies on a sheet; computed from the number of results alone.
+
+    Args:
+        size: of the sheet. query: area of the query's card. cards: areas of the results' cards.
+    """
+
+    size: tuple[int, int]
+    query: Area
+    cards: tuple[Area, ...]
+
+    @classmethod
+    def of(cls, count: int, columns: int, head: int) -> "SheetLayout":
+        """Layout for ``count`` results below ``head`` pixels of text."""
+        rows = max(2, -(-count // columns))
+        height = rows * CARD[1] + (rows - 1) * GAP
+        left = MARGIN + QUERY_WIDTH + 2 * GAP
+        cards = tuple(
+            (left + (i % columns) * (CARD[0] + GAP), head + (i // columns) * (CARD[1] + GAP), *CARD)
+            for i in range(count)
+        )
+        width = left + columns * CARD[0] + (columns - 1) * GAP + MARGIN
+        # two rows are as much as the crop of a standing person fills well
+        query_height = min(height, 2 * CARD[1] + GAP)
+        return cls(
+            (width, head + height + MARGIN), (MARGIN, head, QUERY_WIDTH, query_height), cards
+        )
+
+
+def scene_area(card: Area) -> Area:
+    """Where the scene of a result lies."""
+    return card[0] + BORDER, card[1] + STRIP, *SCENE
+
+
+def crop_area(card: Area) -> Area:
+    """Where the enlarged person of a result lies."""
+    return card[0] + 2 * BORDER + SCENE[0], card[1] + STRIP, CROP_WIDTH, SCENE[1]
+
+
+def query_scene_area(card: Area) -> Area:
+    """Where the scene of the query lies."""
+    return card[0] + BORDER, card[1] + STRIP, card[2] - 2 * BORDER, QUERY_SCENE_HEIGHT
+
+
+def query_crop_area(card: Area) -> Area:
+    """Where the enlarged query lies."""
+    top = STRIP + QUERY_SCENE_HEIGHT + BORDER
+    return card[0] + BORDER, card[1] + top, card[2] - 2 * BORDER, card[3] - top - NOTE - BORDER
+
+
+def draw_search_sheet(
+    query: SheetCell,
+    results: Sequence[SheetCell],
+    *,
+    title: str = "",
+    caption: str = "",
+    columns: int = 3,
+) -> Image.Image:
+    """Draws a search.
+
+    Args:
+        query: whom was searched for.
+        results: best first; may be empty.
+        title: one line above everything.
+        caption: sentences below the title: what is seen here.
+        columns: results per row.
+
+    Returns:
+        An RGB picture.
+    """
+    width = SheetLayout.of(len(results), columns, 0).size[0]
+    lines = wrap(caption, font(19), width - 2 * MARGIN)
+    used = [status for status in LEGEND if any(cell.status == status for cell in results)]
+    head = MARGIN + (44 if title else 0) + 27 * len(lines) + (40 if used else 0) + 8
+    layout = SheetLayout.of(len(results), columns, head)
+    sheet = Image.new("RGB", layout.size, WHITE)
+    draw = ImageDraw.Draw(sheet)
+    top = MARGIN
+    if title:
+        face = font(28, bold=True)
+        draw.text((MARGIN, top), shorten(title, face, width - 2 * MARGIN), TEXT_COLOR, face)
+        top += 44
+    for line in lines:
+        draw.text((MARGIN, top), line, TEXT_COLOR, font(19))
+        top += 27
+    _draw_legend(draw, used, (MARGIN, top + 6))
+    _draw_query(sheet, layout.query, query)
+    for cell, card in zip(results, layout.cards, strict=True):
+        _draw_result(sheet, card, cell)
+    if not results:
+        left = layout.query[0] + QUERY_WIDTH
+        middle = ((left + width) / 2, layout.query[1] + layout.query[3] / 2)
+        draw.text(middle, "Nobody was found.", NEUTRAL_COLOR, font(30, bold=True), anchor="mm")
+    return sheet
+
+
+def _draw_legend(
+    draw: ImageDraw.ImageDraw, statuses: Sequence[str], left_top: tuple[int, int]
+) -> None:
+    x, y = left_top
+    for status in statuses:
+        draw.rounded_rectangle((x, y, x + 46, y + 26), 4, STATUS_COLORS[status])
+        if status in MARKS:
+            draw_mark(draw, MARKS[status], (x + 23, y + 13), 10)
+        draw.text((x + 56, y + 13), LEGEND[status], TEXT_COLOR, font(18), anchor="lm")
+        x += 56 + round(font(18).getlength(LEGEND[status])) + 40
+
+
+def _draw_query(sheet: Image.Image, card: Area, cell: SheetCell) -> None:
+    _draw_card(sheet, card, cell)
+    _draw_scene(sheet, query_scene_area(card), cell)
+    paste_fitted(sheet, crop_person(to_picture(cell.image), cell.box), query_crop_area(card))
+
+
+def _draw_result(sheet: Image.Image, card: Area, cell: SheetCell) -> None:
+    _draw_card(sheet, card, cell)
+    _draw_scene(sheet, scene_area(card), cell)
+    paste_fitted(sheet, crop_person(to_picture(cell.image), cell.box), crop_area(card))
+
+
+def _draw_card(sheet: Image.Image, card: Area, cell: SheetCell) -> None:
+    """Frame, strip with mark and title, note."""
+    draw = ImageDraw.Draw(sheet)
+    left, top, width, height = card
+    color = STATUS_COLORS[cell.status]
+    corners = (left, top, left + width - 1, top + height - 1)
+    draw.rectangle(corners, WHITE, color, BORDER)
+    draw.rectangle((left, top, left + width - 1, top + STRIP - 1), color)
+    x = left + 10
+    if cell.status in MARKS:
+        draw_mark(draw, MARKS[cell.status], (x + 13, top + STRIP // 2), 14)
+        x += 36
+    face = font(19, bold=True)
+    text = shorten(cell.title, face, left + width - 8 - x)
+    draw.text((x, top + STRIP / 2), text, WHITE, face, anchor="lm")
+    note = shorten(cell.note, font(14), width - 4 * BORDER)
+    middle = (left + 2 * BORDER, top + height - BORDER - NOTE / 2)
+    draw.text(middle, note, NEUTRAL_COLOR, font(14), anchor="lm")
+
+
+def _draw_scene(sheet: Image.Image, area: Area, cell: SheetCell) -> None:
+    image = to_picture(cell.image)
+    covered = paste_fitted(sheet, image, area)
+    scale = np.array(covered[2:] * 2) / (image.size * 2)
+    scene = sheet.crop((covered[0], covered[1], covered[0] + covered[2], covered[1] + covered[3]))
+    # the rim lies around the person, not on it
+    x1, y1, x2, y2 = np.asarray(cell.box, float) * scale
+    draw_box(scene, (x1 - 3, y1 - 3, x2 + 3, y2 + 3), STATUS_COLORS[cell.status])
+    sheet.paste(scene, covered[:2])

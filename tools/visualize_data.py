@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Draws pictures of a data set with their boxes, identities and queries.
+
+    python tools/visualize_data.py synthetic_cuhk_sysu_test --num 8 --output output/data
+
+Solid boxes are people of known identity (one color each), dashed gray ones of unknown identity, and
+wide blue ones queries. The pictures are spread evenly over the set, or chosen by --image-id.
+"""
+
+import argparse
+import warnings
+from pathlib import Path
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset", help="registered name, e.g. cuhk_sysu_train or prw_test")
+    parser.add_argument("--output", type=Path, default=Path("output/data"))
+    parser.add_argument("--num", type=int, default=8, help="how many pictures")
+    parser.add_argument("--image-id", type=int, nargs="+", help="these pictures instead")
+    parser.add_argument("--long-side", type=int, default=1000, help="scale scenes to this length")
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    args = parser.parse_args()
+    if args.num < 1 or args.long_side < 64:
+        parser.error("--num must be at least 1, --long-side at least 64")
+    return args
+
+
+def choose(records: list[dict], num: int, image_ids: list[int] | None) -> list[dict]:
+    """The records named by ``image_ids``, or ``num`` spread evenly over the set."""
+    if image_ids is None:
+        count = min(num, len(records))
+        return [records[i * len(records) // count] for i in range(count)]
+    by_id = {record["image_id"]: record for record in records}
+    unknown = [image_id for image_id in image_ids if image_id not in by_id]
+    if unknown:
+        raise ValueError(f"--image-id {unknown}: the data set has no such image.")
+    return [by_id[image_id] for image_id in image_ids]
+
+
+def visualize(args: argparse.Namespace) -> None:
+    """Writes one PNG per chosen record."""
+    from detectron2.data import DatasetCatalog
+
+    import person_search.data  # noqa: F401  registers the data sets
+    from person_search.evaluation.predictions import write_atomically
+    from person_search.search import read_picture
+    from person_search.vis import draw_record, encode_picture
+
+    if args.dataset not in DatasetCatalog.list():
+        ours = [name for name in DatasetCatalog.list() if "cuhk_sysu" in name or "prw" in name]
+        raise ValueError(f"there is no data set '{args.dataset}'; there are {sorted(ours)}.")
+    records = DatasetCatalog.get(args.dataset)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for record in choose(records, args.num, args.image_id):
+        picture = draw_record(read_picture(record["file_name"]), record, args.long_side)
+        content = encode_picture(picture, ".png")
+        path = args.output / f"{args.dataset}_{record['image_id']:06d}.png"
+        write_atomically(path, lambda file, content=content: file.write(content))
+        print(path)
+
+
+def main() -> None:
+    """Imports only what the command line asks for, so that ``--help`` is quick."""
+    args = parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # from libraries
+    from detectron2.utils.logger import setup_logger
+
+    from person_search.engine import friendly_errors
+
+    setup_logger(name="person_search", abbrev_name="person_search")
+    with friendly_errors(args.traceback):
+        visualize(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Draws searches of an evaluation, from its saved predictions; the model does not run again.
+
+    python tools/visualize_search.py --config-file configs/PSDiff/psdiff_slim_synthetic.yaml \\
+        --predictions output/demo/psdiff/inference/synthetic_cuhk_sysu_test_predictions.npz \\
+        --output output/demo
+
+An evaluation saves them with TEST.PERSON_SEARCH.DUMP_PREDICTIONS True. Writes search_1.jpg (a
+success), search_2.jpg (the median) and search_3.jpg (a failure), chosen by average precision alone,
+and chance.json: the figures that the same detections get with random embeddings.
+"""
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="config of the evaluation")
+    parser.add_argument("--predictions", required=True, type=Path, help="NAME_predictions.npz")
+    parser.add_argument("--output", required=True, type=Path, help="folder to write to")
+    parser.add_argument("--query-id", type=int, nargs="+", help="draw these queries instead")
+    parser.add_argument("--top", type=int, default=9, help="entries of the ranked list to show")
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE pairs")
+    args = parser.parse_args()
+    if args.top < 1:
+        parser.error(f"--top is {args.top}; it must be at least 1")
+    return args
+
+
+def visualize(args: argparse.Namespace) -> None:
+    """Writes the sheets and the figures of chance."""
+    from detectron2.data import DatasetCatalog
+
+    from person_search.config import build_config
+    from person_search.evaluation import PersonSearchEvaluator, chance_level
+    from person_search.evaluation.predictions import write_atomically
+    from person_search.search import describe_outcome, draw_checked_search, rank_query
+    from person_search.vis import encode_picture
+
+    cfg = build_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
+    keys = cfg.TEST.PERSON_SEARCH
+    dataset = dataset_of(cfg)
+    evaluator = PersonSearchEvaluator(cfg, dataset, args.output)
+    evaluator.load_predictions(args.predictions)
+    protocol = evaluator.protocol(protocol_name(cfg, dataset))
+    (scores,) = evaluator.score_protocols([protocol])
+    files = {r["image_id"]: r["file_name"] for r in DatasetCatalog.get(dataset)}
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    options = {"similarity": keys.SIMILARITY, "query_source": keys.QUERY_SOURCE}
+    for number, (kind, query) in enumerate(examples(args.query_id, scores), 1):
+        entries = rank_query(
+            evaluator.predictions, protocol, query, duplicates=keys.DUPLICATES, **options
+        )
+        outcome = describe_outcome(scores, query, gallery_size(protocol, query, files), args.top)
+        sheet = draw_checked_search(
+            protocol.queries[query], entries, files.__getitem__,
+            kind=kind, outcome=outcome, top=args.top,
+        )  # fmt: skip
+        path = args.output / f"search_{number}.jpg"
+        content = encode_picture(sheet, ".jpg")
+        write_atomically(path, lambda file, content=content: file.write(content))
+        print(f"{path}: query {protocol.queries[query].query_id}, {kind}. {outcome}")
+    chance = chance_level(
+        protocol, evaluator.predictions, topk=keys.TOPK, duplicates=keys.DUPLICATES
+    )
+    text = json.dumps(chance, indent=2) + "\n"
+    write_atomically(args.output / "chance.json", lambda file: file.write(text.encode()))
+    print(f"{args.output / 'chance.json'}: search mAP by chance {chance['mAP']:.1f} %")
+
+
+def dataset_of(cfg) -> str:
+    """The test set of the config, which must be one."""
+    names = cfg.DATASETS.TEST
+    if len(names) != 1:
+        raise ValueError(f"DATASETS.TEST is {list(names)}; name the one that was evaluated.")
+    return names[0]
+
+
+def protocol_name(cfg, dataset: str) -> str:
+    """The first protocol of the evaluation, whose figures are called ``search``."""
+    from detectron2.data import MetadataCatalog
+
+    names = cfg.TEST.PERSON_SEARCH.PROTOCOLS
+    return (names or MetadataCatalog.get(dataset).default_search_protocols)[0]
+
+
+def examples(query_ids: list[int] | None, scores) -> list[tuple[str, int]]:
+    """What to draw: the queries that the user names, or one of each kind."""
+    from person_search.evaluation.predictions import find_rows
+    from person_search.search import choose_examples
+
+    if query_ids is None:
+        return choose_examples(scores)
+    rows = find_rows(scores.query_ids, query_ids, "query_id", "--query-id")
+    return [("success" if scores.best_rank[row] == 1 else "failure", int(row)) for row in rows]
+
+
+def gallery_size(protocol, query: int, files: dict[int, str]) -> int:
+    """Number of different images that are searched for a query."""
+    if protocol.gallery is not None:
+        return len(set(protocol.gallery[query].tolist()) - {-1})
+    excluded = protocol.excluded[query].tolist() if protocol.excluded.size else []
+    return len(set(files) - set(excluded))
+
+
+def main() -> None:
+    """Imports only what the command line asks for, so that ``--help`` is quick."""
+    args = parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # from libraries
+    from detectron2.utils.logger import setup_logger
+
+    from person_search.engine import friendly_errors
+    from person_search.utils.backend import check_backend
+
+    setup_logger(name="person_search", abbrev_name="person_search")
+    with friendly_errors(args.traceback):
+        check_backend()
+        visualize(args)
+
+
+if __name__ == "__main__":
+    main()
