@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 TEMPORARY_SUFFIX = ".incomplete"
 _NUM_EXAMPLES = 5
@@ -122,6 +124,17 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._need_whole = checkpointables is None if need_whole is None else need_whole
         self._source = path
         return super().load(path, checkpointables)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """Extends the hook that Detectron2's checkpointers provide for further file formats."""
+        if not filename.endswith(".safetensors"):
+            return super()._load_file(filename)
+        try:
+            return {"model": load_file(filename)}
+        except SafetensorError as error:
+            raise IncompatibleCheckpointError(
+                f"The weight file {filename!r} is no whole safetensors file: {error}."
+            ) from error
 
     def _load_model(self, checkpoint: Any):
         """Extends the hook that Detectron2's checkpointers provide for treating a read file."""

@@ -6,19 +6,22 @@
         MODEL.PSDIFF.TEACHER.WEIGHTS output/teacher/teacher.safetensors
 """
 
+import sys
+
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from psdiff.teachers.cli import parse_config
+from psdiff.teachers.cli import run_script
 from psdiff.teachers.embeddings import TeacherEmbeddings
 from psdiff.teachers.reid_net import TeacherNet
 from psdiff.teachers.train import embed_boxes
 
-if __name__ == "__main__":
-    cfg = parse_config(__doc__.splitlines()[0])
+
+def work(cfg: CfgNode) -> None:
     target, weights = cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS, cfg.MODEL.PSDIFF.TEACHER.WEIGHTS
     if not target or not weights:
-        raise SystemExit(
-            "Set MODEL.PSDIFF.TEACHER.WEIGHTS (file of train_teacher.py) and "
+        raise ValueError(
+            "set MODEL.PSDIFF.TEACHER.WEIGHTS (file of train_teacher.py) and "
             "MODEL.PSDIFF.TEACHER.EMBEDDINGS (file to be written) in the config or as overrides."
         )
     net = TeacherNet(cfg).to(cfg.MODEL.DEVICE).eval()
@@ -28,3 +31,7 @@ if __name__ == "__main__":
     feats = embed_boxes(net, records, cfg)
     TeacherEmbeddings.save(target, name, records, feats, net.weights_hash())
     print(f"{len(feats)} boxes of {name} -> {target}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(__doc__.splitlines()[0], work))

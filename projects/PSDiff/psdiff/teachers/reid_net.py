@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -94,7 +95,12 @@ class TeacherNet(nn.Module):
         """Reads weights written by :meth:`save`; refuses those of another architecture."""
         try:
             self.load_state_dict(load_file(path))
-        except RuntimeError as error:
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"MODEL.PSDIFF.TEACHER.WEIGHTS is '{path}', which is no file. Make one with "
+                "projects/PSDiff/train_teacher.py."
+            ) from error
+        except (RuntimeError, SafetensorError) as error:
             raise ValueError(
                 f"MODEL.PSDIFF.TEACHER.WEIGHTS: '{path}' does not fit the teacher of this config "
                 f"(MODEL.PSDIFF.TEACHER.BACKBONE, MODEL.SLIM_RESNET, MODEL.REID.EMBED_DIM): {error}"
