@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from safetensors.torch import save_file
 from torch import nn
 
 from person_search.engine import (
@@ -306,3 +307,21 @@ def test_missing_file_and_no_file(tmp_path: Path) -> None:
 
 def test_long_lists_are_cut() -> None:
     assert checkpoint_module._examples([str(i) for i in range(8)]) == "0, 1, 2, 3, 4 and 3 more"
+
+
+# ---- safetensors ------------------------------------------------------------------------------
+def test_safetensors_of_half_precision_load_like_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"weight": torch.full((1, 4), 0.5).half(), "bias": torch.zeros(1).half()}, path)
+    model = linear()
+    AtomicCheckpointer(model).load(str(path), checkpointables=[], need_whole=True)
+    assert model.weight.dtype == torch.float32
+    assert float(model.weight[0, 0]) == 0.5
+
+
+def test_a_cut_safetensors_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"weight": torch.zeros(1, 4), "bias": torch.zeros(1)}, path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(IncompatibleCheckpointError, match="no whole safetensors file"):
+        AtomicCheckpointer(linear()).load(str(path))

@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The teacher: crops, batches, memory, training and the file of embeddings."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -8,6 +13,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from psdiff_tiny import EMBED_DIM, tiny_cfg
+from safetensors import safe_open
 
 from person_search.schema import UNLABELED_PID
 from psdiff.data import PSDiffMapper
@@ -196,6 +202,41 @@ def test_embeddings_that_do_not_belong_are_refused(colored_people, tmp_path):
     broken.write_bytes((tmp_path / "e.safetensors").read_bytes()[:50])
     with pytest.raises(ValueError, match="not a whole file"):
         TeacherEmbeddings.load(str(broken), ("colored_people",), EMBED_DIM)
+
+
+def test_the_scripts_train_embed_and_report_errors_in_one_line(tmp_path):
+    """Both commands of the README on drawn data, and what they say if a file is missing."""
+    from person_search.data.synthetic import SyntheticConfig, write_cuhk_sysu
+
+    small = SyntheticConfig(
+        train_images=6, test_images=5, train_ids=3, test_ids=2, width=160, height=120,
+        gallery_sizes=(4,), people=(2, 3),
+    )  # fmt: skip
+    write_cuhk_sysu(tmp_path / "synthetic" / "CUHK-SYSU", small, progress=False)
+    root = Path(__file__).resolve().parents[3]
+    env = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    common = ["--config-file", str(root / "configs/PSDiff/psdiff_slim_synthetic.yaml")]
+    common += ["OUTPUT_DIR", str(tmp_path / "out"), "MODEL.PSDIFF.TEACHER.MAX_ITER", "2"]
+    embeddings = str(tmp_path / "e.safetensors")
+
+    def run(script, *opts):
+        command = [sys.executable, str(root / "projects/PSDiff" / script), *common, *opts]
+        return subprocess.run(command, capture_output=True, text=True, env=env)
+
+    keys = ["MODEL.PSDIFF.TEACHER.EMBEDDINGS", embeddings, "MODEL.PSDIFF.TEACHER.WEIGHTS"]
+    missing = run("compute_embeddings.py", *keys, str(tmp_path / "nothing.safetensors"))
+    assert missing.returncode == 2
+    assert "nothing.safetensors', which is no file" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+    trained = run("train_teacher.py")
+    assert trained.returncode == 0, trained.stderr
+    embedded = run("compute_embeddings.py", *keys, str(tmp_path / "out" / "teacher.safetensors"))
+    assert embedded.returncode == 0, embedded.stderr
+    start = torch.load(tmp_path / "out" / "backbone.pth", weights_only=True)["model"]
+    assert all(name.startswith("backbone.bottom_up.") for name in start)
+    with safe_open(embeddings, framework="numpy") as file:
+        assert file.get_tensor("embeddings").shape[1:] == (2, 128)
 
 
 def test_hash_follows_boxes_and_images(colored_people):
