@@ -16,9 +16,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, downgrade_config, get_cfg
 from detectron2.layers import (
-    ASPP,
     CycleBatchNormList,
-    DepthwiseSeparableConv2d,
     FrozenBatchNorm2d,
     ROIAlign,
     batched_nms,
@@ -236,28 +234,6 @@ def norms():
     }
 
 
-def blocks():
-    torch.manual_seed(13)
-    x = torch.randn(2, 3, 6, 6)
-    results = {}
-    for name, block in {
-        "separable": DepthwiseSeparableConv2d(3, 4, norm1="BN", activation1=torch.nn.ReLU()),
-        "aspp": ASPP(3, 4, [1, 2, 3], norm="BN", activation=torch.nn.ReLU()),
-        "aspp_separable": ASPP(
-            3,
-            4,
-            [1, 2, 3],
-            norm="",
-            activation=torch.nn.ReLU(),
-            pool_kernel_size=(3, 3),
-            use_depthwise_separable_conv=True,
-        ),
-    }.items():
-        y = block(x)
-        results[name] = [list(block.state_dict()), y.shape, y.sum(dim=(2, 3))]
-    return results
-
-
 def empty_cross_entropy():
     logits, targets = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     return [cross_entropy(logits, targets), cross_entropy(logits, targets, reduction="sum")]
@@ -280,7 +256,6 @@ CASES = {
         roi_align,
         frozen_norm,
         norms,
-        blocks,
         empty_cross_entropy,
     )
 }

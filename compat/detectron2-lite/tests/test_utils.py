@@ -120,7 +120,7 @@ def test_log_first_and_every(caplog):
 
 
 def test_storage_belongs_to_its_block():
-    with pytest.raises(AssertionError, match="with EventStorage"):
+    with pytest.raises(AssertionError, match="EventStorage"):
         get_event_storage()
     with EventStorage() as outer:
         with EventStorage() as inner:

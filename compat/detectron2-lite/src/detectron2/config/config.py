@@ -33,7 +33,7 @@ class CfgNode(_CfgNode):
 
         if not PathManager.isfile(cfg_filename):
             # An AssertionError, as callers of Detectron2 expect here.
-            raise AssertionError(f"Config file '{cfg_filename}' does not exist!")
+            raise AssertionError(f"there is no config file '{cfg_filename}'")
         loaded = type(self)(self.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe))
         if "VERSION" not in loaded:
             loaded.VERSION = guess_version(loaded, cfg_filename)

@@ -90,53 +90,63 @@ def build_batch_data_loader(
         An iterable of batches of this process's share.
     """
     batch_size = _local_batch_size(total_batch_size, single_gpu_batch_size)
-    if isinstance(dataset, torchdata.IterableDataset):
-        assert sampler is None, "sampler must be None if dataset is IterableDataset"
+    if _has_own_order(dataset, sampler):
+        stream = dataset
     else:
-        dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=batch_size)
-
-    generator = None
-    if seed is not None:
-        generator = torch.Generator()
-        generator.manual_seed(seed)
+        stream = ToIterableDataset(dataset, sampler, shard_chunk_size=batch_size)
     common = {
         "num_workers": num_workers,
         "worker_init_fn": worker_init_reset_seed,
         "prefetch_factor": prefetch_factor if num_workers > 0 else None,
         "persistent_workers": persistent_workers,
         "pin_memory": pin_memory,
-        "generator": generator,
+        "generator": None if seed is None else torch.Generator().manual_seed(seed),
         **kwargs,
     }
     if not aspect_ratio_grouping:
         return torchdata.DataLoader(
-            dataset,
+            stream,
             batch_size=batch_size,
             drop_last=drop_last,
             collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
             **common,
         )
-    assert drop_last, "Aspect ratio grouping will drop incomplete batches."
+    assert drop_last, "aspect_ratio_grouping only gives full batches; it needs drop_last=True"
     # single elements from the processes, grouped here
-    loader = torchdata.DataLoader(dataset, collate_fn=operator.itemgetter(0), **common)
+    loader = torchdata.DataLoader(stream, collate_fn=operator.itemgetter(0), **common)
     batches = AspectRatioGroupedDataset(loader, batch_size)
     return batches if collate_fn is None else MapDataset(batches, collate_fn)
 
 
 def _local_batch_size(total_batch_size: int | None, single_gpu_batch_size: int | None) -> int:
+    if single_gpu_batch_size and total_batch_size:
+        raise ValueError(
+            "total_batch_size and single_gpu_batch_size exclude each other, "
+            f"got {total_batch_size} and {single_gpu_batch_size}"
+        )
     if single_gpu_batch_size:
-        if total_batch_size:
-            raise ValueError(
-                "total_batch_size and single_gpu_batch_size exclude each other, "
-                f"got {total_batch_size} and {single_gpu_batch_size}"
-            )
         return single_gpu_batch_size
-    world_size = get_world_size()
-    assert total_batch_size > 0 and total_batch_size % world_size == 0, (
-        f"Total batch size ({total_batch_size}) must be divisible by the number of gpus "
-        f"({world_size})."
+    share, rest = divmod(total_batch_size, get_world_size())
+    assert share > 0 and rest == 0, (
+        f"total_batch_size {total_batch_size} must be a positive multiple of the number of "
+        f"processes, {get_world_size()}"
     )
-    return total_batch_size // world_size
+    return share
+
+
+def _has_own_order(dataset, sampler) -> bool:
+    """Tells whether a data set is iterable. Such a one cannot have a sampler."""
+    if not isinstance(dataset, torchdata.IterableDataset):
+        return False
+    assert sampler is None, f"an iterable data set cannot be sampled, got sampler {sampler!r}"
+    return True
+
+
+def _mapped_dataset(dataset, mapper) -> torchdata.Dataset:
+    """Makes a data set of a list, and applies the mapper, if any, to its elements."""
+    if isinstance(dataset, list):
+        dataset = DatasetFromList(dataset, copy=False)
+    return dataset if mapper is None else MapDataset(dataset, mapper)
 
 
 def _train_sampler_from_config(cfg, dataset) -> torchdata.Sampler | None:
@@ -159,18 +169,18 @@ def _train_sampler_from_config(cfg, dataset) -> torchdata.Sampler | None:
     )
 
 
+def _train_records_from_config(cfg):
+    wanted = {"filter_empty": cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS}
+    if cfg.MODEL.KEYPOINT_ON:
+        wanted["min_keypoints"] = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+    if cfg.MODEL.LOAD_PROPOSALS:
+        wanted["proposal_files"] = cfg.DATASETS.PROPOSAL_FILES_TRAIN
+    return get_detection_dataset_dicts(cfg.DATASETS.TRAIN, **wanted)
+
+
 def _train_loader_from_config(cfg, mapper=None, *, dataset=None, sampler=None) -> dict[str, Any]:
     if dataset is None:
-        with_keypoints = cfg.MODEL.KEYPOINT_ON
-        with_proposals = cfg.MODEL.LOAD_PROPOSALS
-        dataset = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=(
-                cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if with_keypoints else 0
-            ),
-            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if with_proposals else None,
-        )
+        dataset = _train_records_from_config(cfg)
     return {
         "dataset": dataset,
         "sampler": _train_sampler_from_config(cfg, dataset) if sampler is None else sampler,
@@ -206,17 +216,14 @@ def build_detection_train_loader(
         collate_fn: see there.
         **kwargs: see there.
     """
-    if isinstance(dataset, list):
-        dataset = DatasetFromList(dataset, copy=False)
-    if mapper is not None:
-        dataset = MapDataset(dataset, mapper)
-    if isinstance(dataset, torchdata.IterableDataset):
-        assert sampler is None, "sampler must be None if dataset is IterableDataset"
-    else:
-        sampler = TrainingSampler(len(dataset)) if sampler is None else sampler
-        assert isinstance(sampler, torchdata.Sampler), f"Expect a Sampler but got {type(sampler)}"
+    mapped = _mapped_dataset(dataset, mapper)
+    if not _has_own_order(mapped, sampler):
+        sampler = TrainingSampler(len(mapped)) if sampler is None else sampler
+        assert isinstance(sampler, torchdata.Sampler), (
+            f"sampler must be a torch.utils.data.Sampler, got {type(sampler)}"
+        )
     return build_batch_data_loader(
-        dataset,
+        mapped,
         sampler,
         total_batch_size,
         aspect_ratio_grouping=aspect_ratio_grouping,
@@ -263,16 +270,11 @@ def build_detection_test_loader(
         num_workers: loader processes beside this one.
         collate_fn: turns a list of elements into a batch; None leaves it a list.
     """
-    if isinstance(dataset, list):
-        dataset = DatasetFromList(dataset, copy=False)
-    if mapper is not None:
-        dataset = MapDataset(dataset, mapper)
-    if isinstance(dataset, torchdata.IterableDataset):
-        assert sampler is None, "sampler must be None if dataset is IterableDataset"
-    elif sampler is None:
-        sampler = InferenceSampler(len(dataset))
+    mapped = _mapped_dataset(dataset, mapper)
+    if not _has_own_order(mapped, sampler) and sampler is None:
+        sampler = InferenceSampler(len(mapped))
     return torchdata.DataLoader(
-        dataset,
+        mapped,
         batch_size=batch_size,
         sampler=sampler,
         drop_last=False,

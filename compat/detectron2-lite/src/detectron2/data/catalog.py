@@ -67,17 +67,9 @@ class Metadata(types.SimpleNamespace):
 
     name: str = "N/A"
 
-    # Names of before, which code in the wild still uses.
-    _RENAMED = {
-        "class_names": "thing_classes",
-        "dataset_id_to_contiguous_id": "thing_dataset_id_to_contiguous_id",
-        "stuff_class_names": "stuff_classes",
-    }
-
     def __getattr__(self, key: str) -> Any:
-        if key in self._RENAMED:
-            current = self._RENAMED[key]
-            _warn_of_renaming(key, current)
+        current = _current_name(key)
+        if current != key:
             return getattr(self, current)
         if len(self.__dict__) > 1:
             hint = f"Available keys are {self.__dict__.keys()}."
@@ -88,19 +80,12 @@ class Metadata(types.SimpleNamespace):
         )
 
     def __setattr__(self, key: str, val: Any) -> None:
-        if key in self._RENAMED:
-            current = self._RENAMED[key]
-            _warn_of_renaming(key, current)
-            setattr(self, current, val)
-            return
-        if key in self.__dict__:
-            old = self.__dict__[key]
-            assert old == val, (
-                f"Attribute '{key}' in the metadata of '{self.name}' cannot be set "
-                f"to a different value!\n{old} != {val}"
-            )
-            return
-        super().__setattr__(key, val)
+        key = _current_name(key)
+        known = self.__dict__.setdefault(key, val)
+        assert known == val, (
+            f"'{key}' in the metadata of '{self.name}' is {known}; "
+            f"it cannot be set to a different value, {val}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Returns a copy of all facts. Changing it changes nothing here."""
@@ -114,14 +99,23 @@ class Metadata(types.SimpleNamespace):
 
     def get(self, key: str, default: Any = None) -> Any:
         """Returns a fact, or ``default`` where it is not known."""
-        try:
-            return getattr(self, key)
-        except AttributeError:
-            return default
+        return getattr(self, key, default)
 
 
-def _warn_of_renaming(old: str, current: str) -> None:
-    log_first_n(logging.WARNING, f"Metadata '{old}' is now called '{current}'.", n=10)
+# Names of before, which code in the wild still uses.
+_RENAMED_FACTS = {
+    "class_names": "thing_classes",
+    "stuff_class_names": "stuff_classes",
+    "dataset_id_to_contiguous_id": "thing_dataset_id_to_contiguous_id",
+}
+
+
+def _current_name(key: str) -> str:
+    """Returns today's name of a fact, with a warning if it has changed."""
+    current = _RENAMED_FACTS.get(key, key)
+    if current != key:
+        log_first_n(logging.WARNING, f"Metadata '{key}' is now called '{current}'.", n=10)
+    return current
 
 
 class _MetadataCatalog(UserDict):

@@ -60,13 +60,12 @@ class MapDataset(data.Dataset):
     """
 
     def __new__(cls, dataset, map_func):
-        if isinstance(dataset, data.IterableDataset):
-            return _MapIterableDataset(dataset, map_func)
-        return super().__new__(cls)
+        is_iterable = isinstance(dataset, data.IterableDataset)
+        return _MapIterableDataset(dataset, map_func) if is_iterable else super().__new__(cls)
 
     def __getnewargs__(self):
         # pickling calls __new__, which takes arguments
-        return self._dataset, self._map_func
+        return (self._dataset, self._map_func)
 
     def __init__(self, dataset, map_func):
         """
@@ -116,7 +115,7 @@ class _TorchSerializedList:
         self._bytes = torch.from_numpy(
             np.concatenate(pickled) if pickled else np.zeros(0, dtype=np.uint8)
         )
-        logger.info("Serialized dataset takes %.2f MiB", len(self._bytes) / 1024**2)
+        logger.info("The data set takes %.2f MiB, serialized", len(self._bytes) / 2**20)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -168,9 +167,9 @@ class DatasetFromList(data.Dataset):
         return len(self._lst)
 
     def __getitem__(self, idx):
-        if self._copy and not self._serialize:
-            return copy.deepcopy(self._lst[idx])
-        return self._lst[idx]
+        element = self._lst[idx]
+        # what was pickled is a copy already
+        return copy.deepcopy(element) if self._copy and not self._serialize else element
 
 
 class ToIterableDataset(data.IterableDataset):

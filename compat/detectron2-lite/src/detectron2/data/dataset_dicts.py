@@ -96,11 +96,10 @@ def print_instances_class_histogram(dataset_dicts, class_names):
         classes = np.asarray(
             [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)], dtype=int
         )
-        if len(classes):
-            assert classes.min() >= 0, f"Got an invalid category_id={classes.min()}"
-            assert classes.max() < num_classes, (
-                f"Got an invalid category_id={classes.max()} for a dataset of {num_classes} classes"
-            )
+        outside = classes[(classes < 0) | (classes >= num_classes)]
+        assert len(outside) == 0, (
+            f"{record.get('file_name')}: category_id {outside[0]} is not in [0, {num_classes})"
+        )
         counts += np.bincount(classes, minlength=num_classes)
 
     def shortened(name: str) -> str:

@@ -53,8 +53,9 @@ class DatasetMapper:
             precomputed_proposal_topk: if given, return that many of the record's proposals.
             recompute_boxes: take boxes from the augmented masks.
         """
-        if recompute_boxes:
-            assert use_instance_mask, "recompute_boxes requires instance masks"
+        assert use_instance_mask or not recompute_boxes, (
+            "recompute_boxes takes boxes from masks, so it needs use_instance_mask"
+        )
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
@@ -119,33 +120,35 @@ class DatasetMapper:
             annotations, image_shape, mask_format=self.instance_mask_format
         )
         if self.recompute_boxes:
-            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+            instances.set("gt_boxes", instances.gt_masks.get_bounding_boxes())
         dataset_dict["instances"] = utils.filter_empty_instances(instances)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Maps one record; the record itself stays as it is."""
-        dataset_dict = copy.deepcopy(dataset_dict)
-        image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
-        utils.check_image_size(dataset_dict, image)
-
-        sem_seg = None
-        if "sem_seg_file_name" in dataset_dict:
-            sem_seg = utils.read_image(dataset_dict.pop("sem_seg_file_name"), "L").squeeze(2)
-        aug_input = T.AugInput(image, sem_seg=sem_seg)
-        transforms = self.augmentations(aug_input)
-        image, sem_seg = aug_input.image, aug_input.sem_seg
-
-        image_shape = image.shape[:2]
+        record = copy.deepcopy(dataset_dict)
+        picture = self._read(record)
+        transforms = self.augmentations(picture)
+        image_shape = picture.image.shape[:2]
+        channels_first = picture.image.transpose(2, 0, 1)
         # Contiguous, because a tensor of a flipped view would be copied for every worker.
-        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        if sem_seg is not None:
-            dataset_dict["sem_seg"] = torch.as_tensor(sem_seg.astype("long"))
-        if self.proposal_topk is not None:
-            utils.transform_proposals(
-                dataset_dict, image_shape, transforms, proposal_topk=self.proposal_topk
-            )
-        if not self.is_train:
-            dataset_dict.pop("annotations", None)
-        elif "annotations" in dataset_dict:
-            self._transform_annotations(dataset_dict, transforms, image_shape)
-        return dataset_dict
+        record["image"] = torch.as_tensor(np.ascontiguousarray(channels_first))
+        if picture.sem_seg is not None:
+            record["sem_seg"] = torch.as_tensor(picture.sem_seg.astype("long"))
+
+        top_k = self.proposal_topk
+        if top_k is not None:
+            utils.transform_proposals(record, image_shape, transforms, proposal_topk=top_k)
+        if self.is_train and "annotations" in record:
+            self._transform_annotations(record, transforms, image_shape)
+        else:
+            record.pop("annotations", None)
+        return record
+
+    def _read(self, record: dict[str, Any]) -> T.AugInput:
+        """Reads the image, and the semantic segmentation if the record names one."""
+        image = utils.read_image(record["file_name"], format=self.image_format)
+        utils.check_image_size(record, image)
+        sem_seg_file = record.pop("sem_seg_file_name", None)
+        if sem_seg_file is None:
+            return T.AugInput(image)
+        return T.AugInput(image, sem_seg=utils.read_image(sem_seg_file, "L").squeeze(2))

@@ -67,21 +67,18 @@ def transform_proposals(dataset_dict, image_shape, transforms, *, proposal_topk,
     """
     if "proposal_boxes" not in dataset_dict:
         return
-    boxes = BoxMode.convert(
-        dataset_dict.pop("proposal_boxes"),
-        dataset_dict.pop("proposal_bbox_mode"),
-        BoxMode.XYXY_ABS,
+    corners, mode, logits = (
+        dataset_dict.pop(f"proposal_{key}") for key in ("boxes", "bbox_mode", "objectness_logits")
     )
-    boxes = Boxes(transforms.apply_box(boxes))
-    logits = torch.as_tensor(
-        dataset_dict.pop("proposal_objectness_logits").astype("float32", copy=False)
-    )
+    corners = BoxMode.convert(corners, mode, BoxMode.XYXY_ABS)
+    boxes = Boxes(transforms.apply_box(corners))
     boxes.clip(image_shape)
-    keep = boxes.nonempty(threshold=min_box_size)
-    proposals = Instances(image_shape)
-    proposals.proposal_boxes = boxes[keep][:proposal_topk]
-    proposals.objectness_logits = logits[keep][:proposal_topk]
-    dataset_dict["proposals"] = proposals
+    keep = torch.where(boxes.nonempty(threshold=min_box_size))[0][:proposal_topk]
+    dataset_dict["proposals"] = Instances(
+        image_shape,
+        proposal_boxes=boxes[keep],
+        objectness_logits=torch.as_tensor(logits.astype("float32", copy=False))[keep],
+    )
 
 
 def get_bbox(annotation: dict[str, Any]) -> np.ndarray:
@@ -134,8 +131,8 @@ def _transform_segmentation(segmentation, transforms, image_size):
         )
         return mask
     raise ValueError(
-        f"Cannot transform segmentation of type '{type(segmentation)}'! Supported types are: "
-        "polygons as list[list[float] or ndarray], COCO-style RLE as a dict."
+        "a segmentation of a record is a list of polygons or a run-length encoding in a dict, "
+        f"got {type(segmentation)}"
     )
 
 
@@ -163,16 +160,21 @@ def transform_keypoint_annotations(
     # each flip exchanges left and right, so an even number of them leaves the names alone
     num_flips = sum(isinstance(transform, T.HFlipTransform) for transform in transforms.transforms)
     if num_flips % 2 == 1:
-        if keypoint_hflip_indices is None:
-            raise ValueError("Cannot flip keypoints without providing flip indices!")
-        if len(keypoints) != len(keypoint_hflip_indices):
-            raise ValueError(
-                f"Keypoint data has {len(keypoints)} points, but metadata contains "
-                f"{len(keypoint_hflip_indices)} points!"
-            )
-        keypoints = keypoints[np.asarray(keypoint_hflip_indices, dtype=np.int32), :]
-    keypoints[keypoints[:, 2] == 0] = 0
-    return keypoints
+        keypoints = keypoints[_partner_rows(keypoint_hflip_indices, len(keypoints))]
+    is_labelled = keypoints[:, 2] != 0
+    return np.where(is_labelled[:, None], keypoints, 0.0)
+
+
+def _partner_rows(keypoint_hflip_indices, num_keypoints: int) -> np.ndarray:
+    """Returns, as (K,) indices, the keypoint that takes the place of each in the mirror."""
+    if keypoint_hflip_indices is None:
+        raise ValueError("a flip exchanges left and right keypoints: give keypoint_hflip_indices")
+    if len(keypoint_hflip_indices) != num_keypoints:
+        raise ValueError(
+            f"an object has {num_keypoints} keypoints, but the metadata of its data set names "
+            f"{len(keypoint_hflip_indices)}"
+        )
+    return np.asarray(keypoint_hflip_indices, dtype=np.int32)
 
 
 def annotations_to_instances(annos, image_size, mask_format="polygon"):
@@ -205,27 +207,26 @@ def _masks_from(segmentations, image_size, mask_format) -> BitMasks | PolygonMas
             return PolygonMasks(segmentations)
         except ValueError as e:
             raise ValueError(
-                "Failed to use mask_format=='polygon' from the given annotations!"
+                "these annotations are not all polygons; set INPUT.MASK_FORMAT to 'bitmask'"
             ) from e
-    assert mask_format == "bitmask", mask_format
-    masks = []
-    for segmentation in segmentations:
-        if isinstance(segmentation, list):
-            masks.append(polygons_to_bitmask(segmentation, *image_size))
-        elif isinstance(segmentation, dict):
-            masks.append(mask_util.decode(segmentation))
-        elif isinstance(segmentation, np.ndarray):
-            assert segmentation.ndim == 2, (
-                f"Expect segmentation of 2 dimensions, got {segmentation.ndim}."
-            )
-            masks.append(segmentation)
-        else:
-            raise ValueError(
-                f"Cannot convert segmentation of type '{type(segmentation)}' to BitMasks! "
-                "Supported types are: polygons as list[list[float] or ndarray], COCO-style RLE "
-                "as a dict, or a binary segmentation mask in a 2D numpy array of shape HxW."
-            )
-    return BitMasks(torch.stack([torch.from_numpy(np.ascontiguousarray(m)) for m in masks]))
+    assert mask_format == "bitmask", f"unknown mask_format {mask_format!r}"
+    masks = [np.ascontiguousarray(_bitmask_from(s, image_size)) for s in segmentations]
+    return BitMasks(torch.stack([torch.from_numpy(mask) for mask in masks]))
+
+
+def _bitmask_from(segmentation, image_size) -> np.ndarray:
+    """Returns the (H, W) array of polygons, of an encoded mask, or of such an array."""
+    if isinstance(segmentation, list):
+        return polygons_to_bitmask(segmentation, *image_size)
+    if isinstance(segmentation, dict):
+        return mask_util.decode(segmentation)
+    if not isinstance(segmentation, np.ndarray):
+        raise ValueError(
+            "a segmentation is a list of polygons, a run-length encoding in a dict, or an (H, W) "
+            f"array; got {type(segmentation)}"
+        )
+    assert segmentation.ndim == 2, f"a mask must be (H, W), got {segmentation.shape}"
+    return segmentation
 
 
 def filter_empty_instances(
@@ -268,22 +269,22 @@ def gen_crop_transform_with_instance(crop_size, image_size, instance):
     """Returns a random crop that contains the center of an object.
 
     Args:
-        crop_size: (height, width) in pixels; less where the image is smaller.
+        crop_size: (height, width) in pixels, at most those of the image.
         image_size: (height, width) of the image.
         instance: an annotation, whose box must not lie beyond the image.
     """
     crop_size = np.asarray(crop_size, dtype=np.int32)
     x0, y0, x1, y1 = get_bbox(instance)
     center = np.array(((y0 + y1) * 0.5, (x0 + x1) * 0.5))
-    assert image_size[0] >= center[0] and image_size[1] >= center[1], (
-        "The annotation bounding box is outside of the image!"
+    image_size = np.asarray(image_size, dtype=np.int32)
+    assert (center <= image_size).all(), (
+        f"box {(x0, y0, x1, y1)} lies beyond the image of (height, width) {tuple(image_size)}"
     )
-    assert image_size[0] >= crop_size[0] and image_size[1] >= crop_size[1], (
-        "Crop size is larger than image size!"
+    assert (crop_size <= image_size).all(), (
+        f"a crop of {tuple(crop_size)} does not fit into an image of {tuple(image_size)}"
     )
     least = np.maximum(np.floor(center).astype(np.int32) - crop_size, 0)
-    greatest = np.maximum(np.asarray(image_size, dtype=np.int32) - crop_size, 0)
-    greatest = np.minimum(greatest, np.ceil(center).astype(np.int32))
+    greatest = np.minimum(image_size - crop_size, np.ceil(center).astype(np.int32))
     y = np.random.randint(least[0], greatest[0] + 1)
     x = np.random.randint(least[1], greatest[1] + 1)
     return T.CropTransform(x, y, crop_size[1], crop_size[0])

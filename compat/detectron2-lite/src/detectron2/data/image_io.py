@@ -58,15 +58,14 @@ def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.nd
 
     The result is uint8, but for "YUV-BT.601", which stays in floating point.
     """
-    if isinstance(image, torch.Tensor):
-        image = image.cpu().numpy()
-    if format == "BGR":
-        return image[:, :, [2, 1, 0]]
+    array = image.cpu().numpy() if isinstance(image, torch.Tensor) else image
     if format == "YUV-BT.601":
-        return np.dot(image, np.array(_YUV_TO_RGB).T) * 255.0
+        return np.dot(array, np.array(_YUV_TO_RGB).T) * 255.0
+    if format == "BGR":
+        return array[:, :, [2, 1, 0]]
     if format == "L":
-        image = image[:, :, 0]
-    return np.asarray(Image.fromarray(image.astype(np.uint8), mode=format).convert("RGB"))
+        array = array[:, :, 0]
+    return np.asarray(Image.fromarray(array.astype(np.uint8), mode=format).convert("RGB"))
 
 
 def read_image(file_name: str, format: str | None = None) -> np.ndarray:
@@ -95,9 +94,8 @@ def check_image_size(dataset_dict: dict, image: np.ndarray) -> None:
         if stated != (width, height):
             name = dataset_dict.get("file_name")
             raise SizeMismatchError(
-                f"Mismatched image shape{f' for image {name}' if name else ''}, "
-                f"got {(width, height)}, expect {stated}. "
-                "Please check the width/height in your annotation."
+                f"image {name or 'without a name'} is {(width, height)} (width, height), but its "
+                f"record says {stated}; correct the record"
             )
     dataset_dict.setdefault("width", width)
     dataset_dict.setdefault("height", height)

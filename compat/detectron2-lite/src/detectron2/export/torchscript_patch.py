@@ -35,7 +35,7 @@ class {name}:
 
     def __len__(self) -> int:
         {len_body}
-        raise NotImplementedError("Empty Instances does not support __len__!")
+        raise NotImplementedError("Instances without fields have no length")
 
     def has(self, name: str) -> bool:
         {has_body}
@@ -185,13 +185,17 @@ def patch_instances(fields: dict[str, type]) -> Iterator[type]:
     with tempfile.TemporaryDirectory(prefix="detectron2_lite_") as folder:
         _forget_compiled()
         made = _make_class(fields, folder)
+        marks = {
+            "__torch_script_class__": True,
+            "_jit_override_qualname": torch._jit_internal._qualified_name(made),
+        }
         try:
-            Instances.__torch_script_class__ = True
-            Instances._jit_override_qualname = torch._jit_internal._qualified_name(made)
+            for name, value in marks.items():
+                setattr(Instances, name, value)
             yield made
         finally:
-            del Instances.__torch_script_class__
-            del Instances._jit_override_qualname
+            for name in marks:
+                delattr(Instances, name)
             sys.modules.pop(made.__module__)
             _forget_compiled()
 
@@ -224,14 +228,12 @@ def freeze_training_mode(model: nn.Module) -> Iterator[None]:
     So it does not compile what is only for the other mode, and may not be able to.
     """
     classes = {type(module) for module in model.modules()} | {nn.ModuleList}
-    before = {cls: cls.__annotations__.get("training") for cls in classes}
-    for cls in classes:
-        cls.__annotations__["training"] = torch.jit.Final[bool]
+    kept = [(cls.__annotations__, dict(cls.__annotations__)) for cls in classes]
+    for annotations, _ in kept:
+        annotations["training"] = torch.jit.Final[bool]
     try:
         yield
     finally:
-        for cls, annotation in before.items():
-            if annotation is None:
-                del cls.__annotations__["training"]
-            else:
-                cls.__annotations__["training"] = annotation
+        for annotations, before in kept:
+            annotations.clear()
+            annotations.update(before)

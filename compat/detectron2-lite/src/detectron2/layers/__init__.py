@@ -3,9 +3,8 @@
 
 from detectron2._lite import absent, absent_class
 
-from .aspp import ASPP
 from .batch_norm import CycleBatchNormList, FrozenBatchNorm2d, NaiveSyncBatchNorm, get_norm
-from .blocks import CNNBlockBase, DepthwiseSeparableConv2d
+from .blocks import CNNBlockBase
 from .losses import ciou_loss, diou_loss
 from .nms import batched_nms, nms
 from .roi_align import ROIAlign, roi_align
@@ -30,14 +29,12 @@ ModulatedDeformConv = absent_class(__name__, "ModulatedDeformConv")
 ROIAlignRotated = absent_class(__name__, "ROIAlignRotated")
 
 __all__ = [
-    "ASPP",
     "BatchNorm2d",
     "CNNBlockBase",
     "Conv2d",
     "ConvTranspose2d",
     "CycleBatchNormList",
     "DeformConv",
-    "DepthwiseSeparableConv2d",
     "FrozenBatchNorm2d",
     "Linear",
     "ModulatedDeformConv",
@@ -62,6 +59,8 @@ __all__ = [
 
 __getattr__ = absent(
     __name__,
+    "ASPP",
+    "DepthwiseSeparableConv2d",
     "batched_nms_rotated",
     "nms_rotated",
     "paste_masks_in_image",

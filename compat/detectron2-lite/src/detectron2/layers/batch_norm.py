@@ -25,25 +25,22 @@ class FrozenBatchNorm2d(nn.Module):
         super().__init__()
         self.num_features = num_features
         self.eps = eps
-        self.register_buffer("weight", torch.ones(num_features))
-        self.register_buffer("bias", torch.zeros(num_features))
-        self.register_buffer("running_mean", torch.zeros(num_features))
-        # with eps added to it, the divisor is exactly 1
-        self.register_buffer("running_var", torch.ones(num_features) - eps)
-        # there only so that it is kept when a BatchNorm2d is converted
-        self.register_buffer("num_batches_tracked", None)
+        neutral = {
+            "weight": torch.ones(num_features),
+            "bias": torch.zeros(num_features),
+            "running_mean": torch.zeros(num_features),
+            # with eps added to it, the divisor is exactly 1
+            "running_var": torch.ones(num_features) - eps,
+            # there only so that it is kept when a BatchNorm2d is converted
+            "num_batches_tracked": None,
+        }
+        for name, values in neutral.items():
+            self.register_buffer(name, values)
 
     def forward(self, x):
         if not x.requires_grad:
-            return F.batch_norm(
-                x,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                training=False,
-                eps=self.eps,
-            )
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
         # F.batch_norm would keep what it needs for gradients of weight and bias; this does not.
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
@@ -54,8 +51,7 @@ class FrozenBatchNorm2d(nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ):
-        version = local_metadata.get("version", None)
-        if version is None or version < 2:
+        if (local_metadata.get("version") or 0) < 2:
             # Old and converted checkpoints may have had their statistics merged into weight, bias.
             for name, neutral in (
                 ("running_mean", torch.zeros_like(self.running_mean)),
@@ -128,13 +124,10 @@ def get_norm(norm: str | Callable | None, out_channels: int) -> nn.Module | None
             "naiveSyncBN_N"; a callable that takes the channels; or None or "" for no layer.
         out_channels: channels of the input of the layer.
     """
-    if norm is None:
+    if norm is None or norm == "":
         return None
-    if isinstance(norm, str):
-        if not norm:
-            return None
-        norm = _NORMS[norm]
-    return norm(out_channels)
+    make = _NORMS[norm] if isinstance(norm, str) else norm
+    return make(out_channels)
 
 
 class NaiveSyncBatchNorm(nn.BatchNorm2d):
@@ -161,10 +154,9 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
             return super().forward(input)
 
         batch, channels = input.shape[0], input.shape[1]
-        half_input = input.dtype == torch.float16
-        if half_input:
-            # float, because squares and sums of them overflow half precision
-            input = input.float()
+        # Squares and sums of them overflow half precision.
+        is_half = input.dtype == torch.float16
+        input = input.float() if is_half else input
         # An empty batch has no mean; any value will do, for its weight is 0 in mode "N".
         if batch == 0 and self._stats_mode == "":
             raise AssertionError('an empty batch needs stats_mode "N" (naiveSyncBN_N)')
@@ -191,7 +183,12 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
         self.running_mean += momentum * (mean.detach() - self.running_mean)
         self.running_var += momentum * (var.detach() - self.running_var)
         output = input * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
-        return output.half() if half_input else output
+        return output.half() if is_half else output
+
+
+def _affine_parameters(channels: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """Makes (channels,) scale and shift that change nothing yet."""
+    return nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
 
 class CycleBatchNormList(nn.ModuleList):
@@ -211,9 +208,7 @@ class CycleBatchNormList(nn.ModuleList):
         self._affine = kwargs.pop("affine", True)
         super().__init__([bn_class(**kwargs, affine=False) for _ in range(length)])
         if self._affine:
-            channels = self[0].num_features
-            self.weight = nn.Parameter(torch.ones(channels))
-            self.bias = nn.Parameter(torch.zeros(channels))
+            self.weight, self.bias = _affine_parameters(self[0].num_features)
         self._pos = 0
 
     def forward(self, x):
@@ -232,8 +227,7 @@ class LayerNorm(nn.Module):
 
     def __init__(self, normalized_shape, eps=1e-6):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(normalized_shape))
-        self.bias = nn.Parameter(torch.zeros(normalized_shape))
+        self.weight, self.bias = _affine_parameters(normalized_shape)
         self.eps = eps
         self.normalized_shape = (normalized_shape,)
 

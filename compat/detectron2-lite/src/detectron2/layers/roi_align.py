@@ -36,16 +36,16 @@ class ROIAlign(nn.Module):
             input: (N, C, H, W) features.
             rois: (K, 5); index in the batch, then x0, y0, x1, y1.
         """
-        assert rois.dim() == 2 and rois.size(1) == 5
-        if input.is_quantized:
-            input = input.dequantize()
+        assert rois.dim() == 2 and rois.size(1) == 5, f"rois must be (K, 5), got {rois.shape}"
+        # torchvision resamples floating point numbers only, and wants one type for both
+        features = input.dequantize() if input.is_quantized else input
         return roi_align(
-            input,
-            rois.to(dtype=input.dtype),
-            self.output_size,
-            self.spatial_scale,
-            self.sampling_ratio,
-            self.aligned,
+            features,
+            rois.to(features.dtype),
+            output_size=self.output_size,
+            spatial_scale=self.spatial_scale,
+            sampling_ratio=self.sampling_ratio,
+            aligned=self.aligned,
         )
 
     def __repr__(self) -> str:

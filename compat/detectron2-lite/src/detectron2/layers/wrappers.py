@@ -18,9 +18,7 @@ def shapes_to_tensor(
     device: Optional[torch.device] = None,  # noqa: UP045
 ) -> torch.Tensor:
     """Turns sizes into a 1-d tensor; in a trace they stay connected to where they come from."""
-    if torch.jit.is_scripting():
-        return torch.as_tensor(x, device=device)
-    if torch.jit.is_tracing():
+    if not torch.jit.is_scripting() and torch.jit.is_tracing():
         # Tensor.shape yields tensors while tracing; as_tensor would read out their numbers.
         assert all(isinstance(size, torch.Tensor) for size in x), "shapes must be traced as tensors"
         stacked = torch.stack(x)
@@ -30,10 +28,7 @@ def shapes_to_tensor(
 
 def cat(tensors: List[torch.Tensor], dim: int = 0) -> torch.Tensor:  # noqa: UP006
     """``torch.cat`` that hands a single tensor back without a copy."""
-    assert isinstance(tensors, (list, tuple))
-    if len(tensors) == 1:
-        return tensors[0]
-    return torch.cat(tensors, dim)
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
 def empty_input_loss_func_wrapper(loss_func: Callable) -> Callable:
@@ -42,12 +37,12 @@ def empty_input_loss_func_wrapper(loss_func: Callable) -> Callable:
     The 0 depends on the input, so that every parameter still receives a gradient.
     """
 
-    def wrapped_loss_func(input, target, *, reduction="mean", **kwargs):
-        if target.numel() == 0 and reduction == "mean":
-            return input.sum() * 0.0
-        return loss_func(input, target, reduction=reduction, **kwargs)
+    def loss_or_zero(input, target, *, reduction="mean", **kwargs):
+        if reduction != "mean" or target.numel() > 0:
+            return loss_func(input, target, reduction=reduction, **kwargs)
+        return 0.0 * input.sum()
 
-    return wrapped_loss_func
+    return loss_or_zero
 
 
 cross_entropy = empty_input_loss_func_wrapper(F.cross_entropy)
@@ -63,8 +58,7 @@ class Conv2d(torch.nn.Conv2d):
             *args: see ``torch.nn.Conv2d``.
             **kwargs: see ``torch.nn.Conv2d``; ``norm``, a module, and ``activation``, a callable.
         """
-        norm = kwargs.pop("norm", None)
-        activation = kwargs.pop("activation", None)
+        norm, activation = (kwargs.pop(name, None) for name in ("norm", "activation"))
         super().__init__(*args, **kwargs)
         self.norm = norm
         self.activation = activation
@@ -73,25 +67,20 @@ class Conv2d(torch.nn.Conv2d):
         # TorchScript compiles neither the isinstance below nor would it meet empty batches.
         if not torch.jit.is_scripting() and x.numel() == 0 and self.training:
             assert not isinstance(self.norm, torch.nn.SyncBatchNorm), (
-                "SyncBatchNorm does not support empty inputs!"
+                f"an empty batch {tuple(x.shape)} cannot be normalized by SyncBatchNorm"
             )
-        x = F.conv2d(
-            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
-        if self.norm is not None:
-            x = self.norm(x)
-        if self.activation is not None:
-            x = self.activation(x)
-        return x
+        # The name and not super(), which TorchScript does not know.
+        y = self._conv_forward(x, self.weight, self.bias)
+        y = y if self.norm is None else self.norm(y)
+        return y if self.activation is None else self.activation(y)
 
 
 def nonzero_tuple(x):
     """``x.nonzero(as_tuple=True)`` that TorchScript compiles too."""
-    if torch.jit.is_scripting():
-        if x.dim() == 0:
-            return x.unsqueeze(0).nonzero().unbind(1)
-        return x.nonzero().unbind(1)
-    return x.nonzero(as_tuple=True)
+    if not torch.jit.is_scripting():
+        return x.nonzero(as_tuple=True)
+    # A list here; a 0-d tensor is taken for one element, as as_tuple does.
+    return torch.nonzero(torch.atleast_1d(x)).unbind(dim=1)
 
 
 @torch.jit.script_if_tracing

@@ -31,15 +31,15 @@ class Boxes:
 
     def __init__(self, tensor: torch.Tensor):
         """Takes (N, 4) boxes; anything without numbers in it becomes (0, 4)."""
-        if not isinstance(tensor, torch.Tensor):
-            tensor = torch.as_tensor(tensor, dtype=torch.float32, device=torch.device("cpu"))
+        if isinstance(tensor, torch.Tensor):
+            rows = tensor.to(torch.float32)
         else:
-            tensor = tensor.to(torch.float32)
-        if tensor.numel() == 0:
+            rows = torch.as_tensor(tensor, dtype=torch.float32, device=torch.device("cpu"))
+        if rows.numel() == 0:
             # reshape, and not a new tensor, so that the graph of gradients stays connected
-            tensor = tensor.reshape((-1, 4)).to(dtype=torch.float32)
-        assert tensor.dim() == 2 and tensor.size(-1) == 4, tensor.size()
-        self.tensor = tensor
+            rows = rows.reshape(-1, 4)
+        assert rows.dim() == 2 and rows.size(1) == 4, f"boxes must be (N, 4), got {rows.shape}"
+        self.tensor = rows
 
     def clone(self) -> "Boxes":
         """Returns a copy that shares no memory."""
@@ -56,13 +56,11 @@ class Boxes:
 
     def clip(self, box_size: Tuple[int, int]) -> None:  # noqa: UP006
         """Moves every corner into an image of (height, width) pixels. Changes the boxes."""
-        assert torch.isfinite(self.tensor).all(), "Box tensor contains infinite or NaN!"
-        h, w = box_size
-        x0 = self.tensor[:, 0].clamp(min=0, max=w)
-        y0 = self.tensor[:, 1].clamp(min=0, max=h)
-        x1 = self.tensor[:, 2].clamp(min=0, max=w)
-        y1 = self.tensor[:, 3].clamp(min=0, max=h)
-        self.tensor = torch.stack((x0, y0, x1, y1), dim=-1)
+        assert torch.isfinite(self.tensor).all(), "infinite or NaN coordinates cannot be clipped"
+        height, width = box_size
+        x = self.tensor[:, 0::2].clamp(min=0, max=width)
+        y = self.tensor[:, 1::2].clamp(min=0, max=height)
+        self.tensor = torch.stack((x, y), dim=2).flatten(1)
 
     def nonempty(self, threshold: float = 0.0) -> torch.Tensor:
         """Returns (N,) bool: both sides of the box are longer than ``threshold``."""
@@ -114,10 +112,8 @@ class Boxes:
     @classmethod
     def cat(cls, boxes_list: List["Boxes"]) -> "Boxes":  # noqa: UP006
         """Returns the boxes of all lists as one object; none for an empty list."""
-        assert isinstance(boxes_list, (list, tuple))
         if len(boxes_list) == 0:
-            return cls(torch.empty(0))
-        assert all([isinstance(boxes, Boxes) for boxes in boxes_list])  # noqa: C419
+            return cls(torch.zeros(0, 4))
         # torch.cat (and not layers.cat) so that the result never shares memory with an input
         return cls(torch.cat([boxes.tensor for boxes in boxes_list], dim=0))
 

@@ -54,27 +54,23 @@ class ImageList:
             padding_constraints: optionally "size_divisibility", used in place of the argument,
                 and "square_size", which if positive is the height and the width to pad to.
         """
-        assert len(tensors) > 0
-        assert isinstance(tensors, (tuple, list))
-        for t in tensors:
-            assert isinstance(t, torch.Tensor), type(t)
-            assert t.shape[:-2] == tensors[0].shape[:-2], t.shape
+        assert len(tensors) > 0, "an ImageList needs at least one image"
+        leading = tensors[0].shape[:-2]
+        for image in tensors:
+            assert image.shape[:-2] == leading, f"images differ: {image.shape[:-2]}, {leading}"
 
-        image_sizes = [(t.shape[-2], t.shape[-1]) for t in tensors]
+        image_sizes = [(image.shape[-2], image.shape[-1]) for image in tensors]
         # As tensors, so that a trace records how sizes follow from the input and not the numbers.
         size_tensors = [shapes_to_tensor([h, w]) for h, w in image_sizes]
         common = torch.stack(size_tensors).max(0).values
         if padding_constraints is not None:
-            square_size = padding_constraints.get("square_size", 0)
-            if square_size > 0:
-                common[0] = square_size
-                common[1] = square_size
-            if "size_divisibility" in padding_constraints:
-                size_divisibility = padding_constraints["size_divisibility"]
+            side = padding_constraints.get("square_size", 0)
+            if side > 0:
+                common = torch.full_like(common, side)
+            size_divisibility = padding_constraints.get("size_divisibility", size_divisibility)
         if size_divisibility > 1:
-            blocks = (common + (size_divisibility - 1)).div(
-                size_divisibility, rounding_mode="floor"
-            )
+            # rounded up: the negative of the negative, rounded down
+            blocks = -torch.div(-common, size_divisibility, rounding_mode="floor")
             common = blocks * size_divisibility
 
         if torch.jit.is_scripting():
@@ -87,15 +83,14 @@ class ImageList:
 
         if len(tensors) == 1:
             # Padding alone is the cheaper way for the usual batch at test time.
-            last = image_sizes[0]
-            batch = F.pad(tensors[0], [0, w - last[1], 0, h - last[0]], value=pad_value).unsqueeze_(
-                0
-            )
+            own = image_sizes[0]
+            batch = F.pad(tensors[0], [0, w - own[1], 0, h - own[0]], value=pad_value).unsqueeze(0)
         else:
-            shape = [len(tensors)] + list(tensors[0].shape[:-2]) + [h, w]
-            on_cpu = torch.device("cpu") if torch.jit.is_tracing() else tensors[0].device
-            batch = tensors[0].new_full(shape, pad_value, device=on_cpu)
+            shape = [len(tensors)] + list(leading) + [h, w]
+            # A trace would record the device itself; there, move_device_like brings it along.
+            start = torch.device("cpu") if torch.jit.is_tracing() else tensors[0].device
+            batch = tensors[0].new_full(shape, pad_value, device=start)
             batch = move_device_like(batch, tensors[0])
-            for i, t in enumerate(tensors):
-                batch[i, ..., : t.shape[-2], : t.shape[-1]].copy_(t)
+            for i, image in enumerate(tensors):
+                batch[i, ..., : image.shape[-2], : image.shape[-1]].copy_(image)
         return ImageList(batch.contiguous(), image_sizes)

@@ -29,15 +29,16 @@ class Instances:
         return self._image_size
 
     def __setattr__(self, name: str, val: Any) -> None:
-        if name.startswith("_"):
-            super().__setattr__(name, val)
-        else:
-            self.set(name, val)
+        # Private names are the object's own attributes, all others are fields.
+        store = super().__setattr__ if name.startswith("_") else self.set
+        store(name, val)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_fields" or name not in self._fields:
-            raise AttributeError(f"Cannot find field '{name}' in the given Instances!")
-        return self._fields[name]
+        # Only asked for what is no attribute. Unpickling asks before there are any fields.
+        fields = self.__dict__.get("_fields", {})
+        if name not in fields:
+            raise AttributeError(f"these Instances have no field '{name}', only {list(fields)}")
+        return fields[name]
 
     def set(self, name: str, value: Any) -> None:
         """Sets a field. It must be as long as the fields that are there already."""
@@ -46,7 +47,7 @@ class Instances:
             length = len(value)
         if self._fields:
             assert len(self) == length, (
-                f"Adding a field of length {length} to a Instances of length {len(self)}"
+                f"field '{name}' of length {length} cannot join fields of length {len(self)}"
             )
         self._fields[name] = value
 
@@ -76,10 +77,10 @@ class Instances:
     def __getitem__(self, item: int | slice | torch.BoolTensor) -> "Instances":
         """Indexes every field: an integer keeps one object, a mask or a slice several."""
         if type(item) is int:
-            if item >= len(self) or item < -len(self):
-                raise IndexError("Instances index out of range!")
-            # a slice keeps the dimension; with a step of len(self) it holds one object
-            item = slice(item, None, len(self))
+            # range() counts negative indices from the end, and knows what lies beyond the ends
+            index = range(len(self))[item]
+            # a slice keeps the dimension
+            item = slice(index, index + 1)
         selected = Instances(self._image_size)
         for name, value in self._fields.items():
             selected.set(name, value[item])
@@ -89,25 +90,24 @@ class Instances:
         for value in self._fields.values():
             # a traced tensor's own len() would be a constant in the graph
             return value.__len__()
-        raise NotImplementedError("Empty Instances does not support __len__!")
+        raise NotImplementedError("Instances without fields have no length")
 
     def __iter__(self):
-        raise NotImplementedError("`Instances` object is not iterable!")
+        raise NotImplementedError("iterate over a field of the Instances, not over them")
 
     @staticmethod
     def cat(instance_lists: list["Instances"]) -> "Instances":
         """Joins objects of the same image; all must have the same fields."""
-        assert all(isinstance(i, Instances) for i in instance_lists)
-        assert len(instance_lists) > 0
-        if len(instance_lists) == 1:
-            return instance_lists[0]
-
-        image_size = instance_lists[0].image_size
+        assert instance_lists, "there must be at least one Instances to join"
+        first, *others = instance_lists
+        if not others:
+            return first
+        image_size = first.image_size
         if not isinstance(image_size, torch.Tensor):  # it is one in a trace
-            for instances in instance_lists[1:]:
-                assert instances.image_size == image_size
+            for other in others:
+                assert other.image_size == image_size, f"{other.image_size} is not {image_size}"
         joined = Instances(image_size)
-        for name in instance_lists[0]._fields:
+        for name in first.get_fields():
             joined.set(name, _join([instances.get(name) for instances in instance_lists]))
         return joined
 

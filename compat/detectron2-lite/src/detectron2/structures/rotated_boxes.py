@@ -17,13 +17,12 @@ class RotatedBoxes(Boxes):
     """
 
     def __init__(self, tensor: torch.Tensor):
-        device = tensor.device if isinstance(tensor, torch.Tensor) else torch.device("cpu")
-        tensor = torch.as_tensor(tensor, dtype=torch.float32, device=device)
-        if tensor.numel() == 0:
-            tensor = tensor.reshape((0, 5))
-        if tensor.dim() != 2 or tensor.size(-1) != 5:
-            raise AssertionError(f"rotated boxes must be (N, 5), got {tuple(tensor.shape)}")
-        self.tensor = tensor
+        where = tensor.device if isinstance(tensor, torch.Tensor) else "cpu"
+        rows = torch.as_tensor(tensor, dtype=torch.float32, device=where)
+        rows = rows if rows.numel() > 0 else rows.reshape(0, 5)
+        if rows.dim() != 2 or rows.size(1) != 5:
+            raise AssertionError(f"rotated boxes must be (N, 5), got {tuple(rows.shape)}")
+        self.tensor = rows
 
     def clone(self) -> "RotatedBoxes":
         """Returns a copy that shares no memory."""
@@ -93,9 +92,8 @@ class RotatedBoxes(Boxes):
     @classmethod
     def cat(cls, boxes_list: list["RotatedBoxes"]) -> "RotatedBoxes":
         """Returns the boxes of all lists as one object; none for an empty list."""
-        if len(boxes_list) == 0:
-            return cls(torch.empty(0))
-        return cls(torch.cat([boxes.tensor for boxes in boxes_list], dim=0))
+        rows = [boxes.tensor for boxes in boxes_list]
+        return cls(torch.cat(rows, dim=0) if rows else torch.zeros(0, 5))
 
     def __iter__(self):
         """Yields the boxes one by one, as (5,) tensors."""

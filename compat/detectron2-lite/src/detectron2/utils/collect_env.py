@@ -27,7 +27,7 @@ def collect_torch_env() -> str:
 
 def _gpu_rows() -> list[tuple[str, str]]:
     if not torch.cuda.is_available():
-        return [("GPU available", "No: torch.cuda.is_available() == False")]
+        return [("GPU available", "No: PyTorch finds no CUDA device")]
     names: dict[str, list[str]] = {}
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)

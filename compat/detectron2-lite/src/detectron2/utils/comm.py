@@ -88,19 +88,16 @@ def synchronize() -> None:
     """Wait until every process has arrived here."""
     if get_world_size() == 1:
         return
-    if dist.get_backend() == dist.Backend.NCCL:
-        # Naming the device keeps NCCL from guessing it by rank.
-        dist.barrier(device_ids=[torch.cuda.current_device()])
-    else:
-        dist.barrier()
+    # Naming the device keeps NCCL from guessing it by rank; gloo takes none.
+    is_nccl = dist.get_backend() == dist.Backend.NCCL
+    dist.barrier(device_ids=[torch.cuda.current_device()] if is_nccl else None)
 
 
 @functools.cache
 def _get_global_gloo_group():
     """A group of all ranks that can move CPU data; the world itself unless that runs on NCCL."""
-    if dist.get_backend() == "nccl":
-        return dist.new_group(backend="gloo")
-    return dist.group.WORLD
+    moves_cpu_data = dist.get_backend() != dist.Backend.NCCL
+    return dist.group.WORLD if moves_cpu_data else dist.new_group(backend="gloo")
 
 
 def _exchange_group(group):
@@ -115,7 +112,7 @@ def all_gather(data: Any, group=None) -> list:
     """Give every process the objects of all.
 
     Args:
-        data: any picklable object.
+        data: this process's object; it must be picklable.
         group: members of the exchange; all ranks by default.
 
     Returns:
@@ -133,7 +130,7 @@ def gather(data: Any, dst: int = 0, group=None) -> list:
     """Give process `dst` the objects of all.
 
     Args:
-        data: any picklable object.
+        data: this process's object; it must be picklable.
         dst: rank of the receiver.
         group: members of the exchange; all ranks by default.
 
@@ -166,8 +163,7 @@ def reduce_dict(input_dict: dict, average: bool = True) -> dict:
     Returns:
         name -> reduced tensor on rank 0; on the other ranks the values mean nothing.
     """
-    world_size = get_world_size()
-    if world_size < 2:
+    if get_world_size() == 1:
         return input_dict
     # Ranks may have filled their dictionaries in different orders.
     names = sorted(input_dict)
@@ -175,5 +171,5 @@ def reduce_dict(input_dict: dict, average: bool = True) -> dict:
         values = torch.stack([input_dict[name] for name in names])
         dist.reduce(values, dst=0)
         if average and get_rank() == 0:
-            values /= world_size
+            values /= get_world_size()
     return dict(zip(names, values, strict=True))

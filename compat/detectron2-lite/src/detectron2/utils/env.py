@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """State of the process: random seeds, library settings, the user's own set-up module."""
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -19,8 +20,6 @@ TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 DOC_BUILDING = os.getenv("_DOC_BUILDING", "False").lower() in ("1", "true", "yes")
 """Set while documentation is generated."""
-
-_ENV_SETUP_DONE = False
 
 
 def seed_all_rng(seed: int | None = None) -> None:
@@ -47,12 +46,12 @@ def _import_file(module_name: str, file_path: str, make_importable: bool = False
         file_path: the file.
         make_importable: also enter it into `sys.modules`.
     """
-    spec = importlib.util.spec_from_file_location(module_name, file_path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    source = importlib.util.spec_from_file_location(module_name, file_path)
+    made = importlib.util.module_from_spec(source)
+    source.loader.exec_module(made)
     if make_importable:
-        sys.modules[module_name] = module
-    return module
+        sys.modules[module_name] = made
+    return made
 
 
 def _configure_libraries() -> None:
@@ -68,15 +67,12 @@ def _configure_libraries() -> None:
         cv2.ocl.setUseOpenCL(False)
 
 
+@functools.cache
 def setup_environment() -> None:
     """Configure libraries once a process, then run the module in $DETECTRON2_ENV_MODULE, if set.
 
     Called when `detectron2` is imported.
     """
-    global _ENV_SETUP_DONE
-    if _ENV_SETUP_DONE:
-        return
-    _ENV_SETUP_DONE = True
     _configure_libraries()
     custom_module = os.environ.get("DETECTRON2_ENV_MODULE")
     if custom_module:
@@ -85,14 +81,16 @@ def setup_environment() -> None:
 
 def setup_custom_environment(custom_module: str) -> None:
     """Import a module by name, or a file ending in .py, and call its `setup_environment()`."""
-    if custom_module.endswith(".py"):
-        module = _import_file("detectron2.utils.env.custom_module", custom_module)
-    else:
-        module = importlib.import_module(custom_module)
-    assert callable(getattr(module, "setup_environment", None)), (
+    is_file = custom_module.endswith(".py")
+    users = (
+        _import_file(f"{__name__}.custom_module", custom_module)
+        if is_file
+        else importlib.import_module(custom_module)
+    )
+    assert callable(getattr(users, "setup_environment", None)), (
         f"{custom_module}, named in $DETECTRON2_ENV_MODULE, has no function setup_environment()"
     )
-    module.setup_environment()
+    users.setup_environment()
 
 
 def fixup_module_metadata(module_name: str, namespace: dict, keys=None) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 
 import torch
@@ -33,7 +33,7 @@ def get_event_storage() -> "EventStorage":
         AssertionError: no such block is open.
     """
     assert has_event_storage(), (
-        "get_event_storage() has to be called inside a 'with EventStorage(...)' context!"
+        "there is no event storage: this code needs an open `with EventStorage(...)` block"
     )
     return _CURRENT_STORAGE_STACK[-1]
 
@@ -81,10 +81,8 @@ class JSONWriter(EventWriter):
             scalars["iteration"] = iteration
             self._file_handle.write(json.dumps(scalars, sort_keys=True) + "\n")
         self._file_handle.flush()
-        try:
+        with suppress(AttributeError):  # remote file objects have no descriptor
             os.fsync(self._file_handle.fileno())
-        except AttributeError:
-            pass  # remote file objects have no descriptor
 
     def close(self):
         self._file_handle.close()
@@ -101,7 +99,7 @@ class TensorboardXWriter(EventWriter):
             kwargs: further arguments of `torch.utils.tensorboard.SummaryWriter`.
         """
         self._window_size = window_size
-        self._writer_args = {"log_dir": log_dir, **kwargs}
+        self._writer_args = dict(kwargs, log_dir=log_dir)
         self._last_write = -1
 
     @cached_property
@@ -131,8 +129,14 @@ class TensorboardXWriter(EventWriter):
         storage.clear_histograms()
 
     def close(self):
-        if "_writer" in self.__dict__:
-            self._writer.close()
+        opened = vars(self).get("_writer")  # no attribute before the first write
+        if opened is not None:
+            opened.close()
+
+
+def _clock(seconds: float) -> str:
+    """Whole seconds as "1 day, 2:03:04"."""
+    return str(datetime.timedelta(seconds=int(seconds)))
 
 
 class CommonMetricPrinter(EventWriter):
@@ -158,21 +162,18 @@ class CommonMetricPrinter(EventWriter):
             return ""
         iteration = storage.iter
         remaining = self._max_iter - iteration - 1
-        try:
+        if "time" in storage.histories():
             # Long window: the estimate should not jump.
-            eta_seconds = storage.history("time").median(1000) * remaining
-            storage.put_scalar("eta_seconds", eta_seconds, smoothing_hint=False)
-            return str(datetime.timedelta(seconds=int(eta_seconds)))
-        except KeyError:
-            # Nobody measures iterations: take the time since the previous line instead.
-            eta = None
-            now = time.perf_counter()
-            if self._last_write is not None:
-                last_iteration, last_time = self._last_write
-                per_iteration = (now - last_time) / (iteration - last_iteration)
-                eta = str(datetime.timedelta(seconds=int(per_iteration * remaining)))
-            self._last_write = (iteration, now)
-            return eta
+            seconds = storage.history("time").median(1000) * remaining
+            storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
+            return _clock(seconds)
+        # Nobody measures iterations: take the time since the previous line instead.
+        now = time.perf_counter()
+        previous, self._last_write = self._last_write, (iteration, now)
+        if previous is None:
+            return None
+        per_iteration = (now - previous[1]) / (iteration - previous[0])
+        return _clock(per_iteration * remaining)
 
     def _format_times(self, storage: "EventStorage") -> str:
         text = ""

@@ -4,6 +4,7 @@
 import atexit
 import functools
 import logging
+import math
 import os
 import sys
 import time
@@ -76,9 +77,6 @@ def setup_logger(
     """
     if abbrev_name is None:
         abbrev_name = "d2" if name == "detectron2" else name
-    logger = logging.getLogger(name)
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = enable_propagation
     plain = logging.Formatter(
         "[%(asctime)s] %(name)s %(levelname)s: %(message)s", datefmt=_DATE_FORMAT
     )
@@ -102,10 +100,13 @@ def setup_logger(
         handler = logging.StreamHandler(_cached_log_stream(file_name))
         handler.setFormatter(plain)
         handlers.append(handler)
+    root = logging.getLogger(name)
+    root.propagate = enable_propagation
+    root.setLevel(logging.DEBUG)
     for handler in handlers:
         handler.setLevel(logging.DEBUG)
-        logger.addHandler(handler)
-    return logger
+        root.addHandler(handler)
+    return root
 
 
 # One stream a file: loggers of several packages share it without overwriting each other.
@@ -129,17 +130,25 @@ def _find_caller() -> tuple[str, tuple]:
     Returns:
         module name, and a key made of file, line and function.
     """
+    helpers = os.path.join("utils", "logger.")
     frame = sys._getframe(2)
-    while frame:
-        code = frame.f_code
-        # As Detectron2 does: step over everything in files of a package's utils/logger.
-        if os.path.join("utils", "logger.") not in code.co_filename:
-            module = frame.f_globals["__name__"]
-            # A script has no logger of its own set up; the package's prints.
-            module = "detectron2" if module == "__main__" else module
-            return module, (code.co_filename, frame.f_lineno, code.co_name)
+    # As Detectron2 does: step over everything in files of a package's utils/logger.
+    while helpers in frame.f_code.co_filename:
         frame = frame.f_back
-    raise RuntimeError("The call stack ends inside the logging helpers")
+    module = frame.f_globals["__name__"]
+    # A script has no logger of its own set up; the package's prints.
+    module = "detectron2" if module == "__main__" else module
+    return module, (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+
+def _count_call(key: tuple) -> int:
+    """How often `key` was counted, this time included."""
+    _LOG_COUNTER[key] += 1
+    return _LOG_COUNTER[key]
+
+
+def _log(lvl: int, msg: str, name: str | None, caller_module: str) -> None:
+    logging.getLogger(name or caller_module).log(lvl, msg)
 
 
 def log_first_n(lvl, msg, n=1, *, name=None, key="caller"):
@@ -152,36 +161,29 @@ def log_first_n(lvl, msg, n=1, *, name=None, key="caller"):
         name: logger; that of the calling module by default.
         key: what is counted: the "caller" (this line of code), the "message", or a tuple of both.
     """
-    if isinstance(key, str):
-        key = (key,)
-    assert len(key) > 0
-    caller_module, caller_key = _find_caller()
-    hash_key = ()
-    if "caller" in key:
-        hash_key = hash_key + caller_key
-    if "message" in key:
-        hash_key = hash_key + (msg,)
-    _LOG_COUNTER[hash_key] += 1
-    if _LOG_COUNTER[hash_key] <= n:
-        logging.getLogger(name or caller_module).log(lvl, msg)
+    parts = (key,) if isinstance(key, str) else key
+    assert parts, 'key must name what is counted: "caller", "message" or both'
+    module, place = _find_caller()
+    identities = {"caller": place, "message": (msg,)}
+    counted = tuple(identities.get(part) for part in sorted(parts))
+    if _count_call(counted) <= n:
+        _log(lvl, msg, name, module)
 
 
 def log_every_n(lvl, msg, n=1, *, name=None):
     """Log the first of every `n` calls from the same line of code."""
-    caller_module, key = _find_caller()
-    _LOG_COUNTER[key] += 1
-    if n == 1 or _LOG_COUNTER[key] % n == 1:
-        logging.getLogger(name or caller_module).log(lvl, msg)
+    module, place = _find_caller()
+    if (_count_call(place) - 1) % n == 0:
+        _log(lvl, msg, name, module)
 
 
 def log_every_n_seconds(lvl, msg, n=1, *, name=None):
     """Log unless the same line of code logged less than `n` seconds ago."""
-    caller_module, key = _find_caller()
-    last = _LOG_TIMER.get(key)
+    module, place = _find_caller()
     now = time.time()
-    if last is None or now - last >= n:
-        logging.getLogger(name or caller_module).log(lvl, msg)
-        _LOG_TIMER[key] = now
+    if now - _LOG_TIMER.get(place, -math.inf) >= n:
+        _LOG_TIMER[place] = now
+        _log(lvl, msg, name, module)
 
 
 def create_small_table(small_dict: dict) -> str:

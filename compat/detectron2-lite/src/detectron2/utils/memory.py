@@ -36,11 +36,11 @@ def retry_if_cuda_oom(func):
 
     @functools.wraps(func)
     def wrapped(*args, **kwargs):
-        with _ignore_torch_cuda_oom():
-            return func(*args, **kwargs)
-        torch.cuda.empty_cache()
-        with _ignore_torch_cuda_oom():
-            return func(*args, **kwargs)
+        for is_second_try in (False, True):
+            if is_second_try:
+                torch.cuda.empty_cache()
+            with _ignore_torch_cuda_oom():
+                return func(*args, **kwargs)
         logging.getLogger(__name__).info(f"Out of GPU memory: {func} goes on with CPU copies")
         args = [_to_cpu(value) for value in args]
         kwargs = {name: _to_cpu(value) for name, value in kwargs.items()}

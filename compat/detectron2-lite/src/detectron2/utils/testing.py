@@ -34,10 +34,8 @@ def random_boxes(num_boxes: int, max_coord: float = 100, device="cpu") -> torch.
 
 def reload_script_model(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     """Save a compiled module or function and load it again, to see that nothing gets lost."""
-    buffer = io.BytesIO()
-    torch.jit.save(module, buffer)
-    buffer.seek(0)
-    return torch.jit.load(buffer)
+    with io.BytesIO(module.save_to_buffer()) as file:
+        return torch.jit.load(file)
 
 
 def convert_scripted_instances(instances) -> Instances:
@@ -62,10 +60,9 @@ def assert_instances_allclose(
         msg: start of the message.
         size_as_tensor: the image sizes are tensors, as in traced models.
     """
-    if not isinstance(input, Instances):
-        input = convert_scripted_instances(input)
-    if not isinstance(other, Instances):
-        other = convert_scripted_instances(other)
+    input, other = (
+        x if isinstance(x, Instances) else convert_scripted_instances(x) for x in (input, other)
+    )
     size, other_size = (
         (torch.as_tensor(x.image_size).tolist() if size_as_tensor else x.image_size)
         for x in (input, other)

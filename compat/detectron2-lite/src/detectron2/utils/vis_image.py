@@ -48,18 +48,14 @@ class VisImage:
 
     def _setup_figure(self, img):
         # Not through pyplot: figures it knows are kept until they are closed.
-        fig = matplotlib.figure.Figure(frameon=False)
-        self.dpi = fig.get_dpi()
+        self.fig = matplotlib.figure.Figure(frameon=False)
+        self.dpi = self.fig.get_dpi()
         # The small addition keeps rounding from losing a row or a column.
-        fig.set_size_inches(
-            (self.width * self.scale + 1e-2) / self.dpi,
-            (self.height * self.scale + 1e-2) / self.dpi,
-        )
-        self.canvas = FigureCanvasAgg(fig)
-        ax = fig.add_axes([0.0, 0.0, 1.0, 1.0])
-        ax.axis("off")
-        self.fig = fig
-        self.ax = ax
+        pixels = self.scale * np.array([self.width, self.height]) + 0.01
+        self.fig.set_size_inches(pixels / self.dpi)
+        self.canvas = FigureCanvasAgg(self.fig)
+        self.ax = self.fig.add_axes((0, 0, 1, 1))
+        self.ax.set_axis_off()
         self.reset_image(img)
 
     def reset_image(self, img):
@@ -97,6 +93,7 @@ class GenericMask:
             shape = self._mask.shape
         elif isinstance(value, list):
             self._polygons = [np.asarray(polygon).reshape(-1) for polygon in value]
+            self._has_holes = False  # the annotation format has none
             shape = (height, width)
         elif isinstance(value, np.ndarray) and value.ndim == 2:
             self._mask = value.astype("uint8")
@@ -111,25 +108,25 @@ class GenericMask:
 
     @property
     def mask(self) -> np.ndarray:
-        if self._mask is None:
-            self._mask = self.polygons_to_mask(self._polygons)
+        if self._mask is not None:
+            return self._mask
+        self._mask = self.polygons_to_mask(self._polygons)
         return self._mask
 
     @property
     def polygons(self) -> list[np.ndarray]:
-        if self._polygons is None:
-            self._polygons, self._has_holes = self.mask_to_polygons(self._mask)
+        self._trace_outlines()
         return self._polygons
 
     @property
     def has_holes(self) -> bool:
-        if self._has_holes is None:
-            if self._mask is None:
-                # Polygons of the annotation format have none.
-                self._has_holes = False
-            else:
-                self._polygons, self._has_holes = self.mask_to_polygons(self._mask)
+        self._trace_outlines()
         return self._has_holes
+
+    def _trace_outlines(self) -> None:
+        """Finds polygons and holes of a mask, the first time they are asked for."""
+        if self._polygons is None:
+            self._polygons, self._has_holes = self.mask_to_polygons(self._mask)
 
     def mask_to_polygons(self, mask) -> tuple[list[np.ndarray], bool]:
         """Outlines of a mask, and whether some of them bound holes."""

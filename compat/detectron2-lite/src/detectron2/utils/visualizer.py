@@ -34,6 +34,24 @@ class ColorMode(Enum):
     """As IMAGE, on an image that is gray outside the masks."""
 
 
+def _areas(boxes, masks, num_instances: int) -> np.ndarray:
+    """(N,) sizes to order instances by: of the boxes, else of the masks, else all alike."""
+    if boxes is not None:
+        width, height = (boxes[:, 2:] - boxes[:, :2]).T
+        return width * height
+    if masks is not None:
+        return np.array([mask.area() for mask in masks])
+    return np.zeros(num_instances)
+
+
+def _legible(color) -> np.ndarray:
+    """The color as (3,) RGB, with no channel dark and at least one bright."""
+    rgb = np.maximum(mplc.to_rgb(color), 0.2)
+    brightest = rgb.argmax()
+    rgb[brightest] = max(rgb[brightest], 0.8)
+    return rgb
+
+
 class Visualizer:
     """Draws on one image: single shapes, predictions of a model, or a data set's annotations.
 
@@ -73,12 +91,12 @@ class Visualizer:
             predictions: Instances with some of pred_boxes, scores, pred_classes, pred_masks.
             jittering: in mode SEGMENTATION, vary the class's color from instance to instance.
         """
-        boxes = predictions.pred_boxes if predictions.has("pred_boxes") else None
-        scores = predictions.scores if predictions.has("scores") else None
-        classes = predictions.pred_classes.tolist() if predictions.has("pred_classes") else None
-        masks = None
-        if predictions.has("pred_masks"):
-            masks = [np.asarray(mask) for mask in predictions.pred_masks.cpu()]
+        fields = predictions.get_fields()
+        boxes, scores, classes, masks = (
+            fields.get(name) for name in ("pred_boxes", "scores", "pred_classes", "pred_masks")
+        )
+        classes = None if classes is None else classes.tolist()
+        masks = None if masks is None else [np.asarray(mask) for mask in masks.cpu()]
         labels = _create_text_labels(classes, scores, self.metadata.get("thing_classes", None))
 
         colors, alpha = self._class_colors(classes, jittering), 0.8
@@ -152,12 +170,7 @@ class Visualizer:
         if assigned_colors is None:
             assigned_colors = [random_color(rgb=True, maximum=1) for _ in range(num_instances)]
 
-        areas = np.zeros(num_instances)
-        if boxes is not None:
-            areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-        elif masks is not None:
-            areas = np.array([mask.area() for mask in masks])
-        for index in np.argsort(-areas):
+        for index in np.argsort(-_areas(boxes, masks, num_instances)):
             color = assigned_colors[index]
             if boxes is not None:
                 self.draw_box(boxes[index], edge_color=color)
@@ -221,19 +234,15 @@ class Visualizer:
             rotation: degrees, counter-clockwise.
         """
         size = self._default_font_size if font_size is None else font_size
-        color = np.maximum(list(mplc.to_rgb(color)), 0.2)
-        color[np.argmax(color)] = max(0.8, np.max(color))
-        x, y = position
         self.output.ax.text(
-            x,
-            y,
+            *position,
             text,
             size=size * self.output.scale,
             family="sans-serif",
             bbox={"facecolor": "black", "alpha": 0.8, "pad": 0.7, "edgecolor": "none"},
             verticalalignment="top",
             horizontalalignment=horizontal_alignment,
-            color=color,
+            color=_legible(color),
             zorder=10,
             rotation=rotation,
         )

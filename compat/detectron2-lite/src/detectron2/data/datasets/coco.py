@@ -5,6 +5,7 @@ import contextlib
 import io
 import logging
 import os
+from functools import partial
 from typing import Any
 
 import pycocotools.mask as mask_util
@@ -119,8 +120,8 @@ def _convert_annotation(
     converted = {key: annotation[key] for key in keys if key in annotation}
     if len(converted.get("bbox", (0,))) == 0:
         raise ValueError(
-            f"One annotation of image {annotation['image_id']} contains empty 'bbox' value! "
-            "This json does not have valid COCO format."
+            f"an annotation of image {annotation['image_id']} has an empty 'bbox'. "
+            "A box of COCO's format has four numbers: correct the file."
         )
     segmentation = annotation.get("segmentation")
     if segmentation:
@@ -161,10 +162,8 @@ def register_coco_instances(name, metadata, json_file, image_root):
         json_file: path of the file.
         image_root: folder of the images.
     """
-    assert isinstance(name, str), name
-    assert isinstance(json_file, (str, os.PathLike)), json_file
-    assert isinstance(image_root, (str, os.PathLike)), image_root
-    DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
-    MetadataCatalog.get(name).set(
-        json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata
-    )
+    for path in (json_file, image_root):
+        assert isinstance(path, (str, os.PathLike)), f"data set '{name}': {path!r} is no path"
+    DatasetCatalog.register(name, partial(load_coco_json, json_file, image_root, name))
+    facts = {"json_file": json_file, "image_root": image_root, "evaluator_type": "coco"}
+    MetadataCatalog.get(name).set(**facts, **metadata)

@@ -92,7 +92,7 @@ def _convert_annotation(annotation: dict) -> dict:
         elif isinstance(segmentation, dict):
             area = mask_util.area(segmentation).item()
         else:
-            raise TypeError(f"Unknown segmentation type {type(segmentation)}!")
+            raise TypeError(f"cannot write a segmentation of type {type(segmentation)}")
     elif to_mode == BoxMode.XYWH_ABS:
         corners = BoxMode.convert(box, to_mode, BoxMode.XYXY_ABS)
         area = Boxes([corners]).area()[0].item()
@@ -128,17 +128,19 @@ def convert_to_coco_json(dataset_name, output_file, allow_cached=True):
     """
     PathManager.mkdirs(os.path.dirname(output_file))
     with file_lock(output_file):
-        if PathManager.exists(output_file) and allow_cached:
-            logger.warning(
-                "Using previously cached COCO format annotations at '%s'. "
-                "You need to clear the cache file if your dataset has been modified.",
-                output_file,
-            )
+        if not (allow_cached and PathManager.exists(output_file)):
+            _write_json(convert_to_coco_dict(dataset_name), output_file)
             return
-        coco_dict = convert_to_coco_dict(dataset_name)
-        logger.info("Caching COCO format annotations at '%s' ...", output_file)
-        # moved into place when complete: being killed half-way leaves no broken file
-        partial = output_file + ".tmp"
-        with PathManager.open(partial, "w") as f:
-            json.dump(coco_dict, f)
-        shutil.move(partial, output_file)
+    logger.warning(
+        "'%s' was written before and is used again; delete it if the data set has changed since.",
+        output_file,
+    )
+
+
+def _write_json(content: dict, output_file: str) -> None:
+    logger.info("Writing annotations in COCO format to '%s' ...", output_file)
+    # moved into place when complete: being killed half-way leaves no broken file
+    incomplete = output_file + ".tmp"
+    with PathManager.open(incomplete, "w") as f:
+        json.dump(content, f)
+    shutil.move(incomplete, output_file)

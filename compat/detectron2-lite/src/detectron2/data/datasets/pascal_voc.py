@@ -3,6 +3,7 @@
 
 import os
 import xml.etree.ElementTree as ET
+from functools import partial
 
 import numpy as np
 from detectron2.structures import BoxMode
@@ -62,7 +63,6 @@ def _read_object(element: ET.Element, class_names) -> dict:
 
 def register_pascal_voc(name, dirname, split, year, class_names=CLASS_NAMES):
     """Registers a split of a VOC year; see ``load_voc_instances``."""
-    DatasetCatalog.register(name, lambda: load_voc_instances(dirname, split, class_names))
-    MetadataCatalog.get(name).set(
-        thing_classes=list(class_names), dirname=dirname, year=year, split=split
-    )
+    DatasetCatalog.register(name, partial(load_voc_instances, dirname, split, class_names))
+    metadata = MetadataCatalog.get(name)
+    metadata.set(dirname=dirname, split=split, year=year, thing_classes=list(class_names))

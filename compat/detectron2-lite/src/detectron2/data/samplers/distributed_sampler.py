@@ -28,17 +28,16 @@ class TrainingSampler(Sampler):
             seed: of the permutations, the same in every process. None: the processes agree on one.
         """
         if not isinstance(size, int):
-            raise TypeError(f"TrainingSampler(size=) expects an int. Got type {type(size)}.")
+            raise TypeError(f"size of a {type(self).__name__} must be an int, got {size!r}")
         if size <= 0:
-            raise ValueError(f"TrainingSampler(size=) expects a positive int. Got {size}.")
+            raise ValueError(f"size of a {type(self).__name__} must be positive, got {size}")
         self._size = size
         self._shuffle = shuffle
-        self._seed = int(comm.shared_random_seed() if seed is None else seed)
-        self._rank = comm.get_rank()
-        self._world_size = comm.get_world_size()
+        self._seed = _agree_on_seed(seed)
+        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
 
     def __iter__(self) -> Iterator[int]:
-        yield from itertools.islice(self._infinite_indices(), self._rank, None, self._world_size)
+        yield from _every(self._infinite_indices(), self._rank, self._world_size)
 
     def _infinite_indices(self) -> Iterator[int]:
         generator = _seeded(self._seed)
@@ -72,9 +71,7 @@ class RandomSubsetTrainingSampler(TrainingSampler):
         assert 0.0 < subset_ratio <= 1.0, f"subset_ratio must be in (0, 1], got {subset_ratio}"
         subset_size = int(size * subset_ratio)
         assert subset_size > 0, f"subset_ratio {subset_ratio} of {size} elements leaves none"
-        if seed_subset is None:
-            seed_subset = comm.shared_random_seed()
-        self._seed_subset = int(seed_subset)
+        self._seed_subset = _agree_on_seed(seed_subset)
         permutation = torch.randperm(size, generator=_seeded(self._seed_subset))
         self._indexes_subset = permutation[:subset_size]
         self._size_subset = subset_size
@@ -101,12 +98,11 @@ class RepeatFactorTrainingSampler(Sampler):
             shuffle: shuffle the images of an epoch.
             seed: as for ``TrainingSampler``.
         """
+        self._repeats = torch.trunc(repeat_factors)
+        self._chance_of_another = repeat_factors - self._repeats
         self._shuffle = shuffle
-        self._seed = int(comm.shared_random_seed() if seed is None else seed)
-        self._rank = comm.get_rank()
-        self._world_size = comm.get_world_size()
-        self._int_part = torch.trunc(repeat_factors)
-        self._frac_part = repeat_factors - self._int_part
+        self._seed = _agree_on_seed(seed)
+        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
 
     @staticmethod
     def repeat_factors_from_category_frequency(dataset_dicts, repeat_thresh, sqrt=True):
@@ -139,12 +135,12 @@ class RepeatFactorTrainingSampler(Sampler):
 
     def _get_epoch_indices(self, generator: torch.Generator) -> torch.Tensor:
         """Returns the indices of one epoch in order, each as often as it is shown."""
-        extra = torch.rand(len(self._frac_part), generator=generator) < self._frac_part
-        counts = (self._int_part + extra.float()).to(torch.int64)
+        draws = torch.rand(len(self._repeats), generator=generator)
+        counts = self._repeats.long() + (draws < self._chance_of_another).long()
         return torch.arange(len(counts)).repeat_interleave(counts)
 
     def __iter__(self) -> Iterator[int]:
-        yield from itertools.islice(self._infinite_indices(), self._rank, None, self._world_size)
+        yield from _every(self._infinite_indices(), self._rank, self._world_size)
 
     def _infinite_indices(self) -> Iterator[int]:
         generator = _seeded(self._seed)
@@ -163,10 +159,7 @@ class InferenceSampler(Sampler):
 
     def __init__(self, size: int):
         assert size > 0, f"there must be something to sample from, got size {size}"
-        self._size = size
-        self._rank = comm.get_rank()
-        self._world_size = comm.get_world_size()
-        self._local_indices = self._get_local_indices(size, self._world_size, self._rank)
+        self._local_indices = self._get_local_indices(size, comm.get_world_size(), comm.get_rank())
 
     @staticmethod
     def _get_local_indices(total_size: int, world_size: int, rank: int) -> range:
@@ -180,6 +173,16 @@ class InferenceSampler(Sampler):
 
     def __len__(self) -> int:
         return len(self._local_indices)
+
+
+def _agree_on_seed(seed: int | None) -> int:
+    """Returns the seed, or one that all processes share: they must all ask for it."""
+    return int(comm.shared_random_seed() if seed is None else seed)
+
+
+def _every(indices: Iterator[int], rank: int, world_size: int) -> Iterator[int]:
+    """Yields the indices that fall to the process ``rank``."""
+    return itertools.islice(indices, rank, None, world_size)
 
 
 def _seeded(seed: int) -> torch.Generator:

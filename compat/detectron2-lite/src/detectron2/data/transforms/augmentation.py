@@ -121,9 +121,8 @@ def _transform_to_aug(tfm_or_aug) -> Augmentation:
     assert isinstance(tfm_or_aug, (Transform, TransformList, Augmentation)), (
         f"expected a Transform or an Augmentation, got {tfm_or_aug!r}"
     )
-    if isinstance(tfm_or_aug, Augmentation):
-        return tfm_or_aug
-    return _TransformToAug(tfm_or_aug)
+    is_rule = isinstance(tfm_or_aug, Augmentation)
+    return tfm_or_aug if is_rule else _TransformToAug(tfm_or_aug)
 
 
 class AugmentationList(Augmentation):
@@ -169,10 +168,10 @@ class AugInput:
     def transform(self, tfm: Transform) -> None:
         """Applies a transform to all that is there."""
         self.image = tfm.apply_image(self.image)
-        if self.boxes is not None:
-            self.boxes = tfm.apply_box(self.boxes)
-        if self.sem_seg is not None:
-            self.sem_seg = tfm.apply_segmentation(self.sem_seg)
+        for name, apply in (("boxes", tfm.apply_box), ("sem_seg", tfm.apply_segmentation)):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, apply(value))
 
     def apply_augmentations(self, augmentations: list[Augmentation | Transform]) -> TransformList:
         """Applies augmentations in order; returns the transforms they picked."""

@@ -37,6 +37,18 @@ __all__ = [
 ]
 
 
+def _is_range(sample_style: str) -> bool:
+    assert sample_style in ("range", "choice"), (
+        f'sample_style must be "range" or "choice", got {sample_style!r}'
+    )
+    return sample_style == "range"
+
+
+def _as_pair(value):
+    """Returns a single number twice, as a range or a choice of it alone; else ``value``."""
+    return (value, value) if isinstance(value, (int, float)) else value
+
+
 class RandomApply(Augmentation):
     """Applies another augmentation, or does nothing."""
 
@@ -44,7 +56,7 @@ class RandomApply(Augmentation):
         """Takes an augmentation or transform, and the probability with which it is applied."""
         super().__init__()
         self.aug = _transform_to_aug(tfm_or_aug)
-        assert 0.0 <= prob <= 1.0, f"Probablity must be between 0.0 and 1.0 (given: {prob})"
+        assert 0.0 <= prob <= 1.0, f"prob must be in [0, 1], got {prob}"
         self.prob = prob
 
     def get_transform(self, *args):
@@ -68,10 +80,11 @@ class RandomFlip(Augmentation):
             vertical: exchange top and bottom. Exactly one of the two must be asked for.
         """
         super().__init__()
-        if horizontal and vertical:
-            raise ValueError("Cannot do both horiz and vert. Please use two Flip instead.")
-        if not horizontal and not vertical:
-            raise ValueError("At least one of horiz or vert has to be True!")
+        if bool(horizontal) == bool(vertical):
+            raise ValueError(
+                f"RandomFlip mirrors one axis, got horizontal={horizontal}, vertical={vertical}; "
+                "for both, use two RandomFlips"
+            )
         self._init(locals())
 
     def get_transform(self, image):
@@ -86,10 +99,8 @@ class Resize(Augmentation):
 
     def __init__(self, shape, interp=Image.BILINEAR):
         """Takes (height, width), or an integer for both, and the PIL interpolation."""
-        if isinstance(shape, int):
-            shape = (shape, shape)
-        shape = tuple(shape)
-        self._init(locals())
+        self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
+        self.interp = interp
 
     def get_transform(self, image):
         height, width = image.shape[:2]
@@ -120,25 +131,21 @@ class ResizeShortestEdge(Augmentation):
             interp: PIL interpolation.
         """
         super().__init__()
-        assert sample_style in ("range", "choice"), sample_style
-        self.is_range = sample_style == "range"
-        if isinstance(short_edge_length, int):
-            short_edge_length = (short_edge_length, short_edge_length)
-        if self.is_range:
-            assert len(short_edge_length) == 2, (
-                "short_edge_length must be two values using 'range' sample style."
-                f" Got {short_edge_length}!"
-            )
         self._init(locals())
+        self.is_range = _is_range(sample_style)
+        self.short_edge_length = _as_pair(short_edge_length)
+        assert not self.is_range or len(self.short_edge_length) == 2, (
+            f"a range is (smallest, largest) short_edge_length, got {short_edge_length}"
+        )
 
     @torch.jit.unused
     def get_transform(self, image):
         height, width = image.shape[:2]
+        lengths = self.short_edge_length
         if self.is_range:
-            shortest, longest = self.short_edge_length
-            size = np.random.randint(shortest, longest + 1)
+            size = np.random.randint(lengths[0], lengths[1] + 1)
         else:
-            size = np.random.choice(self.short_edge_length)
+            size = np.random.choice(lengths)
         if size == 0:
             return NoOpTransform()
         new_height, new_width = self.get_output_shape(height, width, size, self.max_size)
@@ -209,33 +216,32 @@ class RandomRotation(Augmentation):
             interp: OpenCV interpolation.
         """
         super().__init__()
-        assert sample_style in ("range", "choice"), sample_style
-        self.is_range = sample_style == "range"
-        if isinstance(angle, (float, int)):
-            angle = (angle, angle)
-        if center is not None and isinstance(center[0], (float, int)):
-            center = (center, center)
         self._init(locals())
+        self.is_range = _is_range(sample_style)
+        self.angle = _as_pair(angle)
+        if center is not None:
+            # one point is a range, or a choice, of that point alone
+            is_point = isinstance(center[0], (float, int))
+            self.center = (center, center) if is_point else center
 
     def get_transform(self, image):
         height, width = image.shape[:2]
+        angle = self._draw(self.angle)
         center = None
-        if self.is_range:
-            angle = np.random.uniform(self.angle[0], self.angle[1])
-            if self.center is not None:
-                least, greatest = self.center[0], self.center[1]
-                center = tuple(np.random.uniform(least[i], greatest[i]) for i in range(2))
-        else:
-            angle = np.random.choice(self.angle)
-            if self.center is not None:
-                center = np.random.choice(self.center)
-        if center is not None:
-            center = (width * center[0], height * center[1])
+        if self.center is not None:
+            part_x, part_y = self._draw(self.center)
+            center = (width * part_x, height * part_y)
         if angle % 360 == 0:
             return NoOpTransform()
         return RotationTransform(
             height, width, angle, expand=self.expand, center=center, interp=self.interp
         )
+
+    def _draw(self, options):
+        """Draws from the range between two options (axis by axis), or one of several."""
+        if not self.is_range:
+            return np.random.choice(options)
+        return np.random.uniform(options[0], options[1])
 
 
 class FixedSizeCrop(Augmentation):
@@ -275,10 +281,8 @@ class FixedSizeCrop(Augmentation):
         )
 
     def get_transform(self, image: np.ndarray) -> TransformList:
-        transforms = [self._get_crop(image)]
-        if self.pad:
-            transforms.append(self._get_pad(image))
-        return TransformList(transforms)
+        crop = self._get_crop(image)
+        return TransformList([crop, self._get_pad(image)] if self.pad else [crop])
 
 
 class RandomCrop(Augmentation):

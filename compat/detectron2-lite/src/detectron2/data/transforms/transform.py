@@ -122,8 +122,9 @@ class ResizeTransform(Transform):
         return planes[0].permute(1, 2, 0).reshape(self.new_h, self.new_w, *trailing).numpy()
 
     def apply_coords(self, coords):
-        coords[:, 0] = coords[:, 0] * (self.new_w * 1.0 / self.w)
-        coords[:, 1] = coords[:, 1] * (self.new_h * 1.0 / self.h)
+        for axis, scale in enumerate((self.new_w * 1.0 / self.w, self.new_h * 1.0 / self.h)):
+            # not "*=", which integer coordinates refuse
+            coords[:, axis] = coords[:, axis] * scale
         return coords
 
     def apply_segmentation(self, segmentation):
@@ -148,38 +149,28 @@ class RotationTransform(Transform):
         """
         super().__init__()
         cv2 = _opencv()
-        image_center = np.array((w / 2, h / 2))
-        if center is None:
-            center = image_center
-        if interp is None:
-            interp = cv2.INTER_LINEAR
+        self.h, self.w = h, w
+        self.angle = angle
+        self.expand = expand
+        self.image_center = np.array([w, h]) / 2
+        self.center = self.image_center if center is None else center
+        self.interp = cv2.INTER_LINEAR if interp is None else interp
+        self.bound_w, self.bound_h = w, h
         if expand:
             radians = np.deg2rad(angle)
             cos, sin = np.abs(np.cos(radians)), np.abs(np.sin(radians))
-            bound_w, bound_h = np.rint([h * sin + w * cos, h * cos + w * sin]).astype(int)
-        else:
-            bound_w, bound_h = w, h
-        self._set_attributes(
-            {
-                "h": h,
-                "w": w,
-                "angle": angle,
-                "expand": expand,
-                "center": center,
-                "interp": interp,
-                "image_center": image_center,
-                "bound_w": bound_w,
-                "bound_h": bound_h,
-            }
-        )
+            bound = np.rint([h * sin + w * cos, h * cos + w * sin])
+            self.bound_w, self.bound_h = bound.astype(int)
         self.rm_coords = self.create_rotation_matrix()
         # OpenCV counts coordinates from the center of the first pixel
         self.rm_image = self.create_rotation_matrix(offset=-0.5)
 
     def apply_image(self, img, interp=None):
-        if len(img) == 0 or self.angle % 360 == 0:
+        if self._does_nothing_to(img):
             return img
-        assert img.shape[:2] == (self.h, self.w)
+        assert img.shape[:2] == (self.h, self.w), (
+            f"the transform is for images of {(self.h, self.w)}, got {img.shape}"
+        )
         return _opencv().warpAffine(
             img,
             self.rm_image,
@@ -188,10 +179,13 @@ class RotationTransform(Transform):
         )
 
     def apply_coords(self, coords):
-        coords = np.asarray(coords, dtype=float)
-        if len(coords) == 0 or self.angle % 360 == 0:
-            return coords
-        return _opencv().transform(coords[:, None, :], self.rm_coords)[:, 0, :]
+        points = np.asarray(coords, dtype=float)
+        if self._does_nothing_to(points):
+            return points
+        return _opencv().transform(points[:, None, :], self.rm_coords)[:, 0, :]
+
+    def _does_nothing_to(self, array) -> bool:
+        return len(array) == 0 or self.angle % 360 == 0
 
     def apply_segmentation(self, segmentation):
         return self.apply_image(segmentation, interp=_opencv().INTER_NEAREST)
@@ -237,7 +231,7 @@ class ColorTransform(Transform):
         if not callable(op):
             raise ValueError(f"op must be callable, got {op!r}")
         super().__init__()
-        self._set_attributes(locals())
+        self.op = op
 
     def apply_image(self, img):
         return self.op(img)
@@ -261,8 +255,8 @@ class PILColorTransform(ColorTransform):
 
 def _flip_rotated_boxes(transform, rotated_boxes):
     """Mirrors (N, 5) boxes (center x, center y, width, height, degrees) in place."""
-    rotated_boxes[:, 0] = transform.width - rotated_boxes[:, 0]
-    rotated_boxes[:, 4] = -rotated_boxes[:, 4]
+    center_x, angle = rotated_boxes[:, 0], rotated_boxes[:, 4]
+    center_x[:], angle[:] = transform.width - center_x, -angle
     return rotated_boxes
 
 
