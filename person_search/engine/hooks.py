@@ -3,13 +3,15 @@
 
 import json
 import logging
+import math
 import os
 import signal
 import threading
 from typing import Any
 
 import torch
-from detectron2.engine.hooks import BestCheckpointer, PeriodicCheckpointer
+from detectron2.engine import HookBase
+from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils import comm
 from torch import distributed as dist
 
@@ -149,38 +151,60 @@ class ResumableCheckpointer(PeriodicCheckpointer):
         return int(number)
 
 
-class BestModelCheckpointer(BestCheckpointer):
-    """Detectron2's hook, remembering the best value over interruptions and failed writes.
+class BestModelCheckpointer(HookBase):
+    """Keeps the weights with the highest value of a metric, over interruptions and failed writes.
 
-    The value stands in ``<file_prefix>.json`` beside the weights. The file of weights holds the
-    model only, and ``last_checkpoint`` does not point to it if the checkpointer was built with
-    ``tag_last=False``.
+    Register it after the ``EvalHook`` of the same period. The value stands in ``model_best.json``
+    beside ``model_best.pth``, so that a resumed training goes on from it. Detectron2's own hook
+    forgets it, and stops a training whose disk is full.
+
+    Args:
+        period: iterations between evaluations, that of the ``EvalHook``.
+        checkpointer: saves the weights; built with ``tag_last=False``, so that ``last_checkpoint``
+            does not point to them.
+        metric: name of the scalar, e.g. ``search/mAP``. A value of nan is never the best.
     """
+
+    NAME = "model_best"
+
+    def __init__(self, period: int, checkpointer: AtomicCheckpointer, metric: str) -> None:
+        self.period, self.checkpointer, self.metric = period, checkpointer, metric
+        self.best_value: float | None = None
 
     def before_train(self) -> None:
         path = self._record_path()
         if self.trainer.start_iter > 0 and os.path.isfile(path):
             with open(path) as file:
                 record = json.load(file)
-            if record["metric"] == self._val_metric:
-                self.best_metric, self.best_iter = record["value"], record["iteration"]
+            if record["metric"] == self.metric:
+                self.best_value = record["value"]
 
-    def _best_checking(self) -> None:
-        before = self.best_metric, self.best_iter
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter:
+            self._keep_if_best()
+
+    def after_train(self) -> None:
+        # A training that was interrupted has not been evaluated here.
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._keep_if_best()
+
+    def _keep_if_best(self) -> None:
+        value, iteration = self.trainer.storage.latest().get(self.metric, (math.nan, -1))
+        if math.isnan(value) or (self.best_value is not None and value <= self.best_value):
+            return
+        record = {"metric": self.metric, "value": value, "iteration": iteration}
         try:
-            super()._best_checking()
-            if self.best_metric != before[0]:
-                record = {
-                    "metric": self._val_metric,
-                    "value": self.best_metric,
-                    "iteration": self.best_iter,
-                }
-                write_atomically(
-                    self._record_path(), lambda file: file.write(json.dumps(record).encode())
-                )
+            self.checkpointer.save(self.NAME, iteration=iteration)
+            write_atomically(
+                self._record_path(), lambda file: file.write(json.dumps(record).encode())
+            )
         except CheckpointWriteError as e:
-            self.best_metric, self.best_iter = before  # so that the next better one is saved
+            # The old value stays, so that the next better model is saved.
             logging.getLogger(__name__).error("%s The training goes on.", e)
+            return
+        self.best_value = value
+        logging.getLogger(__name__).info("Best %s so far: %.2f.", self.metric, value)
 
     def _record_path(self) -> str:
-        return os.path.join(self._checkpointer.save_dir, f"{self._file_prefix}.json")
+        return os.path.join(self.checkpointer.save_dir, f"{self.NAME}.json")
