@@ -51,24 +51,24 @@ class DefaultPredictor:
     resized by cfg.INPUT.{MIN,MAX}_SIZE_TEST.
 
     Attributes:
-        metadata: that of the first data set in cfg.DATASETS.TEST.
+        metadata: that of the first data set in cfg.DATASETS.TEST; absent if there is none.
+        model, aug, input_format: the model, the resizing, and the order of its channels.
     """
 
     def __init__(self, cfg):
-        self.cfg = cfg.clone()
-        self.model = build_model(self.cfg)
-        self.model.eval()
-        if len(cfg.DATASETS.TEST):
-            self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
-        self.aug = T.ResizeShortestEdge(
-            [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
-        )
+        self.cfg = cfg = cfg.clone()
         self.input_format = cfg.INPUT.FORMAT
         assert self.input_format in ["RGB", "BGR"], (
             f"INPUT.FORMAT is {self.input_format!r}; the predictor takes RGB or BGR"
         )
+        shortest = cfg.INPUT.MIN_SIZE_TEST
+        self.aug = T.ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
+        if cfg.DATASETS.TEST:
+            self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        self.model = build_model(cfg).eval()
+        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
 
+    @torch.no_grad()
     def __call__(self, original_image):
         """Run the model on one image.
 
@@ -78,14 +78,19 @@ class DefaultPredictor:
         Returns:
             The model's output for it, for example {"instances": Instances}.
         """
-        with torch.no_grad():
-            if self.input_format == "RGB":
-                original_image = original_image[:, :, ::-1]
-            height, width = original_image.shape[:2]
-            image = self.aug.get_transform(original_image).apply_image(original_image)
-            image = torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
-            image = image.to(self.cfg.MODEL.DEVICE)
-            return self.model([{"image": image, "height": height, "width": width}])[0]
+        return self.model([self._to_input(original_image)])[0]
+
+    def _to_input(self, bgr_image) -> dict:
+        """The model's input: the resized image, and the size to give the results in."""
+        channels = slice(None, None, -1 if self.input_format == "RGB" else 1)
+        image = bgr_image[:, :, channels]
+        resized = self.aug.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
+        return {
+            "image": tensor.to(self.cfg.MODEL.DEVICE),
+            "height": image.shape[0],
+            "width": image.shape[1],
+        }
 
 
 class DefaultTrainer(TrainerBase):
@@ -106,23 +111,26 @@ class DefaultTrainer(TrainerBase):
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             # Nobody has set up logging: without this the training would be silent.
             setup_logger()
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-
-        # The order fixes which random numbers each part draws.
-        model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
-        model = create_ddp_model(model, broadcast_buffers=False)
-        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_class(model, data_loader, optimizer)
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.start_iter, self.max_iter = 0, self.cfg.SOLVER.MAX_ITER
+        self._trainer = self._build_inner_trainer()
+        self.scheduler = self.build_lr_scheduler(self.cfg, self.optimizer)
         self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
-        self.start_iter = 0
-        self.max_iter = cfg.SOLVER.MAX_ITER
-        self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    def _build_inner_trainer(self) -> SimpleTrainer:
+        """The trainer whose step this one runs; it owns model, optimizer and loader."""
+        cfg = self.cfg
+        # The order fixes which random numbers each part draws.
+        bare_model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, bare_model)
+        loader = self.build_train_loader(cfg)
+        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        return trainer_class(
+            create_ddp_model(bare_model, broadcast_buffers=False), loader, optimizer
+        )
 
     def resume_or_load(self, resume=True):
         """Load the state to start from.
@@ -131,42 +139,42 @@ class DefaultTrainer(TrainerBase):
             resume: if the output folder has a last checkpoint, load all of it and go on after its
                 iteration. Otherwise load the weights in cfg.MODEL.WEIGHTS and start at 0.
         """
-        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
+        checkpointer = self.checkpointer
+        checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        resumed = resume and checkpointer.has_checkpoint()
+        if resumed:
             # The checkpoint names the iteration that was done last.
             self.start_iter = self.iter + 1
 
     def build_hooks(self):
         """The hooks for timing, schedule, precise batch norm, checkpoints, evaluation, writing."""
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        # Workers of the second loader would take memory all through the training.
-        cfg.DATALOADER.NUM_WORKERS = 0
+        cfg = self.cfg
         hook_list = [hooks.IterationTimer(), hooks.LRScheduler()]
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
-            hook_list.append(
-                hooks.PreciseBN(
-                    cfg.TEST.EVAL_PERIOD,
-                    self.model,
-                    self.build_train_loader(cfg),
-                    cfg.TEST.PRECISE_BN.NUM_ITER,
-                )
-            )
+            hook_list.append(self._build_precise_bn_hook())
         # Before the evaluation: should that fail, the weights are safe.
         if comm.is_main_process():
             hook_list.append(
                 hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
             )
 
-        def test_and_save_results():
-            self._last_eval_results = self.test(self.cfg, self.model)
-            return self._last_eval_results
-
-        hook_list.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test_and_save_results))
+        hook_list.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_and_remember))
         # Last: what the other hooks put is written in the same iteration.
         if comm.is_main_process():
             hook_list.append(hooks.PeriodicWriter(self.build_writers(), period=20))
         return hook_list
+
+    def _build_precise_bn_hook(self) -> hooks.PreciseBN:
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        # Workers of this second loader would take memory all through the training.
+        cfg.DATALOADER.NUM_WORKERS = 0
+        loader, num_iter = self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER
+        return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, num_iter)
+
+    def _test_and_remember(self):
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
 
     def build_writers(self):
         """The event writers; see `default_writers`."""
@@ -179,16 +187,17 @@ class DefaultTrainer(TrainerBase):
             The last evaluation's results if cfg.TEST.EXPECTED_RESULTS is set, on rank 0.
         """
         super().train(self.start_iter, self.max_iter)
-        if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
-            assert hasattr(self, "_last_eval_results"), (
-                "TEST.EXPECTED_RESULTS is set, but no evaluation ran"
-            )
-            verify_results(self.cfg, self._last_eval_results)
-            return self._last_eval_results
+        if not self.cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
+            return None
+        results = getattr(self, "_last_eval_results", None)
+        assert results is not None, "TEST.EXPECTED_RESULTS is set, but no evaluation ran"
+        verify_results(self.cfg, results)
+        return results
 
     def run_step(self):
-        self._trainer.iter = self.iter
-        self._trainer.run_step()
+        inner = self._trainer
+        inner.iter = self.iter
+        inner.run_step()
 
     def state_dict(self):
         state = super().state_dict()
@@ -247,37 +256,42 @@ class DefaultTrainer(TrainerBase):
         Returns:
             The results, by data set if there are several.
         """
-        logger = logging.getLogger(__name__)
         names = cfg.DATASETS.TEST
-        if isinstance(evaluators, DatasetEvaluator):
+        if evaluators is None:
+            evaluators = [None] * len(names)
+        elif isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
-        if evaluators is not None:
-            assert len(names) == len(evaluators), f"{len(names)} != {len(evaluators)}"
-
+        assert len(evaluators) == len(names), (
+            f"{len(evaluators)} evaluators for {len(names)} data sets in DATASETS.TEST"
+        )
         results = OrderedDict()
-        for index, name in enumerate(names):
-            data_loader = cls.build_test_loader(cfg, name)
-            if evaluators is not None:
-                evaluator = evaluators[index]
-            else:
-                try:
-                    evaluator = cls.build_evaluator(cfg, name)
-                except NotImplementedError:
-                    logger.warning(
-                        "No evaluator found. Use `DefaultTrainer.test(evaluators=)`, "
-                        "or implement its `build_evaluator` method."
-                    )
-                    results[name] = {}
-                    continue
-            results[name] = inference_on_dataset(model, data_loader, evaluator)
-            if comm.is_main_process():
-                assert isinstance(results[name], dict), (
-                    "Evaluator must return a dict on the main process. "
-                    f"Got {results[name]} instead."
-                )
-                logger.info(f"Evaluation results for {name} in csv format:")
-                print_csv_format(results[name])
+        for name, evaluator in zip(names, evaluators, strict=True):
+            results[name] = cls._test_on(cfg, model, name, evaluator)
         return next(iter(results.values())) if len(results) == 1 else results
+
+    @classmethod
+    def _test_on(cls, cfg, model, dataset_name: str, evaluator: DatasetEvaluator | None) -> dict:
+        """Results on one data set; empty if nobody knows how to evaluate it."""
+        logger = logging.getLogger(__name__)
+        data_loader = cls.build_test_loader(cfg, dataset_name)
+        if evaluator is None:
+            try:
+                evaluator = cls.build_evaluator(cfg, dataset_name)
+            except NotImplementedError:
+                logger.warning(
+                    f"{dataset_name} is not evaluated: `{cls.__name__}.build_evaluator` has no "
+                    "evaluator for it, and `test()` was given none."
+                )
+                return {}
+        results = inference_on_dataset(model, data_loader, evaluator)
+        if comm.is_main_process():
+            assert isinstance(results, dict), (
+                f"on rank 0 {type(evaluator).__name__}.evaluate() has to return a dict, not "
+                f"{results!r}"
+            )
+            logger.info(f"Evaluation results for {dataset_name} in csv format:")
+            print_csv_format(results)
+        return results
 
     @staticmethod
     def auto_scale_workers(cfg, num_workers: int):
@@ -297,8 +311,7 @@ class DefaultTrainer(TrainerBase):
         reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
         if reference in (0, num_workers):
             return cfg
-        cfg = cfg.clone()
-        frozen = cfg.is_frozen()
+        was_frozen, cfg = cfg.is_frozen(), cfg.clone()
         cfg.defrost()
         assert cfg.SOLVER.IMS_PER_BATCH % reference == 0, (
             f"SOLVER.IMS_PER_BATCH={cfg.SOLVER.IMS_PER_BATCH} is no multiple of "
@@ -306,20 +319,23 @@ class DefaultTrainer(TrainerBase):
         )
         scale = num_workers / reference
         solver = cfg.SOLVER
-        solver.IMS_PER_BATCH = int(round(solver.IMS_PER_BATCH * scale))
-        solver.BASE_LR = solver.BASE_LR * scale
-        solver.MAX_ITER = int(round(solver.MAX_ITER / scale))
-        solver.WARMUP_ITERS = int(round(solver.WARMUP_ITERS / scale))
-        solver.STEPS = tuple(int(round(step / scale)) for step in solver.STEPS)
-        solver.CHECKPOINT_PERIOD = int(round(solver.CHECKPOINT_PERIOD / scale))
         solver.REFERENCE_WORLD_SIZE = num_workers
-        cfg.TEST.EVAL_PERIOD = int(round(cfg.TEST.EVAL_PERIOD / scale))
+        solver.BASE_LR = solver.BASE_LR * scale
+        solver.IMS_PER_BATCH = round(solver.IMS_PER_BATCH * scale)
+        solver.STEPS = tuple(round(step / scale) for step in solver.STEPS)
+        for section, key in (
+            (solver, "MAX_ITER"),
+            (solver, "WARMUP_ITERS"),
+            (solver, "CHECKPOINT_PERIOD"),
+            (cfg.TEST, "EVAL_PERIOD"),
+        ):
+            section[key] = round(section[key] / scale)
         logging.getLogger(__name__).info(
             f"Auto-scaling the config to batch_size={solver.IMS_PER_BATCH}, "
             f"learning_rate={solver.BASE_LR}, max_iter={solver.MAX_ITER}, "
             f"warmup={solver.WARMUP_ITERS}."
         )
-        if frozen:
+        if was_frozen:
             cfg.freeze()
         return cfg
 

@@ -2,11 +2,9 @@
 """Hooks for timing, writing, checkpoints, schedules, evaluation and profiling."""
 
 import datetime
-import itertools
 import logging
 import math
 import operator
-import time
 from collections import Counter
 
 from detectron2.evaluation.testing import flatten_results_dict
@@ -38,6 +36,16 @@ __all__ = [
 ]
 
 
+def _is_last(trainer) -> bool:
+    """Whether the current iteration is the last; after the loop, whether it ran to the end."""
+    return trainer.iter + 1 >= trainer.max_iter
+
+
+def _is_due(trainer, period: int) -> bool:
+    """Whether the current iteration completes a period. A period of 0 never does."""
+    return period > 0 and (trainer.iter + 1) % period == 0
+
+
 class CallbackHook(HookBase):
     """A hook made of functions, each called with the trainer."""
 
@@ -46,28 +54,31 @@ class CallbackHook(HookBase):
         Args:
             before_train, after_train, before_step, after_step: functions of one argument, or None.
         """
-        self._before_train = before_train
-        self._after_train = after_train
-        self._before_step = before_step
-        self._after_step = after_step
+        self._functions = {
+            "before_train": before_train,
+            "after_train": after_train,
+            "before_step": before_step,
+            "after_step": after_step,
+        }
+
+    def _call(self, event: str) -> None:
+        function = self._functions.get(event)
+        if function is not None:
+            function(self.trainer)
 
     def before_train(self):
-        if self._before_train:
-            self._before_train(self.trainer)
+        self._call("before_train")
 
     def after_train(self):
-        if self._after_train:
-            self._after_train(self.trainer)
+        self._call("after_train")
         # The functions may hold objects that hold the trainer.
-        self._before_train = self._after_train = self._before_step = self._after_step = None
+        self._functions.clear()
 
     def before_step(self):
-        if self._before_step:
-            self._before_step(self.trainer)
+        self._call("before_step")
 
     def after_step(self):
-        if self._after_step:
-            self._after_step(self.trainer)
+        self._call("after_step")
 
 
 class IterationTimer(HookBase):
@@ -83,40 +94,39 @@ class IterationTimer(HookBase):
             warmup_iter: iterations at the start that are not counted.
         """
         self._warmup_iter = warmup_iter
-        self._step_timer = Timer()
-        self._start_time = time.perf_counter()
-        self._total_timer = Timer()
+        # `_all` runs from the start on; `_steps` only during iterations; `_step` during one.
+        self._all, self._steps, self._step = Timer(), Timer(), Timer()
+
+    def _start_counting(self) -> None:
+        self._all.reset()
+        self._steps.reset()
 
     def before_train(self):
-        self._start_time = time.perf_counter()
-        self._total_timer.reset()
-        self._total_timer.pause()
+        self._start_counting()
+        self._steps.pause()
 
     def after_train(self):
         logger = logging.getLogger(__name__)
-        total = time.perf_counter() - self._start_time
-        in_steps = self._total_timer.seconds()
-        in_hooks = total - in_steps
+        total, in_steps = self._all.seconds(), self._steps.seconds()
         counted = self.trainer.storage.iter + 1 - self.trainer.start_iter - self._warmup_iter
         if counted > 0 and in_steps > 0:
             logger.info(
                 f"Overall training speed: {counted} iterations in {_hms(in_steps)} "
                 f"({in_steps / counted:.4f} s / it)"
             )
-        logger.info(f"Total training time: {_hms(total)} ({_hms(in_hooks)} on hooks)")
+        logger.info(f"Total training time: {_hms(total)} ({_hms(total - in_steps)} on hooks)")
 
     def before_step(self):
-        self._step_timer.reset()
-        self._total_timer.resume()
+        self._step.reset()
+        self._steps.resume()
 
     def after_step(self):
-        done = self.trainer.storage.iter - self.trainer.start_iter + 1
-        if done >= self._warmup_iter:
-            self.trainer.storage.put_scalars(time=self._step_timer.seconds())
+        storage = self.trainer.storage
+        if storage.iter - self.trainer.start_iter + 1 < self._warmup_iter:
+            self._start_counting()
         else:
-            self._start_time = time.perf_counter()
-            self._total_timer.reset()
-        self._total_timer.pause()
+            storage.put_scalars(time=self._step.seconds())
+        self._steps.pause()
 
 
 def _hms(seconds: float) -> str:
@@ -136,16 +146,18 @@ class PeriodicWriter(HookBase):
         self._period = period
 
     def after_step(self):
-        done = self.trainer.iter + 1
-        if done % self._period == 0 or done == self.trainer.max_iter:
-            for writer in self._writers:
-                writer.write()
+        if _is_due(self.trainer, self._period) or _is_last(self.trainer):
+            self._write()
 
     def after_train(self):
-        for writer in self._writers:
-            # Once more: hooks such as EvalHook put their results after the last iteration.
-            writer.write()
-            writer.close()
+        # Once more: hooks such as EvalHook put their results after the last iteration.
+        self._write(and_close=True)
+
+    def _write(self, and_close: bool = False) -> None:
+        for each in self._writers:
+            each.write()
+            if and_close:
+                each.close()
 
 
 class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
@@ -196,12 +208,12 @@ class BestCheckpointer(HookBase):
         self.best_metric, self.best_iter = val, iteration
         return True
 
-    def _best_checking(self):
+    def _save_if_best(self) -> None:
         latest = self.trainer.storage.latest().get(self._val_metric)
         if latest is None:
             self._logger.warning(
-                f"Given val metric {self._val_metric} does not seem to be computed/stored. "
-                "Will not be checkpointing based on it."
+                f"No best checkpoint: nothing has put the metric {self._val_metric!r}. Is an "
+                "EvalHook registered before this hook, and does its function return the metric?"
             )
             return
         value, iteration = latest
@@ -224,14 +236,13 @@ class BestCheckpointer(HookBase):
             )
 
     def after_step(self):
-        done = self.trainer.iter + 1
-        if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
-            self._best_checking()
+        if _is_due(self.trainer, self._period) and not _is_last(self.trainer):
+            self._save_if_best()
 
     def after_train(self):
         # Not after a training that broke off.
-        if self.trainer.iter + 1 >= self.trainer.max_iter:
-            self._best_checking()
+        if _is_last(self.trainer):
+            self._save_if_best()
 
 
 class LRScheduler(HookBase):
@@ -248,15 +259,15 @@ class LRScheduler(HookBase):
         self._scheduler = scheduler
 
     def before_train(self):
-        self._optimizer = self._optimizer or self.trainer.optimizer
-        if isinstance(self.scheduler, ParamScheduler):
+        trainer = self.trainer
+        if self._optimizer is None:
+            self._optimizer = trainer.optimizer
+        schedule = self.scheduler
+        if isinstance(schedule, ParamScheduler):
             self._scheduler = LRMultiplier(
-                self._optimizer,
-                self.scheduler,
-                self.trainer.max_iter,
-                last_iter=self.trainer.iter - 1,
+                self._optimizer, schedule, trainer.max_iter, last_iter=trainer.iter - 1
             )
-        self._best_param_group_id = LRScheduler.get_best_param_group_id(self._optimizer)
+        self._shown_group = LRScheduler.get_best_param_group_id(self._optimizer)
 
     @staticmethod
     def get_best_param_group_id(optimizer) -> int:
@@ -271,7 +282,7 @@ class LRScheduler(HookBase):
         return rates.index(Counter(rates).most_common(1)[0][0])
 
     def after_step(self):
-        rate = self._optimizer.param_groups[self._best_param_group_id]["lr"]
+        rate = self._optimizer.param_groups[self._shown_group]["lr"]
         self.trainer.storage.put_scalar("lr", rate, smoothing_hint=False)
         self.scheduler.step()
 
@@ -284,7 +295,7 @@ class LRScheduler(HookBase):
 
     def load_state_dict(self, state_dict):
         if isinstance(self.scheduler, _LRScheduler):
-            logging.getLogger(__name__).info("Loading scheduler from state_dict ...")
+            logging.getLogger(__name__).info("Loading the state of the learning rate schedule")
             self.scheduler.load_state_dict(state_dict)
 
 
@@ -305,37 +316,41 @@ class EvalHook(HookBase):
         self._func = eval_function
         self._eval_after_train = eval_after_train
 
-    def _do_eval(self):
+    def _evaluate(self) -> None:
         results = self._func()
         if results:
-            assert isinstance(results, dict), (
-                f"Eval function must return a dict. Got {results} instead."
-            )
-            scalars = flatten_results_dict(results)
-            for name, value in scalars.items():
-                try:
-                    scalars[name] = float(value)
-                except Exception as e:
-                    raise ValueError(
-                        "[EvalHook] eval_function should return a nested dict of float. "
-                        f"Got '{name}: {value}' instead."
-                    ) from e
-            for name, value in scalars.items():
-                self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
+            scalars = _as_scalars(results)
+            self.trainer.storage.put_scalars(**scalars, smoothing_hint=False)
         # Only rank 0 may have evaluated, and the time limits of collectives are short.
         comm.synchronize()
 
     def after_step(self):
-        done = self.trainer.iter + 1
         # The one after the last iteration is after_train's.
-        if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
-            self._do_eval()
+        if _is_due(self.trainer, self._period) and not _is_last(self.trainer):
+            self._evaluate()
 
     def after_train(self):
-        if self._eval_after_train and self.trainer.iter + 1 >= self.trainer.max_iter:
-            self._do_eval()
+        if self._eval_after_train and _is_last(self.trainer):
+            self._evaluate()
         # It usually holds the trainer: break the circle.
-        del self._func
+        self._func = None
+
+
+def _as_scalars(results) -> dict[str, float]:
+    """Results of an evaluation as flat name -> number; an error names the entry that is none."""
+    assert isinstance(results, dict), (
+        f"EvalHook: eval_function has to return a dict, or nothing; it returned {results!r}"
+    )
+    scalars = {}
+    for name, value in flatten_results_dict(results).items():
+        try:
+            scalars[name] = float(value)
+        except Exception as e:
+            raise ValueError(
+                f"EvalHook: eval_function returned {value!r} under {name!r}; it has to return a "
+                "nested dict of float"
+            ) from e
+    return scalars
 
 
 class PreciseBN(HookBase):
@@ -352,40 +367,32 @@ class PreciseBN(HookBase):
         self._logger = logging.getLogger(__name__)
         self._period = period
         self._model = model
-        self._data_loader = data_loader
         self._num_iter = num_iter
-        self._data_iter = None
-        self._disabled = not get_bn_modules(model)
-        if self._disabled:
-            self._logger.info(
-                "PreciseBN is disabled because model does not contain BN layers in training mode."
-            )
+        self._batches = self._lazily(data_loader)
+        self._enabled = bool(get_bn_modules(model))
+        if not self._enabled:
+            self._logger.info("No precise batch norm: no such layer is in training mode")
+
+    @staticmethod
+    def _lazily(data_loader):
+        # A generator: the loader's workers start when the first batch is asked for.
+        yield from data_loader
 
     def after_step(self):
-        done = self.trainer.iter + 1
-        is_final = done == self.trainer.max_iter
-        if is_final or (self._period > 0 and done % self._period == 0):
+        if _is_last(self.trainer) or _is_due(self.trainer, self._period):
             self.update_stats()
 
     def update_stats(self):
         """Run the model on the next batches and store the averaged statistics."""
-        if self._disabled:
+        if not self._enabled:
             return
-        if self._data_iter is None:
-            self._data_iter = iter(self._data_loader)
-
-        def batches():
-            for index in itertools.count(1):
-                if index % 100 == 0:
-                    self._logger.info(
-                        f"Running precise-BN ... {index}/{self._num_iter} iterations."
-                    )
-                yield next(self._data_iter)
-
+        self._logger.info(f"Running precise-BN for {self._num_iter} iterations...")
         # Layers may log metrics in the forward pass; these would mix with the training's.
         with EventStorage():
-            self._logger.info(
-                f"Running precise-BN for {self._num_iter} iterations...  "
-                "Note that this could produce different statistics every time."
-            )
-            update_bn_stats(self._model, batches(), self._num_iter)
+            update_bn_stats(self._model, self._watched_batches(), self._num_iter)
+
+    def _watched_batches(self):
+        for count, batch in enumerate(self._batches, start=1):
+            if count % 100 == 0:
+                self._logger.info(f"Running precise-BN ... {count}/{self._num_iter} iterations.")
+            yield batch

@@ -52,26 +52,26 @@ def launch(
         main_func(*args)
         return
     if dist_url == "auto":
-        assert num_machines == 1, "dist_url=auto not supported in multi-machine jobs."
+        assert num_machines == 1, (
+            f"dist_url='auto' finds a port on one machine, but the job has {num_machines}: name "
+            "the address of one of them, tcp://HOST:PORT, on all"
+        )
         dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
     if num_machines > 1 and dist_url.startswith("file://"):
         logging.getLogger(__name__).warning(
-            "file:// is not a reliable init_method in multi-machine jobs. Prefer tcp://"
+            f"{dist_url}: processes on several machines may fail to meet through a file; use "
+            "tcp://HOST:PORT"
         )
-    mp.start_processes(
-        _distributed_worker,
-        args=(
-            main_func,
-            world_size,
-            num_gpus_per_machine,
-            machine_rank,
-            dist_url,
-            args,
-            timeout,
-        ),
-        nprocs=num_gpus_per_machine,
-        daemon=False,
+    worker_args = (
+        main_func,
+        world_size,
+        num_gpus_per_machine,
+        machine_rank,
+        dist_url,
+        args,
+        timeout,
     )
+    mp.start_processes(_distributed_worker, worker_args, nprocs=num_gpus_per_machine, daemon=False)
 
 
 def _distributed_worker(
@@ -85,26 +85,22 @@ def _distributed_worker(
     timeout=DEFAULT_TIMEOUT,
 ):
     """Body of one spawned process."""
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
-        num_devices = torch.cuda.device_count()
-        assert num_gpus_per_machine <= num_devices, (
-            f"--num-gpus {num_gpus_per_machine}, but this machine has {num_devices}"
-        )
+    rank = machine_rank * num_gpus_per_machine + local_rank
+    num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    assert num_devices == 0 or num_gpus_per_machine <= num_devices, (
+        f"--num-gpus {num_gpus_per_machine}, but this machine has {num_devices}"
+    )
+    backend = "NCCL" if num_devices else "GLOO"
     try:
         dist.init_process_group(
-            backend="NCCL" if has_gpu else "GLOO",
-            init_method=dist_url,
-            world_size=world_size,
-            rank=machine_rank * num_gpus_per_machine + local_rank,
-            timeout=timeout,
+            backend, init_method=dist_url, timeout=timeout, world_size=world_size, rank=rank
         )
     except Exception:
         logging.getLogger(__name__).error(f"The processes did not meet at {dist_url}")
         raise
     comm.create_local_process_group(num_gpus_per_machine)
-    if has_gpu:
-        torch.cuda.set_device(local_rank)
+    if num_devices:
+        torch.cuda.set_device(f"cuda:{local_rank}")
     # Without this, rank 0 may enter a collective before the others have set their device.
     comm.synchronize()
     main_func(*args)

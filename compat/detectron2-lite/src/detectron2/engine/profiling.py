@@ -33,17 +33,9 @@ class TorchProfiler(HookBase):
         if not self._enable_predicate(self.trainer):
             self._profiler = None
             return
-        on_trace_ready = None
-        if self._save_tensorboard:
-            on_trace_ready = torch.profiler.tensorboard_trace_handler(
-                os.path.join(
-                    self._output_dir, "log", f"profiler-tensorboard-iter{self.trainer.iter}"
-                ),
-                f"worker{comm.get_rank()}",
-            )
         self._profiler = torch.profiler.profile(
             activities=self._activities,
-            on_trace_ready=on_trace_ready,
+            on_trace_ready=self._tensorboard_handler() if self._save_tensorboard else None,
             record_shapes=True,
             profile_memory=True,
             with_stack=True,
@@ -51,14 +43,21 @@ class TorchProfiler(HookBase):
         )
         self._profiler.__enter__()
 
+    def _tensorboard_handler(self):
+        folder = f"profiler-tensorboard-iter{self.trainer.iter}"
+        path = os.path.join(self._output_dir, "log", folder)
+        return torch.profiler.tensorboard_trace_handler(path, f"worker{comm.get_rank()}")
+
     def after_step(self):
-        if self._profiler is None:
+        finished, self._profiler = self._profiler, None
+        if finished is None:
             return
-        self._profiler.__exit__(None, None, None)
-        if not self._save_tensorboard:
-            PathManager.mkdirs(self._output_dir)
-            name = f"profiler-trace-iter{self.trainer.iter}.json"
-            self._profiler.export_chrome_trace(os.path.join(self._output_dir, name))
+        finished.__exit__(None, None, None)
+        if self._save_tensorboard:
+            return
+        PathManager.mkdirs(self._output_dir)
+        name = f"profiler-trace-iter{self.trainer.iter}.json"
+        finished.export_chrome_trace(os.path.join(self._output_dir, name))
 
 
 class AutogradProfiler(TorchProfiler):

@@ -31,27 +31,31 @@ def create_ddp_model(model, *, fp16_compression=False, **kwargs):
     if comm.get_world_size() == 1:
         return model
     kwargs.setdefault("device_ids", [comm.get_local_rank()])
-    ddp = DistributedDataParallel(model, **kwargs)
+    distributed = DistributedDataParallel(model, **kwargs)
     if fp16_compression:
-        from torch.distributed.algorithms.ddp_comm_hooks import default as comm_hooks
+        # Imported here: not every build of PyTorch has it.
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 
-        ddp.register_comm_hook(state=None, hook=comm_hooks.fp16_compress_hook)
-    return ddp
+        distributed.register_comm_hook(None, fp16_compress_hook)
+    return distributed
 
 
 _EXAMPLES = """
-Examples:
+How to call it:
 
-Run on single machine:
-    $ {prog} --num-gpus 8 --config-file cfg.yaml
-
-Change some config options:
-    $ {prog} --config-file cfg.yaml MODEL.WEIGHTS /path/to/weight.pth SOLVER.BASE_LR 0.001
-
-Run on multiple machines:
-    (machine0)$ {prog} --machine-rank 0 --num-machines 2 --dist-url <URL> [--other-flags]
-    (machine1)$ {prog} --machine-rank 1 --num-machines 2 --dist-url <URL> [--other-flags]
+    {prog} --config-file FILE --num-gpus 4
+        trains on four GPUs of this machine
+    {prog} --config-file FILE --eval-only MODEL.WEIGHTS model_final.pth
+        evaluates; MODEL.WEIGHTS, like any other key of the config, is set at the end
+    {prog} --config-file FILE --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT
+        is one half of a training on two machines; the other half has --machine-rank 1
 """
+
+
+def _port_of_user() -> int:
+    """One of the dynamic ports, 49152 to 65535, by user: two people's jobs do not meet."""
+    user = os.getuid() if hasattr(os, "getuid") else 1
+    return 49152 + user % 16384
 
 
 def default_argument_parser(epilog=None):
@@ -77,11 +81,9 @@ def default_argument_parser(epilog=None):
     parser.add_argument(
         "--machine-rank", type=int, default=0, help="index of this machine, another on each"
     )
-    # One port a user: two people's jobs on a machine do not meet.
-    port = 2**15 + 2**14 + hash(os.getuid() if sys.platform != "win32" else 1) % 2**14
     parser.add_argument(
         "--dist-url",
-        default=f"tcp://127.0.0.1:{port}",
+        default=f"tcp://127.0.0.1:{_port_of_user()}",
         help="where the processes meet; see https://pytorch.org/docs/stable/distributed.html",
     )
     parser.add_argument(
@@ -107,7 +109,7 @@ def default_setup(cfg, args):
     logger = setup_logger(output_dir, distributed_rank=rank)
     logger.info(f"Rank of current process: {rank}. World size: {comm.get_world_size()}")
     logger.info("Environment info:\n" + collect_env_info())
-    logger.info("Command line arguments: " + str(args))
+    logger.info(f"Command line arguments: {args}")
     config_file = getattr(args, "config_file", "")
     if config_file:
         with PathManager.open(config_file, "r") as f:

@@ -6,6 +6,8 @@ import logging
 import time
 import weakref
 from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -48,8 +50,20 @@ class HookBase:
         return {}
 
 
+@contextmanager
+def _log_errors():
+    """Put an error into the log file at once; the interpreter prints it only at exit."""
+    try:
+        yield
+    except Exception:
+        logging.getLogger(__name__).exception("Training stopped by an error:")
+        raise
+
+
 class TrainerBase:
     """A loop over `run_step` with hooks around it.
+
+    `max_iter` and `storage` exist once `train` has begun.
 
     Attributes:
         iter: the current iteration, from 0; after the loop, the number of iterations.
@@ -58,13 +72,13 @@ class TrainerBase:
         storage: the metrics, open while the loop runs.
     """
 
+    max_iter: int
+    storage: EventStorage
+
     def __init__(self) -> None:
+        self.iter = self.start_iter = 0
         self._hooks: list[HookBase] = []
-        self.iter: int = 0
-        self.start_iter: int = 0
-        self.max_iter: int
-        self.storage: EventStorage
-        _log_api_usage("trainer." + self.__class__.__name__)
+        _log_api_usage(f"trainer.{type(self).__name__}")
 
     def register_hooks(self, hooks: list[HookBase | None]) -> None:
         """Append hooks; None entries are skipped, which eases optional ones."""
@@ -78,24 +92,24 @@ class TrainerBase:
 
     def train(self, start_iter: int, max_iter: int):
         """Run the iterations `start_iter` to `max_iter - 1`."""
-        logger = logging.getLogger(__name__)
-        logger.info(f"Starting training from iteration {start_iter}")
-        self.iter = self.start_iter = start_iter
-        self.max_iter = max_iter
-        with EventStorage(start_iter) as self.storage:
-            try:
-                self.before_train()
-                for self.iter in range(start_iter, max_iter):
-                    self.before_step()
-                    self.run_step()
-                    self.after_step()
-                # Tells after_train a finished training from one that broke off.
-                self.iter += 1
-            except Exception:
-                logger.exception("Exception during training:")
-                raise
-            finally:
-                self.after_train()
+        logging.getLogger(__name__).info(f"Starting training from iteration {start_iter}")
+        self.start_iter, self.max_iter = start_iter, max_iter
+        self.iter = start_iter
+        with EventStorage(start_iter) as storage, ExitStack() as at_the_end:
+            self.storage = storage
+            at_the_end.callback(self.after_train)
+            at_the_end.enter_context(_log_errors())
+            self._run_iterations()
+
+    def _run_iterations(self) -> None:
+        self.before_train()
+        for iteration in range(self.start_iter, self.max_iter):
+            self.iter = iteration
+            self.before_step()
+            self.run_step()
+            self.after_step()
+        # One past the last: tells after_train a finished training from one that broke off.
+        self.iter += 1
 
     def before_train(self):
         for hook in self._hooks:
@@ -185,16 +199,38 @@ class SimpleTrainer(TrainerBase):
         self.concurrent_executor = concurrent.futures.ThreadPoolExecutor(max_workers=1)
 
     def run_step(self):
-        assert self.model.training, "[SimpleTrainer] model was changed to eval mode!"
+        self._check_ready()
+        loss, loss_dict, data_time = self._compute_loss()
+        self._backward(loss)
+        self.after_backward()
+        self._record(loss_dict, data_time)
+        self._update()
+
+    def _check_ready(self) -> None:
+        assert self.model.training, (
+            f"{type(self).__name__}: the model is in eval mode; whoever switched it, an "
+            "evaluation for example, has to switch it back by model.train()"
+        )
+
+    def _compute_loss(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], float]:
+        """What comes before the backward pass.
+
+        Returns:
+            The loss to minimize, the losses to report, and the seconds that the data took.
+        """
         data, data_time = self._next_data()
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
-        losses, loss_dict = self._forward(data)
-        if not self.zero_grad_before_forward:
+            loss, loss_dict = self._forward(data)
+        else:
+            loss, loss_dict = self._forward(data)
             self.optimizer.zero_grad()
-        losses.backward()
-        self.after_backward()
-        self._record(loss_dict, data_time)
+        return loss, loss_dict, data_time
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def _update(self) -> None:
         self.optimizer.step()
 
     def _next_data(self):
@@ -211,19 +247,20 @@ class SimpleTrainer(TrainerBase):
         return sum(loss_dict.values()), loss_dict
 
     def _record(self, loss_dict, data_time: float) -> None:
+        # The iteration by value: the thread may run when the loop has gone on.
+        write = partial(self._write_metrics, loss_dict, data_time, iter=self.iter)
         if self.async_write_metrics:
-            self.concurrent_executor.submit(
-                self._write_metrics, loss_dict, data_time, iter=self.iter
-            )
+            self.concurrent_executor.submit(write)
         else:
-            self._write_metrics(loss_dict, data_time)
+            write()
 
     @property
     def _data_loader_iter(self):
         # Made at the first use: starting the loader's workers takes a while.
-        if self._data_loader_iter_obj is None:
-            self._data_loader_iter_obj = iter(self.data_loader)
-        return self._data_loader_iter_obj
+        running = self._data_loader_iter_obj
+        if running is None:
+            running = self._data_loader_iter_obj = iter(self.data_loader)
+        return running
 
     def reset_data_loader(self, data_loader_builder):
         """Replace the loader by what `data_loader_builder()` returns.
@@ -247,7 +284,10 @@ class SimpleTrainer(TrainerBase):
         try:
             SimpleTrainer.write_metrics(loss_dict, data_time, iteration, prefix)
         except Exception:
-            logging.getLogger(__name__).exception("Exception in writing metrics: ")
+            # In a thread the error itself would get lost.
+            logging.getLogger(__name__).exception(
+                f"Could not write the metrics of iteration {iteration}:"
+            )
             raise
 
     @staticmethod
@@ -318,8 +358,7 @@ class AMPTrainer(SimpleTrainer):
     ):
         """
         Args:
-            model, data_loader, optimizer, gather_metric_period, zero_grad_before_forward,
-                async_write_metrics: as in `SimpleTrainer`.
+            model ... zero_grad_before_forward, async_write_metrics: as in `SimpleTrainer`.
             grad_scaler: a PyTorch GradScaler; a new one by default.
             precision: type to compute in.
             log_grad_scaler: put the scale as the metric "[metric]grad_scaler".
@@ -330,7 +369,7 @@ class AMPTrainer(SimpleTrainer):
             and len(model.device_ids) > 1
         )
         assert not several_devices, (
-            "AMPTrainer does not support single-process multi-device training!"
+            "AMPTrainer needs a process for each device; this model is spread over several"
         )
         super().__init__(
             model,
@@ -344,23 +383,23 @@ class AMPTrainer(SimpleTrainer):
         self.precision = precision
         self.log_grad_scaler = log_grad_scaler
 
-    def run_step(self):
-        assert self.model.training, "[AMPTrainer] model was changed to eval mode!"
-        assert torch.cuda.is_available(), "[AMPTrainer] CUDA is required for AMP training!"
-        data, data_time = self._next_data()
-        if self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
+    def _forward(self, data):
         with torch.autocast("cuda", dtype=self.precision):
-            losses, loss_dict = self._forward(data)
-        if not self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
-        self.grad_scaler.scale(losses).backward()
+            return super()._forward(data)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        scaler = self.grad_scaler
+        scaler.scale(loss).backward()
         if self.log_grad_scaler:
-            get_event_storage().put_scalar("[metric]grad_scaler", self.grad_scaler.get_scale())
-        self.after_backward()
-        self._record(loss_dict, data_time)
+            get_event_storage().put_scalar("[metric]grad_scaler", scaler.get_scale())
+
+    def _update(self) -> None:
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _check_ready(self) -> None:
+        super()._check_ready()
+        assert torch.cuda.is_available(), "AMPTrainer needs a CUDA device; there is none"
 
     def state_dict(self):
         state = super().state_dict()
