@@ -131,7 +131,8 @@ class PersonSearchMapper:
 
         Args:
             record: the record, with ``image`` set.
-            annotations: n annotations whose ``bbox`` is XYXY in the frame of the image.
+            annotations: n annotations whose ``bbox`` is XYXY in the frame of the image. ``index``
+                is the place in the record's own list, of which those outside are missing here.
             transforms: what was done to the picture, e.g. to see whether it was flipped.
             image_size: (H, W).
 
@@ -193,12 +194,12 @@ class PersonSearchMapper:
         self, record: dict, transforms: T.TransformList, image_size: tuple[int, int]
     ) -> dict:
         annotations = []
-        for annotation in record.pop("annotations"):
+        for index, annotation in enumerate(record.pop("annotations")):
             box = self._clip(annotation, record)
             if box is None:
                 self._warn_outside(record, annotation["bbox"])
                 continue
-            annotation["bbox"], annotation["bbox_mode"] = box, BoxMode.XYXY_ABS
+            annotation |= {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "index": index}
             annotations.append(
                 utils.transform_instance_annotations(annotation, transforms, image_size)
             )

@@ -50,5 +50,6 @@ class PSDiffMapper(PersonSearchMapper):
         if self.embeddings is not None:
             flips = sum(isinstance(t, HFlipTransform) for t in transforms.transforms)
             feats = self.embeddings.of_image(record, flipped=flips % 2 == 1)
-            instances.gt_reid_feats = torch.as_tensor(feats, dtype=torch.float32)
+            kept = [annotation["index"] for annotation in annotations]
+            instances.gt_reid_feats = torch.as_tensor(feats[kept], dtype=torch.float32)
         return instances

@@ -252,6 +252,12 @@ def test_mapper_gives_the_mirrored_embedding_with_the_mirrored_image(colored_peo
     cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS = path
     cfg.INPUT.MIN_SIZE_TRAIN = (48,)
     mapper = PSDiffMapper(cfg, is_train=True)
+    # A box outside the picture is dropped; the rows of the others must not move.
+    colored_people[4]["annotations"][0]["bbox"] = [500.0, 8.0, 520.0, 40.0]
+    (row,) = mapper(colored_people[4])["instances"].gt_reid_feats.numpy()
+    assert min(np.abs(row - feats[9, 0]).max(), np.abs(row - feats[9, 1]).max()) < 1e-3
+
+    colored_people[4]["annotations"][0]["bbox"] = [6.0, 8.0, 22.0, 40.0]
     seen = set()
     for _ in range(12):
         instances = mapper(colored_people[4])["instances"]
