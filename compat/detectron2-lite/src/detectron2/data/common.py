@@ -76,8 +76,9 @@ class MapDataset(data.Dataset):
         self._dataset = dataset
         # lambdas and local functions have to reach the workers of a loader too
         self._map_func = PicklableWrapper(map_func)
+        # indices to fall back on: those that have not given None yet
+        self._usable = {*range(len(dataset))}
         self._rng = random.Random(42)
-        self._fallback_candidates = set(range(len(dataset)))
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -87,10 +88,10 @@ class MapDataset(data.Dataset):
         for attempt in itertools.count(1):
             mapped = self._map_func(self._dataset[index])
             if mapped is not None:
-                self._fallback_candidates.add(index)
+                self._usable.add(index)
                 return mapped
-            self._fallback_candidates.discard(index)
-            index = self._rng.sample(sorted(self._fallback_candidates), k=1)[0]
+            self._usable.discard(index)
+            index = self._rng.sample(sorted(self._usable), k=1)[0]
             if attempt >= 3:
                 logger.warning(
                     "The map function of a MapDataset returned None %d times in a row "

@@ -315,21 +315,16 @@ def check_metadata_consistency(key, dataset_names) -> None:
 
 def build_augmentation(cfg, is_train):
     """Returns the augmentations of ``cfg.INPUT``: resizing, and in training a flip."""
-    if is_train:
-        sizes = cfg.INPUT.MIN_SIZE_TRAIN
-        max_size = cfg.INPUT.MAX_SIZE_TRAIN
-        sample_style = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
-    else:
-        sizes, max_size, sample_style = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice"
-    augmentations = [T.ResizeShortestEdge(sizes, max_size, sample_style)]
-    if is_train and cfg.INPUT.RANDOM_FLIP != "none":
-        augmentations.append(
-            T.RandomFlip(
-                horizontal=cfg.INPUT.RANDOM_FLIP == "horizontal",
-                vertical=cfg.INPUT.RANDOM_FLIP == "vertical",
-            )
-        )
-    return augmentations
+    settings = cfg.INPUT
+    if not is_train:
+        return [T.ResizeShortestEdge(settings.MIN_SIZE_TEST, settings.MAX_SIZE_TEST, "choice")]
+    resize = T.ResizeShortestEdge(
+        settings.MIN_SIZE_TRAIN, settings.MAX_SIZE_TRAIN, settings.MIN_SIZE_TRAIN_SAMPLING
+    )
+    axis = settings.RANDOM_FLIP
+    if axis == "none":
+        return [resize]
+    return [resize, T.RandomFlip(horizontal=axis == "horizontal", vertical=axis == "vertical")]
 
 
 # Name of before.

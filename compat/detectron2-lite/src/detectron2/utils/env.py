@@ -7,8 +7,9 @@ import importlib.util
 import logging
 import os
 import random
+import secrets
 import sys
-from datetime import datetime
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -26,15 +27,13 @@ def seed_all_rng(seed: int | None = None) -> None:
     """Seed Python's, NumPy's and PyTorch's global generators.
 
     Args:
-        seed: the seed; None draws one from the clock, the process id and the system.
+        seed: the seed; None takes one from the system's source of randomness.
     """
     if seed is None:
-        clock = int(datetime.now().strftime("%S%f"))
-        seed = os.getpid() + clock + int.from_bytes(os.urandom(2), "big")
-        logging.getLogger(__name__).info(f"Using a generated random seed {seed}")
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+        seed = secrets.randbits(31)
+        logging.getLogger(__name__).info("Seeding with %d, which the system drew", seed)
+    for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
+        seed_generator(seed)
     os.environ["PYTHONHASHSEED"] = str(seed)
 
 
@@ -59,11 +58,9 @@ def _configure_libraries() -> None:
     if os.environ.get("D2_DISABLE_LIBRARY_CONFIG", "").lower() in ("1", "true", "yes"):
         return
     os.environ["OPENCV_OPENCL_RUNTIME"] = "disabled"
-    try:
+    with suppress(ModuleNotFoundError, AttributeError):  # no OpenCV, or one without OpenCL
         import cv2
-    except ModuleNotFoundError:
-        return
-    if hasattr(cv2, "ocl"):
+
         cv2.ocl.setUseOpenCL(False)
 
 

@@ -53,6 +53,25 @@ class EventWriter:
         pass
 
 
+class _News:
+    """Picks from a storage the scalars that came after the last time it was read."""
+
+    def __init__(self, window_size: int):
+        self._window_size = window_size
+        self._last_iteration = -1
+
+    def read(self, storage: "EventStorage") -> list[tuple[str, float, int]]:
+        """(name, value, iteration) of scalars put at iterations after all those read before."""
+        latest = storage.latest_with_smoothing_hint(self._window_size)
+        news = [
+            (name, value, iteration)
+            for name, (value, iteration) in latest.items()
+            if iteration > self._last_iteration
+        ]
+        self._last_iteration = max([self._last_iteration, *(item[2] for item in news)])
+        return news
+
+
 class JSONWriter(EventWriter):
     """Appends scalars to a file, one JSON object a line and one line an iteration."""
 
@@ -62,21 +81,14 @@ class JSONWriter(EventWriter):
             json_file: file to append to; it is created when missing.
             window_size: iterations over which smoothed scalars take the median.
         """
+        self._news = _News(window_size)
         self._file_handle = PathManager.open(json_file, "a")
-        self._window_size = window_size
-        self._last_write = -1
 
     def write(self):
-        storage = get_event_storage()
         # Scalars may have been put at different iterations; each goes to the line of its own.
         lines: dict[int, dict] = defaultdict(dict)
-        for name, (value, iteration) in storage.latest_with_smoothing_hint(
-            self._window_size
-        ).items():
-            if iteration > self._last_write:
-                lines[iteration][name] = value
-        if lines:
-            self._last_write = max(lines)
+        for name, value, iteration in self._news.read(get_event_storage()):
+            lines[iteration][name] = value
         for iteration, scalars in lines.items():
             scalars["iteration"] = iteration
             self._file_handle.write(json.dumps(scalars, sort_keys=True) + "\n")
@@ -98,9 +110,8 @@ class TensorboardXWriter(EventWriter):
             window_size: iterations over which smoothed scalars take the median.
             kwargs: further arguments of `torch.utils.tensorboard.SummaryWriter`.
         """
-        self._window_size = window_size
+        self._news = _News(window_size)
         self._writer_args = dict(kwargs, log_dir=log_dir)
-        self._last_write = -1
 
     @cached_property
     def _writer(self):
@@ -111,14 +122,8 @@ class TensorboardXWriter(EventWriter):
 
     def write(self):
         storage = get_event_storage()
-        newest = self._last_write
-        for name, (value, iteration) in storage.latest_with_smoothing_hint(
-            self._window_size
-        ).items():
-            if iteration > self._last_write:
-                self._writer.add_scalar(name, value, iteration)
-                newest = max(newest, iteration)
-        self._last_write = newest
+        for scalar in self._news.read(storage):
+            self._writer.add_scalar(*scalar)
 
         # Images and histograms are heavy: written once, then dropped from the storage.
         for name, image, iteration in storage._vis_data:

@@ -3,21 +3,14 @@
 
 import functools
 import logging
-from contextlib import contextmanager
 
 import torch
 
 __all__ = ["retry_if_cuda_oom"]
 
 
-@contextmanager
-def _ignore_torch_cuda_oom():
-    """Swallow CUDA out-of-memory errors, and those only."""
-    try:
-        yield
-    except RuntimeError as e:
-        if "CUDA out of memory. " not in str(e):
-            raise
+_MESSAGE = "CUDA out of memory. "
+"""What PyTorch's error begins with; other errors are not survived."""
 
 
 def _to_cpu(value):
@@ -37,10 +30,14 @@ def retry_if_cuda_oom(func):
     @functools.wraps(func)
     def wrapped(*args, **kwargs):
         for is_second_try in (False, True):
+            # Outside of the handler, whose exception holds on to the tensors of the failed call.
             if is_second_try:
                 torch.cuda.empty_cache()
-            with _ignore_torch_cuda_oom():
+            try:
                 return func(*args, **kwargs)
+            except RuntimeError as e:
+                if _MESSAGE not in str(e):
+                    raise
         logging.getLogger(__name__).info(f"Out of GPU memory: {func} goes on with CPU copies")
         args = [_to_cpu(value) for value in args]
         kwargs = {name: _to_cpu(value) for name, value in kwargs.items()}

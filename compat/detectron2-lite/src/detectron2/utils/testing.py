@@ -25,11 +25,10 @@ def random_boxes(num_boxes: int, max_coord: float = 100, device="cpu") -> torch.
     Returns:
         (num_boxes, 4) XYXY, drawn by PyTorch's global generator.
     """
-    boxes = torch.rand(num_boxes, 4, device=device) * (max_coord * 0.5)
+    numbers = torch.rand(num_boxes, 4, device=device) * (max_coord * 0.5)
     # Zero-area boxes would turn IoU-based targets into nan.
-    boxes.clamp_(min=1.0)
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes
+    top_left, size = numbers.clamp(min=1.0).split(2, dim=1)
+    return torch.cat((top_left, top_left + size), dim=1)
 
 
 def reload_script_model(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:

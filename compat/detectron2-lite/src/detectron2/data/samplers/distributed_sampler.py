@@ -17,7 +17,33 @@ from torch.utils.data.sampler import Sampler
 logger = logging.getLogger(__name__)
 
 
-class TrainingSampler(Sampler):
+class _EndlessSampler(Sampler):
+    """Epoch after epoch of indices. A subclass says what an epoch is."""
+
+    def __init__(self, shuffle: bool, seed: int | None):
+        # All processes must agree on a seed, so they must all come here.
+        self._seed = int(comm.shared_random_seed() if seed is None else seed)
+        self._shuffle = shuffle
+        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
+
+    def _epoch(self, generator: torch.Generator) -> torch.Tensor:
+        """Returns the indices of one epoch, of all processes, in the order not shuffled."""
+        raise NotImplementedError
+
+    def _infinite_indices(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed)
+        while True:
+            indices = self._epoch(generator)
+            if self._shuffle:
+                indices = indices[torch.randperm(len(indices), generator=generator)]
+            yield from indices.tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        # This process's share: each world_size-th index.
+        yield from itertools.islice(self._infinite_indices(), self._rank, None, self._world_size)
+
+
+class TrainingSampler(_EndlessSampler):
     """An endless stream of indices: permutation after permutation of ``range(size)``."""
 
     def __init__(self, size: int, shuffle: bool = True, seed: int | None = None):
@@ -31,21 +57,11 @@ class TrainingSampler(Sampler):
             raise TypeError(f"size of a {type(self).__name__} must be an int, got {size!r}")
         if size <= 0:
             raise ValueError(f"size of a {type(self).__name__} must be positive, got {size}")
+        super().__init__(shuffle, seed)
         self._size = size
-        self._shuffle = shuffle
-        self._seed = _agree_on_seed(seed)
-        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
 
-    def __iter__(self) -> Iterator[int]:
-        yield from _every(self._infinite_indices(), self._rank, self._world_size)
-
-    def _infinite_indices(self) -> Iterator[int]:
-        generator = _seeded(self._seed)
-        while True:
-            if self._shuffle:
-                yield from torch.randperm(self._size, generator=generator).tolist()
-            else:
-                yield from range(self._size)
+    def _epoch(self, generator: torch.Generator) -> torch.Tensor:
+        return torch.arange(self._size)
 
 
 class RandomSubsetTrainingSampler(TrainingSampler):
@@ -71,23 +87,17 @@ class RandomSubsetTrainingSampler(TrainingSampler):
         assert 0.0 < subset_ratio <= 1.0, f"subset_ratio must be in (0, 1], got {subset_ratio}"
         subset_size = int(size * subset_ratio)
         assert subset_size > 0, f"subset_ratio {subset_ratio} of {size} elements leaves none"
-        self._seed_subset = _agree_on_seed(seed_subset)
-        permutation = torch.randperm(size, generator=_seeded(self._seed_subset))
-        self._indexes_subset = permutation[:subset_size]
-        self._size_subset = subset_size
+        if seed_subset is None:
+            seed_subset = comm.shared_random_seed()
+        chooser = torch.Generator().manual_seed(int(seed_subset))
+        self._subset = torch.randperm(size, generator=chooser)[:subset_size]
         logger.info("Training on a random subset of %d of %d elements", subset_size, size)
 
-    def _infinite_indices(self) -> Iterator[int]:
-        generator = _seeded(self._seed)
-        while True:
-            if self._shuffle:
-                order = torch.randperm(self._size_subset, generator=generator)
-                yield from self._indexes_subset[order].tolist()
-            else:
-                yield from self._indexes_subset.tolist()
+    def _epoch(self, generator: torch.Generator) -> torch.Tensor:
+        return self._subset
 
 
-class RepeatFactorTrainingSampler(Sampler):
+class RepeatFactorTrainingSampler(_EndlessSampler):
     """Shows images with rare categories more often (Gupta et al., "LVIS", CVPR 2019)."""
 
     def __init__(self, repeat_factors, *, shuffle=True, seed=None):
@@ -98,11 +108,9 @@ class RepeatFactorTrainingSampler(Sampler):
             shuffle: shuffle the images of an epoch.
             seed: as for ``TrainingSampler``.
         """
+        super().__init__(shuffle, seed)
         self._repeats = torch.trunc(repeat_factors)
         self._chance_of_another = repeat_factors - self._repeats
-        self._shuffle = shuffle
-        self._seed = _agree_on_seed(seed)
-        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
 
     @staticmethod
     def repeat_factors_from_category_frequency(dataset_dicts, repeat_thresh, sqrt=True):
@@ -133,22 +141,10 @@ class RepeatFactorTrainingSampler(Sampler):
             dtype=torch.float32,
         )
 
-    def _get_epoch_indices(self, generator: torch.Generator) -> torch.Tensor:
-        """Returns the indices of one epoch in order, each as often as it is shown."""
+    def _epoch(self, generator: torch.Generator) -> torch.Tensor:
         draws = torch.rand(len(self._repeats), generator=generator)
         counts = self._repeats.long() + (draws < self._chance_of_another).long()
         return torch.arange(len(counts)).repeat_interleave(counts)
-
-    def __iter__(self) -> Iterator[int]:
-        yield from _every(self._infinite_indices(), self._rank, self._world_size)
-
-    def _infinite_indices(self) -> Iterator[int]:
-        generator = _seeded(self._seed)
-        while True:
-            indices = self._get_epoch_indices(generator)
-            if self._shuffle:
-                indices = indices[torch.randperm(len(indices), generator=generator)]
-            yield from indices.tolist()
 
 
 class InferenceSampler(Sampler):
@@ -173,19 +169,3 @@ class InferenceSampler(Sampler):
 
     def __len__(self) -> int:
         return len(self._local_indices)
-
-
-def _agree_on_seed(seed: int | None) -> int:
-    """Returns the seed, or one that all processes share: they must all ask for it."""
-    return int(comm.shared_random_seed() if seed is None else seed)
-
-
-def _every(indices: Iterator[int], rank: int, world_size: int) -> Iterator[int]:
-    """Yields the indices that fall to the process ``rank``."""
-    return itertools.islice(indices, rank, None, world_size)
-
-
-def _seeded(seed: int) -> torch.Generator:
-    generator = torch.Generator()
-    generator.manual_seed(seed)
-    return generator

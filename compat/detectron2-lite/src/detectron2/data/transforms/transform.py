@@ -93,9 +93,9 @@ class ResizeTransform(Transform):
             interp: PIL interpolation, bilinear by default.
         """
         super().__init__()
-        if interp is None:
-            interp = Image.BILINEAR
-        self._set_attributes(locals())
+        self.h, self.w = h, w
+        self.new_h, self.new_w = new_h, new_w
+        self.interp = Image.BILINEAR if interp is None else interp
 
     def apply_image(self, img, interp=None):
         assert img.shape[:2] == (self.h, self.w), (
