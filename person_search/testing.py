@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks to inherit: a test class for a new data set gets all of them for two methods of its own.
+"""Checks to inherit: a test class for a new data set or model gets all of them for two methods.
 
 Usage::
+
+    class TestMyModel(PersonSearchModelTests):
+        def build(self, seed):
+            torch.manual_seed(seed)
+            return build_model(my_tiny_cfg())
+
+        def training_input(self, persons):
+            return {"image": ..., "instances": ...}
 
     class TestMyData(PersonSearchDatasetTests):
         def load(self, split):
@@ -12,6 +20,10 @@ Usage::
 """
 
 import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import nn
 
 from person_search.schema import UNLABELED_PID, SearchProtocol, record_problems
 
@@ -104,3 +116,112 @@ class PersonSearchDatasetTests:
             listed = protocol.excluded if protocol.gallery is None else protocol.gallery
             assert set(np.unique(listed).tolist()) <= images, protocol.name
             assert protocol.gallery is None or protocol.gallery.dtype == np.int32
+
+
+class PersonSearchModelTests:
+    """What every model must keep to (docs/data_flow.md, section 3), checked at a tiny size."""
+
+    image_size = (48, 64)
+    """(h, w) of the pictures that the model is tested on."""
+
+    batch_tolerance = 1e-5
+    """By how much a batch may change the figures of an image."""
+
+    def build(self, seed: int) -> nn.Module:
+        """Returns a new tiny model, the same for the same seed."""
+        raise NotImplementedError("build the tiny model")
+
+    def training_input(self, persons: int) -> dict:
+        """Returns what the mapper gives in training, with 0 to 2 persons."""
+        raise NotImplementedError("return one training input")
+
+    def image_input(self, image_id: int = 0, queries: int = 0) -> dict:
+        """What the mapper gives in testing, for a picture of twice the size on disk."""
+        h, w = self.image_size
+        generator = torch.Generator().manual_seed(image_id)
+        image = torch.randint(0, 256, (3, h, w), generator=generator, dtype=torch.uint8)
+        boxes = torch.tensor([[0.1, 0.1, 0.4, 0.9], [0.5, 0.2, 0.7, 0.8]][:queries]).view(-1, 4)
+        return {
+            "image": image,
+            "height": 2 * h,
+            "width": 2 * w,
+            "image_id": image_id,
+            "queries": Instances(
+                (h, w),
+                pred_boxes=Boxes(boxes * torch.tensor([w, h, w, h])),
+                pred_classes=torch.zeros(queries, dtype=torch.int64),
+            ),
+        }
+
+    def predict(self, model: nn.Module, inputs: list[dict]) -> list[dict]:
+        """Outputs in eval mode, without a graph."""
+        with torch.no_grad():
+            return model.eval()(inputs)
+
+    def test_losses_are_finite_and_reach_every_weight(self) -> None:
+        model = self.build(0).train()
+        with EventStorage():
+            losses = model([self.training_input(2), self.training_input(1)])
+        assert losses and all(name.startswith("loss_") for name in losses)
+        sum(losses.values()).backward()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None, f"{name} is not reached"
+                assert torch.isfinite(parameter.grad).all(), name
+
+    def test_an_image_without_people_trains(self) -> None:
+        model = self.build(0).train()
+        with EventStorage():
+            losses = model([self.training_input(0)])
+        total = sum(losses.values())
+        assert torch.isfinite(total)
+        total.backward()
+
+    def test_output_has_the_fields_and_the_frame_of_the_picture(self) -> None:
+        output = self.predict(self.build(0), [self.image_input(queries=2)])[0]
+        found = output["instances"]
+        h, w = self.image_size
+        assert found.image_size == (2 * h, 2 * w)
+        assert len(found.scores) == len(found.pred_classes) == len(found.pred_boxes)
+        assert (found.pred_classes == 0).all()
+        dim = output["query_feats"].shape[1]
+        assert output["query_feats"].shape == (2, dim) and found.reid_feats.shape[1] == dim
+
+    def test_embeddings_are_float32_of_unit_length(self) -> None:
+        output = self.predict(self.build(0), [self.image_input(queries=2)])[0]
+        for feats in (output["instances"].reid_feats, output["query_feats"]):
+            assert feats.dtype == torch.float32
+            torch.testing.assert_close(feats.norm(dim=1), torch.ones(len(feats)))
+
+    def test_a_batch_gives_what_single_images_give(self) -> None:
+        model = self.build(0)
+        inputs = [self.image_input(i, queries=i) for i in range(3)]
+        close = {"atol": self.batch_tolerance, "rtol": 0.0}
+        for item, together in zip(inputs, self.predict(model, inputs), strict=True):
+            (alone,) = self.predict(model, [item])
+            assert len(alone["instances"]) == len(together["instances"])
+            for field in ("scores", "reid_feats"):
+                ours, theirs = (x["instances"].get(field) for x in (alone, together))
+                torch.testing.assert_close(ours, theirs, **close)
+            torch.testing.assert_close(alone["query_feats"], together["query_feats"], **close)
+
+    def test_the_same_seed_gives_the_same_output(self) -> None:
+        first, again = (
+            self.predict(self.build(3), [self.image_input(5, queries=1)])[0] for _ in range(2)
+        )
+        torch.testing.assert_close(first["instances"].scores, again["instances"].scores)
+        torch.testing.assert_close(first["query_feats"], again["query_feats"])
+
+    def test_given_boxes_get_the_embeddings_of_queries(self) -> None:
+        model, item = self.build(0), self.image_input(queries=2)
+        boxes = item["queries"].pred_boxes
+        given = Instances(self.image_size, pred_boxes=boxes, pred_classes=torch.zeros(2).long())
+        expected = self.predict(model, [item])[0]["query_feats"]
+        with torch.no_grad():
+            (result,) = model.inference([item], detected_instances=[given], do_postprocess=False)
+        torch.testing.assert_close(result.pred_boxes.tensor, boxes.tensor)
+        torch.testing.assert_close(result.reid_feats, expected)
+
+    def test_no_queries_give_no_query_embeddings(self) -> None:
+        output = self.predict(self.build(0), [self.image_input(queries=0)])[0]
+        assert len(output["query_feats"]) == 0

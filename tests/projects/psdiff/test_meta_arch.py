@@ -3,19 +3,20 @@
 
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
 from psdiff_tiny import EMBED_DIM, image_input, tiny_cfg, tiny_model, training_input
 
+from person_search.testing import PersonSearchModelTests
 from psdiff.head import HeadOutput
 
 
-def test_training_gives_finite_losses_and_reaches_every_weight():
-    model = tiny_model().train()
-    losses = model([training_input(2), training_input(3, seed=1)])
-    assert set(losses) == {"loss_cls", "loss_l1", "loss_giou", "loss_reid"}
-    sum(losses.values()).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+class TestPSDiff(PersonSearchModelTests):
+    """All that a person search model must keep to."""
+
+    def build(self, seed):
+        return tiny_model(seed)
+
+    def training_input(self, persons):
+        return training_input(persons)
 
 
 @pytest.mark.parametrize(
@@ -51,42 +52,6 @@ def test_more_draws_of_one_image_equal_more_copies_of_it():
         torch.testing.assert_close(value, losses[1][name])
 
 
-def test_images_without_people_train():
-    losses = tiny_model().train()([training_input(0)])
-    assert losses["loss_cls"] > 0
-    assert losses["loss_reid"] == 0
-    sum(losses.values()).backward()
-
-
-def test_output_of_an_image():
-    model = tiny_model().eval()
-    output = model([image_input(queries=2)])[0]
-    instances = output["instances"]
-    assert instances.image_size == (96, 128)
-    assert 0 < len(instances) <= 12
-    assert instances.pred_boxes.tensor[:, 2].max() <= 128
-    assert set(instances.pred_classes.tolist()) == {0}
-    torch.testing.assert_close(instances.reid_feats.norm(dim=1), torch.ones(len(instances)))
-    torch.testing.assert_close(output["query_feats"].norm(dim=1), torch.ones(2))
-
-
-def test_batch_of_three_equals_three_batches():
-    model = tiny_model(SEED=3).eval()
-    sizes = [(48, 64), (40, 64), (64, 32)]
-    inputs = [image_input(i, size, queries=i) for i, size in enumerate(sizes)]
-    # Padding to the largest image changes what convolutions see at the border, so sizes agree.
-    inputs = [image_input(i, (48, 64), queries=i) for i in range(3)]
-    together = model(inputs)
-    for item, expected in zip(inputs, together, strict=True):
-        alone = model([item])[0]
-        assert len(alone["instances"]) == len(expected["instances"])
-        for field in ("scores", "reid_feats"):
-            torch.testing.assert_close(
-                alone["instances"].get(field), expected["instances"].get(field), atol=1e-5, rtol=0
-            )
-        torch.testing.assert_close(alone["query_feats"], expected["query_feats"], atol=1e-5, rtol=0)
-
-
 def test_noise_depends_on_seed_and_image_only():
     inputs = [image_input(5)]
     first = tiny_model().eval()(inputs)[0]["instances"]
@@ -103,16 +68,6 @@ def test_query_embedding_does_not_depend_on_the_other_queries():
     both = model([two])[0]["query_feats"]
     alone = model([one])[0]["query_feats"]
     torch.testing.assert_close(both[:1], alone, atol=1e-5, rtol=0)
-
-
-def test_given_boxes_come_back_with_the_embeddings_of_queries():
-    model = tiny_model().eval()
-    item = image_input(queries=2)
-    boxes = item["queries"].pred_boxes.tensor
-    given = Instances((48, 64), pred_boxes=Boxes(boxes), pred_classes=torch.zeros(2).long())
-    (result,) = model.inference([item], detected_instances=[given], do_postprocess=False)
-    torch.testing.assert_close(result.pred_boxes.tensor, boxes)
-    torch.testing.assert_close(result.reid_feats, model([item])[0]["query_feats"])
 
 
 def test_detections_embedded_like_queries_have_the_embedding_of_a_query():
