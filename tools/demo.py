@@ -38,7 +38,12 @@ class Steps:
 
     def __init__(self, datasets: Path) -> None:
         self.seconds: dict[str, float] = {}
-        self.env = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
+        self.env = {
+            **os.environ,
+            "DETECTRON2_DATASETS": str(datasets),
+            # fvcore calls it at import; nothing that a newcomer could do about it
+            "PYTHONWARNINGS": "ignore:`torch.jit.script` is deprecated:FutureWarning",
+        }
 
     def run(self, name: str, title: str, command: str, done: Path | None = None) -> None:
         """Runs a Python command unless the file ``done`` is there already."""
