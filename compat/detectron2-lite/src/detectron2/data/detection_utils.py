@@ -101,22 +101,23 @@ def transform_instance_annotations(
     Returns:
         The annotation.
     """
-    if isinstance(transforms, (tuple, list)):
-        transforms = T.TransformList(transforms)
+    is_list = isinstance(transforms, (tuple, list))
+    applied = T.TransformList(transforms) if is_list else transforms
     height, width = image_size
     # the box first in the record's numbers, for integers round differently
-    box = transforms.apply_box(np.array([get_bbox(annotation)]))[0].clip(min=0)
-    annotation["bbox"] = np.minimum(box, [width, height, width, height])
-    annotation["bbox_mode"] = BoxMode.XYXY_ABS
-
+    box = applied.apply_box(np.array([get_bbox(annotation)]))[0].clip(min=0)
+    changed = {
+        "bbox": np.minimum(box, [width, height, width, height]),
+        "bbox_mode": BoxMode.XYXY_ABS,
+    }
     if "segmentation" in annotation:
-        annotation["segmentation"] = _transform_segmentation(
-            annotation["segmentation"], transforms, image_size
-        )
+        mask = annotation["segmentation"]
+        changed["segmentation"] = _transform_segmentation(mask, applied, image_size)
     if "keypoints" in annotation:
-        annotation["keypoints"] = transform_keypoint_annotations(
-            annotation["keypoints"], transforms, image_size, keypoint_hflip_indices
+        changed["keypoints"] = transform_keypoint_annotations(
+            annotation["keypoints"], applied, image_size, keypoint_hflip_indices
         )
+    annotation.update(changed)
     return annotation
 
 
@@ -189,16 +190,22 @@ def annotations_to_instances(annos, image_size, mask_format="polygon"):
         ``gt_boxes``, ``gt_classes`` (N,) int64, and ``gt_masks``, ``gt_keypoints`` where the
         annotations have them. No annotations give N = 0.
     """
-    target = Instances(image_size)
-    boxes = np.stack([get_bbox(obj) for obj in annos]) if len(annos) else np.zeros((0, 4))
-    target.gt_boxes = Boxes(boxes)
-    target.gt_classes = torch.tensor([int(obj["category_id"]) for obj in annos], dtype=torch.int64)
-    if len(annos) and "segmentation" in annos[0]:
-        segmentations = [obj["segmentation"] for obj in annos]
-        target.gt_masks = _masks_from(segmentations, image_size, mask_format)
-    if len(annos) and "keypoints" in annos[0]:
-        target.gt_keypoints = Keypoints(np.array([obj.get("keypoints", []) for obj in annos]))
-    return target
+    corners = [get_bbox(annotation) for annotation in annos]
+    classes = [int(annotation["category_id"]) for annotation in annos]
+    instances = Instances(
+        image_size,
+        gt_boxes=Boxes(np.stack(corners) if corners else np.zeros((0, 4))),
+        gt_classes=torch.tensor(classes, dtype=torch.int64),
+    )
+    # the first annotation speaks for all
+    present = annos[0].keys() if len(annos) else ()
+    if "segmentation" in present:
+        segmentations = [annotation["segmentation"] for annotation in annos]
+        instances.gt_masks = _masks_from(segmentations, image_size, mask_format)
+    if "keypoints" in present:
+        points = [annotation.get("keypoints", []) for annotation in annos]
+        instances.gt_keypoints = Keypoints(np.array(points))
+    return instances
 
 
 def _masks_from(segmentations, image_size, mask_format) -> BitMasks | PolygonMasks:

@@ -3,6 +3,7 @@
 
 import atexit
 import functools
+import itertools
 import logging
 import math
 import os
@@ -165,8 +166,8 @@ def log_first_n(lvl, msg, n=1, *, name=None, key="caller"):
     assert parts, 'key must name what is counted: "caller", "message" or both'
     module, place = _find_caller()
     identities = {"caller": place, "message": (msg,)}
-    counted = tuple(identities.get(part) for part in sorted(parts))
-    if _count_call(counted) <= n:
+    counted = itertools.chain.from_iterable(identities.get(part, ()) for part in sorted(parts))
+    if _count_call(tuple(counted)) <= n:
         _log(lvl, msg, name, module)
 
 

@@ -108,10 +108,10 @@ class GenericMask:
 
     @property
     def mask(self) -> np.ndarray:
-        if self._mask is not None:
-            return self._mask
-        self._mask = self.polygons_to_mask(self._polygons)
-        return self._mask
+        drawn = self._mask
+        if drawn is None:
+            drawn = self._mask = self.polygons_to_mask(self._polygons)
+        return drawn
 
     @property
     def polygons(self) -> list[np.ndarray]:
