@@ -110,5 +110,5 @@ def test_ending_respects_dots():
 
 def test_one_weight_for_two_parameters_is_refused():
     model = {"a.w": torch.zeros(1), "b.w": torch.zeros(1)}
-    with pytest.raises(ValueError, match="multiple keys"):
+    with pytest.raises(ValueError, match="both match w of the checkpoint"):
         align_and_update_state_dicts(model, {"w": torch.zeros(1)}, c2_conversion=False)

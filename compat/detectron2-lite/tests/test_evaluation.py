@@ -54,7 +54,7 @@ def test_several_evaluators_or_none():
     assert inference_on_dataset(Mode(), [[1]], None) == {}
     same = DatasetEvaluators([Collect(), Collect()])
     same.reset()
-    with pytest.raises(AssertionError, match="same key task"):
+    with pytest.raises(AssertionError, match="two evaluators .* 'task'"):
         same.evaluate()
 
 

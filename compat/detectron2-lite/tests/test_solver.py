@@ -72,9 +72,9 @@ def test_bad_settings_are_named():
         LRMultiplier(sgd(), 0.1, 10)
     with pytest.raises(ValueError, match="Unknown warmup method"):
         WarmupParamScheduler(ConstantParamScheduler(1.0), 0.1, 0.1, "quadratic")
-    with pytest.raises(ValueError, match="bias_lr_factor requires base_lr"):
+    with pytest.raises(ValueError, match="needs a base_lr"):
         get_default_optimizer_params(nn.Linear(1, 1), bias_lr_factor=2.0)
-    with pytest.raises(ValueError, match="Conflicting overrides"):
+    with pytest.raises(ValueError, match="'bias' is in overrides"):
         get_default_optimizer_params(
             nn.Linear(1, 1), weight_decay_bias=0.1, overrides={"bias": {"lr": 1.0}}
         )

@@ -85,7 +85,7 @@ def convert_c2_detectron_names(weights: dict) -> tuple[dict, dict]:
     Returns:
         new name -> tensor, and new name -> Caffe2 name.
     """
-    logging.getLogger(__name__).info("Renaming Caffe2 weights ......")
+    logging.getLogger(__name__).info(f"Translating the names of {len(weights)} Caffe2 weights")
     original = sorted(weights)
     names = _apply_rules(convert_basic_c2_names(original), _DETECTOR_RULES)
     assert len(set(names)) == len(names), "Two Caffe2 names became the same name"
@@ -152,12 +152,14 @@ def align_and_update_state_dicts(
                 f"Ambiguity found for {ckpt_key} in checkpoint!"
                 f"It matches at least two keys in the model ({key} and {taken[ckpt_key]})."
             )
-            raise ValueError("Cannot match one checkpoint key to multiple keys in the model.")
+            raise ValueError(
+                f"{key} and {taken[ckpt_key]} of the model both match {ckpt_key} of the checkpoint"
+            )
         taken[ckpt_key] = key
         result[key] = weight
 
     if not taken:
-        logger.warning("No weights in checkpoint matched with model.")
+        logger.warning("Not one name in the checkpoint fits a parameter of the model")
         return ckpt_state_dict
     _log_matches(sorted(result))
     for name, weight in ckpt_state_dict.items():

@@ -64,7 +64,7 @@ class DetectionCheckpointer(Checkpointer):
             path = self.path_manager.get_local_path(url._replace(query="").geturl())
         extra = super().load(path, *args, **kwargs)
         if broadcast:
-            logger.info("Broadcasting model states from main worker ...")
+            logger.info("Sending rank 0's parameters and buffers to the other processes")
             self._send_model_state()
         self._parsed_url_during_load = None
         return extra
@@ -75,12 +75,12 @@ class DetectionCheckpointer(Checkpointer):
         has_file = os.path.isfile(local_path)
         all_have_file = comm.all_gather(has_file)
         if not all_have_file[0]:
-            raise OSError(f"File {path} not found on main worker.")
+            raise OSError(f"rank 0 has no file {path}, and the others take their weights from it")
         if all(all_have_file):
             return path, False
         logging.getLogger(__name__).warning(
-            f"Not all workers can read checkpoint {path}. "
-            "Training may fail to fully resume: the other states are not sent around."
+            f"Some processes have no file {path}. They get the model's weights from rank 0, but "
+            "not the rest: a training that resumes from it may differ between the processes."
         )
         return (path if has_file else None), True
 
@@ -101,11 +101,11 @@ class DetectionCheckpointer(Checkpointer):
                 "__author__": "pycls",
                 "matching_heuristics": True,
             }
-        loaded = self._torch_load(filename)
-        if "model" not in loaded:
-            loaded = {"model": loaded}
-        self._apply_query(loaded)
-        return loaded
+        content = self._torch_load(filename)
+        # A bare state dict has no "model".
+        checkpoint = content if "model" in content else {"model": content}
+        self._apply_query(checkpoint)
+        return checkpoint
 
     def _torch_load(self, f):
         return super()._load_file(f)
@@ -137,13 +137,8 @@ class DetectionCheckpointer(Checkpointer):
             )
 
     def _load_model(self, checkpoint):
-        if checkpoint.get("matching_heuristics", False):
-            self._convert_ndarray_to_tensor(checkpoint["model"])
-            checkpoint["model"] = align_and_update_state_dicts(
-                self.model.state_dict(),
-                checkpoint["model"],
-                c2_conversion=checkpoint.get("__author__") == "Caffe2",
-            )
+        if checkpoint.get("matching_heuristics"):
+            self._match_names(checkpoint)
         incompatible = super()._load_model(checkpoint)
         # Older checkpoints lack these two, which the config sets, and may hold the anchors, which
         # it computes. Neither is worth a warning.
@@ -155,6 +150,15 @@ class DetectionCheckpointer(Checkpointer):
             if "anchor_generator.cell_anchors" in name:
                 incompatible.unexpected_keys.remove(name)
         return incompatible
+
+    def _match_names(self, checkpoint: dict) -> None:
+        """Replace the weights of a checkpoint by the same weights under the model's names."""
+        weights = checkpoint["model"]
+        self._convert_ndarray_to_tensor(weights)
+        is_caffe2 = checkpoint.get("__author__") == "Caffe2"
+        checkpoint["model"] = align_and_update_state_dicts(
+            self.model.state_dict(), weights, c2_conversion=is_caffe2
+        )
 
 
 def _without_suffix(state: dict, suffix: str) -> dict:

@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 from collections import OrderedDict
+from functools import partial
 
 import numpy as np
 import torch
@@ -77,15 +78,17 @@ class COCOEvaluator(DatasetEvaluator):
                 name = f"{__name__}.COCOEvaluator(tasks={tasks!r})"
                 raise NotInLiteError(absence_message(name), name=name)
         self._tasks = tasks
-        self._cpu_device = torch.device("cpu")
         self._metadata = MetadataCatalog.get(dataset_name)
         if not hasattr(self._metadata, "json_file"):
             self._write_json(dataset_name, allow_cached_coco)
-        json_file = PathManager.get_local_path(self._metadata.json_file)
-        with contextlib.redirect_stdout(io.StringIO()):
-            self._coco_api = COCO(json_file)
-        # Test sets of competitions come without annotations.
-        self._do_evaluation = "annotations" in self._coco_api.dataset
+        self._coco_api = _read_silently(PathManager.get_local_path(self._metadata.json_file))
+
+    def _has_ground_truth(self) -> bool:
+        """False, with a note in the log, for test sets that keep their annotations secret."""
+        found = "annotations" in self._coco_api.dataset
+        if not found:
+            self._logger.info(f"No figures: {self._metadata.json_file} has no annotations")
+        return found
 
     def _write_json(self, dataset_name: str, allow_cached: bool) -> None:
         if self._output_dir is None:
@@ -93,7 +96,7 @@ class COCOEvaluator(DatasetEvaluator):
                 "output_dir must be provided to COCOEvaluator for datasets not in COCO format: "
                 f"'{dataset_name}' has no json_file in its metadata"
             )
-        self._logger.info(f"Trying to convert '{dataset_name}' to COCO format ...")
+        self._logger.info(f"Writing the annotations of '{dataset_name}' as a COCO json")
         path = os.path.join(self._output_dir, f"{dataset_name}_coco_format.json")
         self._metadata.json_file = path
         convert_to_coco_json(dataset_name, path, allow_cached=allow_cached)
@@ -109,14 +112,13 @@ class COCOEvaluator(DatasetEvaluator):
             outputs: list of dicts with `instances`, `proposals`, or both.
         """
         for record, output in zip(inputs, outputs, strict=False):
-            prediction = {"image_id": record["image_id"]}
-            if "instances" in output:
-                instances = output["instances"].to(self._cpu_device)
-                prediction["instances"] = instances_to_coco_json(instances, record["image_id"])
-            if "proposals" in output:
-                prediction["proposals"] = output["proposals"].to(self._cpu_device)
-            if len(prediction) > 1:
-                self._predictions.append(prediction)
+            image_id = record["image_id"]
+            kinds = [kind for kind in ("instances", "proposals") if kind in output]
+            on_cpu = {kind: output[kind].to("cpu") for kind in kinds}
+            if "instances" in on_cpu:
+                on_cpu["instances"] = instances_to_coco_json(on_cpu["instances"], image_id)
+            if on_cpu:
+                self._predictions.append({"image_id": image_id, **on_cpu})
 
     def evaluate(self, img_ids=None):
         """Compute the figures.
@@ -135,20 +137,30 @@ class COCOEvaluator(DatasetEvaluator):
             if not comm.is_main_process():
                 return {}
         if not predictions:
-            self._logger.warning("[COCOEvaluator] Did not receive valid predictions.")
+            self._logger.warning("COCOEvaluator: no image has instances or proposals")
             return {}
-        if self._output_dir:
-            PathManager.mkdirs(self._output_dir)
-            path = os.path.join(self._output_dir, "instances_predictions.pth")
-            with PathManager.open(path, "wb") as f:
-                torch.save(predictions, f)
+        self._save("instances_predictions.pth", "wb", partial(torch.save, predictions))
         self._results = OrderedDict()
-        if "proposals" in predictions[0]:
-            self._eval_box_proposals(predictions)
-        if "instances" in predictions[0]:
-            self._eval_predictions(predictions, img_ids=img_ids)
+        evaluations = {
+            "proposals": self._eval_box_proposals,
+            "instances": partial(self._eval_predictions, img_ids=img_ids),
+        }
+        for kind, evaluate in evaluations.items():
+            # All images have the same kinds of predictions.
+            if kind in predictions[0]:
+                evaluate(predictions)
         # The caller may change what it gets.
         return copy.deepcopy(self._results)
+
+    def _save(self, name: str, mode: str, write) -> None:
+        """Call `write(file)` with a new file in the output folder, if there is a folder."""
+        if not self._output_dir:
+            return
+        PathManager.mkdirs(self._output_dir)
+        path = os.path.join(self._output_dir, name)
+        self._logger.info(f"Saving results to {path}")
+        with PathManager.open(path, mode) as f:
+            write(f)
 
     def _tasks_from_predictions(self, predictions) -> list[str]:
         return ["bbox"]
@@ -162,26 +174,19 @@ class COCOEvaluator(DatasetEvaluator):
         assert sorted(to_contiguous.values()) == list(range(num_classes)), to_contiguous
         to_dataset = {contiguous: dataset for dataset, contiguous in to_contiguous.items()}
         for result in coco_results:
-            category_id = result["category_id"]
-            assert category_id < num_classes, (
-                f"A prediction has class={category_id}, but the dataset only has {num_classes} "
-                f"classes and predicted class id should be in [0, {num_classes - 1}]."
+            predicted = result["category_id"]
+            assert predicted in to_dataset, (
+                f"image {result['image_id']} has a prediction of class {predicted}; the classes "
+                f"of the data set are 0 to {num_classes - 1}"
             )
-            result["category_id"] = to_dataset[category_id]
+            result["category_id"] = to_dataset[predicted]
 
     def _eval_predictions(self, predictions, img_ids=None):
-        self._logger.info("Preparing results for COCO format ...")
         coco_results = list(itertools.chain(*[p["instances"] for p in predictions]))
         tasks = self._tasks or self._tasks_from_predictions(coco_results)
         self._to_dataset_categories(coco_results)
-        if self._output_dir:
-            path = os.path.join(self._output_dir, "coco_instances_results.json")
-            self._logger.info(f"Saving results to {path}")
-            with PathManager.open(path, "w") as f:
-                f.write(json.dumps(coco_results))
-                f.flush()
-        if not self._do_evaluation:
-            self._logger.info("Annotations are not available for evaluation.")
+        self._save("coco_instances_results.json", "w", partial(json.dump, coco_results))
+        if not self._has_ground_truth():
             return
         self._logger.info("Evaluating predictions with official COCO API...")
         for task in sorted(tasks):
@@ -200,12 +205,9 @@ class COCOEvaluator(DatasetEvaluator):
             )
 
     def _eval_box_proposals(self, predictions):
-        if self._output_dir:
-            self._save_proposals(predictions)
-        if not self._do_evaluation:
-            self._logger.info("Annotations are not available for evaluation.")
+        self._save_proposals(predictions)
+        if not self._has_ground_truth():
             return
-        self._logger.info("Evaluating bbox proposals ...")
         results = {}
         for limit in (100, 1000):
             for area, suffix in {"all": "", "small": "s", "medium": "m", "large": "l"}.items():
@@ -222,24 +224,28 @@ class COCOEvaluator(DatasetEvaluator):
             "ids": [p["image_id"] for p in predictions],
             "bbox_mode": BoxMode.XYXY_ABS.value,
         }
-        with PathManager.open(os.path.join(self._output_dir, "box_proposals.pkl"), "wb") as f:
-            pickle.dump(data, f)
+        self._save("box_proposals.pkl", "wb", partial(pickle.dump, data))
 
     def _derive_coco_results(self, coco_eval, iou_type, class_names=None) -> dict:
         """Read the figures from a finished `COCOeval`; None stands for "no predictions"."""
         if coco_eval is None:
-            self._logger.warning("No predictions from the model!")
+            self._logger.warning("There are no detections: all metrics are nan")
             return dict.fromkeys(_BOX_METRICS, float("nan"))
         results = {
             metric: float(value * 100) if value >= 0 else float("nan")
             for metric, value in zip(_BOX_METRICS, coco_eval.stats, strict=False)
         }
         self._logger.info(f"Evaluation results for {iou_type}: \n" + create_small_table(results))
-        if not np.isfinite(sum(results.values())):
-            self._logger.info("Some metrics cannot be computed and is shown as NaN.")
-        if class_names is None or len(class_names) <= 1:
-            return results
+        undefined = [name for name, value in results.items() if not np.isfinite(value)]
+        if undefined:
+            self._logger.info(f"nan stands for: no ground truth of that size ({undefined})")
+        # With one class its AP is the AP above.
+        if len(class_names or ()) > 1:
+            results.update(self._per_category_ap(coco_eval, iou_type, class_names))
+        return results
 
+    def _per_category_ap(self, coco_eval, iou_type, class_names) -> dict[str, float]:
+        """AP of each class, logged as a table, and returned as "AP-<class>"."""
         # (overlap thresholds, recalls, classes, area ranges, detection limits)
         precisions = coco_eval.eval["precision"]
         assert len(class_names) == precisions.shape[2], (class_names, precisions.shape)
@@ -250,8 +256,13 @@ class COCOEvaluator(DatasetEvaluator):
             mean = np.mean(precision) if precision.size else float("nan")
             per_category.append((f"{name}", float(mean * 100)))
         self._logger.info(f"Per-category {iou_type} AP: \n" + _category_table(per_category))
-        results.update({f"AP-{name}": value for name, value in per_category})
-        return results
+        return {f"AP-{name}": value for name, value in per_category}
+
+
+def _read_silently(json_file: str) -> COCO:
+    """pycocotools' view of a json file, without what it prints about itself."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(json_file)
 
 
 def _category_table(per_category: list[tuple[str, float]]) -> str:
@@ -311,14 +322,13 @@ def _evaluate_predictions_on_coco(
     assert len(max_dets) >= 3, "COCOeval's summary needs three limits of detections"
     if max_dets[2] != 100:
         cocoeval_fn = COCOevalMaxDets
-    coco_eval = cocoeval_fn(coco_gt, coco_gt.loadRes(coco_results), iou_type)
-    coco_eval.params.maxDets = max_dets
+    run = cocoeval_fn(coco_gt, coco_gt.loadRes(coco_results), iou_type)
+    run.params.maxDets = max_dets
     if img_ids is not None:
-        coco_eval.params.imgIds = img_ids
-    coco_eval.evaluate()
-    coco_eval.accumulate()
-    coco_eval.summarize()
-    return coco_eval
+        run.params.imgIds = img_ids
+    for phase in (run.evaluate, run.accumulate, run.summarize):
+        phase()
+    return run
 
 
 class COCOevalMaxDets(COCOeval):
@@ -347,7 +357,9 @@ class COCOevalMaxDets(COCOeval):
     def summarize(self):
         """Print the twelve usual lines and fill `stats`."""
         if not self.eval:
-            raise Exception("Please run accumulate() first")
+            raise RuntimeError(
+                "summarize() comes after evaluate() and accumulate()"
+            )
         limits = self.params.maxDets
         self.stats = np.array(
             [self._mean(True, iou, "all", limits[2]) for iou in (None, 0.5, 0.75)]

@@ -5,7 +5,7 @@ import datetime
 import logging
 import time
 from collections import OrderedDict
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from detectron2.utils.comm import get_world_size, is_main_process
@@ -47,25 +47,23 @@ class DatasetEvaluators(DatasetEvaluator):
         self._evaluators = evaluators
 
     def reset(self):
-        for evaluator in self._evaluators:
-            evaluator.reset()
+        for part in self._evaluators:
+            part.reset()
 
     def process(self, inputs, outputs):
-        for evaluator in self._evaluators:
-            evaluator.process(inputs, outputs)
+        for part in self._evaluators:
+            part.process(inputs, outputs)
 
     def evaluate(self):
-        results = OrderedDict()
-        for evaluator in self._evaluators:
-            result = evaluator.evaluate()
-            if not is_main_process() or result is None:
-                continue
-            for task, metrics in result.items():
-                assert task not in results, (
-                    f"Different evaluators produce results with the same key {task}"
-                )
-                results[task] = metrics
-        return results
+        """All evaluators' tasks in one dict, which is empty on ranks other than 0."""
+        # Every rank has to ask every evaluator: they may wait for each other in there.
+        answers = [part.evaluate() for part in self._evaluators]
+        merged = OrderedDict()
+        for answer in answers if is_main_process() else ():
+            for task, metrics in (answer or {}).items():
+                assert task not in merged, f"two evaluators give results for the task {task!r}"
+                merged[task] = metrics
+        return merged
 
 
 class _Stopwatch:
@@ -153,11 +151,8 @@ def inference_on_dataset(
             callbacks[name]()
 
     watch = _Stopwatch(len(data_loader))
-    with ExitStack() as stack:
-        if isinstance(model, nn.Module):
-            stack.enter_context(inference_context(model))
-        stack.enter_context(torch.no_grad())
-
+    eval_mode = inference_context(model) if isinstance(model, nn.Module) else nullcontext()
+    with eval_mode, torch.no_grad():
         data_start = time.perf_counter()
         call("on_start")
         for index, inputs in enumerate(data_loader):

@@ -51,20 +51,22 @@ def verify_results(cfg, results) -> bool:
     Returns:
         True; a mismatch exits with status 1.
     """
-    expected_results = cfg.TEST.EXPECTED_RESULTS
-    if not len(expected_results):
-        return True
-    ok = True
-    for task, metric, expected, tolerance in expected_results:
-        actual = results[task].get(metric)
-        # Written so that nan fails.
-        ok = ok and actual is not None and bool(np.isfinite(actual))
-        ok = ok and abs(actual - expected) <= tolerance
     logger = logging.getLogger(__name__)
-    if not ok:
-        logger.error("Result verification failed!")
-        logger.error("Expected Results: " + str(expected_results))
-        logger.error("Actual Results: " + pprint.pformat(results))
+    expectations = cfg.TEST.EXPECTED_RESULTS
+    missed = [
+        f"{task}/{metric} is {results[task].get(metric)}, not {expected} +- {tolerance}"
+        for task, metric, expected, tolerance in expectations
+        if not _is_near(results[task].get(metric), expected, tolerance)
+    ]
+    if missed:
+        logger.error("TEST.EXPECTED_RESULTS is not met:\n" + "\n".join(missed))
+        logger.error(f"All results:\n{pprint.pformat(results)}")
         sys.exit(1)
-    logger.info("Results verification passed.")
-    return ok
+    if expectations:
+        logger.info("The results meet TEST.EXPECTED_RESULTS")
+    return True
+
+
+def _is_near(actual: float | None, expected: float, tolerance: float) -> bool:
+    """Whether a metric exists, is finite, and is as expected."""
+    return actual is not None and bool(np.isfinite(actual)) and abs(actual - expected) <= tolerance

@@ -122,14 +122,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 def _bias_overrides(
     base_lr: float | None, bias_lr_factor: float | None, weight_decay_bias: float | None
 ) -> dict[str, float]:
-    settings = {}
-    if bias_lr_factor is not None and bias_lr_factor != 1.0:
-        if base_lr is None:
-            raise ValueError("bias_lr_factor requires base_lr")
-        settings["lr"] = base_lr * bias_lr_factor
-    if weight_decay_bias is not None:
-        settings["weight_decay"] = weight_decay_bias
-    return settings
+    settings = {} if weight_decay_bias is None else {"weight_decay": weight_decay_bias}
+    if bias_lr_factor in (None, 1.0):
+        return settings
+    if base_lr is None:
+        raise ValueError(f"bias_lr_factor={bias_lr_factor} needs a base_lr to be multiplied with")
+    return {"lr": base_lr * bias_lr_factor, **settings}
 
 
 def get_default_optimizer_params(
@@ -164,10 +162,13 @@ def get_default_optimizer_params(
     bias = _bias_overrides(base_lr, bias_lr_factor, weight_decay_bias)
     if bias:
         if "bias" in overrides:
-            raise ValueError("Conflicting overrides for 'bias'")
+            raise ValueError(
+                f"'bias' is in overrides ({overrides['bias']}) and has settings from "
+                f"bias_lr_factor or weight_decay_bias ({bias}): give one of the two"
+            )
         overrides["bias"] = bias
     if lr_factor_func is not None and base_lr is None:
-        raise ValueError("lr_factor_func requires base_lr")
+        raise ValueError("lr_factor_func gives factors: it needs a base_lr to be multiplied with")
 
     common = {"lr": base_lr, "weight_decay": weight_decay}
     common = {name: value for name, value in common.items() if value is not None}
@@ -212,8 +213,8 @@ def _multi_step(cfg: CfgNode) -> MultiStepParamScheduler:
     steps = [step for step in cfg.SOLVER.STEPS if step <= cfg.SOLVER.MAX_ITER]
     if len(steps) != len(cfg.SOLVER.STEPS):
         logging.getLogger(__name__).warning(
-            "SOLVER.STEPS contains values larger than SOLVER.MAX_ITER. "
-            "These values will be ignored."
+            f"The training ends at SOLVER.MAX_ITER={cfg.SOLVER.MAX_ITER}, before some of "
+            f"SOLVER.STEPS={cfg.SOLVER.STEPS}; these steps have no effect"
         )
     return MultiStepParamScheduler(
         values=[cfg.SOLVER.GAMMA**k for k in range(len(steps) + 1)],
@@ -249,7 +250,8 @@ _SCHEDULES = {
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
     """The schedule that cfg.SOLVER.LR_SCHEDULER_NAME names, with the config's warm-up."""
-    name = cfg.SOLVER.LR_SCHEDULER_NAME
+    solver = cfg.SOLVER
+    name = solver.LR_SCHEDULER_NAME
     if name not in _SCHEDULES:
         raise ValueError(
             f"Unknown LR scheduler: {name} (SOLVER.LR_SCHEDULER_NAME). Use one of "
@@ -257,9 +259,9 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSche
         )
     multiplier = WarmupParamScheduler(
         _SCHEDULES[name](cfg),
-        cfg.SOLVER.WARMUP_FACTOR,
-        min(cfg.SOLVER.WARMUP_ITERS / cfg.SOLVER.MAX_ITER, 1.0),
-        cfg.SOLVER.WARMUP_METHOD,
-        cfg.SOLVER.RESCALE_INTERVAL,
+        warmup_factor=solver.WARMUP_FACTOR,
+        warmup_length=min(1.0, solver.WARMUP_ITERS / solver.MAX_ITER),
+        warmup_method=solver.WARMUP_METHOD,
+        rescale_interval=solver.RESCALE_INTERVAL,
     )
-    return LRMultiplier(optimizer, multiplier=multiplier, max_iter=cfg.SOLVER.MAX_ITER)
+    return LRMultiplier(optimizer, multiplier=multiplier, max_iter=solver.MAX_ITER)

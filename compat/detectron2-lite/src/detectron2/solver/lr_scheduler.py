@@ -25,6 +25,11 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
+def _check_warmup_method(method: str) -> None:
+    if method not in ("linear", "constant"):
+        raise ValueError(f"Unknown warmup method: {method}. Use linear or constant")
+
+
 class WarmupParamScheduler(CompositeParamScheduler):
     """Puts a warm-up before another parameter scheduler."""
 
@@ -46,15 +51,13 @@ class WarmupParamScheduler(CompositeParamScheduler):
             rescale_interval: squeeze the whole `scheduler` into the rest of the training; otherwise
                 the warm-up replaces its beginning.
         """
-        # What the schedule does right after the warm-up is where a linear warm-up has to end.
-        end_value = scheduler(0.0) if rescale_interval else scheduler(warmup_length)
-        start_value = warmup_factor * scheduler(0.0)
-        if warmup_method == "constant":
-            warmup = ConstantParamScheduler(start_value)
-        elif warmup_method == "linear":
-            warmup = LinearParamScheduler(start_value, end_value)
-        else:
-            raise ValueError(f"Unknown warmup method: {warmup_method}. Use linear or constant")
+        _check_warmup_method(warmup_method)
+        first = warmup_factor * scheduler(0.0)
+        warmup: ParamScheduler = ConstantParamScheduler(first)
+        if warmup_method == "linear":
+            # It has to end where the schedule goes on after it.
+            goes_on_at = 0.0 if rescale_interval else warmup_length
+            warmup = LinearParamScheduler(first, scheduler(goes_on_at))
         super().__init__(
             [warmup, scheduler],
             lengths=[warmup_length, 1 - warmup_length],
@@ -106,12 +109,9 @@ def _get_warmup_factor_at_iter(
     """The warm-up's factor at one iteration; 1 once it is over."""
     if iter >= warmup_iters:
         return 1.0
-    if method == "constant":
-        return warmup_factor
-    if method == "linear":
-        progress = iter / warmup_iters
-        return warmup_factor * (1 - progress) + progress
-    raise ValueError(f"Unknown warmup method: {method}. Use linear or constant")
+    _check_warmup_method(method)
+    progress = iter / warmup_iters if method == "linear" else 0.0
+    return warmup_factor * (1 - progress) + progress
 
 
 class _WarmupLR(LRScheduler):
