@@ -13,7 +13,6 @@ Exit status: 0, also if nobody was found; 2 for wrong input.
 
 import argparse
 import json
-import warnings
 from pathlib import Path
 
 
@@ -102,7 +101,9 @@ def write(path: Path, content: bytes) -> None:
 def main() -> None:
     """Imports only what the command line asks for, so that ``--help`` is quick."""
     args = parse_args()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # from libraries
+    from person_search.utils.quiet import quiet_libraries
+
+    quiet_libraries()
     from detectron2.utils.logger import setup_logger
 
     from person_search.engine import friendly_errors

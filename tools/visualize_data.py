@@ -9,7 +9,6 @@ wide blue ones queries. The pictures are spread evenly over the set, or chosen b
 """
 
 import argparse
-import warnings
 from pathlib import Path
 
 
@@ -67,7 +66,9 @@ def visualize(args: argparse.Namespace) -> None:
 def main() -> None:
     """Imports only what the command line asks for, so that ``--help`` is quick."""
     args = parse_args()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # from libraries
+    from person_search.utils.quiet import quiet_libraries
+
+    quiet_libraries()
     from detectron2.utils.logger import setup_logger
 
     from person_search.engine import friendly_errors

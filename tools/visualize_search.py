@@ -13,7 +13,6 @@ and chance.json: the figures that the same detections get with random embeddings
 
 import argparse
 import json
-import warnings
 from pathlib import Path
 
 
@@ -115,7 +114,9 @@ def gallery_size(protocol, query: int, files: dict[int, str]) -> int:
 def main() -> None:
     """Imports only what the command line asks for, so that ``--help`` is quick."""
     args = parse_args()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # from libraries
+    from person_search.utils.quiet import quiet_libraries
+
+    quiet_libraries()
     from detectron2.utils.logger import setup_logger
 
     from person_search.engine import friendly_errors

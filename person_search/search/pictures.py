@@ -37,11 +37,8 @@ def read_picture(path: str | os.PathLike, image_format: str = "RGB") -> np.ndarr
     try:
         return read_image(os.fspath(path), format=image_format)
     except _READ_ERRORS as e:
-        # Pillow's "cannot identify image file" names the file, which stands here already
-        reason = str(e).replace(f" '{os.path.abspath(path)}'", "").replace(f" '{path}'", "")
-        raise BadImageError(
-            f"cannot read the picture '{path}': {reason or type(e).__name__}"
-        ) from e
+        reason = str(e).partition(" <")[0] or type(e).__name__  # without the address of an object
+        raise BadImageError(f"cannot read the picture '{path}': {reason}") from e
 
 
 def clip_box(box: Sequence[float], width: int, height: int) -> np.ndarray:

@@ -20,8 +20,9 @@ from person_search.vis import SheetCell, draw_search_sheet
 KIND_TITLES = {
     "success": "A success: the most similar person found is the right one",
     "median": "The median query: half of all queries do better, half do worse",
-    "failure": "A failure: somebody else looks more similar than the right person",
+    "failure": "A failure: the most similar person found is the wrong one",
 }
+QUERY_TITLE = "Query: where is this person?"
 
 
 def draw_own_search(
@@ -44,7 +45,7 @@ def draw_own_search(
         for match in matches
     ]
     return draw_search_sheet(
-        SheetCell(read_picture(query), box, "Query", "query", note=Path(query).name),
+        SheetCell(read_picture(query), box, QUERY_TITLE, "query", note=Path(query).name),
         cells,
         title="Who is this, and where else?",
         caption=f"Left: the person searched for. Right: in {searched}, those with the most similar "
@@ -84,7 +85,7 @@ def draw_checked_search(
     ]
     scene = Path(file_of(query.image_id))
     return draw_search_sheet(
-        SheetCell(read_picture(scene), query.box, "Query", "query", note=scene.name),
+        SheetCell(read_picture(scene), query.box, QUERY_TITLE, "query", note=scene.name),
         cells,
         title=KIND_TITLES[kind],
         caption="Left: the person searched for. Right: the persons found in other pictures that "

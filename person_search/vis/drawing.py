@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Blue, green, orange-red: apart also for people who cannot tell red from green by hue, since they
-# differ in brightness too.
+# Right and wrong also differ in their mark, for people who cannot tell green from red.
 QUERY_COLOR = (31, 78, 158)
 RIGHT_COLOR = (0, 122, 82)
 WRONG_COLOR = (214, 69, 10)
+UNCHECKED_COLOR = (112, 48, 140)
 NEUTRAL_COLOR = (91, 91, 102)
 TEXT_COLOR = (34, 34, 40)
 EMPTY_COLOR = (236, 236, 240)
@@ -25,6 +25,8 @@ WHITE = (255, 255, 255)
 
 CROP_MARGIN = 0.08
 """Share of a box's width and height that is shown around a person on each side."""
+MIN_CROP_SHAPE = 0.3
+"""Smallest shorter side of a crop, as a share of the box's longer side."""
 
 Color = tuple[int, int, int]
 Area = tuple[int, int, int, int]
@@ -82,13 +84,19 @@ def fitted_size(size: tuple[int, int], room: tuple[int, int]) -> tuple[int, int]
 
 
 def crop_person(image: Image.Image, box: Sequence[float]) -> Image.Image:
-    """The person with a small margin; at least one pixel even if the box lies outside."""
+    """The person with a small margin; at least one pixel even if the box lies outside.
+
+    A sliver of a box gets more of what is beside it, so that one can see what it lies on.
+    """
     x1, y1, x2, y2 = box
-    margin_x, margin_y = CROP_MARGIN * (x2 - x1), CROP_MARGIN * (y2 - y1)
-    left = min(max(math.floor(x1 - margin_x), 0), image.width - 1)
-    top = min(max(math.floor(y1 - margin_y), 0), image.height - 1)
-    right = min(max(math.ceil(x2 + margin_x), left + 1), image.width)
-    bottom = min(max(math.ceil(y2 + margin_y), top + 1), image.height)
+    least = MIN_CROP_SHAPE * max(x2 - x1, y2 - y1)
+    half_width = max((0.5 + CROP_MARGIN) * (x2 - x1), least / 2)
+    half_height = max((0.5 + CROP_MARGIN) * (y2 - y1), least / 2)
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    left = min(max(math.floor(x - half_width), 0), image.width - 1)
+    top = min(max(math.floor(y - half_height), 0), image.height - 1)
+    right = min(max(math.ceil(x + half_width), left + 1), image.width)
+    bottom = min(max(math.ceil(y + half_height), top + 1), image.height)
     return image.crop((left, top, right, bottom))
 
 

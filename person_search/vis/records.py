@@ -30,11 +30,11 @@ LABEL_SIZE = 15
 
 
 def color_of(person_id: int) -> Color:
-    """One color per identity, the same everywhere; gray for an unknown one."""
+    """One color per identity, the same everywhere, never the queries' blue; gray: unknown."""
     if person_id == UNLABELED_PID:
         return NEUTRAL_COLOR
     # turning the hue by the golden ratio keeps neighbors apart
-    hue = person_id * 0.618033988749895 % 1
+    hue = (0.72 + 0.8 * (person_id * 0.618033988749895 % 1)) % 1
     return tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.85, 0.72))
 
 

@@ -15,6 +15,7 @@ from person_search.vis.drawing import (
     QUERY_COLOR,
     RIGHT_COLOR,
     TEXT_COLOR,
+    UNCHECKED_COLOR,
     WHITE,
     WRONG_COLOR,
     Area,
@@ -33,7 +34,7 @@ STATUS_COLORS = {
     "match": RIGHT_COLOR,
     "other": WRONG_COLOR,
     "repeat": NEUTRAL_COLOR,
-    "unknown": NEUTRAL_COLOR,
+    "unknown": UNCHECKED_COLOR,
 }
 LEGEND = {
     "match": "the same person",
@@ -50,6 +51,7 @@ CROP_WIDTH = 100
 CARD = (SCENE[0] + CROP_WIDTH + 3 * BORDER, STRIP + SCENE[1] + NOTE + BORDER)
 QUERY_WIDTH = 380
 QUERY_SCENE_HEIGHT = 280
+MAX_QUERY_ROWS = 3  # beyond that the query would be larger than it needs to be
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,7 @@ class SheetLayout:
             for i in range(count)
         )
         width = left + columns * CARD[0] + (columns - 1) * GAP + MARGIN
-        # two rows are as much as the crop of a standing person fills well
-        query_height = min(height, 2 * CARD[1] + GAP)
+        query_height = min(height, MAX_QUERY_ROWS * CARD[1] + (MAX_QUERY_ROWS - 1) * GAP)
         return cls(
             (width, head + height + MARGIN), (MARGIN, head, QUERY_WIDTH, query_height), cards
         )
