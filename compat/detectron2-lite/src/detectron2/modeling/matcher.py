@@ -71,8 +71,9 @@ class Matcher:
                 best_quality < self.thresholds[band + 1]
             )
             match_labels[in_band] = self.labels[band]
-        if self.allow_low_quality_matches:
-            self.set_low_quality_matches_(match_labels, match_quality_matrix)
+        if not self.allow_low_quality_matches:
+            return matches, match_labels
+        self.set_low_quality_matches_(match_labels, match_quality_matrix)
         return matches, match_labels
 
     def set_low_quality_matches_(self, match_labels, match_quality_matrix):

@@ -31,19 +31,16 @@ def detector_postprocess(
         width, height = output_width, output_height
 
     scale_x, scale_y = width / results.image_size[1], height / results.image_size[0]
-    results = Instances(new_size, **results.get_fields())
-    if results.has("pred_boxes"):
-        boxes = results.pred_boxes
-    elif results.has("proposal_boxes"):
-        boxes = results.proposal_boxes
-    else:
+    fields = results.get_fields()
+    boxes = fields.get("pred_boxes", fields.get("proposal_boxes"))
+    if boxes is None:
         raise ValueError(
             "detector_postprocess needs boxes in a field 'pred_boxes' or 'proposal_boxes'; "
-            f"the Instances has {sorted(results.get_fields())}"
+            f"the Instances has {sorted(fields)}"
         )
     boxes.scale(scale_x, scale_y)
-    boxes.clip(results.image_size)
-    return results[boxes.nonempty()]
+    boxes.clip(new_size)
+    return Instances(new_size, **fields)[boxes.nonempty()]
 
 
 def sem_seg_postprocess(

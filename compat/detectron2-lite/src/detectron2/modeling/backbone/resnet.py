@@ -227,21 +227,10 @@ class ResNet(Backbone):
         outputs: dict[str, torch.Tensor] = {}
         # The children in order of registration: stem, stages, then avgpool and linear if there.
         for name, child in self.named_children():
-            if name == "linear":
-                x = torch.flatten(x, 1)
-            x = child(x)
+            x = child(torch.flatten(x, 1) if name == "linear" else x)
             if name in self._out_features:
                 outputs[name] = x
         return outputs
-
-    def output_shape(self):
-        """Channels and stride of each feature map ("linear" has none)."""
-        return {
-            name: ShapeSpec(
-                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
-            )
-            for name in self._out_features
-        }
 
     def freeze(self, freeze_at=0):
         """Stop training the first parts and turn their BatchNorm into FrozenBatchNorm.

@@ -230,16 +230,14 @@ class SwinTransformer(Backbone):
         self._size_divisibility = 32
 
     def _freeze_stages(self):
-        if self.frozen_stages >= 0:
-            self.patch_embed.eval()
-            self.patch_embed.requires_grad_(False)
-        if self.frozen_stages >= 1 and self.ape:
-            self.absolute_pos_embed.requires_grad = False
-        if self.frozen_stages >= 2:
-            self.pos_drop.eval()
-            for layer in self.layers[: self.frozen_stages - 1]:
-                layer.eval()
-                layer.requires_grad_(False)
+        level = self.frozen_stages
+        frozen = [self.patch_embed] if level >= 0 else []
+        if level >= 2:
+            frozen += [self.pos_drop, *self.layers[: level - 1]]
+        for part in frozen:
+            part.eval().requires_grad_(False)
+        if self.ape and level >= 1:
+            self.absolute_pos_embed.requires_grad_(False)
 
     def _init_weights(self, m):
         if isinstance(m, nn.Linear):

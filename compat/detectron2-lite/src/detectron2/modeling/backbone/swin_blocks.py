@@ -29,10 +29,10 @@ class Mlp(nn.Module):
         self, in_features, hidden_features=None, out_features=None, act_layer=nn.GELU, drop=0.0
     ):
         super().__init__()
-        hidden_features = hidden_features or in_features
-        self.fc1 = nn.Linear(in_features, hidden_features)
+        width = hidden_features or in_features
+        self.fc1 = nn.Linear(in_features, width)
+        self.fc2 = nn.Linear(width, out_features or in_features)
         self.act = act_layer()
-        self.fc2 = nn.Linear(hidden_features, out_features or in_features)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x):
@@ -91,11 +91,12 @@ class WindowAttention(nn.Module):
             torch.zeros((2 * height - 1) * (2 * width - 1), num_heads)
         )
         self.register_buffer("relative_position_index", _relative_position_index(height, width))
-        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
-        self.attn_drop = nn.Dropout(attn_drop)
+        # In this order: it fixes which random numbers each part draws.
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+        self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)
         self.softmax = nn.Softmax(dim=-1)
 
     def forward(self, x, mask=None):
@@ -192,7 +193,7 @@ class SwinTransformerBlock(nn.Module):
             (N, H * W, C).
         """
         n, length, channels = x.shape
-        assert length == self.H * self.W, "input feature has wrong size"
+        assert length == self.H * self.W, f"{length} tokens are no grid of {self.H} x {self.W}"
         branch = self.norm1(x).view(n, self.H, self.W, channels)
         branch = self._attend(branch, mask_matrix).reshape(n, length, channels)
         x = x + self.drop_path(branch)
@@ -230,7 +231,7 @@ class PatchMerging(nn.Module):
     def forward(self, x, H, W):
         """(N, H * W, C) -> (N, ceil(H / 2) * ceil(W / 2), 2 C); odd sides are padded by 0."""
         n, length, channels = x.shape
-        assert length == H * W, "input feature has wrong size"
+        assert length == H * W, f"{length} tokens are no grid of {H} x {W}"
         x = F.pad(x.view(n, H, W, channels), (0, 0, 0, W % 2, 0, H % 2))
         # Channel order of the checkpoints: down the left column, then down the right one.
         x = torch.cat([x[:, dy::2, dx::2] for dx in (0, 1) for dy in (0, 1)], dim=-1)

@@ -158,9 +158,11 @@ class GeneralizedRCNN(_NormalizedInput):
             In training a dict of scalar losses. Otherwise per image {"instances": Instances} with
             `pred_boxes`, `scores` and `pred_classes`, in the frame of (height, width).
         """
-        if not self.training:
-            return self.inference(batched_inputs)
+        if self.training:
+            return self._training_losses(batched_inputs)
+        return self.inference(batched_inputs)
 
+    def _training_losses(self, batched_inputs) -> dict[str, torch.Tensor]:
         images = self.preprocess_image(batched_inputs)
         gt_instances = self._targets(batched_inputs, "instances")
         features = self.backbone(images.tensor)
@@ -196,18 +198,18 @@ class GeneralizedRCNN(_NormalizedInput):
             As `forward` at inference; the plain Instances, in the frame of `image`, without
             postprocessing.
         """
-        assert not self.training
+        assert not self.training, "call eval() before inference()"
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        if detected_instances is None:
-            proposals, _ = self._propose(batched_inputs, images, features, None)
-            results, _ = self.roi_heads(images, features, proposals, None)
+        feature_maps = self.backbone(images.tensor)
+        if detected_instances is not None:
+            given = [boxes.to(self.device) for boxes in detected_instances]
+            results = self.roi_heads.forward_with_given_boxes(feature_maps, given)
         else:
-            detected_instances = [x.to(self.device) for x in detected_instances]
-            results = self.roi_heads.forward_with_given_boxes(features, detected_instances)
-        if do_postprocess:
-            return GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)
-        return results
+            proposals, _ = self._propose(batched_inputs, images, feature_maps, None)
+            results, _ = self.roi_heads(images, feature_maps, proposals, None)
+        if not do_postprocess:
+            return results
+        return GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)
 
     def preprocess_image(self, batched_inputs: list[dict[str, torch.Tensor]]) -> ImageList:
         """Normalize the images and pad them to one batch (N, C, H, W)."""

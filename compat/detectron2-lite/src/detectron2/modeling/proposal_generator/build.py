@@ -17,6 +17,5 @@ def build_proposal_generator(cfg, input_shape):
     "PrecomputedProposals" gives None: the data loader then brings the proposals.
     """
     name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
-    if name == "PrecomputedProposals":
-        return None
-    return PROPOSAL_GENERATOR_REGISTRY.get(name)(cfg, input_shape)
+    is_precomputed = name == "PrecomputedProposals"
+    return None if is_precomputed else PROPOSAL_GENERATOR_REGISTRY.get(name)(cfg, input_shape)

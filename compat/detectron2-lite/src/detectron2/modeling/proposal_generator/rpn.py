@@ -83,10 +83,9 @@ class StandardRPNHead(nn.Module):
         self.objectness_logits = nn.Conv2d(channels, num_anchors, kernel_size=1)
         self.anchor_deltas = nn.Conv2d(channels, num_anchors * box_dim, kernel_size=1)
 
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=0.01)
-                nn.init.zeros_(layer.bias)
+        for conv in [module for module in self.modules() if isinstance(module, nn.Conv2d)]:
+            nn.init.normal_(conv.weight, std=0.01)
+            nn.init.zeros_(conv.bias)
 
     def _get_rpn_conv(self, in_channels, out_channels):
         return Conv2d(in_channels, out_channels, kernel_size=3, padding=1, activation=nn.ReLU())
@@ -362,11 +361,11 @@ class RPN(nn.Module):
                 self._decode_proposals(anchors, pred_anchor_deltas),
                 pred_objectness_logits,
                 image_sizes,
-                self.nms_thresh,
-                self.pre_nms_topk[self.training],
-                self.post_nms_topk[self.training],
-                self.min_box_size,
-                self.training,
+                nms_thresh=self.nms_thresh,
+                pre_nms_topk=self.pre_nms_topk[self.training],
+                post_nms_topk=self.post_nms_topk[self.training],
+                min_box_size=self.min_box_size,
+                training=self.training,
             )
 
     def _decode_proposals(

@@ -86,8 +86,8 @@ class FastRCNNConvFCHead(nn.Sequential):
 
     def forward(self, x):
         """(M, C, P, P) -> (M, D), or (M, D, P, P) without linear layers."""
-        for layer in self:
-            x = layer(x)
+        for part in self:
+            x = part(x)
         return x
 
     @property

@@ -24,13 +24,13 @@ class _ScaleGradient(Function):
     """Identity whose gradient is multiplied by a number."""
 
     @staticmethod
-    def forward(ctx, input, scale):
-        ctx.scale = scale
-        return input
+    def forward(ctx, features, factor):
+        ctx.factor = factor
+        return features
 
     @staticmethod
-    def backward(ctx, grad_output):
-        return grad_output * ctx.scale, None
+    def backward(ctx, gradient):
+        return ctx.factor * gradient, None
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -73,9 +73,9 @@ class CascadeROIHeads(StandardROIHeads):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        ret = super().from_config(cfg, input_shape)
-        ret.pop("proposal_matcher")
-        return ret
+        arguments = super().from_config(cfg, input_shape)
+        del arguments["proposal_matcher"]  # there is one per stage instead
+        return arguments
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
@@ -117,12 +117,11 @@ class CascadeROIHeads(StandardROIHeads):
 
     def forward(self, images, features, proposals, targets=None):
         """See `ROIHeads.forward`."""
-        del images
-        if self.training:
-            proposals = self.label_and_sample_proposals(proposals, targets)
-            return proposals, self._forward_box(features, proposals, targets)
-        detections = self._forward_box(features, proposals)
-        return self.forward_with_given_boxes(features, detections), {}
+        if not self.training:
+            detections = self._forward_box(features, proposals)
+            return self.forward_with_given_boxes(features, detections), {}
+        sampled = self.label_and_sample_proposals(proposals, targets)
+        return sampled, self._forward_box(features, sampled, targets)
 
     def _forward_box(self, features, proposals, targets=None):
         """Run the stages.
@@ -162,9 +161,9 @@ class CascadeROIHeads(StandardROIHeads):
             predictor.predict_boxes(predictions, proposals),
             scores,
             image_sizes,
-            predictor.test_score_thresh,
-            predictor.test_nms_thresh,
-            predictor.test_topk_per_image,
+            score_thresh=predictor.test_score_thresh,
+            nms_thresh=predictor.test_nms_thresh,
+            topk_per_image=predictor.test_topk_per_image,
         )
         return detections
 

@@ -261,12 +261,11 @@ class FastRCNNOutputLayers(nn.Module):
         else:
             proposal_boxes = gt_boxes = torch.empty((0, 4), device=deltas.device)
 
-        if self.use_sigmoid_ce:
-            loss_cls = self.sigmoid_cross_entropy_loss(scores, gt_classes)
-        else:
-            loss_cls = cross_entropy(scores, gt_classes, reduction="mean")
+        classification_loss = (
+            self.sigmoid_cross_entropy_loss if self.use_sigmoid_ce else cross_entropy
+        )
         losses = {
-            "loss_cls": loss_cls,
+            "loss_cls": classification_loss(scores, gt_classes),
             "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
@@ -359,9 +358,9 @@ class FastRCNNOutputLayers(nn.Module):
             self.predict_boxes(predictions, proposals),
             self.predict_probs(predictions, proposals),
             [p.image_size for p in proposals],
-            self.test_score_thresh,
-            self.test_nms_thresh,
-            self.test_topk_per_image,
+            score_thresh=self.test_score_thresh,
+            nms_thresh=self.test_nms_thresh,
+            topk_per_image=self.test_topk_per_image,
         )
 
     def predict_boxes_for_gt_classes(self, predictions, proposals):

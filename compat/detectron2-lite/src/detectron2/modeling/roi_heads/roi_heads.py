@@ -271,12 +271,9 @@ class Res5ROIHeads(ROIHeads):
         targets: list[Instances] | None = None,
     ):
         """See `ROIHeads.forward`."""
-        del images
         if self.training:
-            assert targets
+            assert targets, "training the ROI heads needs targets"
             proposals = self.label_and_sample_proposals(proposals, targets)
-        del targets
-
         box_features = self._shared_roi_transform(
             [features[name] for name in self.in_features], [p.proposal_boxes for p in proposals]
         )
@@ -386,14 +383,10 @@ class StandardROIHeads(ROIHeads):
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
         """See `ROIHeads.forward`."""
-        del images
         if self.training:
             assert targets, "training the ROI heads needs targets"
-            proposals = self.label_and_sample_proposals(proposals, targets)
-        del targets
-
-        if self.training:
-            return proposals, self._forward_box(features, proposals)
+            sampled = self.label_and_sample_proposals(proposals, targets)
+            return sampled, self._forward_box(features, sampled)
         detections = self._forward_box(features, proposals)
         return self.forward_with_given_boxes(features, detections), {}
 
@@ -430,8 +423,11 @@ class StandardROIHeads(ROIHeads):
 
         losses = self.box_predictor.losses(predictions, proposals)
         if self.train_on_pred_boxes:
-            with torch.no_grad():
-                boxes = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
-                for image_proposals, image_boxes in zip(proposals, boxes, strict=True):
-                    image_proposals.proposal_boxes = Boxes(image_boxes)
+            self._replace_by_predicted_boxes(predictions, proposals)
         return losses
+
+    @torch.no_grad()
+    def _replace_by_predicted_boxes(self, predictions, proposals: list[Instances]) -> None:
+        predicted = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
+        for image_proposals, image_boxes in zip(proposals, predicted, strict=True):
+            image_proposals.proposal_boxes = Boxes(image_boxes)
