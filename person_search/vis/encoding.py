@@ -2,6 +2,7 @@
 """Pictures as files of bounded size, so that they can be mailed, put into a report or a README."""
 
 import io
+from collections.abc import Iterator
 
 from PIL import Image
 
@@ -33,14 +34,14 @@ def encode_picture(picture: Image.Image, suffix: str, max_bytes: int = MAX_BYTES
         picture = picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def _variants(picture: Image.Image, suffix: str):
+def _variants(picture: Image.Image, suffix: str) -> Iterator[bytes]:
     """The file at falling quality."""
     if suffix == ".jpg":
         for quality in _JPEG_QUALITIES:
             yield _save(picture, "JPEG", quality=quality, optimize=True)
     else:
-        yield _save(picture, "PNG", optimize=True)
-        yield _save(picture.quantize(256, dither=Image.Dither.NONE), "PNG", optimize=True)
+        yield _save(picture, "PNG")
+        yield _save(picture.quantize(256, dither=Image.Dither.NONE), "PNG")
 
 
 def _save(picture: Image.Image, kind: str, **options) -> bytes:

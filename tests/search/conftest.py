@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A config and weights of a tiny PSDiff, a folder of pictures, and the tools as functions."""
+
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+from psdiff_tiny import tiny_cfg
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def restore_loggers() -> Iterator[None]:
+    """Takes back what Detectron2's setup_logger does, which is for the rest of the process."""
+    logger = logging.getLogger("person_search")
+    before = list(logger.handlers), logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate = before[:2]
+    logger.setLevel(before[2])
+
+
+@pytest.fixture
+def run_tool() -> Callable[..., int]:
+    """Returns ``run(name, *arguments)``, see below."""
+    return _run_tool
+
+
+def _run_tool(name: str, *arguments: object) -> int:
+    """Runs ``tools/<name>.py`` in this process and returns its exit status."""
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    argv, sys.argv = sys.argv, [f"{name}.py", *map(str, arguments)]
+    try:
+        tool.main()
+    except SystemExit as e:
+        return e.code
+    finally:
+        sys.argv = argv
+    return 0
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with ``config.yaml`` and ``weights.pth`` of a tiny PSDiff."""
+    folder = tmp_path_factory.mktemp("run")
+    cfg = tiny_cfg(EMBED_DETECTIONS=True)
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 48, 64
+    cfg.TEST.PERSON_SEARCH.SCORE_THRESH = 0.0
+    cfg.OUTPUT_DIR = str(folder)
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict()}, folder / "weights.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder
+
+
+def write_pictures(folder: Path, count: int, size: tuple[int, int] = (128, 96)) -> list[Path]:
+    """Blocks of random colors; every picture is another one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in range(count):
+        blocks = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        paths.append(folder / f"p{number}.png")
+        Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST).save(paths[-1])
+    return paths
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """Four pictures of 128 x 96 pixels in a folder of their own."""
+    return write_pictures(tmp_path / "gallery", 4)
+
+
+@pytest.fixture
+def search_tool(tiny_run: Path, tmp_path: Path, pictures: list[Path]) -> Callable[..., int]:
+    """Returns ``run(**changes)``: tools/search.py with good arguments except for the changes."""
+
+    def run(*opts: object, **changes: object) -> int:
+        arguments = {
+            "config_file": tiny_run / "config.yaml",
+            "weights": tiny_run / "weights.pth",
+            "query": pictures[0],
+            "box": (10, 10, 60, 90),
+            "gallery": tmp_path / "gallery",
+            "output": tmp_path / "out",
+            **changes,
+        }
+        words = []
+        for name, value in arguments.items():
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{name.replace('_', '-')}", *values]
+        return _run_tool("search", *words, *opts)
+
+    return run

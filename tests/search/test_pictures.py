@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading pictures of any quality, and boxes that somebody has typed in."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from person_search.data import BadImageError
+from person_search.search import clip_box, list_pictures, read_picture
+
+
+def test_channel_order(tmp_path) -> None:
+    Image.new("RGB", (3, 2), (10, 20, 30)).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png").tolist() == [[[10, 20, 30]] * 3] * 2
+    assert read_picture(tmp_path / "a.png", "BGR")[0, 0].tolist() == [30, 20, 10]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_other_color_modes_become_rgb(mode: str, tmp_path) -> None:
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    Image.new("RGB", (4, 5), (102, 102, 102)).convert(mode).save(path)
+    picture = read_picture(path)
+    assert picture.shape == (5, 4, 3) and np.abs(picture.astype(int) - 102).max() < 3
+
+
+def damaged(kind: str, path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    content = {"empty": b"", "text": b"no picture\n", "cut": whole[: len(whole) // 2]}[kind]
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "cut"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_damaged_picture_is_named_in_one_line(kind: str, suffix: str, tmp_path) -> None:
+    path = tmp_path / f"bad{suffix}"
+    damaged(kind, path)
+    with pytest.raises(BadImageError, match=f"bad{suffix}") as caught:
+        read_picture(path)
+    assert "\n" not in str(caught.value) and "0x" not in str(caught.value)
+
+
+def test_absent_picture(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no picture .*nothing.jpg"):
+        read_picture(tmp_path / "nothing.jpg")
+
+
+def test_box_is_clipped() -> None:
+    assert clip_box([-5, 10, 50, 200], 100, 80).tolist() == [0, 10, 50, 80]
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[10, 10, 10, 20], [20, 10, 10, 20], [10, 20, 20, 20], [0, 0, float("nan"), 5],
+     [0, 0, float("inf"), 5], [1, 2, 3]],
+)  # fmt: skip
+def test_box_without_area(box) -> None:
+    with pytest.raises(ValueError, match="has no area"):
+        clip_box(box, 100, 80)
+
+
+@pytest.mark.parametrize(
+    "box", [[100, 0, 120, 10], [0, 80, 10, 90], [-20, 0, 0, 10], [0, -9, 9, 0]]
+)
+def test_box_outside(box) -> None:
+    with pytest.raises(ValueError, match="outside the picture, which is 100 x 80 pixels"):
+        clip_box(box, 100, 80)
+
+
+@given(st.lists(st.floats(-300, 300), min_size=4, max_size=4))
+def test_clipped_box_has_area_and_lies_inside(box) -> None:
+    try:
+        x1, y1, x2, y2 = clip_box(box, 100, 80)
+    except ValueError:
+        return
+    assert 0 <= x1 < x2 <= 100 and 0 <= y1 < y2 <= 80
+
+
+def test_listing_takes_pictures_of_the_folder_only(tmp_path) -> None:
+    for name in ("b.JPG", "a.png", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.jpg").mkdir()
+    assert [path.name for path in list_pictures(tmp_path)] == ["a.png", "b.JPG"]
+
+
+def test_folder_without_pictures(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no picture"):
+        list_pictures(tmp_path)
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        list_pictures(tmp_path / "absent")
