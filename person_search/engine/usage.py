@@ -14,9 +14,10 @@ from detectron2.utils import comm
 
 from person_search.config import ProjectError, check_device, merge_into
 from person_search.data import BadImageError
+from person_search.utils.backend import BackendError
 
 TRACEBACK_VARIABLE = "PERSON_SEARCH_TRACEBACK"
-USER_ERRORS = (ValueError, KeyError, OSError, BadImageError, ProjectError)
+USER_ERRORS = (ValueError, KeyError, OSError, BadImageError, ProjectError, BackendError)
 USAGE_ERROR = 2
 """Exit status of a run that ended with a message instead of a traceback."""
 
@@ -69,9 +70,9 @@ def friendly_errors(traceback: bool = False) -> Iterator[None]:
     """Ends the program with one message where input, config, weights or disk are at fault.
 
     These are ValueError, KeyError, OSError (so also FileNotFoundError and a full disk),
-    BadImageError and ProjectError; the exit status is 2. Everything else is a defect of ours and
-    keeps its traceback. The log file in OUTPUT_DIR gets the traceback in any case, once it is
-    set up.
+    BadImageError, ProjectError and BackendError; the exit status is 2. Everything else is a defect
+    of ours and keeps its traceback. The log file in OUTPUT_DIR gets the traceback in any case, once
+    it is set up.
 
     Args:
         traceback: keep all tracebacks; also by the environment variable PERSON_SEARCH_TRACEBACK.

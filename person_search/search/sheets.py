@@ -88,8 +88,8 @@ def draw_checked_search(
         SheetCell(read_picture(scene), query.box, QUERY_TITLE, "query", note=scene.name),
         cells,
         title=KIND_TITLES[kind],
-        caption="Left: the person searched for. Right: the persons found in other pictures that "
-        "look most similar to the model, best first, each in its scene and enlarged. " + outcome,
+        caption="Left: the person searched for. Right: those in other pictures whom the model "
+        "finds most similar, best first, each in the scene and enlarged. " + outcome,
     )
 
 

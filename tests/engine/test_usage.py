@@ -7,9 +7,10 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from person_search.config import add_person_search_config
+from person_search.config import ProjectError, add_person_search_config
 from person_search.data import BadImageError
 from person_search.engine import argument_parser, friendly_errors, launch, merge_config
+from person_search.utils import BackendError
 
 
 def merged(*arguments: str) -> CfgNode:
@@ -76,6 +77,8 @@ def test_absent_gpu() -> None:
         (KeyError("no key 'x'"), "error: no key 'x'\n"),
         (FileNotFoundError("no file y"), "error: no file y\n"),
         (BadImageError("cannot read z"), "error: cannot read z\n"),
+        (ProjectError("no project"), "error: no project\n"),
+        (BackendError("no Detectron2"), "error: no Detectron2\n"),
         (ValueError(), "error: ValueError\n"),
     ],
 )
