@@ -357,9 +357,7 @@ class COCOevalMaxDets(COCOeval):
     def summarize(self):
         """Print the twelve usual lines and fill `stats`."""
         if not self.eval:
-            raise RuntimeError(
-                "summarize() comes after evaluate() and accumulate()"
-            )
+            raise RuntimeError("summarize() comes after evaluate() and accumulate()")
         limits = self.params.maxDets
         self.stats = np.array(
             [self._mean(True, iou, "all", limits[2]) for iou in (None, 0.5, 0.75)]

@@ -2,7 +2,10 @@
 """Assertions that survive torch.fx symbolic tracing."""
 
 import torch
-from torch.fx._symbolic_trace import is_fx_tracing as _is_fx_tracing
+from torch.fx import _symbolic_trace
+
+# The older of the two names logs a warning at every process start where the newer one exists.
+_is_fx_tracing = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
 
 
 def is_fx_tracing() -> bool:
