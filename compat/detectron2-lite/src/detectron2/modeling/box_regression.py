@@ -8,7 +8,7 @@ Boxes are (x1, y1, x2, y2).
 import math
 
 import torch
-from detectron2._lite import absent
+from detectron2._lite import absent_class
 from detectron2.layers import cat, ciou_loss, diou_loss
 from detectron2.structures import Boxes
 from fvcore.nn import giou_loss, smooth_l1_loss
@@ -186,4 +186,5 @@ def _dense_box_regression_loss(
     )
 
 
-__getattr__ = absent(__name__, "Box2BoxTransformRotated")
+# Imported beside the plain transform by code that hardly uses it.
+Box2BoxTransformRotated = absent_class(__name__, "Box2BoxTransformRotated")
