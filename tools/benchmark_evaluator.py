@@ -190,7 +190,8 @@ def compare_with_reference(
     estimate = seconds / num_queries * all_queries
     report(f"plain loops, {num_queries} queries", seconds, f"all would take {estimate:.0f} s")
     print(
-        f"search is {estimate / fast_seconds:.0f} times faster than loops that reuse nothing; difference {difference:.1e} points"
+        f"search is {estimate / fast_seconds:.0f} times faster than loops that reuse nothing; "
+        f"difference {difference:.1e} points"
     )
 
 

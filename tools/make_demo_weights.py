@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the small weights that `make demo` starts from, from nothing, in about 35 minutes on 2 CPU cores.
+"""Makes the small weights that `make demo` starts from, from nothing: 35 minutes on 2 CPU cores.
 
     python tools/make_demo_weights.py [--output output/demo_weights]
 
