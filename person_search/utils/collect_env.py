@@ -47,7 +47,7 @@ class Feature:
 
 
 FEATURES = (
-    Feature("DiffPS backbone", ("transformers",), "pip install -e .[diffps]"),
+    Feature("libraries of DiffPS", ("transformers",), "pip install -e .[diffps]"),
     Feature("TensorBoard event files", ("tensorboard",), "pip install -e .[tensorboard]"),
     Feature("tests and lint", ("pytest", "hypothesis", "ruff"), "pip install -e .[dev]"),
 )
