@@ -93,7 +93,9 @@ class ResumableCheckpointer(PeriodicCheckpointer):
     def before_train(self) -> None:
         super().before_train()
         if self._stop_on_signal and threading.current_thread() is threading.main_thread():
-            self._old_handlers = {n: signal.signal(n, self._on_signal) for n in SIGNALS}
+            # A signal that is ignored (nohup, a shell's background job) stays ignored.
+            heard = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
+            self._old_handlers = {n: signal.signal(n, self._on_signal) for n in heard}
 
     def before_step(self) -> None:
         if self.trainer.iter == self.trainer.start_iter and self.trainer.start_iter > 0:

@@ -71,8 +71,25 @@ def train_with_signals(cfg, *numbers: int) -> PersonSearchTrainer:
     return trainer
 
 
+@pytest.fixture
+def heard_signals():
+    """Ctrl-C as in a terminal, also where the tests run as a background job that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_ignored_signal_stays_ignored(make_cfg, heard_signals) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    trainer = train_with_signals(make_cfg("out"), signal.SIGINT)
+    assert trainer.iter == trainer.max_iter - 1
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_with_a_checkpoint_to_go_on_from(make_cfg, number: int) -> None:
+def test_a_signal_ends_with_a_checkpoint_to_go_on_from(
+    make_cfg, heard_signals, number: int
+) -> None:
     whole, _ = train(make_cfg("whole"))
     cfg = make_cfg("out", "SOLVER.CHECKPOINT_PERIOD", 100)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -87,14 +104,14 @@ def test_a_signal_ends_with_a_checkpoint_to_go_on_from(make_cfg, number: int) ->
     assert_same_state(whole, resumed)
 
 
-def test_a_second_signal_ends_at_once(make_cfg) -> None:
+def test_a_second_signal_ends_at_once(make_cfg, heard_signals) -> None:
     cfg = make_cfg("out", "SOLVER.CHECKPOINT_PERIOD", 100)
     with pytest.raises(KeyboardInterrupt):
         train_with_signals(cfg, signal.SIGINT, signal.SIGINT)
     assert not list(Path(cfg.OUTPUT_DIR).glob("*.pth*"))
 
 
-def test_signals_can_be_left_alone(make_cfg) -> None:
+def test_signals_can_be_left_alone(make_cfg, heard_signals) -> None:
     cfg = make_cfg("out", "SOLVER.CHECKPOINT_ON_SIGNAL", False)
     with pytest.raises(KeyboardInterrupt):
         train_with_signals(cfg, signal.SIGINT)
