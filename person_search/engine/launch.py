@@ -103,5 +103,8 @@ def _run_cpu_process(
     )
     comm.create_local_process_group(num_processes)
     comm.synchronize()
-    main(*args)
-    dist.destroy_process_group()
+    try:
+        main(*args)
+    finally:
+        # Also on the way out of a stopped run: gloo's threads abort a process that leaves them.
+        dist.destroy_process_group()
