@@ -4,7 +4,9 @@
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from detectron2.engine import launch as launch_on_gpus
 from detectron2.utils import comm
 from torch import distributed as dist
 from torch import multiprocessing as mp
+
+SECONDS_TO_BE_STOPPED = 30
 
 
 def launch(
@@ -78,9 +82,10 @@ def _launch_on_cpu(
     with tempfile.TemporaryDirectory(prefix="person_search_") as folder:
         if dist_url == "auto":  # a file needs no free port
             dist_url = "file://" + os.path.join(folder, "meeting_point")
+        failed = mp.get_context("spawn").Event()
         mp.start_processes(
             _run_cpu_process,
-            args=(main, num_processes, num_machines, machine_rank, dist_url, args),
+            args=(failed, main, num_processes, num_machines, machine_rank, dist_url, args),
             nprocs=num_processes,
             start_method="spawn",
         )
@@ -88,6 +93,7 @@ def _launch_on_cpu(
 
 def _run_cpu_process(
     local_rank: int,
+    failed: Event,
     main: Callable[..., Any],
     num_processes: int,
     num_machines: int,
@@ -105,6 +111,16 @@ def _run_cpu_process(
     comm.synchronize()
     try:
         main(*args)
+    except SystemExit:  # it has said why
+        failed.set()
+        raise
+    except Exception:
+        # The end of one process breaks the connections of the others: these are not the reason,
+        # so they wait to be stopped by the parent.
+        if failed.is_set():
+            time.sleep(SECONDS_TO_BE_STOPPED)
+        failed.set()
+        raise
     finally:
         # Also on the way out of a stopped run: gloo's threads abort a process that leaves them.
         dist.destroy_process_group()
