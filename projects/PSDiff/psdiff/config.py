@@ -50,6 +50,9 @@ def add_psdiff_config(cfg: CN) -> None:
     # Hidden layers of the class and of the box branch.
     psdiff.CDL.NUM_CLS = 1
     psdiff.CDL.NUM_REG = 3
+    # Where the layer's embedding comes from: "diffusion", the noisy embedding, or "imitation", one
+    # learnt vector for all: embeddings then imitate the teacher without denoising (Table VI, left).
+    psdiff.CDL.REID_INPUT = "diffusion"
 
     # ---- training (Algorithm 1, Eq. 13 and 14) -------------------------------------------------
     # Times and noises drawn per image in one iteration. All use the same image features, so more
@@ -70,8 +73,12 @@ def add_psdiff_config(cfg: CN) -> None:
     # ---- inference (Algorithm 2) ---------------------------------------------------------------
     # Denoising steps; can be changed at run time without training again.
     psdiff.STEPS = 8
-    # Only "ddim" so far.
+    # Milliseconds that the detection of one image may take on this machine: the greatest number of
+    # steps that keeps within is used, at most STEPS. 0: always STEPS.
+    psdiff.LATENCY_BUDGET_MS = 0.0
+    # "ddim", "dpmsolver" or "dpmsolver++", and the order of the latter two.
     psdiff.SAMPLER = "ddim"
+    psdiff.SOLVER_ORDER = 2
     # Share of fresh noise in a DDIM step: 0 is deterministic, 1 is DDPM-like.
     psdiff.ETA = 0.0
     # Detections of one image: lowest score, IoU above which NMS drops a box, greatest number.
@@ -79,6 +86,10 @@ def add_psdiff_config(cfg: CN) -> None:
     psdiff.NMS_THRESH = 0.5
     # Whether the predictions of all steps, not only of the last, go into the NMS.
     psdiff.ENSEMBLE = False
+    # Whether proposals that score less than RENEWAL_THRESH after a step are drawn anew, box and
+    # embedding (the box renewal of DiffusionDet).
+    psdiff.RENEWAL = False
+    psdiff.RENEWAL_THRESH = 0.5
     # Whether a detection gets its embedding like a query, by denoising it once more with the final
     # box held fixed. False: the embedding of the last step, as in the paper.
     psdiff.EMBED_DETECTIONS = False
@@ -92,7 +103,9 @@ def add_psdiff_config(cfg: CN) -> None:
     # safetensors file with the teacher's embedding (e_0) of every training box,
     # written by projects/PSDiff/compute_embeddings.py.
     psdiff.TEACHER.EMBEDDINGS = ""
-    # Small teacher network: crop height and width in pixels, and its training.
+    # Method of the teacher: "hhcl", "s_reid", "mgn", "agw" or "pplr" (Table VI).
+    psdiff.TEACHER.NAME = "hhcl"
+    # Its network: crop height and width in pixels, and its training.
     psdiff.TEACHER.CROP_SIZE = [256, 128]
     psdiff.TEACHER.BACKBONE = "build_slim_resnet_backbone"
     psdiff.TEACHER.WEIGHTS = ""
