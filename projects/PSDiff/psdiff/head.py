@@ -76,6 +76,7 @@ class PSDiffHead(nn.Module):
         embed_dim: int,
         prediction: str = "skip",
         token_scale: str = "plain",
+        reid_input: str = "diffusion",
         num_cls: int = 1,
         num_reg: int = 3,
     ) -> None:
@@ -86,6 +87,9 @@ class PSDiffHead(nn.Module):
             dim: C. embed_dim: D.
             prediction: ``cascaded``, ``parallel`` or ``skip``: what the detection branches read.
             token_scale: ``plain`` or ``wiener``, see :meth:`SignalCodec.wiener_gain`.
+            reid_input: ``diffusion``: the layer gets the noisy embeddings; ``imitation``: in their
+                place the same learnt vector for every proposal (the bias of ``cdl.reid_in``), so
+                that embeddings imitate the teacher directly, as in plain distillation (Table VI).
             num_cls, num_reg: hidden layers of the class and the box branch.
         """
         super().__init__()
@@ -97,6 +101,11 @@ class PSDiffHead(nn.Module):
             raise ValueError(
                 f"MODEL.PSDIFF.CDL.TOKEN_SCALE is '{token_scale}'; it must be 'plain' or 'wiener'."
             )
+        if reid_input not in ("diffusion", "imitation"):
+            raise ValueError(
+                f"MODEL.PSDIFF.CDL.REID_INPUT is '{reid_input}'; it must be 'diffusion' or "
+                "'imitation'."
+            )
         self.in_features = in_features
         self.pooler = pooler
         self.cdl = cdl
@@ -105,6 +114,8 @@ class PSDiffHead(nn.Module):
         gain = torch.ones(NUM_TRAIN_TIMESTEPS)
         if token_scale == "wiener":
             gain = codec.wiener_gain(cosine_alphas_cumprod(), embed_dim).float()
+        if reid_input == "imitation":
+            gain = torch.zeros(NUM_TRAIN_TIMESTEPS)
         self.register_buffer("token_gain", gain / codec.snr_reid, persistent=False)
         self.time_embedding = TimeEmbedding(dim)
         self.reid_branch = _branch(2 * dim, dim, 1, embed_dim)
@@ -164,6 +175,7 @@ class PSDiffHead(nn.Module):
             "dim": dim,
             "embed_dim": embed_dim,
             "token_scale": psdiff.CDL.TOKEN_SCALE,
+            "reid_input": psdiff.CDL.REID_INPUT,
             "prediction": psdiff.CDL.PREDICTION,
             "num_cls": psdiff.CDL.NUM_CLS,
             "num_reg": psdiff.CDL.NUM_REG,
