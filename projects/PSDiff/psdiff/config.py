@@ -41,8 +41,8 @@ def add_psdiff_config(cfg: CN) -> None:
     # What the layer gets to see of a noisy embedding: "plain", divided by s2, or "wiener": also
     # weighted by the share of it that is signal at time t, so that pure noise is not looked at.
     psdiff.CDL.TOKEN_SCALE = "plain"
-    # Channels between and after the two dynamic kernels.
-    psdiff.CDL.DC_DIM = 16
+    # Channels between and after the two dynamic kernels; these give the 31 M parameters of Table II.
+    psdiff.CDL.DC_DIM = 12
     psdiff.CDL.DC_OUT = 16
     # Table IV (c): "cascaded" (detection reads the predicted embedding), "parallel" (both read the
     # collaborative feature) or "skip" (cascaded, and detection also reads its own feature).
@@ -98,24 +98,92 @@ def add_psdiff_config(cfg: CN) -> None:
     # Seed of the noise; each image draws from (SEED, image_id), whatever the batch around it.
     psdiff.SEED = 0
 
-    # ---- teacher (Section V-D) -----------------------------------------------------------------
+    _add_teacher_config(psdiff)
+
+
+def _add_teacher_config(psdiff: CN) -> None:
+    """Adds ``TEACHER``: the re-ID teachers of Section V-D and Table VI and their training.
+
+    The defaults are the recipe of the HHCL teacher; configs/PSDiff/teachers/ has the others.
+    """
     psdiff.TEACHER = CN()
+    teacher = psdiff.TEACHER
     # safetensors file with the teacher's embedding (e_0) of every training box,
     # written by projects/PSDiff/compute_embeddings.py.
-    psdiff.TEACHER.EMBEDDINGS = ""
-    # Method of the teacher: "hhcl", "s_reid", "mgn", "agw" or "pplr" (Table VI).
-    psdiff.TEACHER.NAME = "hhcl"
-    # Its network: crop height and width in pixels, and its training.
-    psdiff.TEACHER.CROP_SIZE = [256, 128]
-    psdiff.TEACHER.BACKBONE = "build_slim_resnet_backbone"
-    psdiff.TEACHER.WEIGHTS = ""
-    psdiff.TEACHER.TEMPERATURE = 0.05
-    psdiff.TEACHER.MOMENTUM = 0.2
-    # Slots of the queue of unlabelled persons, extra negatives of the softmax.
-    psdiff.TEACHER.QUEUE_SIZE = 512
+    teacher.EMBEDDINGS = ""
+    # Method: "hhcl", "s_reid", "mgn", "agw" or "pplr" (Table VI).
+    teacher.NAME = "hhcl"
+    # Weights of the whole teacher, written by train_teacher.py: to embed with, or to start from.
+    teacher.WEIGHTS = ""
+
+    # ---- network
+    # Crop height and width in pixels.
+    teacher.CROP_SIZE = [256, 128]
+    # "torchvision/<a ResNet>", "timm/<any model>", or a name in Detectron2's BACKBONE_REGISTRY.
+    teacher.BACKBONE = "torchvision/resnet50"
+    # Where its weights start: "" random, "imagenet" downloaded by torchvision or timm, or the path
+    # of a state dict (.pth or .safetensors) of that backbone.
+    teacher.BACKBONE_WEIGHTS = ""
+    # Stride of the last stage: 1 doubles the height and the width of the feature map; 2 for none of
+    # that. MGN has both by design and does not look here.
+    teacher.LAST_STRIDE = 1
+    # Length of each reduced feature (mgn), stripes of a person (pplr), and non-local blocks at the
+    # end of each stage (agw).
+    teacher.PART_DIM = 256
+    teacher.NUM_PARTS = 3
+    teacher.NON_LOCAL = [0, 2, 3, 0]
+
+    # ---- training data
     # Identities per batch (P) and crops per identity (K).
-    psdiff.TEACHER.IDS_PER_BATCH = 16
-    psdiff.TEACHER.CROPS_PER_ID = 4
-    psdiff.TEACHER.BASE_LR = 3.5e-4
-    psdiff.TEACHER.MAX_ITER = 10000
-    psdiff.TEACHER.WEIGHT_DECAY = 5e-4
+    teacher.IDS_PER_BATCH = 16
+    teacher.CROPS_PER_ID = 4
+    # All crops are held in memory: "raw" (55,000 of 256 x 128 pixels: 5.4 GB) or "jpeg", about
+    # a fifth of it, decoded when a crop is taken.
+    teacher.CROPS_IN_MEMORY = "raw"
+    # Besides flipping and shifting: greatest relative change of brightness and of contrast, and
+    # probability, smallest and greatest share of the area of random erasing.
+    teacher.COLOR_JITTER = [0.0, 0.0]
+    teacher.RANDOM_ERASING = [0.5, 0.02, 0.4]
+
+    # ---- training
+    # "Adam" or "SGD" (momentum 0.9).
+    teacher.OPTIMIZER = "Adam"
+    teacher.BASE_LR = 3.5e-4
+    teacher.WEIGHT_DECAY = 5e-4
+    # Length. An epoch is as many batches as labelled crops fill. MAX_ITER > 0 counts instead.
+    teacher.EPOCHS = 50
+    teacher.MAX_ITER = 0
+    # "step": times GAMMA at each of STEP_EPOCHS; "cosine": along half a cosine down to zero.
+    teacher.SCHEDULE = "step"
+    teacher.STEP_EPOCHS = [20, 40]
+    teacher.GAMMA = 0.1
+    # Linear warm-up from WARMUP_FACTOR times the learning rate.
+    teacher.WARMUP_EPOCHS = 0
+    teacher.WARMUP_FACTOR = 0.1
+    # Epochs between checkpoints, from which --resume goes on.
+    teacher.CHECKPOINT_EPOCHS = 5
+
+    # ---- loss of hhcl
+    teacher.TEMPERATURE = 0.05
+    # Share of a memory entry that is replaced at each visit.
+    teacher.MOMENTUM = 0.2
+    # Weight of the hardest instances; the centroids have the rest.
+    teacher.MIX = 0.5
+    # Whether centroids start as the mean embeddings of their identities, or random.
+    teacher.INIT_MEMORY = True
+    # Persons without identity: "instances", each has a memory entry of its own and is told from all
+    # others; "queue", the newest QUEUE_SIZE of them are negatives; "none", left out.
+    teacher.UNLABELED = "instances"
+    teacher.QUEUE_SIZE = 512
+
+    # ---- losses of s_reid, mgn, agw and pplr
+    teacher.LABEL_SMOOTHING = 0.1
+    # Of the triplet loss (s_reid, mgn). agw and pplr have none.
+    teacher.MARGIN = 0.3
+    # Weight of the center loss (s_reid, agw).
+    teacher.CENTER_WEIGHT = 5e-4
+    # pplr: neighbours compared between whole and parts, weight of the given label against what the
+    # parts say, and epochs before the agreement is used.
+    teacher.NEIGHBORS = 20
+    teacher.LABEL_WEIGHT = 0.5
+    teacher.AGREEMENT_FROM_EPOCH = 5

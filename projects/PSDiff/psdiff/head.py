@@ -199,8 +199,9 @@ class PSDiffHead(nn.Module):
         pooled = self.pooler(
             [features[name] for name in self.in_features], [Boxes(item) for item in boxes]
         )
-        cells = pooled.flatten(2).transpose(1, 2)
-        return cells.reshape(*boxes.shape[:2], *cells.shape[1:])
+        # Contiguous once here, instead of in each operation that follows.
+        cells = pooled.flatten(2).transpose(1, 2).contiguous()
+        return cells.view(*boxes.shape[:2], *cells.shape[1:])
 
     def denoise(
         self, roi_feats: Tensor, boxes: Tensor, reid_signal: Tensor, t: Tensor
