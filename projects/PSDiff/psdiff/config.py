@@ -41,7 +41,7 @@ def add_psdiff_config(cfg: CN) -> None:
     # What the layer gets to see of a noisy embedding: "plain", divided by s2, or "wiener": also
     # weighted by the share of it that is signal at time t, so that pure noise is not looked at.
     psdiff.CDL.TOKEN_SCALE = "plain"
-    # Channels between and after the two dynamic kernels; these give the 31 M parameters of Table II.
+    # Channels between and after the two dynamic kernels. Larger ones exceed Table II's 31 M.
     psdiff.CDL.DC_DIM = 12
     psdiff.CDL.DC_OUT = 16
     # Table IV (c): "cascaded" (detection reads the predicted embedding), "parallel" (both read the
