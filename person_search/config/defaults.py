@@ -28,11 +28,32 @@ def add_person_search_config(cfg: CN) -> None:
     # "BN", "SyncBN" or "GN"; it starts from random weights, so "FrozenBN" is refused.
     cfg.MODEL.SLIM_RESNET.NORM = "BN"
 
+    # ---- Swin Transformer (build_swin_fpn_backbone); the defaults are Swin-Base ----------------
+    cfg.MODEL.SWIN = CN()
+    # Channels of the first stage (they double from stage to stage), blocks and heads per stage.
+    cfg.MODEL.SWIN.EMBED_DIM = 128
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 18, 2]
+    cfg.MODEL.SWIN.HEADS = [4, 8, 16, 32]
+    # Side of an attention window, in tokens.
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    # Probability that training skips a branch of the last block; it grows linearly from 0.
+    cfg.MODEL.SWIN.DROP_PATH = 0.3
+    # -1: everything is trained; 0: not the patch embedding; n > 1: nor the first n - 1 stages.
+    cfg.MODEL.SWIN.FROZEN_STAGES = -1
+    # Compute blocks again in the backward pass: slower, with far less memory.
+    cfg.MODEL.SWIN.ACTIVATION_CHECKPOINT = False
+
     # ---- solver ------------------------------------------------------------------------------
     # "SGD" as Detectron2 has it, or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Split the images of one step into so many parts and sum their gradients (saves memory).
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Keep an exponential moving average of the weights. It is what is evaluated, kept as the best
+    # model and written as model_final_ema.pth; the training goes on with the raw weights. Update n
+    # keeps min(DECAY, (1 + n) / (10 + n)) of the average.
+    cfg.SOLVER.EMA = CN()
+    cfg.SOLVER.EMA.ENABLED = False
+    cfg.SOLVER.EMA.DECAY = 0.999
     # On Ctrl-C or SIGTERM: finish the iteration, write a checkpoint, then end. False: just end.
     cfg.SOLVER.CHECKPOINT_ON_SIGNAL = True
     # Accept weights that fill only a part of the model where the whole is expected (--resume,

@@ -18,6 +18,8 @@ from detectron2.utils import comm
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from person_search.modeling import SwinWeightsError, adapt_swin_weights
+
 TEMPORARY_SUFFIX = ".incomplete"
 _NUM_EXAMPLES = 5
 
@@ -139,6 +141,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Any):
         """Extends the hook that Detectron2's checkpointers provide for treating a read file."""
         in_file = list(checkpoint["model"])
+        try:
+            checkpoint["model"] = adapt_swin_weights(self.model, checkpoint["model"])
+        except SwinWeightsError as e:
+            raise IncompatibleCheckpointError(f"The weight file {self._source!r} {e}") from e
         incompatible = super()._load_model(checkpoint)
         parameters = [name for name, _ in self.model.named_parameters()]
         wrong_shape = {name: (a, b) for name, a, b in incompatible.incorrect_shapes}

@@ -5,5 +5,13 @@ from person_search.modeling.slim_resnet import (
     build_slim_resnet_backbone,
     build_slim_resnet_fpn_backbone,
 )
+from person_search.modeling.swin_fpn import build_swin_fpn_backbone
+from person_search.modeling.swin_weights import SwinWeightsError, adapt_swin_weights
 
-__all__ = ["build_slim_resnet_backbone", "build_slim_resnet_fpn_backbone"]
+__all__ = [
+    "SwinWeightsError",
+    "adapt_swin_weights",
+    "build_slim_resnet_backbone",
+    "build_slim_resnet_fpn_backbone",
+    "build_swin_fpn_backbone",
+]
