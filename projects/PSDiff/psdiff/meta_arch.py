@@ -2,17 +2,16 @@
 """PSDiff as a Detectron2 meta-architecture: training (Algorithm 1) and inference (Algorithm 2).
 
 Shape shorthand in this file:
-    B: images. N: proposals of an image. Q: given boxes of an image. D: length of an embedding.
+    B: images. N: proposals of an image. D: length of an embedding.
 Naming: ``*_signal`` tensors live in the frame in which noise is added (box_diffusion.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import configurable
-from detectron2.layers import batched_nms
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, detector_postprocess
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from psdiff.box_diffusion import (
@@ -24,8 +23,10 @@ from psdiff.box_diffusion import (
 )
 from psdiff.criterion import LossWeights, PSDiffCriterion
 from psdiff.head import PSDiffHead
+from psdiff.inference import DenoisingStep, ReverseProcess, one_image
+from psdiff.inference_latency import LatencyMeter, steps_within
+from psdiff.inference_settings import InferenceSettings, image_seeds
 from psdiff.matcher import MatchWeights, ProposalMatcher
-from psdiff.sampler import DualSampler, unit_reid
 
 
 @META_ARCH_REGISTRY.register()
@@ -53,27 +54,17 @@ class PSDiff(nn.Module):
         pad: str,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        make_sampler: Callable[[], DualSampler],
         train_draws: int = 1,
-        score_thresh: float = 0.05,
-        nms_thresh: float = 0.5,
-        max_detections: int = 100,
-        ensemble: bool = False,
-        embed_detections: bool = False,
-        query_draws: int = 1,
-        seed: int = 0,
+        settings: InferenceSettings | None = None,
+        test_size: tuple[int, int] | None = None,
     ) -> None:
         """
         Args:
             codec: scales of the two signals. embed_dim: D. num_proposals: N.
             pad: how ground truths are filled up to N (:func:`pad_ground_truth`).
-            make_sampler: builds the sampler at the first inference.
             train_draws: times and noises per image in one training iteration.
-            score_thresh, nms_thresh, max_detections: which predictions become detections.
-            ensemble: whether the predictions of all steps become detections, or the last step's.
-            embed_detections: whether detections are embedded like queries, with their box fixed.
-            query_draws: noise draws over which the embedding of a given box is averaged.
-            seed: of the noise in inference.
+            settings: of the inference; None: all at their defaults.
+            test_size: (h, w) of the largest image in testing, for a latency budget.
         """
         super().__init__()
         self.backbone = backbone
@@ -81,13 +72,9 @@ class PSDiff(nn.Module):
         self.criterion = criterion
         self.codec = codec
         self.embed_dim, self.num_proposals, self.pad = embed_dim, num_proposals, pad
-        self.make_sampler = make_sampler
         self.train_draws = train_draws
-        self._sampler: DualSampler | None = None
-        self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
-        self.max_detections = max_detections
-        self.ensemble, self.embed_detections = ensemble, embed_detections
-        self.query_draws, self.seed = query_draws, seed
+        self.settings = settings or InferenceSettings()
+        self.latency = LatencyMeter(test_size)
         for name, value in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(value).view(-1, 1, 1), persistent=False)
         self.register_buffer("alphas_cumprod", cosine_alphas_cumprod(), persistent=False)
@@ -102,6 +89,7 @@ class PSDiff(nn.Module):
         match_weights = MatchWeights(cls=loss.CLS, l1=loss.L1, giou=loss.GIOU, **focal)
         matcher = ProposalMatcher(psdiff.MATCHER, match_weights, psdiff.MATCHER_TOP_IOUS)
         weights = LossWeights(loss.CLS, loss.L1, loss.GIOU, loss.REID, **focal)
+        sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         return {
             "backbone": backbone,
             "head": head,
@@ -112,29 +100,15 @@ class PSDiff(nn.Module):
             "pad": psdiff.PAD,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "make_sampler": lambda: DualSampler(
-                head.codec, psdiff.SAMPLER, psdiff.STEPS, psdiff.ETA
-            ),
             "train_draws": psdiff.TRAIN_DRAWS,
-            "score_thresh": psdiff.SCORE_THRESH,
-            "nms_thresh": psdiff.NMS_THRESH,
-            "ensemble": psdiff.ENSEMBLE,
-            "embed_detections": psdiff.EMBED_DETECTIONS,
-            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "query_draws": psdiff.QUERY_DRAWS,
-            "seed": psdiff.SEED,
+            "settings": InferenceSettings.from_config(cfg),
+            # A size of 0 stands for "not resized"; the longer side is bounded by the maximum.
+            "test_size": (min(sizes), sizes[1]) if all(sizes) else None,
         }
 
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
-
-    @property
-    def sampler(self) -> DualSampler:
-        """The sampler, built when it is first needed."""
-        if self._sampler is None:
-            self._sampler = self.make_sampler()
-        return self._sampler
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalises the images and pads them to one size."""
@@ -185,12 +159,22 @@ class PSDiff(nn.Module):
         return torch.stack(all_boxes), torch.stack(all_reid)
 
     # ---- inference --------------------------------------------------------------------------
+    def set_inference(self, **changes) -> None:
+        """Changes how the trained model is used from now on, e.g. ``steps=4, sampler="dpmsolver"``.
+
+        Keywords are the fields of :class:`InferenceSettings`.
+        """
+        self.settings = self.settings.changed(**changes)
+
     @torch.no_grad()
     def inference(
         self,
         batched_inputs: list[dict],
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
+        *,
+        generator: torch.Generator | int | None = None,
+        **changes,
     ) -> list[dict] | list[Instances]:
         """Detects and embeds all persons, or embeds the persons in given boxes.
 
@@ -200,18 +184,18 @@ class PSDiff(nn.Module):
             detected_instances: boxes (``pred_boxes``, pixels of the input image) to be embedded
                 instead of detecting; they come back with ``reid_feats``.
             do_postprocess: whether boxes are scaled to the original image.
+            generator: source of the noise in place of (SEED, image_id), see :func:`image_seeds`.
+            changes: settings for this call alone, e.g. ``steps=2``; see :meth:`set_inference`.
         """
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        keys = [x.get("image_id", 0) for x in batched_inputs]
+        images, features, seeds, process = self._prepare(batched_inputs, generator, changes)
         if detected_instances is not None:
             results = [x.to(self.device) for x in detected_instances]
             for index, instances in enumerate(results):
-                instances.reid_feats = self.embed_boxes(
-                    _one_image(features, index), instances.pred_boxes.tensor, keys[index]
+                instances.reid_feats = process.embed_boxes(
+                    one_image(features, index), instances.pred_boxes.tensor, seeds[index]
                 )
         else:
-            results = self.detect(features, images.image_sizes, keys)
+            results = process.detect(features, images.image_sizes, seeds)
         if not do_postprocess:
             return results
         outputs = []
@@ -219,130 +203,71 @@ class PSDiff(nn.Module):
             h, w = x.get("height", instances.image_size[0]), x.get("width", instances.image_size[1])
             output = {"instances": detector_postprocess(instances, h, w)}
             if "queries" in x and detected_instances is None:
-                output["query_feats"] = self.embed_boxes(
-                    _one_image(features, index),
+                output["query_feats"] = process.embed_boxes(
+                    one_image(features, index),
                     x["queries"].pred_boxes.tensor.to(self.device),
-                    keys[index],
+                    seeds[index],
                 )
             outputs.append(output)
         return outputs
 
-    def detect(
-        self, features: dict[str, Tensor], image_sizes: list[tuple[int, int]], keys: list[int]
-    ) -> list[Instances]:
-        """Algorithm 2 on a batch: from pure noise to detections, in the frame of the input."""
-        sampler, codec = self.sampler, self.codec
-        generators = [self._generator(key) for key in keys]
-        width = 4 + self.embed_dim
-        x_t = self._noise(generators, self.num_proposals, width)
-        boxes_signal, reid_signal = x_t[..., :4], x_t[..., 4:]
-        outputs = []
-        for t in sampler.times:
-            boxes = torch.stack(
-                [codec.decode_boxes(b, s) for b, s in zip(boxes_signal, image_sizes, strict=True)]
-            )
-            output = self.head(features, boxes, reid_signal, self._times(t, len(keys)))
-            outputs = [*outputs, output] if self.ensemble else [output]
-            if t == sampler.times[-1]:
-                break
-            start = torch.stack(
-                [
-                    codec.encode_boxes(boxes_to_norm(b, s))
-                    for b, s in zip(output.boxes, image_sizes, strict=True)
-                ]
-            )
-            noise = self._noise(generators, self.num_proposals, width) if sampler.eta else None
-            boxes_signal, reid_signal = sampler.step(
-                start, output.reid_feats, boxes_signal, reid_signal, t, noise
-            )
-        results = []
-        for i, (size, key) in enumerate(zip(image_sizes, keys, strict=True)):
-            predictions = [(x.boxes[i], x.logits[i], x.reid_feats[i]) for x in outputs]
-            instances = self._select(*map(torch.cat, zip(*predictions, strict=True)), size)
-            if self.embed_detections:
-                instances.reid_feats = self.embed_boxes(
-                    _one_image(features, i), instances.pred_boxes.tensor, key
-                )
-            results.append(instances)
-        return results
+    @torch.no_grad()
+    def denoising_steps(
+        self,
+        batched_inputs: list[dict],
+        *,
+        generator: torch.Generator | int | None = None,
+        **changes,
+    ) -> list[DenoisingStep]:
+        """What every step of a detection saw and predicted, in the frame of the input images.
 
-    def embed_boxes(self, features: dict[str, Tensor], boxes: Tensor, key: int = 0) -> Tensor:
-        """Embeds the persons in given boxes of one image: only the embedding is denoised.
-
-        Every box runs as an image of its own, so that its embedding does not depend on which
-        other boxes were asked for.
-
-        Args:
-            features: (1, C, H, W) each. boxes: (Q, 4) XYXY pixels of the input image.
-            key: image id, which seeds the noise.
-
-        Returns:
-            (Q, D) of unit length; (0, D) for no boxes.
+        Arguments as for :meth:`inference`, whose predictions these are.
         """
-        if len(boxes) == 0:
-            return boxes.new_zeros(0, self.embed_dim)
-        sampler, total = self.sampler, boxes.new_zeros(len(boxes), self.embed_dim)
-        generator = self._generator(key)
-        # The boxes never move, so they are pooled once for all steps.
-        roi_feats = self.head.pool(features, boxes[None]).transpose(0, 1)
-        fixed, still = boxes[:, None], boxes.new_zeros(len(boxes), 1, 4)
-        for _ in range(self.query_draws):
-            # The same noise for every box: the result does not depend on their order.
-            reid_signal = self._shared_noise(generator, len(boxes), self.embed_dim)
-            for t in sampler.times:
-                output = self.head.denoise(
-                    roi_feats, fixed, reid_signal, self._times(t, len(boxes))
-                )
-                if t == sampler.times[-1]:
-                    break
-                noise = None
-                if sampler.eta:
-                    noise = self._shared_noise(generator, len(boxes), 4 + self.embed_dim)
-                _, reid_signal = sampler.step(
-                    still, output.reid_feats, still, reid_signal, t, noise
-                )
-            total = total + unit_reid(output.reid_feats[:, 0])
-        return unit_reid(total)
+        images, features, seeds, process = self._prepare(batched_inputs, generator, changes)
+        return list(process.steps(features, images.image_sizes, seeds))
 
-    def _select(
-        self, boxes: Tensor, logits: Tensor, reid_feats: Tensor, image_size: tuple[int, int]
-    ) -> Instances:
-        """Predictions of one image -> detections: score threshold, NMS, at most max_detections."""
-        scores = logits.sigmoid()
-        keep = scores > self.score_thresh
-        boxes, scores, reid_feats = boxes[keep], scores[keep], reid_feats[keep]
-        box_list = Boxes(boxes)
-        box_list.clip(image_size)
-        keep = box_list.nonempty()
-        boxes, scores, reid_feats = box_list.tensor[keep], scores[keep], reid_feats[keep]
-        classes = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-        keep = batched_nms(boxes, scores, classes, self.nms_thresh)[: self.max_detections]
-        return Instances(
-            image_size,
-            pred_boxes=Boxes(boxes[keep]),
-            scores=scores[keep],
-            pred_classes=classes[keep],
-            reid_feats=unit_reid(reid_feats[keep]),
+    def _prepare(
+        self, batched_inputs: list[dict], generator: torch.Generator | int | None, changes: dict
+    ) -> tuple[ImageList, dict[str, Tensor], list[int], ReverseProcess]:
+        """Images, their features and seeds, and the process that starts from them."""
+        settings = self.settings.changed(**changes)
+        images = self.preprocess_image(batched_inputs)
+        if settings.latency_budget_ms > 0:
+            steps = self.latency.agreed_steps(self, settings, images.image_sizes[0])
+            settings = settings.changed(steps=steps)
+        image_ids = [x.get("image_id", 0) for x in batched_inputs]
+        seeds = image_seeds(image_ids, settings.seed, generator)
+        return images, self.backbone(images.tensor), seeds, self.reverse_process(settings)
+
+    def reverse_process(self, settings: InferenceSettings | None = None) -> ReverseProcess:
+        """Algorithm 2 on given features, with the model's settings or others."""
+        return ReverseProcess(
+            self.head,
+            self.codec,
+            settings or self.settings,
+            num_proposals=self.num_proposals,
+            embed_dim=self.embed_dim,
+            device=self.device,
         )
 
-    # ---- noise ------------------------------------------------------------------------------
-    def _generator(self, key: int) -> torch.Generator:
-        """Noise of an image depends on the seed and the image alone, not on batch or order."""
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + int(key)) % 2**63)
+    def steps_within(
+        self, budget_ms: float, image_size: tuple[int, int] | None = None, **changes
+    ) -> int:
+        """The most steps, at most ``settings.steps``, that keep within a time on this machine.
 
-    def _noise(self, generators: list[torch.Generator], rows: int, width: int) -> Tensor:
-        """Standard normal noise (len(generators), rows, width); drawn on the CPU, so that it is
-        the same on every device."""
-        noise = [torch.randn(rows, width, generator=generator) for generator in generators]
-        return torch.stack(noise).to(self.device)
+        What is measured, once for each size, is the detection of the persons in one image. The
+        embedding of given boxes (queries, EMBED_DETECTIONS) is not counted.
 
-    def _shared_noise(self, generator: torch.Generator, count: int, width: int) -> Tensor:
-        """One draw for all boxes of an image: (count, 1, width)."""
-        return self._noise([generator], 1, width).expand(count, -1, -1)
-
-    def _times(self, t: int, count: int) -> Tensor:
-        return torch.full((count,), t, device=self.device)
-
-
-def _one_image(features: dict[str, Tensor], index: int) -> dict[str, Tensor]:
-    return {name: value[index : index + 1] for name, value in features.items()}
+        Args:
+            budget_ms: milliseconds.
+            image_size: (h, w); None: the largest that the config's resizing makes.
+            changes: settings to measure with, as for :meth:`inference`.
+        """
+        image_size = image_size or self.latency.test_size
+        if image_size is None:
+            raise ValueError(
+                "give an image_size: images may have any, as INPUT.MIN_SIZE_TEST is 0."
+            )
+        settings = self.settings.changed(**changes)
+        calibration = self.latency.calibrate(self, settings, image_size)
+        return steps_within(budget_ms, calibration, settings.steps)
