@@ -4,34 +4,29 @@
 
     python projects/PSDiff/compute_embeddings.py --config-file configs/PSDiff/<name>.yaml \\
         MODEL.PSDIFF.TEACHER.WEIGHTS output/teacher/teacher.safetensors
+
+Interrupted or killed, the same command goes on where it was; the file appears when it is whole.
 """
 
+import argparse
 import sys
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from psdiff.teachers.cli import run_script
-from psdiff.teachers.embeddings import TeacherEmbeddings
-from psdiff.teachers.reid_net import TeacherNet
-from psdiff.teachers.train import embed_boxes
+from psdiff.teachers.cli import argument_parser, load_trained_teacher, run_script, training_set
+from psdiff.teachers.embed import compute_embeddings
 
 
-def work(cfg: CfgNode) -> None:
-    target, weights = cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS, cfg.MODEL.PSDIFF.TEACHER.WEIGHTS
-    if not target or not weights:
-        raise ValueError(
-            "set MODEL.PSDIFF.TEACHER.WEIGHTS (file of train_teacher.py) and "
-            "MODEL.PSDIFF.TEACHER.EMBEDDINGS (file to be written) in the config or as overrides."
-        )
-    net = TeacherNet(cfg).to(cfg.MODEL.DEVICE).eval()
-    net.load(weights)
-    name = cfg.DATASETS.TRAIN[0]
-    records = DatasetCatalog.get(name)
-    feats = embed_boxes(net, records, cfg)
-    TeacherEmbeddings.save(target, name, records, feats, net.weights_hash())
-    print(f"{len(feats)} boxes of {name} -> {target}")
+def work(cfg: CfgNode, args: argparse.Namespace) -> None:
+    target = cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS
+    if not target:
+        raise ValueError("set MODEL.PSDIFF.TEACHER.EMBEDDINGS to the file that is to be written.")
+    net = load_trained_teacher(cfg)
+    name = training_set(cfg)
+    count = compute_embeddings(net, name, DatasetCatalog.get(name), cfg)
+    print(f"{count} boxes of {name} -> {target}")
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(__doc__.splitlines()[0], work))
+    sys.exit(run_script(argument_parser(__doc__.splitlines()[0]), work))

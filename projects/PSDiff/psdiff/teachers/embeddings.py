@@ -6,7 +6,7 @@ Shape shorthand in this file:
 
 The safetensors file holds ``embeddings`` (M, 2, D) float16 (plain, mirrored), ``image_id`` (M,)
 int64 in the order of the boxes in the records, and metadata: ``format``, ``dataset``,
-``boxes_hash`` and ``teacher_hash``.
+``boxes_hash``, ``teacher_hash``, ``teacher`` (method) and ``backbone``.
 """
 
 import hashlib
@@ -63,28 +63,30 @@ class TeacherEmbeddings:
                 f"PSDiff takes embeddings for one training set, but DATASETS.TRAIN is {datasets}."
             )
         if not path or not os.path.isfile(path):
+            begun = os.path.isdir(unfinished_folder(path)) if path else False
             raise FileNotFoundError(
-                f"PSDiff is trained with a teacher's embeddings, but {key} is '{path}', "
-                f"which is no file. {_HOW_TO}"
+                f"PSDiff is trained with a teacher's embeddings, but {key} is '{path}', which is "
+                + (
+                    "not finished yet: run compute_embeddings.py again, it goes on where it was. "
+                    if begun
+                    else "no file. "
+                )
+                + _HOW_TO
             )
-        try:
-            with safe_open(path, framework="numpy") as file:
-                meta = file.metadata() or {}
-                feats, image_ids = file.get_tensor("embeddings"), file.get_tensor("image_id")
-        except Exception as error:
-            raise ValueError(
-                f"{key}: '{path}' is not a whole file of embeddings ({error}). {_HOW_TO}"
-            ) from error
-        if meta.get("format") != FORMAT:
-            raise ValueError(
-                f"{key}: '{path}' has format '{meta.get('format')}', expected '{FORMAT}'. {_HOW_TO}"
-            )
-        expected = boxes_hash(DatasetCatalog.get(datasets[0]))
+        meta, feats, image_ids = _read(path, f"{key}: '{path}'")
+        records = DatasetCatalog.get(datasets[0])
+        expected = boxes_hash(records)
         if meta["boxes_hash"] != expected:
             raise ValueError(
                 f"{key}: '{path}' was written for data set '{meta['dataset']}' (hash of the boxes "
                 f"{meta['boxes_hash']}), but DATASETS.TRAIN is '{datasets[0]}' ({expected}). "
                 f"{_HOW_TO}"
+            )
+        count = sum(len(record["annotations"]) for record in records)
+        if feats.shape[:2] != (count, 2) or image_ids.shape != (count,):
+            raise ValueError(
+                f"{key}: '{path}' has embeddings of shape {feats.shape} for the {count} boxes of "
+                f"'{datasets[0]}'. {_HOW_TO}"
             )
         if feats.shape[-1] != embed_dim:
             raise ValueError(
@@ -94,29 +96,64 @@ class TeacherEmbeddings:
         return cls(feats, image_ids)
 
     @staticmethod
-    def save(
-        path: str, dataset: str, records: Sequence[dict], feats: np.ndarray, teacher_hash: str
-    ) -> None:
+    def save(path: str, records: Sequence[dict], feats: np.ndarray, meta: dict[str, str]) -> None:
         """Writes the file as a whole or not at all.
 
         Args:
             feats: (M, 2, D) in the order of ``records`` and of their annotations.
-            teacher_hash: tells which teacher made them.
+            meta: of :func:`describe_source`.
         """
         counts = [len(record["annotations"]) for record in records]
         image_ids = np.repeat([record["image_id"] for record in records], counts)
-        meta = {
-            "format": FORMAT,
-            "dataset": dataset,
-            "boxes_hash": boxes_hash(records),
-            "teacher_hash": teacher_hash,
-        }
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         tensors = {"embeddings": feats.astype(np.float16), "image_id": image_ids.astype(np.int64)}
-        save_file(tensors, path + ".partial", metadata=meta)
-        os.replace(path + ".partial", path)
+        save_whole(path, tensors, meta)
 
     def of_image(self, record: dict, flipped: bool) -> np.ndarray:
         """Embeddings (K, D) float32 of a record's boxes, of their mirror images if ``flipped``."""
         rows = self._rows.get(record["image_id"], np.zeros(0, np.int64))
         return self.feats[rows, int(flipped)].astype(np.float32)
+
+
+def describe_source(
+    dataset: str, records: Sequence[dict], teacher_hash: str, teacher: str, backbone: str
+) -> dict[str, str]:
+    """What a file of embeddings says about where it comes from.
+
+    Args:
+        dataset: name. records: of it. teacher_hash: tells which teacher makes the embeddings.
+        teacher, backbone: names of method and backbone, for the reader.
+    """
+    return {
+        "format": FORMAT,
+        "dataset": dataset,
+        "boxes_hash": boxes_hash(records),
+        "teacher_hash": teacher_hash,
+        "teacher": teacher,
+        "backbone": backbone,
+    }
+
+
+def save_whole(path: str, tensors: dict[str, np.ndarray], meta: dict[str, str]) -> None:
+    """Writes a safetensors file under another name first, so that it is whole or not there."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    save_file(tensors, path + ".partial", metadata=meta)
+    os.replace(path + ".partial", path)
+
+
+def unfinished_folder(path: str) -> str:
+    """Where compute_embeddings.py keeps what is done of the file ``path``."""
+    return path + ".unfinished"
+
+
+def _read(path: str, where: str) -> tuple[dict[str, str], np.ndarray, np.ndarray]:
+    """Metadata, embeddings and image ids of a file."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            meta = file.metadata() or {}
+            if meta.get("format") == FORMAT:
+                return meta, file.get_tensor("embeddings"), file.get_tensor("image_id")
+    except Exception as error:  # safetensors has one error for all, the system has its own
+        raise ValueError(
+            f"{where} is not a whole file of embeddings ({error}). {_HOW_TO}"
+        ) from error
+    raise ValueError(f"{where} has format '{meta.get('format')}', expected '{FORMAT}'. {_HOW_TO}")

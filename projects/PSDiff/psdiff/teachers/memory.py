@@ -2,7 +2,8 @@
 """Memory bank and loss of the supervised HHCL teacher (hybrid: centroids and hard instances).
 
 Shape shorthand in this file:
-    n: crops of a batch. D: length of an embedding. I: training identities. U: queue slots.
+    n: crops of a batch. D: length of an embedding. I: training identities.
+    M: all training crops. U: entries for persons without identity.
 """
 
 import torch
@@ -11,18 +12,86 @@ from torch import Tensor, nn
 
 from person_search.schema import UNLABELED_PID
 
+_NO_TARGET = -100
+"""What cross entropy leaves out."""
+
+
+class UnlabeledQueue(nn.Module):
+    """The newest embeddings of unlabelled persons, as negatives; a circular queue.
+
+    Args:
+        size: U. dim: D.
+    """
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("slots", torch.zeros(size, dim))
+        self.register_buffer("head", torch.zeros((), dtype=torch.int64))
+
+    def entries(self) -> Tensor:
+        """(at most U, D) those that have been filled."""
+        return self.slots[self.slots.any(dim=1)]
+
+    def targets(self, rows: Tensor) -> Tensor:
+        """Which entry each crop should be like: none."""
+        return torch.full_like(rows, _NO_TARGET)
+
+    def fill(self, feats: Tensor) -> None:
+        """Nothing: the queue fills with the first batches."""
+
+    def update(self, feats: Tensor, rows: Tensor) -> None:
+        """Puts embeddings (n, D) in place of the oldest."""
+        for feat in feats:
+            self.slots[self.head] = feat
+            self.head.copy_((self.head + 1) % len(self.slots))
+
+
+class UnlabeledInstances(nn.Module):
+    """One entry for each unlabelled crop: told from all identities and from each other.
+
+    Args:
+        pids: (M,) of all training crops. dim: D. momentum: share replaced at each visit.
+    """
+
+    def __init__(self, pids: Tensor, dim: int, momentum: float) -> None:
+        super().__init__()
+        unlabeled = pids == UNLABELED_PID
+        slot_of_row = torch.where(unlabeled, unlabeled.cumsum(0) - 1, _NO_TARGET)
+        self.momentum = momentum
+        self.register_buffer("slot_of_row", slot_of_row)
+        self.register_buffer("slots", F.normalize(torch.randn(int(unlabeled.sum()), dim), dim=1))
+
+    def entries(self) -> Tensor:
+        """(U, D)."""
+        return self.slots
+
+    def targets(self, rows: Tensor) -> Tensor:
+        """Which entry each crop should be like: its own."""
+        return self.slot_of_row[rows]
+
+    def fill(self, feats: Tensor) -> None:
+        """Sets all entries to embeddings (U, D), in the order of the crops."""
+        self.slots.copy_(feats)
+
+    def update(self, feats: Tensor, rows: Tensor) -> None:
+        """Moves the entries of crops towards their embeddings (n, D)."""
+        slots = self.slot_of_row[rows]
+        moved = (1 - self.momentum) * self.slots[slots] + self.momentum * feats
+        self.slots[slots] = F.normalize(moved, dim=1)
+
 
 class HybridMemory(nn.Module):
     """Softmax over a centroid per identity and over a hardest instance per identity.
 
-    Both banks are compared with the same batch; the loss is the mean of the two cross entropies.
-    Unlabelled persons join as further negatives of both: their newest embeddings stand in a
-    circular queue. All banks are buffers: saved, resumed, moved with the module.
+    Both banks are compared with the same batch; the loss is a mix of the two cross entropies.
+    Entries of unlabelled persons are further classes of both. All banks are buffers: saved,
+    resumed, moved with the module.
 
     Args:
         num_pids: I. dim: D.
         temperature: of both softmaxes. momentum: share of a bank entry replaced at each visit.
-        queue_size: U, unlabelled embeddings kept; 0 for none.
+        mix: weight of the hardest instances; the centroids have the rest.
+        unlabeled: entries of persons without identity, or None for none.
     """
 
     def __init__(
@@ -31,44 +100,62 @@ class HybridMemory(nn.Module):
         dim: int,
         temperature: float = 0.05,
         momentum: float = 0.2,
-        queue_size: int = 0,
+        mix: float = 0.5,
+        unlabeled: UnlabeledQueue | UnlabeledInstances | None = None,
     ) -> None:
         super().__init__()
-        self.temperature, self.momentum = temperature, momentum
+        self.temperature, self.momentum, self.mix = temperature, momentum, mix
+        self.unlabeled = unlabeled
         self.register_buffer("centroids", F.normalize(torch.randn(num_pids, dim), dim=1))
         self.register_buffer("hard_instances", self.centroids.clone())
-        self.register_buffer("queue", torch.zeros(queue_size, dim))
-        self.register_buffer("queue_head", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, feats: Tensor, pids: Tensor) -> Tensor:
+    def forward(self, feats: Tensor, pids: Tensor, rows: Tensor) -> Tensor:
         """Loss of a batch; updates the banks afterwards.
 
         Args:
             feats: (n, D) of unit length. pids: (n,) int64, ``UNLABELED_PID`` allowed.
+            rows: (n,) int64, which of all training crops these are.
 
         Returns:
-            Scalar; zero (with a graph) if no crop is labelled.
+            Scalar; zero (with a graph) if no crop has an entry to be like.
         """
         labeled = pids != UNLABELED_PID
+        targets, extra = pids, feats[:0]
+        if self.unlabeled is not None:
+            extra = self.unlabeled.entries()
+            slots = self.unlabeled.targets(rows)
+            targets = torch.where(labeled | (slots < 0), pids, len(self.centroids) + slots)
+        known = targets >= 0
         loss = feats.sum() * 0.0
-        if labeled.any():
-            queue = self.queue[self.queue.any(dim=1)]
-            for bank in (self.centroids, self.hard_instances):
-                sim = feats[labeled] @ torch.cat([bank, queue]).T
-                loss = loss + 0.5 * F.cross_entropy(sim / self.temperature, pids[labeled])
-        self._update(feats.detach(), pids, labeled)
+        if known.any():
+            banks = ((1 - self.mix, self.centroids), (self.mix, self.hard_instances))
+            for weight, bank in banks:
+                sim = feats[known] @ torch.cat([bank, extra]).T
+                loss = loss + weight * F.cross_entropy(sim / self.temperature, targets[known])
+        self._update(feats.detach(), pids, rows)
         return loss
 
     @torch.no_grad()
-    def _update(self, feats: Tensor, pids: Tensor, labeled: Tensor) -> None:
+    def _update(self, feats: Tensor, pids: Tensor, rows: Tensor) -> None:
+        labeled = pids != UNLABELED_PID
         for pid in pids[labeled].unique():
             own = feats[pids == pid]
             hardest = own[(own @ self.centroids[pid]).argmin()]
             self._move(self.centroids, pid, own.mean(dim=0))
             self._move(self.hard_instances, pid, hardest)
-        for feat in feats[~labeled] if len(self.queue) else ():
-            self.queue[self.queue_head] = feat
-            self.queue_head.copy_((self.queue_head + 1) % len(self.queue))
+        if self.unlabeled is not None:
+            self.unlabeled.update(feats[~labeled], rows[~labeled])
 
     def _move(self, bank: Tensor, pid: Tensor, target: Tensor) -> None:
         bank[pid] = F.normalize((1 - self.momentum) * bank[pid] + self.momentum * target, dim=0)
+
+    @torch.no_grad()
+    def fill(self, feats: Tensor, pids: Tensor) -> None:
+        """Sets all banks from the embeddings (M, D) of all training crops."""
+        for pid in range(len(self.centroids)):
+            own = feats[pids == pid]
+            if len(own):  # an identity may have no crop in a subset of the data
+                self.centroids[pid] = F.normalize(own.mean(dim=0), dim=0)
+                self.hard_instances[pid] = own[(own @ self.centroids[pid]).argmin()]
+        if self.unlabeled is not None:
+            self.unlabeled.fill(feats[pids == UNLABELED_PID])

@@ -1,88 +1,124 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The teacher network: a person crop in, a unit embedding out.
+"""What all teacher networks share: crops in, unit embeddings out, weights to and from a file.
 
-Shape shorthand in this file: n crops, D length of an embedding.
+Shape shorthand in this file: n crops, C channels of a pooled feature, D length of an embedding.
 """
 
 import hashlib
+import json
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-_GEM_MIN = 1e-6
+from psdiff.teachers.backbones import build_teacher_backbone
 
 
-class GeneralizedMeanPool(nn.Module):
-    """Generalized mean over all positions with a learnt exponent p: (n, C, H, W) -> (n, C)."""
+@dataclass(frozen=True)
+class TeacherFeatures:
+    """What a network says about n crops; losses take from it what they need.
 
-    def __init__(self, p: float = 3.0) -> None:
-        super().__init__()
-        self.p = nn.Parameter(torch.tensor(p))
+    Args:
+        before_neck: (n, D) projected feature, where distances are measured in training.
+        after_neck: (n, D) the same behind batch norm, where classes and cosines are.
+        whole: features of whole persons, each (n, C).
+        reduced: the same behind a reduction, each (n, PART_DIM).
+        parts: features of parts of persons, each (n, C or PART_DIM).
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x.clamp(min=_GEM_MIN).pow(self.p).mean(dim=(2, 3)).pow(1.0 / self.p)
+    before_neck: Tensor
+    after_neck: Tensor
+    whole: tuple[Tensor, ...] = ()
+    reduced: tuple[Tensor, ...] = ()
+    parts: tuple[Tensor, ...] = ()
+
+    @property
+    def embedding(self) -> Tensor:
+        """(n, D) of unit length."""
+        return F.normalize(self.after_neck, dim=1)
 
 
 class TeacherNet(nn.Module):
-    """Backbone, generalized mean pooling, projection to D, batch norm neck, unit length.
+    """Base of all teachers. A subclass makes pooled features and hands them to :meth:`head`.
+
+    The head is a linear layer without bias to D numbers and a batch norm. The latter is the "BN
+    neck" of the strong baseline; in inference its output is brought to unit length.
 
     Crops are uint8 or float tensors (n, 3, H, W) in 0..255, channels as ``cfg.INPUT.FORMAT``.
     """
+
+    neck_bias = True
+    """Whether the batch norm may shift; the strong baseline forbids it."""
 
     @configurable
     def __init__(
         self,
         *,
-        backbone: Backbone,
+        backbone: nn.Module,
+        pooled_dim: int,
         embed_dim: int,
         crop_size: tuple[int, int],
         pixel_mean: list[float],
         pixel_std: list[float],
+        recipe: str = "",
     ) -> None:
         """
         Args:
-            backbone: its last output feature is pooled.
-            embed_dim: D. crop_size: (h, w) of the crops it is trained on.
+            backbone: (n, 3, H, W) -> feature map.
+            pooled_dim: length of what goes into the head. embed_dim: D.
+            crop_size: (h, w) of the crops it is trained on.
+            recipe: what else than the weights fixes the embeddings, part of :meth:`weights_hash`.
         """
         super().__init__()
-        shapes = backbone.output_shape()
-        self.feature = max(shapes, key=lambda name: shapes[name].stride)
         self.backbone = backbone
-        self.crop_size = tuple(crop_size)
-        self.pool = GeneralizedMeanPool()
-        self.project = nn.Linear(shapes[self.feature].channels, embed_dim, bias=False)
+        self.crop_size, self.recipe = tuple(crop_size), recipe
+        self.project = nn.Linear(pooled_dim, embed_dim, bias=False)
         self.neck = nn.BatchNorm1d(embed_dim)
+        self.neck.bias.requires_grad_(self.neck_bias)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         nn.init.kaiming_normal_(self.project.weight, mode="fan_out")
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
+    def from_config(cls, cfg: CfgNode, last_stride: int | None = None) -> dict:
         teacher = cfg.MODEL.PSDIFF.TEACHER
-        build = BACKBONE_REGISTRY.get(teacher.BACKBONE)
+        backbone = build_teacher_backbone(cfg, last_stride)
         return {
-            "backbone": build(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))),
+            "backbone": backbone,
+            "pooled_dim": backbone.channels,
             "embed_dim": cfg.MODEL.REID.EMBED_DIM,
             "crop_size": teacher.CROP_SIZE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "recipe": _recipe(cfg),
         }
 
+    def describe(self, crops: Tensor) -> TeacherFeatures:
+        """All features of crops (n, 3, H, W), as the losses need them."""
+        raise NotImplementedError(f"{type(self).__name__} must say how it pools its feature map")
+
     def forward(self, crops: Tensor) -> Tensor:
-        """(n, 3, H, W) -> (n, D) of unit length."""
-        x = (crops.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
-        x = self.pool(self.backbone(x)[self.feature])
-        return F.normalize(self.neck(self.project(x)), dim=1)
+        """(n, 3, H, W) -> (n, D) of unit length; n may be 0."""
+        if len(crops) == 0:
+            return self.pixel_mean.new_zeros(0, self.neck.num_features)
+        return self.describe(crops).embedding
+
+    def normalized(self, crops: Tensor) -> Tensor:
+        """Pixels 0..255 -> what backbones take."""
+        return (crops.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+
+    def head(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features (n, C) -> (n, D) before and after the neck."""
+        before = self.project(pooled)
+        return before, self.neck(before)
 
     def weights_hash(self) -> str:
-        """Short hash of all weights, written into the embeddings that the teacher makes."""
-        digest = hashlib.sha256()
+        """Short hash of weights and recipe, written into the embeddings that the teacher makes."""
+        digest = hashlib.sha256(self.recipe.encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode() + value.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -103,5 +139,21 @@ class TeacherNet(nn.Module):
         except (RuntimeError, SafetensorError) as error:
             raise ValueError(
                 f"MODEL.PSDIFF.TEACHER.WEIGHTS: '{path}' does not fit the teacher of this config "
-                f"(MODEL.PSDIFF.TEACHER.BACKBONE, MODEL.SLIM_RESNET, MODEL.REID.EMBED_DIM): {error}"
+                "(MODEL.PSDIFF.TEACHER.NAME and BACKBONE, MODEL.SLIM_RESNET, MODEL.REID.EMBED_DIM):"
+                f" {error}"
             ) from error
+
+
+def _recipe(cfg: CfgNode) -> str:
+    """What the embeddings depend on beside the weights."""
+    teacher = cfg.MODEL.PSDIFF.TEACHER
+    settings = {
+        "name": teacher.NAME,
+        "backbone": teacher.BACKBONE,
+        "last_stride": teacher.LAST_STRIDE,
+        "crop_size": list(teacher.CROP_SIZE),
+        "format": cfg.INPUT.FORMAT,
+        "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
+        "pixel_std": list(cfg.MODEL.PIXEL_STD),
+    }
+    return json.dumps(settings)

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backbones of the teachers: from torchvision, from timm, or from Detectron2's registry.
+
+Shape shorthand in this file: n crops, C channels, (h, w) size of the last feature map.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+import torchvision
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ResNet
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+_KEY = "MODEL.PSDIFF.TEACHER.BACKBONE"
+# What classification networks have behind their last feature map.
+_CLASSIFIERS = ("fc.", "head.", "classifier.", "last_linear.")
+
+
+class StagedBackbone(nn.Module):
+    """A residual network that can be taken apart: stem, then stages of blocks.
+
+    Args:
+        stem: first layer. stages: by name, each a sequence of blocks.
+        channels: output channels of each stage; the last one is C.
+        as_detector: whether the names of the weights are those of a Detectron2 backbone.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: dict[str, nn.Sequential],
+        channels: list[int],
+        as_detector: bool = False,
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        for name, stage in stages.items():
+            self.add_module(name, stage)
+        self._names, self.stage_channels, self.as_detector = list(stages), channels, as_detector
+
+    @property
+    def channels(self) -> int:
+        return self.stage_channels[-1]
+
+    @property
+    def stages(self) -> list[nn.Sequential]:
+        return [getattr(self, name) for name in self._names]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, H, W) normalized pixels -> (n, C, h, w)."""
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
+class WholeBackbone(nn.Module):
+    """A network seen from outside: whatever it gives becomes one feature map.
+
+    Args:
+        net: from timm (its ``forward_features`` is called) or a Detectron2 backbone.
+        channels: C. grid: (h, w) of the tokens, for networks that give a list of them.
+    """
+
+    def __init__(self, net: nn.Module, channels: int, grid: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.net, self.channels, self.grid = net, channels, grid
+        self.as_detector = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, H, W) normalized pixels -> (n, C, h, w)."""
+        if isinstance(self.net, Backbone):
+            shapes = self.net.output_shape()
+            return self.net(x)[max(shapes, key=lambda name: shapes[name].stride)]
+        y = self.net.forward_features(x)
+        if y.dim() == 3:  # tokens, those without a place in the picture first
+            y = y[:, getattr(self.net, "num_prefix_tokens", 0) :].transpose(1, 2)
+            return y.unflatten(2, self.grid or (-1, 1))
+        return y if y.shape[1] == self.channels else y.permute(0, 3, 1, 2)
+
+
+def build_teacher_backbone(
+    cfg: CfgNode, last_stride: int | None = None
+) -> StagedBackbone | WholeBackbone:
+    """Builds ``cfg.MODEL.PSDIFF.TEACHER.BACKBONE`` with its weights.
+
+    Args:
+        last_stride: stride of the last stage, 1 or 2; ``TEACHER.LAST_STRIDE`` by default.
+
+    Raises:
+        ValueError: a name that nobody knows, or weights that do not fit.
+        FileNotFoundError: no such file of weights.
+    """
+    teacher = cfg.MODEL.PSDIFF.TEACHER
+    source, _, name = teacher.BACKBONE.rpartition("/")
+    builders = {"torchvision": _from_torchvision, "timm": _from_timm, "": _from_registry}
+    if source not in builders:
+        raise ValueError(
+            f"{_KEY} is '{teacher.BACKBONE}'; it must be 'torchvision/<name>', 'timm/<name>' or a "
+            "name in Detectron2's BACKBONE_REGISTRY."
+        )
+    backbone = builders[source](name, cfg)
+    stride = teacher.LAST_STRIDE if last_stride is None else last_stride
+    if stride not in (1, 2):
+        raise ValueError(f"MODEL.PSDIFF.TEACHER.LAST_STRIDE is {stride}; allowed: 1, 2.")
+    if stride == 1 and isinstance(backbone, StagedBackbone):
+        remove_stride(backbone.stages[-1])
+    elif stride == 1:
+        logger.warning("%s has no stages: it keeps its own last stride.", teacher.BACKBONE)
+    return backbone
+
+
+def remove_stride(stage: nn.Sequential) -> None:
+    """Lets a stage keep the size of its input: every stride 2 of its first block becomes 1."""
+    for module in stage[0].modules():
+        if isinstance(module, nn.Conv2d | nn.AvgPool2d) and module.stride in (2, (2, 2)):
+            module.stride = (1, 1)
+
+
+def require_stages(backbone: nn.Module, method: str) -> StagedBackbone:
+    """Returns a staged backbone of at least two stages, or says why the method cannot use it."""
+    if isinstance(backbone, StagedBackbone) and len(backbone.stages) > 1:
+        return backbone
+    raise ValueError(
+        f"The teacher '{method}' works inside the stages of its backbone, which {_KEY} does not "
+        "show; take 'torchvision/resnet50', another ResNet of torchvision or timm, or "
+        "'build_slim_resnet_backbone' with two or more stages."
+    )
+
+
+# ---- sources -------------------------------------------------------------------------------------
+
+
+def _from_torchvision(name: str, cfg: CfgNode) -> StagedBackbone:
+    weights = cfg.MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS
+    known = [n for n in torchvision.models.list_models(torchvision.models) if "res" in n]
+    resnets = [n for n in known if n.startswith(("resnet", "resnext", "wide_resnet"))]
+    if name not in resnets:
+        raise ValueError(
+            f"{_KEY} is 'torchvision/{name}', but of torchvision only its residual networks are "
+            f"taken: {', '.join(resnets)}. 'timm/<name>' takes any other."
+        )
+    net = torchvision.models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
+    _load_local(net, weights)
+    return _stages_of(net, nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool))
+
+
+def _from_timm(name: str, cfg: CfgNode) -> StagedBackbone | WholeBackbone:
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(
+            f"{_KEY} is 'timm/{name}', but timm is not installed: pip install timm"
+        ) from error
+    teacher = cfg.MODEL.PSDIFF.TEACHER
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise ValueError(f"{_KEY} is 'timm/{name}', which timm does not know. Near: {near}")
+    known = timm.get_pretrained_cfg(name)
+    size = {"img_size": tuple(teacher.CROP_SIZE)} if known and known.fixed_input_size else {}
+    wanted = teacher.BACKBONE_WEIGHTS
+    net = timm.create_model(name, pretrained=wanted == "imagenet", num_classes=0, **size)
+    _load_local(net, wanted)
+    if all(hasattr(net, part) for part in ("conv1", "bn1", "maxpool", "layer4")):
+        return _stages_of(net, nn.Sequential(net.conv1, net.bn1, net.act1, net.maxpool))
+    grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)
+    return WholeBackbone(net, net.num_features, grid)
+
+
+def _stages_of(net: nn.Module, stem: nn.Module) -> StagedBackbone:
+    stages = {f"res{i + 1}": getattr(net, f"layer{i}") for i in range(1, 5)}
+    channels = [_out_channels(stage) for stage in stages.values()]
+    return StagedBackbone(stem, stages, channels)
+
+
+def _out_channels(stage: nn.Sequential) -> int:
+    # the last convolution of a block, bottleneck or basic, has the block's channels
+    convolutions = [getattr(stage[-1], f"conv{i}", None) for i in (1, 2, 3)]
+    return [conv for conv in convolutions if conv is not None][-1].out_channels
+
+
+def _from_registry(name: str, cfg: CfgNode) -> StagedBackbone | WholeBackbone:
+    if name not in BACKBONE_REGISTRY:
+        known = sorted(known for known, _ in BACKBONE_REGISTRY)
+        raise ValueError(
+            f"{_KEY} is '{name}', which BACKBONE_REGISTRY does not have; it has {known}. Others: "
+            "'torchvision/<name>', 'timm/<name>'."
+        )
+    net = BACKBONE_REGISTRY.get(name)(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+    if cfg.MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS == "imagenet":
+        raise ValueError(
+            f"MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS 'imagenet' is for torchvision and timm; for "
+            f"'{name}' give a file."
+        )
+    _load_local(net, cfg.MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS)
+    if isinstance(net, ResNet):
+        stages = dict(zip(net.stage_names, net.stages, strict=True))
+        channels = [stage[-1].out_channels for stage in net.stages]
+        return StagedBackbone(net.stem, stages, channels, as_detector=True)
+    shapes = net.output_shape()
+    return WholeBackbone(net, max(shapes.values(), key=lambda shape: shape.stride).channels)
+
+
+def _load_local(net: nn.Module, path: str) -> None:
+    """Loads a state dict from disk; what belongs to a classifier may be there or not."""
+    if path in ("", "imagenet"):
+        return
+    key = "MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS"
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{key} is '{path}', which is no file. Allowed: '' (random), 'imagenet' (download), or "
+            "the path of a state dict, .pth or .safetensors."
+        )
+    try:
+        state = _read(path)
+        own = net.state_dict()
+        missing = [k for k in own if k not in state and not k.startswith(_CLASSIFIERS)]
+        missing = [k for k in missing if not k.endswith("num_batches_tracked")]
+        if missing:
+            raise ValueError(f"it lacks {len(missing)} weights, the first is {missing[0]}")
+        fitting = {k: v for k, v in state.items() if k in own and not k.startswith(_CLASSIFIERS)}
+        net.load_state_dict(fitting, strict=False)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ValueError(f"{key}: '{path}' does not fit {_KEY}: {error}") from error
+
+
+def _read(path: str) -> dict[str, Tensor]:
+    if path.endswith(".safetensors"):
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    return state

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of P identities with K crops each, as a pure function of a seed and the step.
+
+Shape shorthand in this file: M crops of the training set.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from person_search.data.samplers import Sample
+from person_search.schema import UNLABELED_PID
+
+
+class IdentityBatches(Sampler[list[Sample]]):
+    """Endless batches: P identities with K crops each, and as many unlabelled crops as asked for.
+
+    A pass shows every identity once, but for those left over when P does not divide their number.
+    A training that goes on sets ``start_step``.
+
+    Args:
+        pids: (M,) of all crops. ids_per_batch: P.
+        crops_per_id: K; identities with fewer crops show some twice.
+        unlabeled_per_batch: further crops without identity. seed: of the order.
+    """
+
+    def __init__(
+        self,
+        pids: Tensor,
+        ids_per_batch: int,
+        crops_per_id: int,
+        unlabeled_per_batch: int = 0,
+        seed: int = 0,
+    ) -> None:
+        for key, value in (("IDS_PER_BATCH", ids_per_batch), ("CROPS_PER_ID", crops_per_id)):
+            if value < 2:
+                raise ValueError(
+                    f"MODEL.PSDIFF.TEACHER.{key} is {value}; losses compare within a batch, so it "
+                    "must be at least 2."
+                )
+        pids = np.asarray(pids)
+        self.rows = [np.flatnonzero(pids == p) for p in np.unique(pids[pids != UNLABELED_PID])]
+        if len(self.rows) < 2:
+            raise ValueError(
+                "A teacher needs at least two labelled identities, but the data set has "
+                f"{len(self.rows)}."
+            )
+        self.unlabeled = np.flatnonzero(pids == UNLABELED_PID)
+        self.ids_per_batch = min(ids_per_batch, len(self.rows))
+        self.crops_per_id = crops_per_id
+        self.unlabeled_per_batch = unlabeled_per_batch if len(self.unlabeled) else 0
+        self.seed, self.start_step = seed, 0
+
+    @property
+    def batch_size(self) -> int:
+        return self.ids_per_batch * self.crops_per_id + self.unlabeled_per_batch
+
+    def steps_per_epoch(self) -> int:
+        """Batches that the labelled crops fill, rounded up."""
+        return -(-sum(map(len, self.rows)) // (self.ids_per_batch * self.crops_per_id))
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        per_pass = len(self.rows) // self.ids_per_batch
+        for step in itertools.count(self.start_step):
+            number, place = divmod(step, per_pass)
+            order = np.random.default_rng((self.seed, 0, number)).permutation(len(self.rows))
+            chosen = order[place * self.ids_per_batch : (place + 1) * self.ids_per_batch]
+            batch = self._crops(chosen, np.random.default_rng((self.seed, 1, step)))
+            first = step * self.batch_size
+            yield [(row, first + i) for i, row in enumerate(batch)]
+
+    def _crops(self, identities: np.ndarray, rng: np.random.Generator) -> list[int]:
+        batch: list[int] = []
+        for identity in identities:
+            rows = self.rows[identity]
+            few = len(rows) < self.crops_per_id
+            batch += rng.choice(rows, self.crops_per_id, replace=few).tolist()
+        if self.unlabeled_per_batch:
+            batch += rng.choice(self.unlabeled, self.unlabeled_per_batch).tolist()
+        return batch

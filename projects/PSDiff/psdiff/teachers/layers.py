@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that several teachers share.
+
+Shape shorthand in this file: n crops, C channels, (H, W) size of a feature map, S stripes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_GEM_MIN = 1e-6
+
+
+class GeneralizedMeanPool(nn.Module):
+    """Generalized mean over all positions with a learnt exponent p: (n, C, H, W) -> (n, C)."""
+
+    def __init__(self, p: float = 3.0) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor(p))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(min=_GEM_MIN).pow(self.p).mean(dim=(2, 3)).pow(1.0 / self.p)
+
+
+def pool_stripes(x: Tensor, stripes: int, kind: str) -> list[Tensor]:
+    """Pools S horizontal stripes of equal height, from head to feet.
+
+    Args:
+        x: (n, C, H, W). stripes: S; where H is no multiple of it, neighbours share a row.
+        kind: ``avg`` or ``max``.
+
+    Returns:
+        S tensors (n, C).
+    """
+    pool = {"avg": F.adaptive_avg_pool2d, "max": F.adaptive_max_pool2d}[kind]
+    return list(pool(x, (stripes, 1)).squeeze(3).unbind(dim=2))
+
+
+class NonLocalBlock(nn.Module):
+    """Adds to each position what it finds at all others (embedded Gaussian, Wang et al. 2018).
+
+    The last normalization starts at zero, so that a new block changes nothing.
+
+    Args:
+        channels: C; queries, keys and values have half as many.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = max(channels // 2, 1)
+        self.query, self.key, self.value = (nn.Conv2d(channels, inner, 1) for _ in range(3))
+        self.out = nn.Conv2d(inner, channels, 1)
+        self.norm = nn.BatchNorm2d(channels)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, C, H, W) -> (n, C, H, W)."""
+        n, _, height, width = x.shape
+        query, key, value = (conv(x).flatten(2) for conv in (self.query, self.key, self.value))
+        weights = (query.transpose(1, 2) @ key).softmax(dim=2)  # (n, HW, HW)
+        seen = (value @ weights.transpose(1, 2)).view(n, -1, height, width)
+        return x + self.norm(self.out(seen))
