@@ -45,11 +45,10 @@ class Calibration:
 def steps_within(budget_ms: float, calibration: Calibration, max_steps: int) -> int:
     """The greatest number of steps within a budget, from 1 (even if that takes longer) to
     ``max_steps``."""
-    if calibration.latency_ms(max_steps) <= budget_ms:
-        return max_steps
-    # Above, so that a step takes time; the tolerance is for budgets that fit exactly.
-    steps = (budget_ms - calibration.fixed_ms) / calibration.step_ms
-    return min(max(int(steps + 1e-6), 1), max_steps)
+    for steps in range(max_steps, 1, -1):
+        if calibration.latency_ms(steps) <= budget_ms:
+            return steps
+    return 1
 
 
 def calibrate(
