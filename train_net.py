@@ -26,6 +26,7 @@ from person_search.engine import (
     argument_parser,
     friendly_errors,
     launch,
+    load_average,
     merge_config,
     resolve_num_pids,
 )
@@ -45,13 +46,19 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
-    """Evaluates MODEL.WEIGHTS or, with ``resume``, the last checkpoint in the output folder."""
+    """Evaluates MODEL.WEIGHTS or, with ``resume``, the last checkpoint in the output folder.
+
+    Of a checkpoint, with SOLVER.EMA.ENABLED, the average of the weights is taken.
+    """
     model = PersonSearchTrainer.build_model(cfg)
     checkpointer = PersonSearchTrainer.build_checkpointer(cfg, model)
-    weights = (checkpointer.find_resumable() if resume else "") or cfg.MODEL.WEIGHTS
+    last = checkpointer.find_resumable() if resume else ""
+    weights = last or cfg.MODEL.WEIGHTS
     if not weights:
         logging.getLogger("person_search").warning("MODEL.WEIGHTS is empty: untrained weights.")
-    checkpointer.load(weights, checkpointables=[], need_whole=True)
+    rest = checkpointer.load(weights, checkpointables=[], need_whole=True)
+    if last and cfg.SOLVER.EMA.ENABLED:
+        load_average(model, rest)
     results = PersonSearchTrainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

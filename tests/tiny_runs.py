@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Short training runs of the tiny model, in a module of their own for child processes to find."""
 
+import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -12,7 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from tiny_model import register_tiny_dataset, tiny_cfg
 
-from person_search.engine import PersonSearchTrainer, friendly_errors
+from person_search.engine import PersonSearchTrainer, TrainingDivergedError, friendly_errors
 
 
 class Interrupted(Exception):
@@ -61,6 +63,21 @@ def assert_same_state(first: PersonSearchTrainer, second: PersonSearchTrainer) -
                 torch.as_tensor(value), torch.as_tensor(states[1]["state"][key][name])
             )
     assert first.scheduler.state_dict() == second.scheduler.state_dict()
+    if first.average:
+        states = [x.average.state_dict() for x in (first, second)]
+        assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def poison_loss(trainer: PersonSearchTrainer, iteration: int, value: float) -> None:
+    """Gives one more loss, which is ``value`` from an iteration on and zero before."""
+
+    def add(model, inputs, losses):
+        if not isinstance(losses, dict):
+            return losses
+        bad = value if trainer.iter >= iteration else 0.0
+        return {**losses, "loss_poisoned": sum(losses.values()) * 0.0 + bad}
+
+    trainer.model.register_forward_hook(add)
 
 
 def compare_interrupted(whole: CfgNode, broken: CfgNode) -> dict[int, float]:
@@ -85,12 +102,14 @@ def compare_interrupted_process(folder: str) -> None:
         cfg = tiny_cfg(Path(folder) / run, name)
         cfg.SOLVER.IMS_PER_BATCH = 4
         cfg.TEST.EVAL_PERIOD = 4
+        cfg.SOLVER.EMA.ENABLED = True
         cfg.freeze()
         cfgs.append(cfg)
     losses = compare_interrupted(*cfgs)
     if comm.is_main_process():
         (Path(folder) / "losses.txt").write_text(repr(losses))
     stop_all_by_one_signal(cfgs[1])
+    stop_all_by_one_loss(cfgs[1])
 
 
 def stop_all_by_one_signal(cfg: CfgNode) -> None:
@@ -107,6 +126,30 @@ def stop_all_by_one_signal(cfg: CfgNode) -> None:
     except SystemExit as e:
         assert e.code == 128 + signal.SIGTERM
     assert comm.all_gather(trainer.iter) == [2, 2]
+
+
+def stop_all_by_one_loss(cfg: CfgNode) -> None:
+    """A loss that is nan in one process ends all of them in the same iteration, with one report."""
+    trainer = PersonSearchTrainer(cfg)
+    if comm.get_rank() == 1:
+        poison_loss(trainer, 2, math.nan)
+    else:
+        poison_loss(trainer, 99, math.nan)
+    trainer.resume_or_load(resume=False)
+    message = ""
+    try:
+        trainer.train()
+    except TrainingDivergedError as e:
+        message = str(e)
+    assert message.startswith("The loss is not finite at iteration 2 (process 1, "), message
+    assert len(set(comm.all_gather(message))) == 1
+    weights = comm.all_gather([p.detach() for p in trainer.model.parameters()])
+    averages = comm.all_gather(list(trainer.average.module.parameters()))
+    for ours, theirs in zip(weights[0] + averages[0], weights[1] + averages[1], strict=True):
+        assert ours.isfinite().all() and torch.equal(ours, theirs)
+    with open(os.path.join(cfg.OUTPUT_DIR, "diverged_0000002.json")) as file:
+        reports = json.load(file)["processes"]
+    assert [x["parts"][0]["losses"]["loss_poisoned"] for x in reports] == [0.0, "nan"]
 
 
 def fail_in_second_process() -> None:

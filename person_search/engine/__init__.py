@@ -6,6 +6,8 @@ from person_search.engine.checkpoint import (
     CheckpointWriteError,
     IncompatibleCheckpointError,
 )
+from person_search.engine.divergence import TrainingDivergedError
+from person_search.engine.ema import AveragedWeights, EMAHook, load_average
 from person_search.engine.hooks import BestModelCheckpointer, ResumableCheckpointer
 from person_search.engine.identities import resolve_num_pids
 from person_search.engine.launch import launch
@@ -17,17 +19,21 @@ from person_search.engine.usage import argument_parser, friendly_errors, merge_c
 
 __all__ = [
     "AtomicCheckpointer",
+    "AveragedWeights",
     "BestModelCheckpointer",
     "CheckpointWriteError",
+    "EMAHook",
     "IncompatibleCheckpointError",
     "PersonSearchTrainer",
     "ResumableCheckpointer",
+    "TrainingDivergedError",
     "argument_parser",
     "build_optimizer",
     "build_train_loader",
     "friendly_errors",
     "isolated_rng",
     "launch",
+    "load_average",
     "merge_config",
     "resolve_num_pids",
 ]

@@ -21,6 +21,12 @@ from person_search.engine.checkpoint import (
     CheckpointWriteError,
     write_atomically,
 )
+from person_search.engine.divergence import (
+    all_finite,
+    stop_training,
+    true_in_all_processes,
+    weights_report,
+)
 from person_search.engine.rng import get_rng_state, set_rng_state
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -31,6 +37,9 @@ class ResumableCheckpointer(PeriodicCheckpointer):
 
     Beside what Detectron2 saves, a checkpoint holds the random number state of every process and
     what fixes the order of samples. Must be registered in all processes (only the main one writes).
+
+    Weights that are not finite are not saved: the training ends, and the last checkpoint is still
+    one to go on from.
 
     A write that fails (disk full) is logged as an error and the training goes on: the next one may
     succeed, and the weights are still in memory. Only at the last iteration it ends the program.
@@ -107,6 +116,7 @@ class ResumableCheckpointer(PeriodicCheckpointer):
         last = iteration >= self.max_iter - 1
         due = last or (iteration + 1) % self.period == 0
         if due or stop:
+            self._stop_unless_finite()
             self._rng_states = comm.gather(get_rng_state())  # [] in all but the main process
             try:
                 if due:
@@ -129,6 +139,17 @@ class ResumableCheckpointer(PeriodicCheckpointer):
 
     def after_train(self) -> None:
         self._restore_handlers()
+
+    def _stop_unless_finite(self) -> None:
+        model = self.trainer.model
+        if not true_in_all_processes(all_finite(list(model.parameters()))):
+            stop_training(
+                "The weights are not finite, and so are not saved,",
+                iteration=self.trainer.iter,
+                output_dir=self.checkpointer.save_dir,
+                learning_rate=self.trainer.optimizer.param_groups[0]["lr"],
+                report=weights_report(model),
+            )
 
     # ---- signals -----------------------------------------------------------------------------
     def _on_signal(self, number: int, frame: Any) -> None:

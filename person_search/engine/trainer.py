@@ -11,10 +11,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import (
-    AMPTrainer,
     DefaultTrainer,
     HookBase,
-    SimpleTrainer,
     TrainerBase,
     create_ddp_model,
 )
@@ -29,12 +27,13 @@ from person_search.engine.checkpoint import (
     CheckpointWriteError,
     write_atomically,
 )
+from person_search.engine.ema import AveragedWeights, EMAHook
 from person_search.engine.hooks import BestModelCheckpointer, ResumableCheckpointer
 from person_search.engine.identities import resolve_num_pids
 from person_search.engine.optimizer import build_optimizer
 from person_search.engine.rng import isolated_rng
 from person_search.engine.train_loader import build_train_loader
-from person_search.engine.train_step import AccumulatingAMPTrainer, AccumulatingTrainer
+from person_search.engine.train_step import AMPStepTrainer, StepTrainer
 from person_search.evaluation import PersonSearchEvaluator
 from person_search.utils.backend import backend_name
 
@@ -51,7 +50,11 @@ class PersonSearchTrainer(DefaultTrainer):
     - SGD or AdamW, full-model gradient clipping, gradient accumulation;
     - a resumed training is bit for bit the one that was interrupted (on a CPU; a GPU has kernels of
       its own will), checkpoints are never half written, see :mod:`person_search.engine.hooks`;
+    - a loss that is not finite ends all processes with one message, and never gets into a
+      checkpoint, see :mod:`person_search.engine.divergence`;
     - the best model by search mAP is kept as ``model_best.pth`` if ``TEST.EVAL_PERIOD`` > 0;
+    - with ``SOLVER.EMA.ENABLED``, a moving average of the weights is what is evaluated and kept as
+      the best, see :mod:`person_search.engine.ema`;
     - an evaluation leaves the training's random numbers alone, and always uses the same ones;
     - several processes also work on a CPU.
 
@@ -76,6 +79,7 @@ class PersonSearchTrainer(DefaultTrainer):
         self._trainer = build_step_trainer(cfg, wrap_for_processes(model), loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = self.build_checkpointer(cfg, model, trainer=weakref.proxy(self))
+        self.average = AveragedWeights(model, cfg.SOLVER.EMA.DECAY) if _use_ema(cfg) else None
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -92,21 +96,31 @@ class PersonSearchTrainer(DefaultTrainer):
         cfg = self.cfg
         hooks = [h for h in super().build_hooks() if not isinstance(h, PeriodicCheckpointer)]
         evaluation = next(i for i, h in enumerate(hooks) if isinstance(h, EvalHook))
+        tested = self.average.module if self.average else self.model
+        averages = []
+        if self.average:
+            raw = self.checkpointer.model  # without the distributed wrapper
+            saver = self.build_checkpointer(cfg, tested, tag_last=False)
+            averages = [EMAHook(self.average, raw, saver)]
+            hooks[evaluation] = EvalHook(cfg.TEST.EVAL_PERIOD, lambda: self._evaluate(tested))
         if cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST and comm.is_main_process():
             several = len(cfg.DATASETS.TEST) > 1  # then results are nested by data set
             best = BestModelCheckpointer(
                 cfg.TEST.EVAL_PERIOD,
-                self.build_checkpointer(cfg, self.model, tag_last=False),
+                self.build_checkpointer(cfg, tested, tag_last=False),
                 f"{cfg.DATASETS.TEST[0]}/{BEST_METRIC}" if several else BEST_METRIC,
             )
             hooks.insert(evaluation + 1, best)
-        hooks.insert(
-            evaluation,
-            ResumableCheckpointer(
-                self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_ON_SIGNAL
-            ),
+        saving = ResumableCheckpointer(
+            self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_ON_SIGNAL
         )
+        hooks[evaluation:evaluation] = [*averages, saving]
         return hooks
+
+    def _evaluate(self, model: torch.nn.Module) -> dict[str, Any]:
+        # the attribute that DefaultTrainer.train looks at
+        self._last_eval_results = self.test(self.cfg, model)
+        return self._last_eval_results
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continues the training found in ``cfg.OUTPUT_DIR``, or starts from ``MODEL.WEIGHTS``.
@@ -173,8 +187,8 @@ class PersonSearchTrainer(DefaultTrainer):
 
 def build_step_trainer(
     cfg: CfgNode, model: torch.nn.Module, loader: Any, optimizer: torch.optim.Optimizer
-) -> SimpleTrainer:
-    """Builds what runs one training step: plain or AMP, with or without accumulation.
+) -> StepTrainer:
+    """Builds what runs one training step, plain or AMP.
 
     Raises:
         ValueError: SOLVER.ACCUMULATION_STEPS is below 1, or AMP is asked for without a GPU.
@@ -184,10 +198,17 @@ def build_step_trainer(
         raise ValueError(f"SOLVER.ACCUMULATION_STEPS is {parts}; it must be at least 1.")
     if amp and not torch.cuda.is_available():
         raise ValueError("SOLVER.AMP.ENABLED needs a CUDA device; set it to False on a CPU.")
-    if parts == 1:
-        return (AMPTrainer if amp else SimpleTrainer)(model, loader, optimizer)
-    step = AccumulatingAMPTrainer if amp else AccumulatingTrainer
-    return step(model, loader, optimizer, parts=parts)
+    step = AMPStepTrainer if amp else StepTrainer
+    return step(model, loader, optimizer, parts=parts, output_dir=cfg.OUTPUT_DIR)
+
+
+def _use_ema(cfg: CfgNode) -> bool:
+    if cfg.SOLVER.EMA.ENABLED and cfg.TEST.PRECISE_BN.ENABLED:
+        raise ValueError(
+            "SOLVER.EMA.ENABLED and TEST.PRECISE_BN.ENABLED are both True: precise statistics are "
+            "those of the raw weights, which are not the ones that are tested. Set one to False."
+        )
+    return cfg.SOLVER.EMA.ENABLED
 
 
 def wrap_for_processes(model: torch.nn.Module) -> torch.nn.Module:

@@ -14,10 +14,19 @@ from detectron2.utils import comm
 
 from person_search.config import ProjectError, check_device, merge_into
 from person_search.data import BadImageError
+from person_search.engine.divergence import TrainingDivergedError
 from person_search.utils.backend import BackendError
 
 TRACEBACK_VARIABLE = "PERSON_SEARCH_TRACEBACK"
-USER_ERRORS = (ValueError, KeyError, OSError, BadImageError, ProjectError, BackendError)
+USER_ERRORS = (
+    ValueError,
+    KeyError,
+    OSError,
+    BadImageError,
+    ProjectError,
+    BackendError,
+    TrainingDivergedError,
+)
 USAGE_ERROR = 2
 """Exit status of a run that ended with a message instead of a traceback."""
 
@@ -70,9 +79,10 @@ def friendly_errors(traceback: bool = False) -> Iterator[None]:
     """Ends the program with one message where input, config, weights or disk are at fault.
 
     These are ValueError, KeyError, OSError (so also FileNotFoundError and a full disk),
-    BadImageError, ProjectError and BackendError; the exit status is 2. Everything else is a defect
-    of ours and keeps its traceback. The log file in OUTPUT_DIR gets the traceback in any case, once
-    it is set up.
+    BadImageError, ProjectError, BackendError and TrainingDivergedError; the exit status is 2.
+    Everything else is a defect of ours and keeps its traceback. The log file in OUTPUT_DIR gets the
+    traceback in any case, once it is set up. An error that all processes raise alike (its class has
+    ``in_all_processes``) is shown by the main one only.
 
     Args:
         traceback: keep all tracebacks; also by the environment variable PERSON_SEARCH_TRACEBACK.
@@ -86,9 +96,14 @@ def friendly_errors(traceback: bool = False) -> Iterator[None]:
         yield
     except USER_ERRORS as e:
         _log_to_files("Ended by an error:")
-        rank = f" (process {comm.get_rank()})" if comm.get_world_size() > 1 else ""
-        print(f"error{rank}: {_message(e)}", file=sys.stderr)
-        print("(--traceback shows where it was raised)", file=sys.stderr)
+        shared = getattr(e, "in_all_processes", False)
+        if not shared or comm.is_main_process():
+            alone = shared or comm.get_world_size() == 1
+            rank = "" if alone else f" (process {comm.get_rank()})"
+            print(f"error{rank}: {_message(e)}", file=sys.stderr)
+            print("(--traceback shows where it was raised)", file=sys.stderr, flush=True)
+        if shared:  # the end of one process stops the others: not before it has been said
+            comm.synchronize()
         raise SystemExit(USAGE_ERROR) from e
     finally:
         training.removeFilter(_is_defect)

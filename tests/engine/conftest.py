@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registered tiny data set and configs on it."""
+"""A registered tiny data set, configs on it, and train_net.py run in this process."""
 
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import yaml
 from detectron2.config import CfgNode
 from tiny_model import register_tiny_dataset, tiny_cfg, unregister_dataset
+
+from person_search.engine import argument_parser
 
 DATASET = "tiny_for_engine_tests"
 
@@ -45,3 +50,34 @@ def make_cfg(tmp_path: Path, dataset: str) -> Callable[..., CfgNode]:
         return cfg
 
     return make
+
+
+@pytest.fixture(scope="module")
+def train_net(repo_root: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_net", repo_root / "train_net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def config(make_cfg, tmp_path: Path) -> str:
+    """A YAML file of the tiny run, with only what differs from the defaults that matter."""
+    cfg = make_cfg()
+    text = cfg.dump()
+    path = tmp_path / "tiny.yaml"
+    path.write_text(text)
+    assert yaml.safe_load(text)["MODEL"]["META_ARCHITECTURE"] == "TinyPersonSearch"
+    return str(path)
+
+
+@pytest.fixture
+def run(train_net, config, tmp_path):
+    """Runs main() with the tiny config; returns the output folder."""
+
+    def run(*arguments: str) -> Path:
+        command = ["--num-gpus", "0", "--config-file", config, *arguments]
+        train_net.main(argument_parser().parse_args(command))
+        return tmp_path / "out"
+
+    return run

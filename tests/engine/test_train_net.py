@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """train_net.py, in this process and as the command that users type."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 import yaml
 from tiny_runs import fail_in_second_process
 
-from person_search.engine import argument_parser, launch
+from person_search.engine import launch
 
 # run by every Python process at its start; helper processes of multiprocessing need no model
 SITECUSTOMIZE = """
@@ -23,37 +20,6 @@ if any("train_net.py" in x or "spawn_main" in x for x in sys.orig_argv):
     import tiny_model
     tiny_model.register_from_environment()
 """
-
-
-@pytest.fixture(scope="module")
-def train_net(repo_root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_net", repo_root / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def config(make_cfg, tmp_path: Path) -> str:
-    """A YAML file of the tiny run, with only what differs from the defaults that matter."""
-    cfg = make_cfg()
-    text = cfg.dump()
-    path = tmp_path / "tiny.yaml"
-    path.write_text(text)
-    assert yaml.safe_load(text)["MODEL"]["META_ARCHITECTURE"] == "TinyPersonSearch"
-    return str(path)
-
-
-@pytest.fixture
-def run(train_net, config, tmp_path):
-    """Runs main() with the tiny config; returns the output folder."""
-
-    def run(*arguments: str) -> Path:
-        command = ["--num-gpus", "0", "--config-file", config, *arguments]
-        train_net.main(argument_parser().parse_args(command))
-        return tmp_path / "out"
-
-    return run
 
 
 def test_train_evaluate_and_resume(run, caplog) -> None:

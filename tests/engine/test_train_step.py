@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from person_search.engine.train_step import AccumulatingTrainer, _split
+from person_search.engine.train_step import StepTrainer, _split
 
 
 class MeanLoss(nn.Module):
@@ -45,7 +45,7 @@ def run(trainer_class, steps: int = 3, as_dict: bool = True, **kwargs):
 @pytest.mark.parametrize("parts", [2, 3, 5, 9])
 def test_parts_equal_the_whole_batch_for_a_linear_loss(parts: int, as_dict: bool) -> None:
     whole, whole_losses = run(SimpleTrainer, as_dict=as_dict)
-    model, losses = run(AccumulatingTrainer, as_dict=as_dict, parts=parts)
+    model, losses = run(StepTrainer, as_dict=as_dict, parts=parts)
     torch.testing.assert_close(model.weight, whole.weight)
     assert losses == pytest.approx(whole_losses)
     assert len(model.sizes) == 3 * min(parts, 5) and sum(model.sizes) == 15

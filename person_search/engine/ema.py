@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exponential moving average of the weights (SOLVER.EMA): trained on the raw ones, tested on it."""
+
+import logging
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from person_search.engine.checkpoint import AtomicCheckpointer
+
+FINAL_NAME = "model_final_ema"
+
+
+class AveragedWeights(AveragedModel):
+    """A copy of a model, in eval mode, whose weights are a moving average of the model's.
+
+    - Weights that are trained and buffers of floats (the statistics of batch norm) are averaged.
+    - Buffers of integers are copied.
+    - Frozen weights are shared with the model, so they take no memory of their own.
+
+    Update n = 1, 2, … keeps min(decay, (1 + n) / (10 + n)) of the average: in the beginning the
+    average follows quickly, since what it started from is worth little.
+
+    Args:
+        model: not the distributed wrapper.
+        decay: share of the average kept in an update, 0 <= decay < 1.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        if not 0 <= decay < 1:
+            raise ValueError(f"SOLVER.EMA.DECAY is {decay}; it must be at least 0 and below 1.")
+        super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
+        self.decay = decay
+        self.frozen = {k for k, p in model.named_parameters() if not p.requires_grad}
+        for mine, theirs in zip(self.module.parameters(), model.parameters(), strict=True):
+            if not theirs.requires_grad:
+                mine.data = theirs.data
+            mine.requires_grad_(False)
+        self.eval()
+
+    @property
+    def num_updates(self) -> int:
+        """n; the copy that the average starts from is not counted."""
+        return max(int(self.n_averaged) - 1, 0)
+
+    @property
+    def started(self) -> bool:
+        """Whether there is an average yet."""
+        return int(self.n_averaged) > 0
+
+    @torch.no_grad()
+    def _average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
+        """Updates tensors of one type and device in place."""
+        own = [pair for pair in zip(averaged, current, strict=True) if _differ(*pair)]
+        if not own:
+            return
+        averaged, current = map(list, zip(*own, strict=True))
+        if not averaged[0].is_floating_point():
+            torch._foreach_copy_(averaged, current)
+            return
+        n = self.num_updates + 1
+        get_ema_multi_avg_fn(min(self.decay, (1 + n) / (10 + n)))(averaged, current, n)
+
+    def average_state(self) -> dict[str, Any]:
+        """What a checkpoint needs: all but the frozen weights, and the number of updates."""
+        weights = self.module.state_dict()
+        kept = {k: v for k, v in weights.items() if k not in self.frozen}
+        return {"n_averaged": self.n_averaged, "weights": kept}
+
+    def load_average_state(self, state: dict[str, Any]) -> None:
+        """Puts back what :meth:`average_state` returned."""
+        self.module.load_state_dict(state["weights"], strict=False)
+        self.n_averaged.copy_(state["n_averaged"])
+
+
+class EMAHook(HookBase):
+    """Keeps the average during a training, saves it with the checkpoints and at the end.
+
+    Register it in all processes, before the checkpointer and the evaluation. The average is part
+    of every checkpoint, as the state of this hook, and is written at the end as
+    ``model_final_ema.pth``, a file of weights like any other.
+
+    Args:
+        average: of the model.
+        model: that is trained, without the distributed wrapper.
+        checkpointer: of ``average.module``, built with ``tag_last=False``.
+    """
+
+    def __init__(
+        self, average: AveragedWeights, model: nn.Module, checkpointer: AtomicCheckpointer
+    ):
+        self.average, self.model, self.checkpointer = average, model, checkpointer
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.average.average_state() if self.average.started else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.average.update_parameters(self.model)  # for what a partial checkpoint lacks
+        self.average.load_average_state(state_dict)
+
+    def before_train(self) -> None:
+        if self.average.started:
+            return
+        if self.trainer.start_iter > 0:
+            logging.getLogger(__name__).warning(
+                "The checkpoint holds no average of the weights (it was trained with "
+                "SOLVER.EMA.ENABLED False): the average starts at iteration %d.",
+                self.trainer.start_iter,
+            )
+        self.average.update_parameters(self.model)
+
+    def after_step(self) -> None:
+        self.average.update_parameters(self.model)
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:  # not after an error
+            self.checkpointer.save(FINAL_NAME, iteration=self.trainer.max_iter - 1)
+
+
+def load_average(model: nn.Module, checkpoint: dict[str, Any]) -> bool:
+    """Puts the averaged weights of a training checkpoint into a model.
+
+    Args:
+        model: with the raw weights of the same checkpoint.
+        checkpoint: what its loading has left over.
+
+    Returns:
+        Whether the checkpoint holds an average.
+    """
+    state = checkpoint.get("trainer", {}).get("hooks", {}).get(EMAHook.__qualname__)
+    if state:
+        model.load_state_dict(state["weights"], strict=False)
+    return bool(state)
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() != b.data_ptr()
