@@ -1,0 +1,337 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Counts the parameters and the operations of a model, part by part.
+
+    python tools/analyze_model.py --config-file configs/PSDiff/psdiff_r50_fpn_cuhk_sysu.yaml
+    python tools/analyze_model.py --config-file ... --size 480 640 --steps 1 8 --json cost.json
+
+One GFLOP is 10^9 operations, a multiply-add is two of them (person_search/utils/flops.py has the
+rules). The image is padded as the model pads it, e.g. 800 x 1333 pixels to 800 x 1344. Weights have
+random values and no file of them is read. Nothing but the resizing of the image, NMS and the
+sampler's own arithmetic is left out; operators without a rule are named.
+
+Exit status: 0; 1 if an operator was left out that may be costly; 2 for wrong input.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+# First match counts; a parameter outside all of them belongs to the part of its first name.
+PARTS = (
+    ("backbone: bottom-up", "backbone.bottom_up."),
+    ("backbone: FPN", "backbone."),
+    ("RoI pooling", "head.pooler."),
+    ("CDL: self-attention (SA)", "head.cdl.sa."),
+    ("CDL: dynamic convolution (DC)", "head.cdl.dc."),
+    ("CDL: cross-attention (CA)", "head.cdl.ca."),
+    ("time", "head.time_embedding."),
+    ("time", "head.cdl.time_mlp."),
+    ("CDL: rest", "head.cdl."),
+    ("re-ID branch", "head.reid_branch."),
+    ("class branch", "head.cls_branch."),
+    ("box branch", "head.box_branch."),
+)
+# Table II of PSDiff, ResNet-50 with FPN at 1333 x 800: steps -> GFLOPs.
+PAPER_GFLOPS = {1: 301, 2: 309, 4: 333, 8: 390}
+PAPER_SIZE, PAPER_PROPOSALS = [800, 1333], 300
+
+
+@dataclass
+class Cost:
+    """What is written as JSON. Parameters are single numbers, operations in GFLOPs."""
+
+    config: str
+    image_size: list[int]
+    padded_size: list[int]
+    parameters: dict[str, int]
+    trainable: int
+    frozen: int
+    proposals: int = 0
+    backbone: float = 0.0
+    step: dict[str, float] = field(default_factory=dict)
+    total: dict[int, float] = field(default_factory=dict)
+    paper: dict[int, float] = field(default_factory=dict)
+    uncounted: dict[str, int] = field(default_factory=dict)
+    suspicious: list[str] = field(default_factory=list)
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=PAPER_SIZE, metavar=("HEIGHT", "WIDTH"),
+        help="of the image that enters the model, in pixels (default: 800 1333)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of denoising steps"
+    )
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    args = parser.parse_args()
+    if min(args.size) < 32:
+        parser.error(f"--size is {args.size}; each side must be at least 32 pixels")
+    if min(args.steps) < 1:
+        parser.error(f"--steps is {args.steps}; each must be at least 1")
+    args.steps = sorted(set(args.steps))
+    return args
+
+
+def analyze(args: argparse.Namespace) -> Cost:
+    """Builds the model of a config and counts."""
+    import torch
+    from detectron2.modeling import build_model
+
+    from person_search.config import build_config
+
+    cfg = build_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    parameters = count_parameters(model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    divisor = model.backbone.size_divisibility if hasattr(model, "backbone") else 0
+    padded = [-(-side // divisor) * divisor if divisor else side for side in args.size]
+    cost = Cost(
+        config=args.config_file,
+        image_size=list(args.size),
+        padded_size=padded,
+        parameters=parameters,
+        trainable=trainable,
+        frozen=sum(parameters.values()) - trainable,
+    )
+    if cfg.MODEL.META_ARCHITECTURE == "PSDiff":
+        count_psdiff(cost, model, cfg, args.steps)
+    else:
+        count_whole(cost, model)
+    return cost
+
+
+def part_of(name: str) -> str:
+    """Part to which a parameter or submodule belongs."""
+    found = (part for part, prefix in PARTS if f"{name}.".startswith(prefix))
+    return next(found, name.split(".")[0])
+
+
+def count_parameters(model) -> dict[str, int]:
+    """Part -> parameters, in the order of ``PARTS``, then the others."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    order = [part for part, _ in PARTS]
+    return dict(sorted(counts.items(), key=lambda x: order.index(x[0]) if x[0] in order else 99))
+
+
+# ---- operations --------------------------------------------------------------------------------
+def count_psdiff(cost: Cost, model, cfg, steps: list[int]) -> None:
+    """Backbone, one step by parts, and their sums for several numbers of steps."""
+    import torch
+
+    from person_search.utils.flops import count_flops, group_flops
+
+    channels, (height, width) = len(cfg.MODEL.PIXEL_MEAN), cost.padded_size
+    backbone = count_flops(_tensors_out(model.backbone), (torch.zeros(1, channels, height, width),))
+    features = {
+        name: torch.zeros(1, shape.channels, height // shape.stride, width // shape.stride)
+        for name, shape in model.backbone.output_shape().items()
+        if name in model.head.in_features
+    }
+    proposals = cfg.MODEL.PSDIFF.NUM_PROPOSALS
+    noise = torch.randn(proposals, 4 + cfg.MODEL.REID.EMBED_DIM)
+    boxes = model.head.codec.decode_boxes(noise[:, :4], tuple(cost.image_size))[None]
+    inputs = (boxes, noise[None, :, 4:], torch.tensor([999]), *features.values())
+    step = count_flops(_tensors_out(model.head, list(features)), inputs)
+
+    groups: dict[str, tuple[str, ...]] = {}
+    for name in dict.fromkeys(part for part, prefix in PARTS if prefix.startswith("head.")):
+        prefixes = [prefix for part, prefix in PARTS if part == name]
+        groups[name] = tuple(f"module.{p.removeprefix('head.').rstrip('.')}" for p in prefixes)
+    cdl = groups.pop("CDL: rest")[0]
+    parts = group_flops(step, groups)
+    inside = sum(v for k, v in parts.items() if k.startswith("CDL: "))
+    inside += step.by_module.get("module.cdl.time_mlp", 0.0)
+    parts["CDL: rest"] = step.by_module.get(cdl, 0.0) - inside
+    parts["rest"] -= parts["CDL: rest"]
+
+    cost.proposals = proposals
+    cost.backbone = backbone.total / 1e9
+    cost.step = {k: v / 1e9 for k, v in parts.items() if v > 0}
+    cost.total = {k: (backbone.total + k * step.total) / 1e9 for k in steps}
+    if cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone" and cfg.MODEL.RESNETS.DEPTH == 50:
+        same = cost.image_size == PAPER_SIZE and proposals == PAPER_PROPOSALS
+        cost.paper = {k: PAPER_GFLOPS[k] for k in steps if same and k in PAPER_GFLOPS}
+    for count in (backbone, step):
+        for name, calls in count.uncounted.items():
+            cost.uncounted[name] = cost.uncounted.get(name, 0) + calls
+        cost.suspicious += count.suspicious
+
+
+def count_whole(cost: Cost, model) -> None:
+    """Any other model: its inference on one random image as a whole."""
+    import torch
+
+    from person_search.utils.flops import count_flops
+
+    image = torch.randint(0, 256, (3, *cost.image_size)).float()
+    count = count_flops(_image_in(model), (image,))
+    cost.total = {1: count.total / 1e9}
+    cost.uncounted, cost.suspicious = count.uncounted, count.suspicious
+
+
+def flat_tensors(value) -> Iterator:
+    """All tensors in nested dicts, sequences and objects with attributes."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from flat_tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from flat_tensors(item)
+    elif hasattr(value, "get_fields"):
+        yield from flat_tensors(value.get_fields())
+    elif hasattr(value, "__dict__"):
+        yield from flat_tensors(vars(value))
+
+
+def _tensors_out(module, feature_names: list[str] | None = None):
+    """Wraps a module for tracing: tensors in, a tuple of tensors out.
+
+    ``feature_names``: the inputs from the fourth on are the features of these names, which the
+    module takes as a dict before all others.
+    """
+    from torch import nn
+
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = module
+
+        def forward(self, *inputs):
+            if feature_names is not None:
+                features = dict(zip(feature_names, inputs[3:], strict=True))
+                inputs = (features, *inputs[:3])
+            return tuple(flat_tensors(self.module(*inputs)))
+
+    return Wrapper()
+
+
+def _image_in(model):
+    """Wraps a whole model for tracing: an image in, all tensors of its prediction out."""
+    from torch import nn
+
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = model
+
+        def forward(self, image):
+            height, width = (int(side) for side in image.shape[1:])
+            outputs = self.module([{"image": image, "height": height, "width": width}])
+            return tuple(flat_tensors(outputs))
+
+    return Wrapper()
+
+
+# ---- output ------------------------------------------------------------------------------------
+Rows = list[tuple[str, ...]]
+
+
+def tables(cost: Cost) -> list[tuple[str, Rows]]:
+    """(title, rows) of all tables; the first row is the head."""
+    total = sum(cost.parameters.values())
+    rows = [("part", "parameters"), *((k, f"{v:,}") for k, v in cost.parameters.items())]
+    rows += [("total", f"{total:,}"), ("trainable", f"{cost.trainable:,}")]
+    rows += [("frozen", f"{cost.frozen:,}")]
+    result = [("Parameters", rows)]
+    size = f"{cost.image_size[1]} x {cost.image_size[0]}"
+    if cost.padded_size != cost.image_size:
+        size += f" (padded {cost.padded_size[1]} x {cost.padded_size[0]})"
+    if cost.step:
+        rows = [("part of one step", "GFLOPs"), *((k, f"{v:.3f}") for k, v in cost.step.items())]
+        rows.append(("one step", f"{sum(cost.step.values()):.3f}"))
+        result.append((f"One denoising step, {cost.proposals} boxes", rows))
+        rows = [("steps", "backbone", "head", "total", "paper")]
+        for steps, gflops in cost.total.items():
+            paper = str(cost.paper.get(steps, "-"))
+            head = gflops - cost.backbone
+            rows.append((str(steps), f"{cost.backbone:.1f}", f"{head:.1f}", f"{gflops:.1f}", paper))
+        result.append((f"GFLOPs, image of {size}", rows))
+    else:
+        rows = [("model", "GFLOPs"), ("whole", f"{cost.total[1]:.3f}")]
+        result.append((f"GFLOPs, image of {size}", rows))
+    return result
+
+
+def describe_uncounted(cost: Cost) -> str:
+    """Names what has no rule, the possibly costly ones first."""
+    lines = []
+    if cost.suspicious:
+        names = ", ".join(sorted(set(cost.suspicious)))
+        lines.append(f"NOT COUNTED although they may be costly: {names}")
+    others = [k for k in sorted(cost.uncounted) if k not in cost.suspicious]
+    names = ", ".join(f"{k.removeprefix('aten::')} ({cost.uncounted[k]})" for k in others)
+    lines.append(f"Not counted, elementwise or copies (calls): {names or '-'}")
+    return "\n".join(lines)
+
+
+def show(cost: Cost) -> None:
+    """Prints the tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    for title, (head, *rows) in tables(cost):
+        console.print(f"\n[bold]{title}")
+        table = Table()
+        for index, name in enumerate(head):
+            table.add_column(name, justify="right" if index else "left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    console.print("\n" + describe_uncounted(cost), markup=False)
+
+
+def to_markdown(cost: Cost) -> str:
+    """The same tables as Markdown."""
+    text = []
+    for title, (head, *rows) in tables(cost):
+        rule = ("---", *["---:"] * (len(head) - 1))
+        text.append(f"**{title}**\n")
+        text += ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
+        text.append("")
+    return "\n".join([*text, describe_uncounted(cost), ""])
+
+
+def main() -> int:
+    """Imports only what the command line asks for, so that ``--help`` is quick."""
+    args = parse_args()
+    from person_search.utils.quiet import quiet_libraries
+
+    quiet_libraries()
+    from person_search.engine import friendly_errors
+    from person_search.utils.backend import check_backend
+
+    with friendly_errors(args.traceback):
+        check_backend()
+        cost = analyze(args)
+        show(cost)
+        if args.json:
+            args.json.write_text(json.dumps(asdict(cost), indent=2) + "\n")
+        if args.markdown:
+            args.markdown.write_text(to_markdown(cost))
+        return 1 if cost.suspicious else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
