@@ -47,6 +47,9 @@ class DynamicConvolution(nn.Module):
 
     Kernels of C x d and d x d' (a bottleneck, which keeps the model at the paper's 31 M
     parameters), each followed by LayerNorm and ReLU; then all cells are joined by a linear layer.
+
+    In mixed precision the kernels and their products stay in float32: a sum over C products of two
+    factors that are both computed leaves the range of float16 easily.
     """
 
     def __init__(self, dim: int, num_cells: int, hidden: int, out: int) -> None:
@@ -66,13 +69,14 @@ class DynamicConvolution(nn.Module):
 
     def forward(self, roi_feats: Tensor, reid_tokens: Tensor) -> Tensor:
         """roi_feats (M, S, C), reid_tokens (M, C) -> (M, C)."""
-        kernel1, kernel2 = self.kernels(reid_tokens).split(
-            [self.dim * self.hidden, self.hidden * self.out], dim=1
-        )
-        x = torch.bmm(roi_feats, kernel1.view(-1, self.dim, self.hidden))
-        x = F.relu(self.norm1(x))
-        x = torch.bmm(x, kernel2.view(-1, self.hidden, self.out))
-        x = F.relu(self.norm2(x))
+        with torch.autocast(roi_feats.device.type, enabled=False):
+            kernel1, kernel2 = self.kernels(reid_tokens.float()).split(
+                [self.dim * self.hidden, self.hidden * self.out], dim=1
+            )
+            x = torch.bmm(roi_feats.float(), kernel1.view(-1, self.dim, self.hidden))
+            x = F.relu(self.norm1(x))
+            x = torch.bmm(x, kernel2.view(-1, self.hidden, self.out))
+            x = F.relu(self.norm2(x))
         return self.join(x.flatten(1))
 
 

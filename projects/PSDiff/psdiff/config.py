@@ -62,6 +62,9 @@ def add_psdiff_config(cfg: CN) -> None:
     psdiff.MATCHER = "dynamic_k"
     # Number of highest IoUs that set how many proposals a ground truth gets (dynamic_k).
     psdiff.MATCHER_TOP_IOUS = 5
+    # Weight of the distance of embeddings in the matching cost. The other weights are those of the
+    # losses. "The matching cost is defined as" Eq. 13, taken literally, makes this LOSS.REID: 5.
+    psdiff.MATCHER_REID = 0.0
     psdiff.LOSS = CN()
     psdiff.LOSS.CLS = 2.0
     psdiff.LOSS.L1 = 5.0

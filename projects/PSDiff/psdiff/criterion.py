@@ -32,13 +32,20 @@ class LossWeights:
     focal_gamma: float = 2.0
 
 
-def mean_over_workers(count: int, like: Tensor) -> Tensor:
-    """Mean of a count over all processes, at least one: what every loss sum is divided by."""
+def pairs_per_worker(count: int, like: Tensor) -> Tensor:
+    """What every loss sum is divided by: matched pairs of all processes, at least 1, per process.
+
+    Distributed training averages gradients over the processes. With this divisor the average is
+    the sum over all processes divided by all their pairs, as if one process had the whole batch.
+
+    Args:
+        count: matched pairs of this process. like: gives type and device.
+    """
     total = like.new_tensor(float(count))
     world_size = comm.get_world_size()
     if world_size > 1:
         torch.distributed.all_reduce(total)
-    return (total / world_size).clamp(min=1.0)
+    return total.clamp(min=1.0) / world_size
 
 
 class PSDiffCriterion:
@@ -56,33 +63,46 @@ class PSDiffCriterion:
         """Losses of one batch.
 
         Args:
-            output: of the head, B images.
+            output: of the head, B images, float32 also in mixed precision.
             targets: B Instances with ``gt_boxes`` (pixels) and ``gt_reid_feats`` (K, D), unit.
 
         Returns:
             ``loss_cls``, ``loss_l1``, ``loss_giou``, ``loss_reid``: scalars, weighted. With no
             ground truth in the whole batch the last three are zero and still differentiable.
         """
-        is_person = torch.zeros_like(output.logits)
-        pred_boxes, gt_boxes, pred_reid, gt_reid, scales = [], [], [], [], []
-        for index, target in enumerate(targets):
-            boxes = target.gt_boxes.tensor
-            proposal, truth = self.matcher(
-                output.logits[index], output.boxes[index], boxes, target.image_size
+        with torch.autocast(output.logits.device.type, enabled=False):
+            return self._losses(output, targets)
+
+    def _losses(self, output: HeadOutput, targets: Sequence[Instances]) -> dict[str, Tensor]:
+        matches = [
+            self.matcher(
+                output.logits[i],
+                output.boxes[i],
+                target.gt_boxes.tensor,
+                target.image_size,
+                output.reid_feats[i],
+                target.gt_reid_feats,
             )
-            is_person[index, proposal] = 1.0
-            pred_boxes.append(output.boxes[index, proposal])
-            gt_boxes.append(boxes[truth])
-            pred_reid.append(output.reid_feats[index, proposal])
-            gt_reid.append(target.gt_reid_feats[truth])
-            scales.append(image_whwh(target.image_size, boxes).expand(len(proposal), 4))
-        pred, true, whwh = torch.cat(pred_boxes), torch.cat(gt_boxes), torch.cat(scales)
-        norm = mean_over_workers(len(pred), output.logits)
-        w = self.weights
+            for i, target in enumerate(targets)
+        ]
+        # One gather for the batch: one per image would fill a gradient of full size for each.
+        num_proposals = output.logits.shape[1]
+        matched = torch.cat([rows + i * num_proposals for i, (rows, _) in enumerate(matches)])
+        pairs = list(zip(targets, matches, strict=True))
+        true = torch.cat([target.gt_boxes.tensor[truth] for target, (_, truth) in pairs])
+        true_reid = torch.cat([target.gt_reid_feats[truth] for target, (_, truth) in pairs])
+        whwh = torch.cat(
+            [image_whwh(x.image_size, true).expand(len(rows), 4) for x, (rows, _) in pairs]
+        )
+        pred = output.boxes.flatten(0, 1)[matched]
+        is_person = torch.zeros_like(output.logits)
+        is_person.view(-1)[matched] = 1.0
+
+        norm, w = pairs_per_worker(len(pred), output.logits), self.weights
         focal = sigmoid_focal_loss(
             output.logits, is_person, alpha=w.focal_alpha, gamma=w.focal_gamma, reduction="sum"
         )
-        distance = reid_distance(torch.cat(pred_reid), torch.cat(gt_reid))
+        distance = reid_distance(output.reid_feats.flatten(0, 1)[matched], true_reid)
         return {
             "loss_cls": w.cls * focal / norm,
             "loss_l1": w.l1 * F.l1_loss(pred / whwh, true / whwh, reduction="sum") / norm,

@@ -195,10 +195,15 @@ class PSDiffHead(nn.Module):
         return self.denoise(self.pool(features, boxes), boxes, reid_signal, t)
 
     def pool(self, features: dict[str, Tensor], boxes: Tensor) -> Tensor:
-        """What each box sees: (B, N, 4) XYXY pixels -> (B, N, S, C) with S cells of the window."""
-        pooled = self.pooler(
-            [features[name] for name in self.in_features], [Boxes(item) for item in boxes]
-        )
+        """What each box sees: (B, N, 4) XYXY pixels -> (B, N, S, C) with S cells of the window.
+
+        Pools in float32: the pooler would round boxes to the type of the features, and in bfloat16
+        a corner at 1000 pixels is known to 4 pixels only.
+        """
+        maps = [features[name] for name in self.in_features]
+        with torch.autocast(boxes.device.type, enabled=False):
+            pooled = self.pooler([x.float() for x in maps], [Boxes(item) for item in boxes])
+        pooled = pooled.to(maps[0].dtype)
         # Contiguous once here, instead of in each operation that follows.
         cells = pooled.flatten(2).transpose(1, 2).contiguous()
         return cells.view(*boxes.shape[:2], *cells.shape[1:])

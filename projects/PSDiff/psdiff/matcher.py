@@ -15,16 +15,23 @@ from torchvision.ops import box_iou, generalized_box_iou
 
 # A proposal far from a ground truth is taken only if nothing better is left.
 _FAR_COST = 100.0
+# Stands for a cost that is no number: a diverging model must get as far as its loss, which says so.
+_LAST_RESORT = 1e6
 _CENTER_RADIUS = 2.5
 
 
 @dataclass(frozen=True)
 class MatchWeights:
-    """Weights of the matching cost; the same as those of the losses."""
+    """Weights of the matching cost; the same as those of the losses.
+
+    ``reid`` 0 leaves embeddings out, as in detectors. The paper's words can also be read as the
+    whole of Eq. 13 being the cost, which is 5.
+    """
 
     cls: float = 2.0
     l1: float = 5.0
     giou: float = 2.0
+    reid: float = 0.0
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
 
@@ -32,7 +39,7 @@ class MatchWeights:
 def pairwise_cost(
     logits: Tensor, boxes: Tensor, gt_boxes: Tensor, whwh: Tensor, weights: MatchWeights
 ) -> Tensor:
-    """Cost of giving proposal n the ground truth k; (N, K) float32.
+    """Cost of giving proposal n the ground truth k, without embeddings; (N, K) float32.
 
     Args:
         logits: (N,). boxes: (N, 4). gt_boxes: (K, 4). whwh: (4,) image size.
@@ -80,10 +87,13 @@ def dynamic_k_assign(cost: Tensor, iou: Tensor, top_ious: int) -> tuple[Tensor, 
     owner_cost = torch.where(rank < wanted, cost, torch.full_like(cost, torch.inf))
     best_cost, owner = owner_cost.min(dim=1)
     owner = torch.where(best_cost.isinf(), torch.full_like(owner, -1), owner)
-    for lonely in range(num_gt):
-        if (owner == lonely).any() or not (owner < 0).any():
-            continue
-        free_cost = torch.where(owner < 0, cost[:, lonely], cost.new_tensor(torch.inf))
+    # A free proposal given to one ground truth is taken from no other: who has none is known now.
+    has_one = torch.zeros(num_gt + 1, dtype=torch.bool, device=cost.device)
+    has_one[owner] = True  # -1, nobody, is the last
+    for lonely in (~has_one[:num_gt]).nonzero().flatten().tolist():
+        if not (owner < 0).any():
+            break
+        free_cost = torch.where(owner < 0, cost[:, lonely], torch.full_like(cost[:, 0], torch.inf))
         owner[free_cost.argmin()] = lonely
     matched = (owner >= 0).nonzero().squeeze(1)
     return matched, owner[matched]
@@ -107,12 +117,19 @@ class ProposalMatcher:
 
     @torch.no_grad()
     def __call__(
-        self, logits: Tensor, boxes: Tensor, gt_boxes: Tensor, image_size: tuple[int, int]
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        gt_boxes: Tensor,
+        image_size: tuple[int, int],
+        reid_feats: Tensor | None = None,
+        gt_reid_feats: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns indices of matched proposals and of their ground truths, (P,) int64 each.
 
         Args:
             logits: (N,). boxes: (N, 4) predicted. gt_boxes: (K, 4). image_size: (h, w).
+            reid_feats, gt_reid_feats: (N, D) and (K, D), needed where they are part of the cost.
             Without ground truth both results are empty.
         """
         if len(gt_boxes) == 0:
@@ -121,6 +138,9 @@ class ProposalMatcher:
         h, w = image_size
         whwh = boxes.new_tensor([w, h, w, h])
         cost = pairwise_cost(logits, boxes, gt_boxes, whwh, self.weights)
+        if self.weights.reid:
+            cost = cost + self.weights.reid * torch.cdist(reid_feats, gt_reid_feats)
+        cost = cost.nan_to_num(_LAST_RESORT, _LAST_RESORT, -_LAST_RESORT)
         if self.mode == "hungarian":
             rows, columns = linear_sum_assignment(cost.cpu().numpy())
             return (
@@ -128,4 +148,4 @@ class ProposalMatcher:
                 torch.as_tensor(columns, device=boxes.device),
             )
         cost = cost + _FAR_COST * ~near_ground_truth(boxes, gt_boxes)
-        return dynamic_k_assign(cost, box_iou(boxes, gt_boxes), self.top_ious)
+        return dynamic_k_assign(cost, box_iou(boxes, gt_boxes).nan_to_num(0.0), self.top_ious)

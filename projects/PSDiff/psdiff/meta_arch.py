@@ -86,7 +86,9 @@ class PSDiff(nn.Module):
         head = PSDiffHead(cfg, backbone.output_shape())
         loss = psdiff.LOSS
         focal = {"focal_alpha": loss.FOCAL_ALPHA, "focal_gamma": loss.FOCAL_GAMMA}
-        match_weights = MatchWeights(cls=loss.CLS, l1=loss.L1, giou=loss.GIOU, **focal)
+        match_weights = MatchWeights(
+            cls=loss.CLS, l1=loss.L1, giou=loss.GIOU, reid=psdiff.MATCHER_REID, **focal
+        )
         matcher = ProposalMatcher(psdiff.MATCHER, match_weights, psdiff.MATCHER_TOP_IOUS)
         weights = LossWeights(loss.CLS, loss.L1, loss.GIOU, loss.REID, **focal)
         sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
