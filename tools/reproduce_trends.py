@@ -200,7 +200,7 @@ class Runner:
         if not (out / "model_final.pth").is_file():
             self.command(
                 name,
-                f"train_net.py {keys} --resume OUTPUT_DIR {out} "
+                f"train_net.py --resume {keys} OUTPUT_DIR {out} "
                 f"MODEL.WEIGHTS {self.teacher.resolve()}/backbone.pth {extra}",
             )
         figures = {}
@@ -209,7 +209,7 @@ class Runner:
             if not (folder / "results.json").is_file():
                 self.command(
                     f"{name}_steps{steps}",
-                    f"train_net.py {keys} --eval-only OUTPUT_DIR {folder} "
+                    f"train_net.py --eval-only {keys} OUTPUT_DIR {folder} "
                     f"MODEL.WEIGHTS {out}/model_final.pth MODEL.PSDIFF.STEPS {steps} {extra}",
                 )
             result = json.loads((folder / "results.json").read_text())
