@@ -74,23 +74,26 @@ def add_psdiff_config(cfg: CN) -> None:
     psdiff.LOSS.FOCAL_GAMMA = 2.0
 
     # ---- inference (Algorithm 2) ---------------------------------------------------------------
-    # Denoising steps; can be changed at run time without training again.
+    # Denoising steps, 1 to 1000; can be changed at run time without training again, as can all of
+    # this section: model.set_inference(steps=4), or for one call model.inference(..., steps=4).
     psdiff.STEPS = 8
     # Milliseconds that the detection of one image may take on this machine: the greatest number of
-    # steps that keeps within is used, at most STEPS. 0: always STEPS.
+    # steps that keeps within is used, at least 1 and at most STEPS. It is measured at the first
+    # inference, for the largest image that INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST make, and is the
+    # same for all images and processes. 0: always STEPS.
     psdiff.LATENCY_BUDGET_MS = 0.0
-    # "ddim", "dpmsolver" or "dpmsolver++", and the order of the latter two.
+    # "ddim", "dpmsolver" or "dpmsolver++" (Table V), and the order of the latter two, 1 to 3.
     psdiff.SAMPLER = "ddim"
     psdiff.SOLVER_ORDER = 2
-    # Share of fresh noise in a DDIM step: 0 is deterministic, 1 is DDPM-like.
+    # Share of fresh noise in a DDIM step: 0 is deterministic, 1 is DDPM-like. The others have none.
     psdiff.ETA = 0.0
     # Detections of one image: lowest score, IoU above which NMS drops a box, greatest number.
     psdiff.SCORE_THRESH = 0.05
     psdiff.NMS_THRESH = 0.5
     # Whether the predictions of all steps, not only of the last, go into the NMS.
     psdiff.ENSEMBLE = False
-    # Whether proposals that score less than RENEWAL_THRESH after a step are drawn anew, box and
-    # embedding (the box renewal of DiffusionDet).
+    # Whether proposals that score less than RENEWAL_THRESH after a step other than the last are
+    # drawn anew, box and embedding (the box renewal of DiffusionDet).
     psdiff.RENEWAL = False
     psdiff.RENEWAL_THRESH = 0.5
     # Whether a detection gets its embedding like a query, by denoising it once more with the final
