@@ -119,8 +119,10 @@ def build_teacher_backbone(
 def remove_stride(stage: nn.Sequential) -> None:
     """Lets a stage keep the size of its input: every stride 2 of its first block becomes 1."""
     for module in stage[0].modules():
-        if isinstance(module, nn.Conv2d | nn.AvgPool2d) and module.stride in (2, (2, 2)):
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
             module.stride = (1, 1)
+        if isinstance(module, nn.AvgPool2d) and module.stride in (2, (2, 2)):
+            module.kernel_size = module.stride = 1  # shortcut of ResNet-D: no pooling is left
 
 
 def require_stages(backbone: nn.Module, method: str) -> StagedBackbone:
