@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all tests share: seeds, hypothesis settings, skips with a reason, backend in the header."""
 
+import importlib.util
+import logging
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from person_search.utils import backend_name
 
 ROOT = Path(__file__).resolve().parents[1]
+LOGGERS = ("detectron2", "fvcore", "person_search", "psdiff")
 
 # No deadline: machines under load are slow. Derandomized: a run of CI can be repeated.
 settings.register_profile(
@@ -52,3 +57,23 @@ def repo_root() -> Path:
 def child_env() -> dict[str, str]:
     """Environment for a child process: one thread, whatever the number of test workers."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def restore_loggers() -> Iterator[None]:
+    """Takes back what Detectron2's setup_logger does, which is for the rest of the process."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(list(x.handlers), x.propagate, x.level) for x in loggers]
+    yield
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def train_net(repo_root: Path) -> ModuleType:
+    """train_net.py as a module, whose main() runs in this process."""
+    spec = importlib.util.spec_from_file_location("train_net", repo_root / "train_net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

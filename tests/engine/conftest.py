@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registered tiny data set, configs on it, and train_net.py run in this process."""
+"""A registered tiny data set, configs on it, and train_net.py run with them."""
 
-import importlib.util
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
@@ -17,18 +14,9 @@ from person_search.engine import argument_parser
 DATASET = "tiny_for_engine_tests"
 
 
-LOGGERS = ("detectron2", "fvcore", "person_search", "psdiff")
-
-
 @pytest.fixture(autouse=True)
-def restore_loggers() -> Iterator[None]:
-    """Takes back what Detectron2's setup_logger does, which is for the rest of the process."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    before = [(list(x.handlers), x.propagate, x.level) for x in loggers]
-    yield
-    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        logger.handlers[:], logger.propagate = handlers, propagate
-        logger.setLevel(level)
+def clean_loggers(restore_loggers: None) -> None:
+    """Every test here may set up loggers."""
 
 
 @pytest.fixture
@@ -50,14 +38,6 @@ def make_cfg(tmp_path: Path, dataset: str) -> Callable[..., CfgNode]:
         return cfg
 
     return make
-
-
-@pytest.fixture(scope="module")
-def train_net(repo_root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_net", repo_root / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import Instances
 from detectron2.utils import comm
-from fvcore.nn import giou_loss, sigmoid_focal_loss
+from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
 
 from psdiff.box_diffusion import image_whwh
 from psdiff.head import HeadOutput
@@ -102,11 +103,12 @@ class PSDiffCriterion:
         focal = sigmoid_focal_loss(
             output.logits, is_person, alpha=w.focal_alpha, gamma=w.focal_gamma, reduction="sum"
         )
+        giou = generalized_box_iou_loss(pred, true, reduction="sum")
         distance = reid_distance(output.reid_feats.flatten(0, 1)[matched], true_reid)
         return {
             "loss_cls": w.cls * focal / norm,
             "loss_l1": w.l1 * F.l1_loss(pred / whwh, true / whwh, reduction="sum") / norm,
-            "loss_giou": w.giou * giou_loss(pred, true, reduction="sum") / norm,
+            "loss_giou": w.giou * giou / norm,
             "loss_reid": w.reid * distance.sum() / norm,
         }
 

@@ -113,6 +113,8 @@ class ProposalMatcher:
             raise ValueError(
                 f"MODEL.PSDIFF.MATCHER is '{mode}'; it must be 'dynamic_k' or 'hungarian'."
             )
+        if top_ious < 1:
+            raise ValueError(f"MODEL.PSDIFF.MATCHER_TOP_IOUS is {top_ious}; it must be at least 1.")
         self.mode, self.weights, self.top_ious = mode, weights, top_ious
 
     @torch.no_grad()

@@ -67,6 +67,9 @@ class PSDiff(nn.Module):
             test_size: (h, w) of the largest image in testing, for a latency budget.
         """
         super().__init__()
+        for key, value in (("NUM_PROPOSALS", num_proposals), ("TRAIN_DRAWS", train_draws)):
+            if value < 1:
+                raise ValueError(f"MODEL.PSDIFF.{key} is {value}; it must be at least 1.")
         self.backbone = backbone
         self.head = head
         self.criterion = criterion

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, generalized_box_iou
 
 from psdiff.criterion import LossWeights, PSDiffCriterion, reid_distance
 from psdiff.head import HeadOutput
@@ -139,3 +139,78 @@ def test_distance_is_not_squared_and_smooth_at_zero():
     assert distance.tolist() == pytest.approx([5.0, 1e-6])
     distance.sum().backward()
     torch.testing.assert_close(pred.grad, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+
+
+def test_the_distance_of_embeddings_can_be_part_of_the_cost():
+    """Two proposals at one place: the embedding decides which person is whose."""
+    boxes = torch.tensor([[0.0, 0.0, 20.0, 40.0]] * 2)
+    gt_boxes = boxes + torch.tensor([[0.0], [1.0]])
+    reid, gt_reid = torch.eye(2), torch.eye(2).flip(0)
+    for weight, expected in ((0.0, None), (5.0, [1, 0])):
+        matcher = ProposalMatcher("hungarian", MatchWeights(reid=weight))
+        rows, truth = matcher(torch.zeros(2), boxes, gt_boxes, (100, 100), reid, gt_reid)
+        assert rows.tolist() == [0, 1]
+        assert expected is None or truth.tolist() == expected
+    swapped = ProposalMatcher("hungarian", MatchWeights(reid=5.0))(
+        torch.zeros(2), boxes, gt_boxes, (100, 100), reid, gt_reid.flip(0)
+    )[1]
+    assert swapped.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_dynamic_k_equals_its_literal_form_where_persons_compete(seed):
+    """Few proposals for many persons close together: most have to be given one that is free."""
+    logits, boxes, gt = random_case(seed, 4 + seed, 6, size=30)
+    cost = pairwise_cost(logits, boxes, gt, torch.tensor([30.0] * 4), MatchWeights())
+    iou = box_iou(boxes, gt)
+    rows, columns = dynamic_k_assign(cost, iou, 3)
+    expected = literal_dynamic_k(cost.tolist(), iou.tolist(), 3)
+    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
+
+
+def literal_losses(output, targets, weights, matcher):
+    """Eq. 13 and 14 in loops over images and pairs; all sums divided by the number of pairs."""
+    sums = dict.fromkeys(("loss_cls", "loss_l1", "loss_giou", "loss_reid"), 0.0)
+    count = 0
+    for i, target in enumerate(targets):
+        h, w = target.image_size
+        boxes = target.gt_boxes.tensor
+        pairs = list(zip(*matcher(output.logits[i], output.boxes[i], boxes, (h, w)), strict=True))
+        count += len(pairs)
+        persons = {int(n) for n, _ in pairs}
+        for n, logit in enumerate(output.logits[i].tolist()):
+            p = 1 / (1 + math.exp(-logit))
+            p_t, alpha_t = (p, 0.25) if n in persons else (1 - p, 0.75)
+            sums["loss_cls"] += weights.cls * -alpha_t * (1 - p_t) ** 2 * math.log(p_t)
+        for n, k in pairs:
+            difference = (output.boxes[i, n] - boxes[k]).abs() / torch.tensor([w, h, w, h])
+            sums["loss_l1"] += weights.l1 * difference.sum().item()
+            giou = generalized_box_iou(output.boxes[i, n][None], boxes[k][None]).item()
+            sums["loss_giou"] += weights.giou * (1 - giou)
+            distance = torch.dist(output.reid_feats[i, n], target.gt_reid_feats[k]).item()
+            sums["loss_reid"] += weights.reid * distance
+    return {name: value / max(count, 1) for name, value in sums.items()}
+
+
+@pytest.mark.parametrize("mode", ["dynamic_k", "hungarian"])
+def test_losses_equal_their_literal_form(mode):
+    """Images of different sizes and numbers of persons, one without: each in its own frame."""
+    g = torch.Generator().manual_seed(4)
+    targets, boxes = [], []
+    for count, size in ((3, (100, 200)), (0, (50, 80)), (1, (120, 60))):
+        h, w = size
+        corner = torch.rand(count + 9, 2, generator=g) * 0.5
+        box = torch.cat([corner, corner + 0.05 + torch.rand(count + 9, 2, generator=g) * 0.4], 1)
+        box = box * torch.tensor([w, h, w, h])
+        feats = torch.nn.functional.normalize(torch.randn(count, 4, generator=g), dim=1)
+        targets.append(Instances(size, gt_boxes=Boxes(box[:count]), gt_reid_feats=feats))
+        boxes.append(box[count:])
+    output = HeadOutput(
+        boxes=torch.stack(boxes),
+        logits=torch.randn(3, 9, generator=g),
+        reid_feats=torch.randn(3, 9, 4, generator=g),
+    )
+    matcher, weights = ProposalMatcher(mode, MatchWeights()), LossWeights()
+    losses = PSDiffCriterion(matcher, weights)(output, targets)
+    expected = literal_losses(output, targets, weights, matcher)
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-4)

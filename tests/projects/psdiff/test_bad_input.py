@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training data and settings of PSDiff that are wrong, extreme or empty."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.env import seed_all_rng
+from psdiff_tiny import EMBED_DIM, tiny_model, training_input
+from safetensors.numpy import load_file, save_file
+from teacher_tiny import NAME, paint_people, registered, teacher_cfg
+
+from person_search.engine import PersonSearchTrainer, TrainingDivergedError, argument_parser
+from person_search.schema import UNLABELED_PID
+from psdiff.data import PSDiffMapper
+from psdiff.teachers.embeddings import TeacherEmbeddings, describe_source
+
+
+def losses_of(model, inputs):
+    """Losses with fixed noise; also checks that they and all gradients are finite."""
+    torch.manual_seed(0)
+    model.zero_grad()
+    losses = model.train()(inputs)
+    sum(losses.values()).backward()
+    for name, loss in losses.items():
+        assert loss.isfinite(), name
+    for name, parameter in model.named_parameters():
+        # processes that train together wait for the gradient of every parameter
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+# ---- ground truths ---------------------------------------------------------------------------
+@pytest.mark.parametrize("matcher", ["dynamic_k", "hungarian"])
+def test_no_ground_truth(matcher) -> None:
+    model = tiny_model(MATCHER=matcher)
+    losses = losses_of(model, [training_input(2), training_input(0)])
+    assert all(value > 0 for value in losses.values())
+    empty = losses_of(model, [training_input(0), training_input(0)])
+    assert empty.pop("loss_cls") > 0
+    assert set(empty.values()) == {0.0}
+
+
+@pytest.mark.parametrize("matcher", ["dynamic_k", "hungarian"])
+@pytest.mark.parametrize("pad", ["repeat", "noise", "mix"])
+def test_more_ground_truths_than_proposals(matcher, pad) -> None:
+    model = tiny_model(NUM_PROPOSALS=2, MATCHER=matcher, PAD=pad)
+    item = training_input(3)
+    assert all(value > 0 for value in losses_of(model, [item]).values())
+    target, seen = item["instances"], set()
+    for _ in range(20):  # at t = 0 the signal is the ground truth itself
+        boxes, _ = model.noisy_proposals([target], torch.tensor([0]))
+        distance = (boxes[0, :, None] - target.gt_boxes.tensor).abs().amax(dim=-1)
+        chosen = distance.argmin(dim=1).tolist()
+        assert distance.amin(dim=1).max() < 1.5 and len(set(chosen)) == 2
+        seen |= set(chosen)
+    assert seen == {0, 1, 2}
+
+
+@pytest.mark.parametrize("matcher", ["dynamic_k", "hungarian"])
+def test_boxes_of_no_area_in_the_model(matcher) -> None:
+    item = training_input(3)
+    item["instances"].gt_boxes.tensor[1, 2:] = item["instances"].gt_boxes.tensor[1, :2]
+    item["instances"].gt_boxes.tensor[2] = 0.0
+    losses_of(tiny_model(MATCHER=matcher), [item])
+
+
+def test_unlabelled_persons_are_imitated_like_the_others() -> None:
+    model = tiny_model()
+    labelled, unlabelled = training_input(2), training_input(2)
+    unlabelled["instances"].gt_pids[:] = UNLABELED_PID
+    losses = losses_of(model, [unlabelled])
+    assert losses == losses_of(model, [labelled]) and losses["loss_reid"] > 0
+
+
+# ---- mapper ----------------------------------------------------------------------------------
+@pytest.fixture
+def people(tmp_path):
+    """Registered records, and a config whose teacher file belongs to them."""
+    records = paint_people(tmp_path, unlabeled=True)
+    with registered(records):
+        yield records, write_embeddings(records, tmp_path)
+
+
+def write_embeddings(records, folder):
+    """Embeddings that tell box and flip: entry 0 counts the boxes, entry 1 is the flip."""
+    count = sum(len(r["annotations"]) for r in records)
+    feats = np.zeros((count, 2, EMBED_DIM))
+    feats[..., 0] = np.arange(count)[:, None]
+    feats[:, 1, 1] = 1
+    cfg = teacher_cfg(folder, EMBEDDINGS=str(folder / "e.safetensors"))
+    source = describe_source(NAME, records, "abc", "hhcl", "some")
+    TeacherEmbeddings.save(cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS, records, feats, source)
+    cfg.INPUT.MIN_SIZE_TRAIN = (48,)
+    cfg.DATALOADER.MAPPER = "PSDiffMapper"
+    return cfg
+
+
+def box_numbers(records, index):
+    """Numbers of a record's boxes, counted over the whole data set as in the file."""
+    before = sum(len(r["annotations"]) for r in records[:index])
+    return list(range(before, before + len(records[index]["annotations"])))
+
+
+def test_rows_stay_together_when_boxes_are_dropped(tmp_path) -> None:
+    records = paint_people(tmp_path, unlabeled=True)
+    degenerate = {"category_id": 0, "bbox_mode": BoxMode.XYXY_ABS}
+    people = records[3]["annotations"]  # two labelled persons and one without identity
+    people.insert(1, {**degenerate, "bbox": [20.0, 8.0, 20.0, 40.0], "person_id": 0})
+    people.append({**degenerate, "bbox": [9.0, 30.0, 20.0, 30.0], "person_id": UNLABELED_PID})
+    with registered(records):
+        mapper = PSDiffMapper(write_embeddings(records, tmp_path), is_train=True)
+        found = mapper(records[3])["instances"]
+    numbers = box_numbers(records, 3)
+    assert found.gt_reid_feats[:, 0].tolist() == [numbers[0], numbers[2], numbers[3]]
+    assert found.gt_pids.tolist() == [people[i]["person_id"] for i in (0, 2, 3)]
+    assert found.gt_pids[2] == UNLABELED_PID
+    assert (found.gt_boxes.area() > 0).all()
+
+
+@pytest.mark.parametrize(
+    "crop", [("relative", [0.3, 0.4]), ("absolute", (24, 40)), ("absolute_range", (20, 60))]
+)
+def test_rows_stay_together_under_crops_flips_and_several_scales(people, crop) -> None:
+    """The scale of the drawn size shows which person a row must be: they have all one size."""
+    records, cfg = people
+    cfg.INPUT.CROP.ENABLED, (cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE) = True, crop
+    cfg.INPUT.MIN_SIZE_TRAIN = (30, 40, 50)
+    mapper = PSDiffMapper(cfg, is_train=True)
+    seed_all_rng(3)
+    sizes, counts, flips = set(), set(), set()
+    for draw in range(60):
+        index = 3 * (draw % 4)  # three persons
+        item = mapper(records[index])
+        found, image = item["instances"], item["image"]
+        numbers, people_here = box_numbers(records, index), records[index]["annotations"]
+        sizes.add(min(image.shape[1:]))
+        counts.add(len(found))
+        assert len(found.gt_reid_feats) == len(found.gt_boxes) == len(found.gt_pids)
+        for row in range(len(found)):
+            number = numbers.index(int(found.gt_reid_feats[row, 0]))
+            assert found.gt_pids[row] == people_here[number]["person_id"]
+            flips.add(bool(found.gt_reid_feats[row, 1]))
+        if len(found) > 1:  # persons stand from left to right, or the other way round
+            lefts = found.gt_boxes.tensor[:, 0]
+            mirrored = bool(found.gt_reid_feats[0, 1])
+            assert (lefts.diff() < 0).all() if mirrored else (lefts.diff() > 0).all()
+    assert sizes == {30, 40, 50} and flips == {False, True} and len(counts) > 1
+
+
+# ---- diverging -------------------------------------------------------------------------------
+@pytest.mark.parametrize("matcher", ["dynamic_k", "hungarian"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_lost_show_in_the_loss(matcher, value) -> None:
+    """And not as an error of the matcher, which could not name the iteration."""
+    model = tiny_model(MATCHER=matcher)
+    torch.nn.init.constant_(model.head.box_branch[-1].bias, value)
+    torch.nn.init.constant_(model.head.cls_branch[-1].bias, value)
+    losses = model.train()([training_input(2), training_input(1)])
+    assert not sum(losses.values()).isfinite()
+
+
+def test_a_training_that_diverges_names_its_images(people, tmp_path, restore_loggers) -> None:
+    records, cfg = people
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 2, 3
+    trainer = PersonSearchTrainer(cfg)
+    torch.nn.init.constant_(trainer.model.head.reid_branch[-1].bias, math.nan)
+    with pytest.raises(TrainingDivergedError, match="iteration 0 .*loss_reid nan"):
+        trainer.train()
+    text = (tmp_path / "out" / "diverged_0000000.json").read_text()
+    assert sum(record["file_name"] in text for record in records) == 2
+
+
+# ---- command line ----------------------------------------------------------------------------
+@pytest.fixture
+def run(people, tmp_path, train_net, restore_loggers, capsys, monkeypatch):
+    """Runs train_net.py in this process; returns the exit status and what it showed."""
+    monkeypatch.delenv("PERSON_SEARCH_TRACEBACK", raising=False)
+    cfg = people[1]
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump())
+
+    def run(*arguments: str) -> tuple[int, str]:
+        command = ["--num-gpus", "0", "--config-file", str(path), *arguments]
+        status = 0
+        try:
+            train_net.main(argument_parser().parse_args(command))
+        except SystemExit as end:
+            status = end.code
+        shown = capsys.readouterr()
+        return status, shown.out + shown.err
+
+    return run
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def rename_data_set(path: Path) -> None:
+    """What a teacher wrote for other boxes, under any name."""
+    records = paint_people(path.parent)[:5]
+    count = sum(len(r["annotations"]) for r in records)
+    source = describe_source("others", records, "abc", "hhcl", "some")
+    TeacherEmbeddings.save(str(path), records, np.zeros((count, 2, EMBED_DIM)), source)
+
+
+def strip(path: Path) -> None:
+    """A safetensors file, but not one of embeddings."""
+    save_file({"weight": next(iter(load_file(path).values()))}, path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (Path.unlink, "which is no file"),
+        (cut, "is not a whole file"),
+        (strip, "TEACHER.EMBEDDINGS"),
+        (rename_data_set, "was written for data set 'others'"),
+    ],
+)
+def test_a_wrong_teacher_file_is_one_message(run, tmp_path, spoil, text) -> None:
+    spoil(tmp_path / "e.safetensors")
+    status, shown = run()
+    assert status == 2 and "Traceback" not in shown
+    (line,) = [line for line in shown.splitlines() if line.startswith("error: ")]
+    assert text in line and "MODEL.PSDIFF.TEACHER.EMBEDDINGS" in line
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("STEPS", "0", "MODEL.PSDIFF.STEPS is 0"),
+        ("STEPS", "-3", "MODEL.PSDIFF.STEPS is -3"),
+        ("STEPS", "1001", "MODEL.PSDIFF.STEPS is 1001"),
+        ("SAMPLER", "euler", "MODEL.PSDIFF.SAMPLER is 'euler'"),
+        ("MATCHER", "greedy", "MODEL.PSDIFF.MATCHER is 'greedy'"),
+        ("PAD", "zeros", "MODEL.PSDIFF.PAD is 'zeros'"),
+        ("NUM_PROPOSALS", "0", "MODEL.PSDIFF.NUM_PROPOSALS is 0"),
+        ("TRAIN_DRAWS", "0", "MODEL.PSDIFF.TRAIN_DRAWS is 0"),
+        ("MATCHER_TOP_IOUS", "0", "MODEL.PSDIFF.MATCHER_TOP_IOUS is 0"),
+    ],
+)
+def test_a_wrong_setting_is_one_message(run, key, value, text) -> None:
+    status, shown = run(f"MODEL.PSDIFF.{key}", value)
+    assert status == 2 and "Traceback" not in shown
+    (line,) = [line for line in shown.splitlines() if line.startswith("error: ")]
+    assert text in line
+
+
+def test_an_empty_instances_goes_through_the_noise() -> None:
+    model = tiny_model()
+    empty = Instances(
+        (48, 64), gt_boxes=Boxes(torch.zeros(0, 4)), gt_reid_feats=torch.zeros(0, EMBED_DIM)
+    )
+    boxes, reid = model.noisy_proposals([empty], torch.tensor([999]))
+    assert boxes.shape == (1, 12, 4) and reid.shape == (1, 12, EMBED_DIM)
+    assert boxes.isfinite().all() and reid.isfinite().all()

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of PSDiff as a whole: mixed precision, several processes, the image's own frame."""
+
+import copy
+
+import pytest
+import torch
+from psdiff_runs import compare_with_joint_batch
+from psdiff_tiny import EMBED_DIM, image_input, tiny_model, training_input
+
+from person_search.engine import launch
+from psdiff.box_diffusion import boxes_to_norm, norm_to_boxes
+from psdiff.cdl import DynamicConvolution
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def autocast(dtype: torch.dtype | None):
+    return torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+# ---- mixed precision -------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("switches", [{}, {"CDL__SA_OVER": "cells", "MATCHER": "hungarian"}])
+def test_training_in_mixed_precision(dtype, switches) -> None:
+    model = tiny_model(**switches).train()
+    inputs = [training_input(2), training_input(1, size=(40, 56), seed=1)]
+    runs = []
+    for precision in (None, dtype):
+        copied = copy.deepcopy(model)
+        torch.manual_seed(3)
+        with autocast(precision):
+            losses = copied(inputs)
+        sum(losses.values()).backward()
+        assert all(loss.dtype == torch.float32 for loss in losses.values())
+        assert all(p.grad.isfinite().all() for p in copied.parameters())
+        runs.append({name: loss.item() for name, loss in losses.items()})
+    assert runs[1] == pytest.approx(runs[0], rel=0.03) and runs[1] != runs[0]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_inference_in_mixed_precision(dtype) -> None:
+    model, item = tiny_model().eval(), image_input(queries=2)
+    with torch.no_grad():
+        full = model([item])[0]
+        with autocast(dtype):
+            half = model([item])[0]
+    for output in (full, half):
+        for feats in (output["query_feats"], output["instances"].reid_feats):
+            assert feats.dtype == torch.float32
+            torch.testing.assert_close(feats.norm(dim=1), torch.ones(len(feats)))
+    similar = (full["query_feats"] * half["query_feats"]).sum(dim=1)
+    assert (similar > 0.999).all() and len(half["instances"]) > 0
+
+
+def test_dynamic_convolution_stays_in_range() -> None:
+    """Inputs of a size that float16 holds, with a product that it does not."""
+    torch.manual_seed(0)
+    layer = DynamicConvolution(dim=32, num_cells=9, hidden=4, out=4)
+    windows, tokens = torch.randn(6, 9, 32) * 300, torch.randn(6, 32) * 100
+    kernel = layer.kernels(tokens)[:, : 32 * 4].view(6, 32, 4)
+    assert not torch.bmm(windows.half(), kernel.half()).isfinite().all()
+    expected = layer(windows, tokens)
+    for dtype in HALVES:
+        with autocast(dtype):
+            found = layer(windows, tokens)
+            from_half = layer(windows.to(dtype), tokens.to(dtype))
+        assert found.dtype == dtype and from_half.isfinite().all()
+        # only the layer that joins the cells is rounded
+        torch.testing.assert_close(found.float(), expected, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_pooling_does_not_round_boxes(dtype) -> None:
+    """In bfloat16 the box at 1000 pixels would be moved by up to two pixels."""
+    head = tiny_model().head
+    corner = torch.tensor([1001.3, 1002.7])
+    boxes = torch.cat([corner, corner + torch.tensor([41.0, 83.0])]).view(1, 1, 4)
+    ramp = torch.arange(280).view(1, 1, 1, 280).expand(1, 16, 280, 280) / 280
+    full = {"p2": ramp, "p3": ramp[..., ::2, ::2]}
+    half = {name: value.to(dtype) for name, value in full.items()}
+    expected, found = head.pool(full, boxes), head.pool(half, boxes)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, atol=0, rtol=2 * torch.finfo(dtype).eps)
+
+
+# ---- several processes -----------------------------------------------------------------------
+def test_two_processes_equal_one_with_the_joint_batch() -> None:
+    launch(compare_with_joint_batch, num_gpus=0, num_processes=2)
+
+
+# ---- frames ----------------------------------------------------------------------------------
+def test_boxes_are_relative_to_their_own_image_whatever_else_is_in_the_batch() -> None:
+    model = tiny_model(NUM_PROPOSALS=2)
+    alone = training_input(2)
+    size = alone["instances"].image_size
+    norm = boxes_to_norm(alone["instances"].gt_boxes.tensor, size)
+    torch.testing.assert_close(norm_to_boxes(norm, size), alone["instances"].gt_boxes.tensor)
+    larger = training_input(2, size=(96, 128), seed=1)
+    t = torch.tensor([700])
+    torch.manual_seed(2)
+    first = model.noisy_proposals([alone["instances"]], t)
+    torch.manual_seed(2)
+    both = model.noisy_proposals([alone["instances"], larger["instances"]], t.expand(2))
+    torch.testing.assert_close(both[0][:1], first[0])
+    torch.testing.assert_close(both[1][:1], first[1])
+    assert both[1].shape == (2, 2, EMBED_DIM)
+
+
+def test_boxes_and_embeddings_share_the_time_and_not_the_noise() -> None:
+    """At t = 999 nothing but noise is left, at t = 0 nothing but signal."""
+    model = tiny_model(NUM_PROPOSALS=2)
+    target = training_input(2)["instances"]
+    _, clean = model.noisy_proposals([target], torch.tensor([0]))
+    _, noise = model.noisy_proposals([target], torch.tensor([999]))
+    truth = target.gt_reid_feats * model.codec.reid_length(EMBED_DIM)
+    assert (clean[0] - truth).abs().max() < 0.1
+    assert torch.nn.functional.cosine_similarity(noise[0], truth).abs().max() < 0.9
+    (a, b), (c, d) = (model.noisy_proposals([target], torch.tensor([500])) for _ in range(2))
+    assert not torch.equal(a, c) and not torch.equal(b, d)
