@@ -110,7 +110,7 @@ class ReverseProcess:
         results = []
         for i, (size, seed) in enumerate(zip(image_sizes, seeds, strict=True)):
             predictions = [(x.boxes[i], x.logits[i], x.reid_feats[i]) for x in outputs]
-            instances = self._select(*map(torch.cat, zip(*predictions, strict=True)), size)
+            instances = self.select(*map(torch.cat, zip(*predictions, strict=True)), size)
             if self.settings.embed_detections:
                 instances.reid_feats = self.embed_boxes(
                     one_image(features, i), instances.pred_boxes.tensor, seed
@@ -156,7 +156,7 @@ class ReverseProcess:
             _, reid_signal = trajectory.step(still, output.reid_feats, still, reid_signal, noise)
         return unit_reid(output.reid_feats[:, 0])
 
-    def _select(
+    def select(
         self, boxes: Tensor, logits: Tensor, reid_feats: Tensor, image_size: tuple[int, int]
     ) -> Instances:
         """Predictions of one image -> detections: score threshold, NMS, at most max_detections."""
