@@ -16,7 +16,8 @@ class PSDiffMapper(PersonSearchMapper):
     """Adds ``gt_reid_feats`` (K, D), the unit embeddings e_0 of Eq. 10, to training instances.
 
     They come from a file that the teacher wrote once (``MODEL.PSDIFF.TEACHER.EMBEDDINGS``), with
-    one embedding for the box as it is and one for its mirror image.
+    one embedding for the box as it is and one for its mirror image. A person that a crop
+    (``INPUT.CROP``) has cut keeps the embedding of the whole person.
     """
 
     @configurable
@@ -34,6 +35,11 @@ class PSDiffMapper(PersonSearchMapper):
         args = super().from_config(cfg, is_train)
         args["embeddings"] = None
         if is_train:
+            if cfg.INPUT.RANDOM_FLIP == "vertical":
+                raise ValueError(
+                    "INPUT.RANDOM_FLIP is 'vertical', but the teacher has embedded persons as they "
+                    "are and mirrored from left to right only; set it to 'horizontal' or 'none'."
+                )
             args["embeddings"] = TeacherEmbeddings.load(
                 cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS, cfg.DATASETS.TRAIN, cfg.MODEL.REID.EMBED_DIM
             )

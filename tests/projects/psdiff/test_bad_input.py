@@ -125,7 +125,7 @@ def test_rows_stay_together_when_boxes_are_dropped(tmp_path) -> None:
     "crop", [("relative", [0.3, 0.4]), ("absolute", (24, 40)), ("absolute_range", (20, 60))]
 )
 def test_rows_stay_together_under_crops_flips_and_several_scales(people, crop) -> None:
-    """The scale of the drawn size shows which person a row must be: they have all one size."""
+    """Entry 0 of an embedding says whose it is; from left to right it grows, or falls if flipped."""
     records, cfg = people
     cfg.INPUT.CROP.ENABLED, (cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE) = True, crop
     cfg.INPUT.MIN_SIZE_TRAIN = (30, 40, 50)
@@ -149,6 +149,12 @@ def test_rows_stay_together_under_crops_flips_and_several_scales(people, crop) -
             mirrored = bool(found.gt_reid_feats[0, 1])
             assert (lefts.diff() < 0).all() if mirrored else (lefts.diff() > 0).all()
     assert sizes == {30, 40, 50} and flips == {False, True} and len(counts) > 1
+
+
+def test_flips_that_the_teacher_has_not_seen_are_refused(people) -> None:
+    people[1].INPUT.RANDOM_FLIP = "vertical"
+    with pytest.raises(ValueError, match="INPUT.RANDOM_FLIP is 'vertical'"):
+        PSDiffMapper(people[1], is_train=True)
 
 
 # ---- diverging -------------------------------------------------------------------------------
