@@ -125,7 +125,7 @@ def test_rows_stay_together_when_boxes_are_dropped(tmp_path) -> None:
     "crop", [("relative", [0.3, 0.4]), ("absolute", (24, 40)), ("absolute_range", (20, 60))]
 )
 def test_rows_stay_together_under_crops_flips_and_several_scales(people, crop) -> None:
-    """Entry 0 of an embedding says whose it is; from left to right it grows, or falls if flipped."""
+    """Entry 0 of an embedding says whose it is: from left to right it grows, mirrored it falls."""
     records, cfg = people
     cfg.INPUT.CROP.ENABLED, (cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE) = True, crop
     cfg.INPUT.MIN_SIZE_TRAIN = (30, 40, 50)
