@@ -40,7 +40,8 @@ def evaluate_on_ground_truth(
         feats: for each record (n + q, D) of unit length, see :func:`boxes_and_queries`.
 
     Returns:
-        What the evaluator returns; its detection figures are all 100, they are no merit.
+        What the evaluator returns. Its detection figures are those of the true boxes, no merit of
+        the teacher.
     """
     evaluator.reset()
     pairs = zip(records, feats, strict=True)
