@@ -192,6 +192,17 @@ def test_training_step_that_is_measured_on_a_gpu(tool, monkeypatch):
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_time_of_the_process_needs_one_thread(tool, monkeypatch, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    if threads == 1:
+        milliseconds, value = tool.Stopwatch(torch.device("cpu"), "cpu")(lambda: sum(range(10**5)))
+        assert milliseconds > 0 and value == sum(range(10**5))
+    else:
+        with pytest.raises(ValueError, match="OMP_NUM_THREADS=1"):
+            tool.Stopwatch(torch.device("cpu"), "cpu")
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
