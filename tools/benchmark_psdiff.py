@@ -181,9 +181,8 @@ def measure_time(model, args: argparse.Namespace) -> Benchmark:
                 watch.wall = watch.cpu = 0.0
     busy = watch.wall > 1.5 * watch.cpu
     if model.device.type == "cpu" and args.clock == "wall" and busy:
-        print(
-            f"(the machine is busy: {watch.cpu:.1f} s of CPU time in {watch.wall:.1f} s; --clock cpu)"
-        )
+        print(f"(the machine is busy: {watch.cpu:.1f} s of CPU time in {watch.wall:.1f} s.")
+        print(" With OMP_NUM_THREADS=1, --clock cpu shows the time of this process alone.)")
     for name in ("backbone", "pool", "denoise", "select"):
         setattr(result, f"{name}_ms", statistics.median(times[name]))
     images = {k: [a + b for a, b in zip(times["backbone"], times[k], strict=True)]
