@@ -20,7 +20,10 @@ from safetensors.torch import load_file, save_file
 
 TEACHER_SEED = 1
 # The learning rate never comes down: that part of the training is left to the demo.
-SCHEDULE = "SOLVER.BASE_LR 0.001 SOLVER.WARMUP_ITERS 50 SOLVER.MAX_ITER 3000 SOLVER.STEPS ()"
+SCHEDULE = (
+    "SOLVER.BASE_LR 0.001 SOLVER.WARMUP_ITERS 50 SOLVER.MAX_ITER 3000 SOLVER.STEPS () "
+    "SOLVER.EMA.ENABLED False"
+)
 
 
 def save_half(tensors: dict[str, torch.Tensor], path: Path) -> None:

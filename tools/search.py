@@ -3,7 +3,7 @@
 """Searches a folder of pictures for the person in a box of another picture.
 
     python tools/search.py --config-file configs/PSDiff/psdiff_slim_synthetic.yaml \\
-        --weights output/demo/psdiff/model_final.pth \\
+        --weights output/demo/train/model_final_ema.pth \\
         --query street.jpg --box 120 40 160 170 --gallery pictures/ --output output/search
 
 Writes results.json (all pictures, most similar first) and sheet.png (the first of them, to look at)

@@ -4,7 +4,7 @@
 
     python tools/visualize_denoising.py --config-file configs/PSDiff/psdiff_slim_synthetic.yaml \\
         --image street.jpg --query-image other.jpg --query-box 120 40 160 170 \\
-        --output output/denoising MODEL.WEIGHTS output/demo/psdiff/model_final.pth
+        --output output/denoising MODEL.WEIGHTS output/demo/train/model_final_ema.pth
 
 Writes denoising.png (all steps side by side, like Fig. 6 of the paper) and denoising.gif (the same
 as an animation). With a query, every box shows how similar the person in it is; without
