@@ -21,6 +21,8 @@ ENTRY_POINTS = {"person_search.projects": ["psdiff = psdiff:add_psdiff_config"]}
 EXTRAS = {
     # The frozen Stable Diffusion backbone of DiffPS. PSDiff needs none of it.
     "diffps": ["transformers>=4.44"],
+    # Further backbones of PSDiff's teachers (MODEL.PSDIFF.TEACHER.BACKBONE timm/<name>).
+    "timm": ["timm>=1.0"],
     # Event files beside the JSON and log output of every run.
     "tensorboard": ["tensorboard>=2.15"],
     # What an uncompiled source checkout of the real Detectron2 imports beyond our own needs.
@@ -41,6 +43,7 @@ EXTRAS = {
         "mypy==2.4.1",
         "pre-commit>=3.5",
         "pytest>=8",
+        "timm>=1.0",  # so that its backbones are tested
         "pytest-cov>=6",
         "pytest-xdist>=3.5",
         "ruff==0.17.5",  # pinned here and nowhere else: every caller goes through dev/linter.sh
@@ -93,7 +96,7 @@ setup(
         "rich>=13",
         "matplotlib>=3.8",
         "tabulate",
-        "diffusers>=0.32",  # psdiff takes its scheduler; the models are for diffps
+        "diffusers>=0.32,<1",  # psdiff takes its scheduler; the models are for diffps
     ],
     extras_require=EXTRAS,
 )
