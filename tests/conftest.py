@@ -59,7 +59,7 @@ def child_env() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def restore_loggers() -> Iterator[None]:
     """Takes back what Detectron2's setup_logger does, which is for the rest of the process."""
     loggers = [logging.getLogger(name) for name in LOGGERS]

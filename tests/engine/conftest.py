@@ -14,11 +14,6 @@ from person_search.engine import argument_parser
 DATASET = "tiny_for_engine_tests"
 
 
-@pytest.fixture(autouse=True)
-def clean_loggers(restore_loggers: None) -> None:
-    """Every test here may set up loggers."""
-
-
 @pytest.fixture
 def dataset(tmp_path: Path) -> Iterator[str]:
     """Name of a registered data set of six pictures, for training and test."""

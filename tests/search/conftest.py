@@ -2,9 +2,8 @@
 """A config and weights of a tiny PSDiff, a folder of pictures, and the tools as functions."""
 
 import importlib.util
-import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +14,6 @@ from PIL import Image
 from psdiff_tiny import tiny_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def restore_loggers() -> Iterator[None]:
-    """Takes back what Detectron2's setup_logger does, which is for the rest of the process."""
-    logger = logging.getLogger("person_search")
-    before = list(logger.handlers), logger.propagate, logger.level
-    yield
-    logger.handlers[:], logger.propagate = before[:2]
-    logger.setLevel(before[2])
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ def test_weights_that_are_lost_show_in_the_loss(matcher, value) -> None:
     assert not sum(losses.values()).isfinite()
 
 
-def test_a_training_that_diverges_names_its_images(people, tmp_path, restore_loggers) -> None:
+def test_a_training_that_diverges_names_its_images(people, tmp_path) -> None:
     records, cfg = people
     cfg.OUTPUT_DIR = str(tmp_path / "out")
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 2, 3
@@ -183,7 +183,7 @@ def test_a_training_that_diverges_names_its_images(people, tmp_path, restore_log
 
 # ---- command line ----------------------------------------------------------------------------
 @pytest.fixture
-def run(people, tmp_path, train_net, restore_loggers, capsys, monkeypatch):
+def run(people, tmp_path, train_net, capsys, monkeypatch):
     """Runs train_net.py in this process; returns the exit status and what it showed."""
     monkeypatch.delenv("PERSON_SEARCH_TRACEBACK", raising=False)
     cfg = people[1]
