@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """DiffPS: person search on the features of a frozen Stable Diffusion UNet.
 
-Empty so far and registers nothing: the name and the place in the packaging are settled, the method
-is not written yet (``projects/DiffPS/README.md``).
+Importing this package registers the backbone ``DiffusionBackbone``. It loads neither diffusers nor
+transformers; building the backbone does.
 """
+
+from diffps.config import add_diffps_config
+
+__all__ = ["add_diffps_config"]
