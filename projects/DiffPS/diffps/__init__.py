@@ -5,6 +5,7 @@ Importing this package registers the backbone ``DiffusionBackbone``. It loads ne
 transformers; building the backbone does.
 """
 
+from diffps.backbone import DiffusionBackbone
 from diffps.config import add_diffps_config
 
-__all__ = ["add_diffps_config"]
+__all__ = ["DiffusionBackbone", "add_diffps_config"]
