@@ -115,8 +115,8 @@ def _add_detection(diffps: CN) -> None:
     diffps.DGRPN.BETA_INIT = 1.0
     diffps.DGRPN.LEARN_BETA = True
     diffps.DGRPN.GAMMA_INIT = 0.0
-    # Map that detection RoI features are pooled from: "modulated" (release) or "raw" (Fig. 3b).
-    diffps.DGRPN.ROI_SOURCE = "modulated"
+    # MODEL.RPN.IN_FEATURES must be ["guided"], the modulated map. Detection RoI features come from
+    # MODEL.ROI_HEADS.IN_FEATURES: ["guided"] too (release), or ["det"], not modulated (Fig. 3b).
 
     # Detection and re-ID heads: layer4 of a ResNet each.
     diffps.HEAD = CN()
@@ -134,7 +134,7 @@ def _add_detection(diffps: CN) -> None:
 
 def _add_reid(diffps: CN) -> None:
     """MSFRN, SFAN, embedder and OIM. Length of the embedding: MODEL.REID.EMBED_DIM."""
-    # Multi-scale frequency refinement network (Eq. 5).
+    # Multi-scale frequency refinement network (Eq. 5). ENABLED False adds up the levels unrefined.
     diffps.MSFRN = CN()
     diffps.MSFRN.ENABLED = True
     # Features per level, coarsest level first.
