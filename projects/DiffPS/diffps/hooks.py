@@ -18,7 +18,6 @@ index into them, repeat an index into their ``attentions`` (``resnets`` for ``re
 block other than the first is written ``u0r1b3_q``.
 """
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -142,17 +141,23 @@ def find_layers(
     for name in names:
         short = short_name(name)
         if short not in allowed:
-            near = difflib.get_close_matches(short or name, allowed, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
             raise ValueError(
-                f"{key} names {name!r}, which this UNet does not have.{hint} It has: "
-                f"{', '.join(allowed)} (also by their long names, e.g. "
-                "up-level3-repeat0-vit-block0-self-k for u3r0_k)."
+                f"{key} names {name!r}, which this UNet does not have. It has {_listing(allowed)} "
+                "(also by their long names, e.g. up-level3-repeat0-vit-block0-self-k for u3r0_k)."
             )
         if allowed[short] in layers:
             raise ValueError(f"{key} names {short} twice: {list(names)}.")
         layers.append(allowed[short])
     return layers
+
+
+def _listing(names: Iterable[str]) -> str:
+    """All names, those of one place together: ``u1r0_(res|q|k|v), u1r1_(...)``."""
+    places: dict[str, list[str]] = {}
+    for name in names:
+        place, _, kind = name.rpartition("_")
+        places.setdefault(place, []).append(kind)
+    return ", ".join(f"{place}_({'|'.join(kinds)})" for place, kinds in places.items())
 
 
 class ForwardDone(Exception):
