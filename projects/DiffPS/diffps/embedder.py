@@ -156,6 +156,7 @@ class MultiGranularityEmbedder(nn.Module):
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Maps (N, C, h, w), one per entry of ``in_channels`` -> (N, D) float32, unit length."""
         if len(maps[0]) == 0:
-            return no_rows(self, maps[0].float(), self.embed_dim)
+            # The last map, which is made from the other one, ties both.
+            return no_rows(self, maps[-1].float(), self.embed_dim)
         parts = [embed(x) for embed, x in zip(self.maps, maps, strict=True)]
         return F.normalize(torch.cat(parts, dim=1).float(), dim=1)

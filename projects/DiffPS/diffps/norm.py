@@ -19,11 +19,11 @@ class RowNorm(nn.BatchNorm1d):
         return super().forward(x)
 
 
-def no_rows(module: nn.Module, like: Tensor, *shape: int) -> Tensor:
-    """What ``module`` would give for no input: zeros of (0, *shape).
+def no_rows(module: nn.Module, x: Tensor, *shape: int) -> Tensor:
+    """What ``module`` would give for the empty input ``x``: zeros of (0, *shape).
 
-    The result is tied to all parameters of the module, so that they get a (zero) gradient as
-    distributed training expects, and no batch norm sees an empty batch.
+    The result is tied to the input and to all parameters of the module, so that they get a (zero)
+    gradient as distributed training expects, and no batch norm sees an empty batch.
     """
-    tie = sum(p.sum() for p in module.parameters() if p.requires_grad)
-    return like.new_zeros(0, *shape) + 0.0 * tie
+    tie = x.sum() + sum(p.sum() for p in module.parameters() if p.requires_grad)
+    return x.new_zeros(0, *shape) + 0.0 * tie

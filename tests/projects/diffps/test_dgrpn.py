@@ -6,12 +6,17 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_proposal_generator
+from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList as TorchvisionImageList
 
+from diffps import add_diffps_config
 from diffps.anchors import RoundedAnchorGenerator
 from diffps.det_aggregator import DetAggregator, feature_shape
 from diffps.dgrpn import AttentionModulator
@@ -219,3 +224,62 @@ def test_anchors_are_those_of_torchvision():
     # per cell: sizes first here, ratios first there
     theirs = theirs.view(-1, 3, 5, 4).transpose(1, 2).reshape(-1, 4)
     assert torch.equal(ours, theirs)
+
+
+def dgrpn_cfg():
+    cfg = get_cfg()
+    add_diffps_config(cfg)
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "DGRPN"
+    cfg.MODEL.RPN.IN_FEATURES = ["guided"]
+    cfg.MODEL.RPN.SMOOTH_L1_BETA = 1 / 9
+    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 8
+    return cfg
+
+
+SHAPES = {"guided": ShapeSpec(channels=6, stride=8), "attn": ShapeSpec(channels=1, stride=8)}
+
+
+def test_rpn_losses_are_those_of_the_specification():
+    """Mean cross-entropy over sampled anchors; smooth L1 with beta 1/9 over their number."""
+    rpn = build_proposal_generator(dgrpn_cfg(), SHAPES)
+    anchors = rpn.anchor_generator([torch.zeros(1, 6, 2, 3)])[0]
+    labels = torch.full((2, len(anchors)), -1, dtype=torch.int8)
+    labels[0, :4], labels[0, 4:8] = 1, 0
+    labels[1, 3:5], labels[1, 10:16] = 1, 0  # 8 sampled in either image
+    logits, deltas = torch.randn(2, len(anchors)), torch.randn(2, len(anchors), 4)
+    gt = [Boxes(anchors.tensor + 3 * torch.randn(len(anchors), 4)).tensor for _ in range(2)]
+    with EventStorage():
+        losses = rpn.losses([anchors], [logits], list(labels), [deltas], gt)
+
+    target = torch.stack([rpn.box2box_transform.get_deltas(anchors.tensor, g) for g in gt])
+    sampled, positive = labels >= 0, labels == 1
+    bce = F.binary_cross_entropy_with_logits(logits[sampled], labels[sampled].float())
+    difference = (deltas - target)[positive].abs()
+    smooth = torch.where(difference < 1 / 9, 4.5 * difference**2, difference - 1 / 18).sum() / 16
+    torch.testing.assert_close(losses["loss_rpn_cls"], bce, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(losses["loss_rpn_loc"], smooth, atol=1e-5, rtol=1e-5)
+
+
+def test_rpn_head_of_the_full_size():
+    cfg = dgrpn_cfg()
+    shapes = SHAPES | {"guided": ShapeSpec(channels=1024, stride=8)}
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32, 64, 128, 256, 512]]
+    with torch.device("meta"):
+        rpn = build_proposal_generator(cfg, shapes)
+    assert sum(p.numel() for p in rpn.rpn_head.parameters()) == 9_515_083
+
+
+def test_without_guidance_it_is_a_plain_rpn():
+    cfg = dgrpn_cfg()
+    cfg.MODEL.DIFFPS.DGRPN.ENABLED = False
+    rpn = build_proposal_generator(cfg, {"guided": SHAPES["guided"]})
+    x = torch.randn(1, 6, 4, 4)
+    assert rpn.guide(x, None) is x and not any("modulator" in n for n, _ in rpn.named_parameters())
+
+
+def test_guidance_needs_a_map_of_its_stride():
+    with pytest.raises(ValueError, match="DGRPN.ENABLED.*ATTN.LAYERS"):
+        build_proposal_generator(dgrpn_cfg(), {"guided": SHAPES["guided"]})
+    with pytest.raises(ValueError, match="ATTN.STRIDE is 16.*stride 8"):
+        coarse = {"attn": ShapeSpec(channels=1, stride=16)}
+        build_proposal_generator(dgrpn_cfg(), SHAPES | coarse)
