@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
@@ -143,9 +143,10 @@ class TensorCache:
         metadata = {"identity": self.identity, "key": key, "checksum": checksum(tensors)}
         try:
             path.parent.mkdir(exist_ok=True)
-            save_file(tensors, temporary, metadata=metadata)
+            # through Python's own files, which say what is wrong with the disk
+            temporary.write_bytes(save(tensors, metadata))
             os.replace(temporary, path)
-        except (OSError, SafetensorError) as e:
+        except OSError as e:
             self._stop_writing(e, temporary)
             return False
         self.bytes += size
@@ -167,15 +168,14 @@ class TensorCache:
         self._writable = False
         return False
 
-    def _stop_writing(self, error: Exception, temporary: Path) -> None:
+    def _stop_writing(self, error: OSError, temporary: Path) -> None:
         try:
             temporary.unlink(missing_ok=True)
         except OSError:
             logger.debug(f"{temporary} cannot be removed")
-        # safetensors wraps the error of the system in a text of its own
-        full = getattr(error, "errno", None) in _FULL or "No space left" in str(error)
+        what = "the disk is full" if error.errno in _FULL else "writing fails"
         logger.warning(
-            f"{'the disk is full' if full else 'writing fails'} ({error}): the {self.kind} cache "
+            f"{what} ({error}): the {self.kind} cache "
             f"{self.folder} is read but not added to any more. The run goes on and computes what "
             "is missing. Make room, or set MODEL.DIFFPS.BACKBONE.CACHE.DIR to another disk or "
             "CACHE.MAX_GB to a limit."

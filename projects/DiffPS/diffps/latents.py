@@ -36,7 +36,8 @@ def encode_moments(vae: nn.Module, images: Tensor) -> Tensor:
         (B, 2 L, h, w): mean and standard deviation of the posterior, unscaled, in the VAE's dtype.
     """
     posterior = vae.encode(images.to(_dtype(vae))).latent_dist
-    return torch.cat([posterior.mean, posterior.std], dim=1)
+    # the encoder leaves channels last; in one layout, moments from a cache give the same bits
+    return torch.cat([posterior.mean, posterior.std], dim=1).contiguous()
 
 
 class LatentNoiser:
