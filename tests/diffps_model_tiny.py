@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole DiffPS on the tiny Stable Diffusion folder, and inputs for it."""
 
+from pathlib import Path
+
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from diffps_tiny import tiny_backbone_cfg
+from tiny_model import register_tiny_dataset
 
+from person_search.engine import PersonSearchTrainer
 from person_search.schema import UNLABELED_PID
 
 EMBED_DIM, NUM_PIDS = 24, 5
@@ -74,3 +81,49 @@ def training_input(persons=2, seed=0, pids=(0, UNLABELED_PID)):
             gt_pids=torch.tensor(pids[:persons], dtype=torch.int64),
         ),
     }
+
+
+def run_cfg(folder, dataset, output_dir, **overrides):
+    """Config of a short training of the tiny model on a data set that is registered."""
+    cfg = tiny_cfg(folder, **overrides)
+    cfg.MODEL.WEIGHTS = ""
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (dataset,)
+    cfg.DATALOADER.MAPPER = "DiffPSMapper"
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    cfg.MODEL.REID.NUM_PIDS = 0
+    cfg.MODEL.DIFFPS.INPUT.SIZE = list(IMAGE_SIZE)
+    cfg.SOLVER.OPTIMIZER = "AdamW"
+    cfg.SOLVER.BASE_LR = 0.003
+    cfg.SOLVER.WEIGHT_DECAY = 0.0
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.SOLVER.MAX_ITER = 8
+    cfg.SOLVER.STEPS = (6,)
+    cfg.SOLVER.WARMUP_ITERS = 2
+    cfg.SOLVER.CHECKPOINT_PERIOD = 4
+    cfg.TEST.PERSON_SEARCH.SCORE_THRESH = 0.0
+    cfg.SEED = 1
+    cfg.OUTPUT_DIR = str(output_dir)
+    return cfg
+
+
+def train_in_two_processes(folder, data, output_dir):
+    """One of two processes: a short training; writes its weights to ``output_dir``.
+
+    The first process never sees a labelled person, so that one without any loss of re-ID meets one
+    that has some.
+    """
+    name = "diffps_of_processes"
+    records = register_tiny_dataset(name, Path(f"{data}{comm.get_rank()}"))
+    MetadataCatalog.get(name).num_pids = 3
+    if comm.get_rank() == 0:
+        for annotation in (a for record in records for a in record["annotations"]):
+            annotation["person_id"] = UNLABELED_PID
+    cfg = run_cfg(folder, name, output_dir)
+    cfg.SOLVER.MAX_ITER = 2
+    cfg.DATASETS.TEST = ()
+    seed_all_rng(1)  # the same weights in both
+    trainer = PersonSearchTrainer(cfg)
+    trainer.train()
+    torch.save(trainer.model.state_dict(), f"{output_dir}/rank{comm.get_rank()}.pt")
