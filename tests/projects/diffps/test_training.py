@@ -108,18 +108,11 @@ def test_learning_rate_curve_in_epochs_of_ten_iterations(repo_root):
     assert rates == pytest.approx(expected, rel=1e-6)
 
 
-def release_cfg(data: str) -> CfgNode:
-    cfg = full_cfg()
-    cfg.merge_from_file(f"configs/DiffPS/diffps_sd21_code_{data}.yaml")
-    return cfg
-
-
-def full_cfg() -> CfgNode:
-    from detectron2.config import get_cfg
-
+def release_cfg(repo_root: Path, data: str) -> CfgNode:
     cfg = get_cfg()
     add_person_search_config(cfg)
     add_diffps_config(cfg)
+    cfg.merge_from_file(str(repo_root / "configs" / "DiffPS" / f"diffps_sd21_code_{data}.yaml"))
     return cfg
 
 
@@ -127,9 +120,8 @@ def full_cfg() -> CfgNode:
     ("data", "images", "queue", "init"),
     [("prw", 5704, 500, "v2"), ("cuhk_sysu", 11206, 5000, "v1")],
 )
-def test_recipe_of_the_release(data, images, queue, init, repo_root, monkeypatch):
-    monkeypatch.chdir(repo_root)
-    cfg = release_cfg(data)
+def test_recipe_of_the_release(data, images, queue, init, repo_root):
+    cfg = release_cfg(repo_root, data)
     epoch = images // cfg.SOLVER.IMS_PER_BATCH  # the last, smaller batch is dropped
     assert epoch == {"prw": 1901, "cuhk_sysu": 3735}[data]
     assert cfg.SOLVER.MAX_ITER == 30 * epoch
