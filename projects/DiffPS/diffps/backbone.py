@@ -129,8 +129,6 @@ class DiffusionBackbone(Backbone):
             on_nonfinite=config.NONFINITE,
             compile_blocks=config.COMPILE,
         )
-        if config.COMPILE:
-            vae.encoder.compile()
         return {
             "vae": vae,
             "unet": features,

@@ -66,7 +66,8 @@ def _add_backbone(diffps: CN) -> None:
     # Infinities or NaN in the activations: "upcast" runs the image again with UPCAST_ATTENTION and
     # keeps that from then on, "raise" ends the run.
     backbone.NONFINITE = "upcast"
-    # torch.compile for those blocks of VAE and UNet that no activation is taken from.
+    # torch.compile for those transformer blocks of the UNet that no activation is taken from.
+    # Compiling takes minutes, at the first image of a size.
     backbone.COMPILE = False
 
     # Cross-attention map "attn" for DGRPN.

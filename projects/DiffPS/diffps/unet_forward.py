@@ -48,7 +48,7 @@ class UNetFeatures:
             truncate: end the forward after the last of ``layers``.
             upcast: keep attention layers in float32.
             on_nonfinite: ``upcast`` or ``raise``; see :meth:`__call__`.
-            compile_blocks: ``torch.compile`` every block that nothing is taken from.
+            compile_blocks: ``torch.compile`` the transformer blocks that nothing is taken from.
         """
         if on_nonfinite not in NONFINITE_POLICIES:
             raise ValueError(f"{_KEY}.NONFINITE is {on_nonfinite!r}; allowed: {NONFINITE_POLICIES}")
@@ -161,15 +161,15 @@ def nonfinite_names(outputs: dict[str, Tensor]) -> list[str]:
 
 
 def compile_untapped_blocks(unet: nn.Module) -> int:
-    """Compiles ResNet and transformer blocks without a hook in them, in place; returns how many.
+    """Compiles the transformer blocks without a hook in them, in place; returns how many.
 
     Hooks inside compiled code would split it into pieces, and the end of the forward is an
-    exception from one.
+    exception from one. The ResNet blocks stay as they are: nearly each has another shape, which is
+    more than torch.compile keeps variants of one piece of code.
     """
     from diffusers.models.attention import BasicTransformerBlock
-    from diffusers.models.resnet import ResnetBlock2D
 
-    blocks = [m for m in unet.modules() if isinstance(m, ResnetBlock2D | BasicTransformerBlock)]
+    blocks = [m for m in unet.modules() if isinstance(m, BasicTransformerBlock)]
     blocks = [b for b in blocks if not any(m._forward_hooks for m in b.modules())]
     for block in blocks:
         block.compile()

@@ -3,6 +3,7 @@
 
 import copy
 import math
+import shutil
 
 import pytest
 import torch
@@ -301,3 +302,32 @@ def test_text_encoder_is_let_go(backbone):
     held = {type(m).__name__ for part in backbone._frozen for m in part.modules()}
     assert not any(name.startswith("CLIP") for name in held)
     assert "Decoder" not in held
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_give_the_same_features(tiny_sd):
+    # one block lies before this layer; compiling more takes long
+    overrides = {"OUT_FEATURES": ["d0r1_q"], "ATTN__LAYERS": []}
+    expected = tiny_backbone(tiny_sd, **overrides)(random_images(1))["d0r1_q"]
+    got = tiny_backbone(tiny_sd, COMPILE=True, **overrides)(random_images(1))["d0r1_q"]
+    torch.testing.assert_close(got, expected, atol=2e-4, rtol=2e-4)
+
+
+def test_blocks_with_hooks_are_not_compiled(tiny_sd):
+    from diffusers.models.attention import BasicTransformerBlock
+
+    backbone = tiny_backbone(tiny_sd, COMPILE=True)
+    unet = backbone._frozen[1]
+    blocks = {n: m for n, m in unet.named_modules() if isinstance(m, BasicTransformerBlock)}
+    plain = [name for name, block in blocks.items() if block._compiled_call_impl is None]
+    tapped = [
+        "1.attentions.2",
+        "2.attentions.1",
+        "2.attentions.2",
+        "3.attentions.0",
+        "3.attentions.1",
+    ]
+    assert len(blocks) == 6 + 1 + 9
+    tapped = [(1, 2), (2, 1), (2, 2), (3, 0), (3, 1)]
+    assert plain == [f"up_blocks.{u}.attentions.{r}.transformer_blocks.0" for u, r in tapped]
