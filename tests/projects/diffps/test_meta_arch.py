@@ -191,6 +191,20 @@ def test_an_image_without_detections_has_no_embeddings(tiny_sd):
     assert output["instances"].reid_feats.shape == (0, EMBED_DIM)
 
 
+def test_trains_and_tests_in_mixed_precision(tiny_sd):
+    model = tiny_model(tiny_sd)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = losses_of(model, [training_input(2), training_input(0)])
+        assert all(loss.dtype == torch.float32 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (output,) = model.eval()([{"image": training_input()["image"], "queries": _queries()}])
+    for feats in (output["instances"].reid_feats, output["query_feats"]):
+        assert feats.dtype == torch.float32
+        torch.testing.assert_close(feats.norm(dim=1), torch.ones(len(feats)))
+
+
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
