@@ -9,7 +9,7 @@ gray), and not at that of the batch: what comes out does not depend on the other
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -139,6 +139,15 @@ class DiffusionBackbone(Backbone):
             **caches,
         }
 
+    @property
+    def cache(self) -> TensorCache | None:
+        """The cache in use, if any."""
+        return self.feature_cache if self.latent_cache is None else self.latent_cache
+
+    @property
+    def device(self) -> torch.device:
+        return self._word_vectors.device
+
     # ---- what the parts behind need to know ---------------------------------------------------
     @property
     def size_divisibility(self) -> int:
@@ -192,19 +201,41 @@ class DiffusionBackbone(Backbone):
             [0, 1], stretched per image to that range, zeros if constant. All else is float32, or
             under autocast as the UNet gave it.
         """
-        image_sizes = self._check_images(images, image_sizes)
-        groups = defaultdict(list)
-        for index, (h, w) in enumerate(image_sizes):
-            groups[self._round_up(h), self._round_up(w)].append(index)
-        results: list[dict[str, Tensor]] = [{} for _ in image_sizes]
+        sizes = self._check_images(images, image_sizes)
+        results: list[dict[str, Tensor]] = [{} for _ in sizes]
         with torch.autocast(images.device.type, enabled=False):
-            for size, indices in groups.items():
-                crops = [images[i, :, : image_sizes[i][0], : image_sizes[i][1]] for i in indices]
+            for size, indices, crops in self._group(images, sizes):
                 some_keys = [keys[i] if keys else None for i in indices]
                 for i, result in zip(indices, self._run_group(crops, size, some_keys), strict=True):
                     results[i] = result
         size = tuple(map(self._round_up, images.shape[2:]))
-        return self._collate(results, image_sizes, size, images.device)
+        return self._collate(results, sizes, size, images.device)
+
+    @torch.no_grad()
+    def fill_cache(
+        self, images: Tensor, image_sizes: Sequence[tuple[int, int]], keys: Sequence[str]
+    ) -> None:
+        """Puts into the cache what it lacks of these images, and computes nothing else.
+
+        Args:
+            images, image_sizes, keys: see :meth:`forward`.
+        """
+        for size, indices, crops in self._group(images, self._check_images(images, image_sizes)):
+            some_keys = [keys[i] for i in indices]
+            if self.feature_cache is not None:
+                self._run_group(crops, size, some_keys)
+            else:
+                self._moments(torch.stack([_pad(crop, size) for crop in crops]), some_keys)
+
+    def _group(
+        self, images: Tensor, sizes: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[tuple[int, int], list[int], list[Tensor]]]:
+        """Gives each rounded size, the indices of its images, and these without padding."""
+        groups = defaultdict(list)
+        for index, (h, w) in enumerate(sizes):
+            groups[self._round_up(h), self._round_up(w)].append(index)
+        for size, indices in groups.items():
+            yield size, indices, [images[i, :, : sizes[i][0], : sizes[i][1]] for i in indices]
 
     def _run_group(
         self, crops: list[Tensor], size: tuple[int, int], keys: list[str | None]
@@ -295,8 +326,7 @@ class DiffusionBackbone(Backbone):
     # ---- helpers ------------------------------------------------------------------------------
     @property
     def _needs_keys(self) -> bool:
-        caches = self.latent_cache is not None or self.feature_cache is not None
-        return caches or self._noiser.noise == "seeded"
+        return self.cache is not None or self._noiser.noise == "seeded"
 
     def _round_up(self, side: int) -> int:
         return -(-side // self._divisibility) * self._divisibility

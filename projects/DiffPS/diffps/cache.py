@@ -78,6 +78,11 @@ class TensorCache:
         logger.info(f"{kind} cache {self.folder}: {count} entries, {self.bytes / 1e9:.2f} GB")
         self._mention_others()
 
+    @property
+    def is_writable(self) -> bool:
+        """False once the limit was reached or the disk did not take an entry."""
+        return self._writable
+
     def path(self, key: str) -> Path:
         """Where the entry of a key lies. Keys are lower-case hexadecimal digests."""
         if not _KEY.fullmatch(key):
@@ -116,7 +121,8 @@ class TensorCache:
         """Whether there is an entry, sound or not."""
         return self.path(key).is_file()
 
-    def __len__(self) -> int:
+    def count(self) -> int:
+        """Number of entries on disk."""
         return self._count()[1]
 
     def _reject(self, path: Path, why: str) -> None:

@@ -49,7 +49,7 @@ def test_what_is_put_comes_back_also_in_another_run(tmp_path):
     assert same(cache.get(KEY), entry()) and KEY in cache
     assert (cache.hits, cache.misses) == (1, 1)
     again = make(tmp_path)
-    assert same(again.get(KEY), entry()) and len(again) == 1
+    assert same(again.get(KEY), entry()) and again.count() == 1
     assert again.path(KEY).parent.name == KEY[:2]
 
 
@@ -146,7 +146,7 @@ def test_nothing_is_added_beyond_the_limit(tmp_path, caplog):
     keys = [f"{i:08x}" for i in range(4)]
     assert [cache.put(key, entry(i)) for i, key in enumerate(keys)] == [True, True, False, False]
     assert sum("has reached its limit" in r.message for r in caplog.records) == 1
-    assert same(cache.get(keys[0]), entry(0)) and len(cache) == 2
+    assert same(cache.get(keys[0]), entry(0)) and cache.count() == 2
     # what is there counts in the next run as well
     assert not make(tmp_path, max_bytes=2 * size).put(keys[2], entry(2))
 
@@ -212,7 +212,7 @@ def test_several_processes_fill_one_cache(tmp_path):
         child.join(60)
     assert [child.exitcode for child in children] == [0, 0, 0]
     cache = make(tmp_path)
-    assert len(cache) == 60 and not list(tmp_path.rglob("*.tmp"))
+    assert cache.count() == 60 and not list(tmp_path.rglob("*.tmp"))
     for i, found in enumerate(cache.get_many(f"{i:08x}" for i in range(60))):
         assert found["x"].eq(i).all()
 
@@ -241,8 +241,8 @@ def test_cached_results_are_the_same(tiny_sd, tmp_path, kind):
     for part in parts:
         part.forward = part.encode = None
     assert same_features(again(images()), plain)
-    cache = again.latent_cache or again.feature_cache
-    assert (cache.hits, cache.misses, len(cache)) == (2, 0, 2)
+    cache = again.cache
+    assert (cache.hits, cache.misses, cache.count()) == (2, 0, 2)
 
 
 @pytest.mark.parametrize("kind", ["latent", "feature"])
@@ -259,7 +259,7 @@ def test_flipped_images_are_entries_of_their_own(tiny_sd, tmp_path):
     backbone = cached(tiny_sd, tmp_path, "feature")
     backbone(images(1))
     flipped = backbone(images(1).flip(3))
-    assert len(backbone.feature_cache) == 2
+    assert backbone.feature_cache.count() == 2
     assert same_features(flipped, tiny_backbone(tiny_sd)(images(1).flip(3)))
 
 
@@ -269,13 +269,13 @@ def test_padding_is_no_part_of_an_image(tiny_sd, tmp_path):
     wide = torch.zeros(1, 3, 64, 128)
     wide[:, :, :60, :64] = images(1, (60, 64))
     backbone(wide, [(60, 64)])
-    assert (backbone.feature_cache.hits, len(backbone.feature_cache)) == (1, 1)
+    assert (backbone.feature_cache.hits, backbone.feature_cache.count()) == (1, 1)
 
 
 def test_keys_given_are_used(tiny_sd, tmp_path):
     backbone = cached(tiny_sd, tmp_path, "latent")
     backbone(images(), keys=[KEY, None])
-    assert KEY in backbone.latent_cache and len(backbone.latent_cache) == 2
+    assert KEY in backbone.latent_cache and backbone.latent_cache.count() == 2
 
 
 def test_a_damaged_entry_is_rebuilt_during_the_run(tiny_sd, tmp_path, caplog):
@@ -291,7 +291,7 @@ def test_half_precision_is_stored_as_it_is(tiny_sd, tmp_path):
         backbone = cached(tiny_sd, tmp_path, kind, DTYPE="bfloat16")
         expected = backbone(images(1), keys=[KEY])
         assert same_features(backbone(images(1), keys=[KEY]), expected)
-        cache = backbone.latent_cache or backbone.feature_cache
+        cache = backbone.cache
         stored = load_file(cache.path(KEY))
         dtypes = {name: x.dtype for name, x in stored.items()}
         assert dtypes.pop("u3r0_map", torch.float32) == torch.float32
@@ -313,7 +313,7 @@ def test_other_settings_have_other_entries(tiny_sd, tmp_path, kind, change):
     cached(tiny_sd, tmp_path, kind)(images(1))
     other = cached(tiny_sd, tmp_path, kind, **change)
     other(images(1))
-    assert (other.latent_cache or other.feature_cache).hits == 0
+    assert other.cache.hits == 0
 
 
 @pytest.mark.parametrize("kind", ["latent", "feature"])
@@ -322,7 +322,7 @@ def test_a_cache_built_by_another_model_is_not_used(tiny_sd, tmp_path, kind):
     other_folder = write_tiny_diffusion(tmp_path / "other", seed=1)
     other = cached(other_folder, tmp_path / "cache", kind)
     assert same_features(other(images(1)), tiny_backbone(other_folder)(images(1)))
-    assert (other.latent_cache or other.feature_cache).hits == 0
+    assert other.cache.hits == 0
 
 
 def test_latents_are_shared_by_settings_that_do_not_concern_them(tiny_sd, tmp_path):
