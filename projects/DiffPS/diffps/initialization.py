@@ -4,6 +4,8 @@
 from fvcore.nn import weight_init
 from torch import nn
 
+from diffps.norm import RowNorm
+
 _SCHEMES = ("v1", "v2", "v2_keep_norm")
 
 
@@ -20,7 +22,7 @@ def initialize(scheme: str, *modules: nn.Module) -> None:
         for layer in module.modules():
             if scheme == "v1":
                 _fill(layer)
-            elif scheme == "v2" or not isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            elif scheme == "v2" or not isinstance(layer, RowNorm):
                 _draw(layer)
 
 

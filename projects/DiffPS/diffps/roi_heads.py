@@ -102,7 +102,8 @@ class DiffPSROIHeads(StandardROIHeads):
         """
         detected, losses = super().forward(images, features, proposals, targets)
         if not self.training:
-            return detected, losses
+            # what clipping has left almost nothing of is no detection
+            return [x[x.pred_boxes.nonempty(_MIN_SIDE)] for x in detected], losses
         # Re-ID trains on what the detector makes of its RoIs (with TRAIN_ON_PRED_BOXES), on all
         # proposals and on the ground truth.
         boxes = [Boxes(x.proposal_boxes.tensor.detach().clone()) for x in detected]
@@ -114,12 +115,7 @@ class DiffPSROIHeads(StandardROIHeads):
     def forward_with_given_boxes(
         self, features: dict[str, Tensor], instances: list[Instances]
     ) -> list[Instances]:
-        """Adds ``reid_feats`` (n, D) to instances with ``pred_boxes``.
-
-        Detections that were clipped to almost nothing are left out; given boxes all stay.
-        """
-        if instances[0].has("scores"):
-            instances = [x[x.pred_boxes.nonempty(_MIN_SIDE)] for x in instances]
+        """Adds ``reid_feats`` (n, D) to instances with ``pred_boxes``."""
         reid_feats = self.reid_head.embed(features, [x.pred_boxes for x in instances])
         for image_instances, feats in zip(
             instances, reid_feats.split([len(x) for x in instances]), strict=True
