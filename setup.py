@@ -16,7 +16,12 @@ PROJECTS = {
 
 # import name = module:function that adds the project's config keys, and by its import registers
 # the model; train_net.py and tools/ find the projects by these lines
-ENTRY_POINTS = {"person_search.projects": ["psdiff = psdiff:add_psdiff_config"]}
+ENTRY_POINTS = {
+    "person_search.projects": [
+        "diffps = diffps:add_diffps_config",
+        "psdiff = psdiff:add_psdiff_config",
+    ]
+}
 
 EXTRAS = {
     # The frozen Stable Diffusion backbone of DiffPS. PSDiff needs none of it.

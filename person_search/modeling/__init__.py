@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model parts that several methods share. Importing this package registers the backbones."""
 
+from person_search.modeling.oim import OIMLoss
 from person_search.modeling.slim_resnet import (
     build_slim_resnet_backbone,
     build_slim_resnet_fpn_backbone,
@@ -9,6 +10,7 @@ from person_search.modeling.swin_fpn import build_swin_fpn_backbone
 from person_search.modeling.swin_weights import SwinWeightsError, adapt_swin_weights
 
 __all__ = [
+    "OIMLoss",
     "SwinWeightsError",
     "adapt_swin_weights",
     "build_slim_resnet_backbone",

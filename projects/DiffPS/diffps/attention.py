@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention of the frozen UNet: fused, and the map of one word without the map of all.
+
+Shape shorthand: B images, N query tokens (cells), T text tokens, E heads, C channels, F = C / E.
+
+The release, to read one column of one cross-attention map, replaces every attention of the UNet by
+an explicit softmax over (B, E, N, N). Here all attention stays fused, and the wanted column is
+computed beside it from the query and the key, in O(N T).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FusedAttention:
+    """Attention processor of diffusers for the transformer blocks of a Stable Diffusion UNet.
+
+    The projections may be kept in float32 in a float16 model (:func:`upcast_attention`).
+    """
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """(B, N, C) -> (B, N, C); ``encoder_hidden_states`` is the text (B, T, D), if any."""
+        dtype = attn.to_q.weight.dtype
+        x = hidden_states.to(dtype)
+        context = x if encoder_hidden_states is None else encoder_hidden_states.to(dtype)
+        q, k, v = (
+            _split_heads(y, attn.heads)
+            for y in (attn.to_q(x), attn.to_k(context), attn.to_v(context))
+        )
+        x = F.scaled_dot_product_attention(q, k, v)
+        x = attn.to_out[0](x.transpose(1, 2).flatten(2))
+        return x.to(hidden_states.dtype)
+
+
+def use_fused_attention(unet: nn.Module) -> None:
+    """Makes every attention of the UNet a :class:`FusedAttention`, in place.
+
+    Raises:
+        ValueError: an attention layer with parts that those of Stable Diffusion do not have.
+    """
+    for name, module in _attentions(unet):
+        extras = [
+            part
+            for part in ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k")
+            if getattr(module, part, None) is not None and getattr(module, part) is not False
+        ]
+        if extras or module.residual_connection or module.rescale_output_factor != 1:
+            raise ValueError(
+                f"the attention layer {name} of this UNet is not one of Stable Diffusion: it has "
+                f"{extras or 'a residual connection or a rescaled output'} of its own."
+            )
+        module.set_processor(FusedAttention())
+
+
+def upcast_attention(unet: nn.Module) -> None:
+    """Puts all attention layers into float32, in place; the rest of the UNet stays as it is."""
+    for _, module in _attentions(unet):
+        module.float()
+
+
+def word_map(
+    query: Tensor, key: Tensor, num_heads: int, heads: Sequence[int], token: int
+) -> Tensor:
+    """Cross-attention probability of one text token at every cell, averaged over some heads.
+
+    Args:
+        query: (B, N, C) output of ``to_q``. key: (1 or B, T, C) output of ``to_k``.
+        num_heads: E. heads: which of them to average; empty: all.
+        token: index into T.
+
+    Returns:
+        (B, 1, N) float32 in [0, 1].
+    """
+    q, k = _split_heads(query, num_heads), _split_heads(key, num_heads)
+    if heads:
+        q, k = q[:, list(heads)], k[:, list(heads)]
+    scores = (q.float() @ k.float().transpose(2, 3)) * q.shape[-1] ** -0.5
+    return scores.softmax(dim=-1)[..., token].mean(dim=1, keepdim=True)
+
+
+def minmax_normalize(maps: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Stretches each image's map to [0, 1].
+
+    Args:
+        maps: (B, 1, H, W). sizes: (height, width) in cells of the part that is image.
+
+    Returns:
+        (B, 1, H, W), 0 outside that part; a constant map becomes zeros.
+    """
+    out = torch.zeros_like(maps)
+    for source, target, (height, width) in zip(maps, out, sizes, strict=True):
+        part = source[:, :height, :width]
+        low, high = part.aminmax()
+        # no branch on the values: that would wait for the GPU
+        target[:, :height, :width] = (part - low) / (high - low).clamp_min(1e-20)
+    return out
+
+
+def _split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, N, C) -> (B, E, N, F)."""
+    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
+def _attentions(unet: nn.Module) -> list[tuple[str, nn.Module]]:
+    from diffusers.models.attention_processor import Attention
+
+    return [(name, m) for name, m in unet.named_modules() if isinstance(m, Attention)]

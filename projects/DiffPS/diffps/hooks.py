@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of the activations inside a diffusion UNet, and the hooks that take them out.
+
+Shape shorthand: B images, C channels, (H, W) cells, HW their product.
+
+A layer has a short name, used as feature name, and a long one; either may stand in a config.
+
+    short      long                                    what it is
+    u1r2_q     up-level1-repeat2-vit-block0-self-q     output of to_q of the self-attention, before
+                                                       it is split into heads; _k, _v likewise
+    u1r2_xq    up-level1-repeat2-vit-block0-cross-q    output of to_q of the cross-attention
+    u1r2_map   up-level1-repeat2-vit-block0-cross-map  cross-attention probabilities of one word
+    u1r2_vit   up-level1-repeat2-vit-out               output of the whole attention module
+    u1r2_res   up-level1-repeat2-res-out               output of the ResNet block
+
+``d``, ``m``, ``u`` are the down, mid and up blocks of diffusers' ``UNet2DConditionModel``, level an
+index into them, repeat an index into their ``attentions`` (``resnets`` for ``res``). A transformer
+block other than the first is written ``u0r1b3_q``.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+_STAGES = {"d": "down", "m": "mid", "u": "up"}
+_KINDS = {
+    "q": "self-q",
+    "k": "self-k",
+    "v": "self-v",
+    "xq": "cross-q",
+    "map": "cross-map",
+    "vit": "vit-out",
+    "res": "res-out",
+}
+_WHOLE = ("vit", "res")  # kinds that belong to no single transformer block
+_SUBMODULES = {
+    "q": "attn1.to_q",
+    "k": "attn1.to_k",
+    "v": "attn1.to_v",
+    "xq": "attn2.to_q",
+    "map": "attn2.to_q",
+}
+_SHORT = re.compile(r"([dmu])(\d+)r(\d+)(?:b(\d+))?_(\w+)")
+_LONG = re.compile(
+    r"(down|mid|up)-level(\d+)-repeat(\d+)-(?:(vit-out|res-out)|vit-block(\d+)-(\w+-\w+))"
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An activation of one particular UNet."""
+
+    name: str
+    """Short name."""
+    kind: str
+    """``q``, ``k``, ``v``, ``xq``, ``map``, ``vit`` or ``res``."""
+    module: str
+    """Path of the module whose output it is (for ``map``: that its output is computed from)."""
+    channels: int
+    stride: int
+    """Pixels of the image per cell."""
+    heads: int = 0
+    """Attention heads; 0 for ``vit`` and ``res``."""
+
+
+def list_layers(unet: nn.Module, latent_stride: int = 8) -> dict[str, Layer]:
+    """Returns every layer of a ``UNet2DConditionModel`` by short name, in order of execution."""
+    layers: dict[str, Layer] = {}
+    stride = latent_stride
+    for level, block in enumerate(unet.down_blocks):
+        layers |= _block_layers(block, "d", level, f"down_blocks.{level}", stride)
+        stride *= 2 if block.downsamplers else 1
+    if unet.mid_block is not None:
+        layers |= _block_layers(unet.mid_block, "m", 0, "mid_block", stride)
+    for level, block in enumerate(unet.up_blocks):
+        layers |= _block_layers(block, "u", level, f"up_blocks.{level}", stride)
+        stride //= 2 if block.upsamplers else 1
+    return layers
+
+
+def _block_layers(
+    block: nn.Module, stage: str, level: int, path: str, stride: int
+) -> Iterable[tuple[str, Layer]]:
+    found: list[Layer] = []
+    attentions = getattr(block, "attentions", ())
+    for repeat, resnet in enumerate(block.resnets):
+        base = f"{stage}{level}r{repeat}"
+        channels = resnet.conv2.out_channels
+        found.append(Layer(f"{base}_res", "res", f"{path}.resnets.{repeat}", channels, stride))
+        if repeat >= len(attentions):
+            continue
+        attention, place = attentions[repeat], f"{path}.attentions.{repeat}"
+        for index, transformer in enumerate(attention.transformer_blocks):
+            prefix = base + (f"b{index}" if index else "")
+            for kind, part in _SUBMODULES.items():
+                module = f"{place}.transformer_blocks.{index}.{part}"
+                width = 1 if kind == "map" else transformer.get_submodule(part).out_features
+                heads = transformer.get_submodule(part.partition(".")[0]).heads
+                found.append(Layer(f"{prefix}_{kind}", kind, module, width, stride, heads))
+        found.append(Layer(f"{base}_vit", "vit", place, channels, stride))
+    return [(layer.name, layer) for layer in found]
+
+
+def short_name(name: str) -> str | None:
+    """Returns the short form of a short or long layer name, None if it has neither form."""
+    if match := _SHORT.fullmatch(name):
+        stage, level, repeat, block, kind = match.groups()
+        if kind not in _KINDS or (block is not None and kind in _WHOLE):
+            return None
+    elif match := _LONG.fullmatch(name):
+        stage, level, repeat, whole, block, part = match.groups()
+        stage = stage[0]
+        kind = {long: short for short, long in _KINDS.items()}.get(whole or part)
+        if kind is None or (kind in _WHOLE) != (whole is not None):
+            return None
+    else:
+        return None
+    infix = f"b{int(block)}" if block and int(block) else ""
+    return f"{stage}{int(level)}r{int(repeat)}{infix}_{kind}"
+
+
+def find_layers(
+    names: Sequence[str], available: dict[str, Layer], key: str, kinds: Sequence[str] = ()
+) -> list[Layer]:
+    """Looks up layers by short or long name.
+
+    Args:
+        available: from :func:`list_layers`.
+        key: config key that the names come from, for messages.
+        kinds: which kinds are allowed; empty: all.
+
+    Raises:
+        ValueError: a name that the UNet does not have, with all those that it has, or one given
+            twice.
+    """
+    allowed = {n: layer for n, layer in available.items() if not kinds or layer.kind in kinds}
+    layers = []
+    for name in names:
+        short = short_name(name)
+        if short not in allowed:
+            raise ValueError(
+                f"{key} names {name!r}, which this UNet does not have. It has {_listing(allowed)} "
+                "(also by their long names, e.g. up-level3-repeat0-vit-block0-self-k for u3r0_k)."
+            )
+        if allowed[short] in layers:
+            raise ValueError(f"{key} names {short} twice: {list(names)}.")
+        layers.append(allowed[short])
+    return layers
+
+
+def _listing(names: Iterable[str]) -> str:
+    """All names, those of one place together: ``u1r0_(res|q|k|v), u1r1_(...)``."""
+    places: dict[str, list[str]] = {}
+    for name in names:
+        place, _, kind = name.rpartition("_")
+        places.setdefault(place, []).append(kind)
+    return ", ".join(f"{place}_({'|'.join(kinds)})" for place, kinds in places.items())
+
+
+class ForwardDone(Exception):
+    """Ends the forward of a UNet once nothing more is wanted of it. Not an error."""
+
+
+@dataclass
+class _Recording:
+    """What one forward has given so far."""
+
+    latent_size: tuple[int, int]
+    truncate: bool
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class ActivationTap:
+    """Takes the wanted activations out of a UNet while it runs.
+
+    Hooks are objects, not closures, so that a deep copy of UNet and tap records into the copy.
+    """
+
+    layers: list[Layer]
+    latent_stride: int
+    to_map: Callable[[Layer, Tensor], Tensor]
+    """Turns the cross-attention query (B, HW, C) of a ``map`` layer into (B, 1, HW) values."""
+    _recording: _Recording | None = None
+
+    def attach(self, unet: nn.Module) -> None:
+        """Registers the hooks, for good; outside :meth:`record` they do nothing."""
+        for layer in self.layers:
+            unet.get_submodule(layer.module).register_forward_hook(_Hook(self, layer))
+
+    @contextmanager
+    def record(self, latent_size: tuple[int, int], truncate: bool) -> Iterator[dict[str, Tensor]]:
+        """Gives a dict that the UNet's forward inside the block fills.
+
+        Args:
+            latent_size: height and width of the UNet's input.
+            truncate: end the forward, and the block, when all layers are there.
+
+        Yields:
+            Layer name -> (B, C, H, W), in the dtype of the UNet, in the order in which they come.
+        """
+        self._recording = _Recording(latent_size, truncate)
+        try:
+            yield self._recording.outputs
+        except ForwardDone:
+            pass
+        finally:
+            self._recording = None
+
+    def take(self, layer: Layer, output: Tensor) -> None:
+        """Called by the hooks."""
+        recording = self._recording
+        if recording is None:
+            return
+        if layer.kind == "map":
+            output = self.to_map(layer, output)
+        elif layer.kind not in _WHOLE:
+            output = output.transpose(1, 2)
+        if output.ndim == 3:
+            scale = layer.stride // self.latent_stride
+            height, width = (side // scale for side in recording.latent_size)
+            output = output.unflatten(2, (height, width))
+        recording.outputs[layer.name] = output.contiguous()
+        if recording.truncate and len(recording.outputs) == len(self.layers):
+            raise ForwardDone
+
+
+@dataclass(eq=False)
+class _Hook:
+    tap: ActivationTap
+    layer: Layer
+
+    def __call__(self, module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
+        self.tap.take(self.layer, output[0] if isinstance(output, tuple) else output)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Semantic-adaptive feature aggregation (SFAN): RoI features weighted by their likeness to words.
+
+Shape shorthand in this file:
+    N: RoIs. C: channels. h, w: cells of a pooled RoI. K: body parts, one word each.
+"""
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from torch import Tensor, nn
+
+_NORMS = ("part", "spatial", "sigmoid")
+
+
+class SFAN(nn.Module):
+    """Weights every cell of a RoI by how much it looks like head, shirt, trousers or shoes.
+
+    With X the RoI feature, T_k the text vector of part k and s_k = cos(X, T_k) / temperature in
+    each cell, the normalised map S_k and the weighted sum of Eq. 6 are
+
+        ``part``     S_k = softmax of s over the parts
+        ``spatial``  S_k = softmax of s_k over the cells, times their number (mean one)
+        ``sigmoid``  S_k = sigmoid(s_k)
+
+        F_sem = sum_k w_k S_k X,  w = softmax(part_weights)
+
+    Since all parts weight the same X, F_sem is X times the map sum_k w_k S_k of one channel: no
+    copy of X per part is made. With ``skip`` the result is X + alpha (F_sem - X), else F_sem.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        text_vectors: Tensor,
+        channels: int,
+        norm: str = "spatial",
+        temperature: float = 0.07,
+        learn_temperature: bool = True,
+        alpha_init: float = 0.5,
+        skip: bool = True,
+        project: bool = False,
+    ) -> None:
+        """
+        Args:
+            text_vectors: (K, D_text), frozen; weights of the diffusion model, hence not saved.
+            channels: C; must be D_text unless ``project``.
+            norm, skip: see above.
+            temperature: divisor of the cosines; learnt in log space if ``learn_temperature``.
+            alpha_init: start of alpha. At 0, ``part`` gets hardly any gradient ever.
+            project: compare with the text through a learnt 1x1 convolution C -> D_text.
+        """
+        super().__init__()
+        if norm not in _NORMS:
+            raise ValueError(f"MODEL.DIFFPS.SFAN.NORM is '{norm}'; it must be one of {_NORMS}.")
+        if temperature <= 0:
+            raise ValueError(f"MODEL.DIFFPS.SFAN.TEMPERATURE is {temperature}; it must be > 0.")
+        text_dim = text_vectors.shape[1]
+        if channels != text_dim and not project:
+            raise ValueError(
+                f"SFAN compares features of {channels} channels (MODEL.DIFFPS.MSFRN.DIM) with text "
+                f"vectors of {text_dim}: set MODEL.DIFFPS.SFAN.PROJECT True, or DIM {text_dim}."
+            )
+        self.norm, self.skip = norm, skip
+        text_vectors = F.normalize(text_vectors.detach().float(), dim=1)
+        self.register_buffer("text_vectors", text_vectors, persistent=False)
+        self.project = nn.Conv2d(channels, text_dim, 1, bias=False) if project else nn.Identity()
+        self.part_weights = nn.Parameter(torch.ones(len(text_vectors)))
+        log_temperature = torch.tensor(float(temperature)).log()
+        if learn_temperature:
+            self.log_temperature = nn.Parameter(log_temperature)
+        else:
+            self.register_buffer("log_temperature", log_temperature, persistent=False)
+        if skip:
+            self.alpha = nn.Parameter(torch.tensor(float(alpha_init)))
+
+    @classmethod
+    def from_config(cls, cfg, channels: int, text_vectors: Tensor) -> dict:
+        sfan = cfg.MODEL.DIFFPS.SFAN
+        return {
+            "text_vectors": text_vectors,
+            "channels": channels,
+            "norm": sfan.NORM,
+            "temperature": sfan.TEMPERATURE,
+            "learn_temperature": sfan.LEARN_TEMPERATURE,
+            "alpha_init": sfan.ALPHA_INIT,
+            "skip": sfan.SKIP,
+            "project": sfan.PROJECT,
+        }
+
+    def part_maps(self, x: Tensor) -> Tensor:
+        """The normalised maps S: (N, C, h, w) -> (N, K, h, w), float32."""
+        x = self.project(x)
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            cosine = F.conv2d(x, self.text_vectors[:, :, None, None])
+            cosine = cosine / x.norm(dim=1, keepdim=True).clamp(min=1e-8)
+            s = cosine / self.log_temperature.exp()
+            if self.norm == "part":
+                return s.softmax(dim=1)
+            if self.norm == "sigmoid":
+                return s.sigmoid()
+            return s.flatten(2).softmax(dim=2).view_as(s) * (s.shape[2] * s.shape[3])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> the same shape and dtype."""
+        weights = self.part_weights.softmax(dim=0).view(1, -1, 1, 1)
+        m = (weights * self.part_maps(x)).sum(dim=1, keepdim=True)
+        if self.skip:
+            m = 1 + self.alpha * (m - 1)
+        return x * m.to(x.dtype)

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Stable Diffusion model of a few hundred thousand weights, in the folder format of diffusers.
+
+The classes, the topology and the files are those of the real models; widths, depths and vocabulary
+are small and the weights random. Tests, quick configs and CPU demos thereby run the code that loads
+and uses the real ones, without a download. ``tools/make_tiny_diffusion.py`` is the command.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+FAMILIES = ("sd15", "sd21", "sdxl")
+WORDS = (
+    *("person", "head", "shirts", "pants", "shoes"),
+    *("a", "of", "in", "with", "and", "the", "on", "at", "no", "two", "three", "photo", "street"),
+    *("people", "hair", "face", "hat", "shirt", "top", "trousers", "skirt", "shoe", "bag", "dress"),
+    *("jacket", "coat", "backpack", "man", "woman", "black", "white", "gray", "red", "orange"),
+    *("yellow", "green", "blue", "purple", "pink", "brown", "dark", "light", "striped", "plain"),
+)
+"""Words that are one token each. Anything else is spelled, byte by byte if need be."""
+
+_START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+
+
+@dataclass(frozen=True)
+class TinySizes:
+    """Widths of the model. The defaults give 0.8 million weights."""
+
+    unet_channels: tuple[int, ...] = (16, 24, 32, 32)
+    """Per resolution; for ``sdxl`` the first three count."""
+    unet_heads: tuple[int, ...] = (2, 3, 4, 4)
+    vae_channels: tuple[int, ...] = (8, 8, 16, 16)
+    text_width: int = 32
+    text_layers: int = 2
+    text_heads: int = 2
+    norm_groups: int = 8
+    max_tokens: int = 77
+    words: Sequence[str] = WORDS
+    """Words that get a token of their own."""
+
+
+def write_tiny_diffusion(
+    folder: str | os.PathLike,
+    seed: int = 0,
+    sizes: TinySizes | None = None,
+    family: str = "sd21",
+    dtype: torch.dtype = torch.float16,
+) -> str:
+    """Writes a Stable Diffusion model with random weights.
+
+    Args:
+        folder: made if it is not there; files of an earlier model in it are replaced.
+        seed: of the weights; the global random state is left as it was.
+        family: whose topology to follow: ``sd15``, ``sd21`` or ``sdxl``.
+        dtype: of the stored weights of UNet and VAE.
+
+    Returns:
+        The folder, to be used as ``MODEL.DIFFPS.BACKBONE.MODEL``.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"family is {family!r}; allowed: {FAMILIES}")
+    sizes = sizes or TinySizes()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = _build_pipeline(sizes, family)
+    save_pipeline(pipeline, folder, dtype)
+    for name in ("tokenizer", "tokenizer_2")[: 2 if family == "sdxl" else 1]:
+        _write_vocabulary(Path(folder) / name, sizes.words)
+    return os.fspath(folder)
+
+
+def save_pipeline(pipeline: Any, folder: str | os.PathLike, dtype: torch.dtype) -> None:
+    """Writes a pipeline of tiny models; weights of UNet and VAE are left in ``dtype``.
+
+    Text encoders stay as they are: transformers loads a model in the type it was stored in,
+    diffusers in float32, and a pipeline loaded without further ado must fit together.
+    """
+    for model in (pipeline.unet, pipeline.vae):
+        for weight in model.parameters():
+            weight.data = weight.data.to(dtype)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def _build_pipeline(sizes: TinySizes, family: str) -> Any:
+    from diffusers import (
+        EulerDiscreteScheduler,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+
+    tokenizer = build_tokenizer(sizes.words, sizes.max_tokens)
+    parts = {
+        "vae": _build_vae(sizes, family),
+        "unet": UNet2DConditionModel(**_unet_config(sizes, family)),
+        "text_encoder": _build_text_encoder(sizes, tokenizer),
+        "tokenizer": tokenizer,
+        "scheduler": EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+        ),
+    }
+    if family == "sdxl":
+        second = build_tokenizer(sizes.words, sizes.max_tokens)
+        return StableDiffusionXLPipeline(
+            **parts,
+            tokenizer_2=second,
+            text_encoder_2=_build_text_encoder(sizes, second, projection=True),
+        )
+    return StableDiffusionPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+
+
+def _unet_config(sizes: TinySizes, family: str) -> dict[str, Any]:
+    """Arguments of ``UNet2DConditionModel`` with the topology of the family."""
+    config = {
+        "sample_size": 8,
+        "layers_per_block": 2,
+        "norm_num_groups": sizes.norm_groups,
+        "block_out_channels": sizes.unet_channels,
+        "attention_head_dim": sizes.unet_heads,  # diffusers reads this as the number of heads
+        "cross_attention_dim": sizes.text_width,
+        "use_linear_projection": family != "sd15",
+    }
+    if family == "sd15":
+        config["attention_head_dim"] = 2  # the same number of heads everywhere
+    if family == "sdxl":
+        time_width = 8
+        config |= {
+            "block_out_channels": sizes.unet_channels[:3],
+            "attention_head_dim": sizes.unet_heads[:3],
+            "cross_attention_dim": 2 * sizes.text_width,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 1, 2),
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": time_width,
+            "projection_class_embeddings_input_dim": sizes.text_width + 6 * time_width,
+        }
+    return config
+
+
+def _build_vae(sizes: TinySizes, family: str) -> Any:
+    from diffusers import AutoencoderKL
+
+    stages = len(sizes.vae_channels)
+    return AutoencoderKL(
+        block_out_channels=sizes.vae_channels,
+        down_block_types=("DownEncoderBlock2D",) * stages,
+        up_block_types=("UpDecoderBlock2D",) * stages,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=sizes.norm_groups,
+        sample_size=64,
+        scaling_factor=0.13025 if family == "sdxl" else 0.18215,
+    )
+
+
+def _build_text_encoder(
+    sizes: TinySizes, tokenizer: "CLIPTokenizer", projection: bool = False
+) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=sizes.text_width,
+        intermediate_size=2 * sizes.text_width,
+        num_hidden_layers=sizes.text_layers,
+        num_attention_heads=sizes.text_heads,
+        max_position_embeddings=sizes.max_tokens,
+        projection_dim=sizes.text_width,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
+
+
+# ---- vocabulary -------------------------------------------------------------------------------
+def build_tokenizer(words: Iterable[str] = WORDS, max_tokens: int = 77) -> "CLIPTokenizer":
+    """Builds a CLIP tokenizer for which every one of ``words`` is one token."""
+    from transformers import CLIPTokenizer
+
+    vocabulary, merges = build_vocabulary(words)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_tokens)
+
+
+def build_vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Makes a byte pair encoding in which every word ends up as one token.
+
+    Words are treated in order. Each gets the merges, of lower rank than all before, that it still
+    needs; ranks decide which merge comes first, so later words leave earlier ones as they are.
+
+    Returns:
+        Token -> id (all bytes, all bytes that end a word, merged tokens, start, end), and the
+        merges from the first to the last rank.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    ranks: dict[tuple[str, str], int] = {}
+    for word in words:
+        symbols = _encode([*word[:-1], word[-1] + _WORD_END], ranks)
+        while len(symbols) > 1:
+            ranks[symbols[0], symbols[1]] = len(ranks)
+            symbols = _encode(symbols, ranks)
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = [*alphabet, *(byte + _WORD_END for byte in alphabet), *map("".join, ranks)]
+    tokens = list(dict.fromkeys(tokens)) + [_START, _END]
+    return {token: index for index, token in enumerate(tokens)}, list(ranks)
+
+
+def _encode(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Byte pair encoding: joins the neighbors of best rank until none has one."""
+    while pairs := [pair for pair in zip(symbols, symbols[1:], strict=False) if pair in ranks]:
+        best = min(pairs, key=ranks.__getitem__)
+        joined, index = [], 0
+        while index < len(symbols):
+            step = 2 if tuple(symbols[index : index + 2]) == best else 1
+            joined.append("".join(symbols[index : index + step]))
+            index += step
+        symbols = joined
+    return symbols
+
+
+def _write_vocabulary(folder: Path, words: Iterable[str]) -> None:
+    """Adds the two files that transformers before version 5 read."""
+    vocabulary, merges = build_vocabulary(words)
+    text = json.dumps(vocabulary, ensure_ascii=False)
+    (folder / "vocab.json").write_text(text, encoding="utf-8")
+    lines = ["#version: 0.2", *map(" ".join, merges), ""]
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")

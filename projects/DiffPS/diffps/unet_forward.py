@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the frozen UNet and gives the activations asked for, no more.
+
+Shape shorthand: B images, (h, w) cells of the latent, C channels, T tokens, D width of the text.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffps.attention import upcast_attention, use_fused_attention, word_map
+from diffps.hooks import ActivationTap, Layer
+from diffps.text import TextConditioning
+
+logger = logging.getLogger(__name__)
+
+_KEY = "MODEL.DIFFPS.BACKBONE"
+NONFINITE_POLICIES = ("upcast", "raise")
+
+
+class UNetFeatures:
+    """The UNet with its condition. Holds frozen weights and is no module: nothing to train or save.
+
+    Maps are those of one word, raw probabilities.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        layers: Sequence[Layer],
+        text: TextConditioning,
+        *,
+        timestep: int,
+        latent_stride: int = 8,
+        map_heads: Sequence[int] = (),
+        truncate: bool = True,
+        upcast: bool = False,
+        on_nonfinite: str = "upcast",
+        compile_blocks: bool = False,
+    ) -> None:
+        """
+        Args:
+            unet: ``UNet2DConditionModel``; its attention is replaced by fused attention, in place.
+            layers: what to take out, all of this UNet.
+            map_heads: heads that maps are averaged over; empty: all.
+            truncate: end the forward after the last of ``layers``.
+            upcast: keep attention layers in float32.
+            on_nonfinite: ``upcast`` or ``raise``; see :meth:`__call__`.
+            compile_blocks: ``torch.compile`` the transformer blocks that nothing is taken from.
+        """
+        if on_nonfinite not in NONFINITE_POLICIES:
+            raise ValueError(f"{_KEY}.NONFINITE is {on_nonfinite!r}; allowed: {NONFINITE_POLICIES}")
+        self.unet, self.text, self.timestep = unet, text, timestep
+        self.map_heads, self.truncate = list(map_heads), truncate
+        self.on_nonfinite = on_nonfinite
+        self.dtype = next(unet.parameters()).dtype
+        self.upcast = False
+        self._check_heads(layers)
+        use_fused_attention(unet)
+        if upcast:
+            self._upcast()
+        self.tap = ActivationTap(list(layers), latent_stride, self._map)
+        self.tap.attach(unet)
+        if compile_blocks:
+            compile_untapped_blocks(unet)
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor, image_size: tuple[int, int]) -> dict[str, Tensor]:
+        """Runs the UNet.
+
+        Args:
+            latents: (B, L, h, w).
+            image_size: height and width of the images in pixels, part of the condition in SDXL.
+
+        Returns:
+            Layer name -> (B, C, h', w'), in the order of ``layers``; maps float32, all else in
+            the UNet's dtype (attention layers float32 when upcast).
+
+        Raises:
+            FloatingPointError: infinities or NaN. With ``on_nonfinite`` ``upcast``, float16 is
+                tried once more with attention in float32 first, which then stays so.
+        """
+        outputs = self._run(latents, image_size)
+        bad = nonfinite_names(outputs)
+        if (
+            bad
+            and self.on_nonfinite == "upcast"
+            and self.dtype == torch.float16
+            and not self.upcast
+        ):
+            logger.warning(
+                f"float16 overflowed in the UNet ({', '.join(bad)}); its attention layers are "
+                f"computed in float32 from now on. {_KEY}.UPCAST_ATTENTION True does so from the "
+                "start, DTYPE bfloat16 avoids it."
+            )
+            self._upcast()
+            outputs = self._run(latents, image_size)
+            bad = nonfinite_names(outputs)
+        if bad:
+            raise FloatingPointError(
+                f"infinities or NaN in the UNet's activations {', '.join(bad)} with {_KEY}.DTYPE "
+                f"{str(self.dtype).removeprefix('torch.')}"
+                f"{' and attention in float32' if self.upcast else ''}. Set DTYPE to 'bfloat16' "
+                "or 'float32'; if that does not help, the weights are damaged."
+            )
+        return outputs
+
+    def _run(self, latents: Tensor, image_size: tuple[int, int]) -> dict[str, Tensor]:
+        batch, device = len(latents), latents.device
+        context = self.text.context.to(device, self.dtype).expand(batch, -1, -1)
+        with self.tap.record(tuple(latents.shape[2:]), self.truncate) as outputs:
+            self.unet(
+                latents.to(self.dtype),
+                torch.tensor(float(self.timestep), device=device),
+                encoder_hidden_states=context,
+                added_cond_kwargs=self._added_condition(batch, image_size, device),
+                return_dict=False,
+            )
+        return {layer.name: outputs[layer.name] for layer in self.tap.layers}
+
+    def _added_condition(
+        self, batch: int, image_size: tuple[int, int], device: torch.device
+    ) -> dict[str, Tensor] | None:
+        """What SDXL is told beside the text: the whole image, uncropped, in its own size."""
+        if self.text.pooled is None:
+            return None
+        time_ids = torch.tensor([*image_size, 0, 0, *image_size], device=device, dtype=self.dtype)
+        pooled = self.text.pooled.to(device, self.dtype)
+        return {
+            "text_embeds": pooled.expand(batch, -1),
+            "time_ids": time_ids.expand(batch, -1),
+        }
+
+    def _map(self, layer: Layer, query: Tensor) -> Tensor:
+        attn = self.unet.get_submodule(layer.module.rpartition(".")[0])
+        context = self.text.context.to(query.device, attn.to_k.weight.dtype)
+        return word_map(query, attn.to_k(context), attn.heads, self.map_heads, self.text.token)
+
+    def _check_heads(self, layers: Sequence[Layer]) -> None:
+        for layer in layers:
+            wrong = [h for h in self.map_heads if not 0 <= h < layer.heads]
+            if layer.kind == "map" and wrong:
+                raise ValueError(
+                    f"{_KEY}.ATTN.HEADS names {wrong}, but {layer.name} has the heads 0 to "
+                    f"{layer.heads - 1}."
+                )
+
+    def _upcast(self) -> None:
+        upcast_attention(self.unet)
+        self.upcast = True
+
+
+def nonfinite_names(outputs: dict[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold infinities or NaN; waits for the device only once."""
+    if not outputs:
+        return []
+    finite = torch.stack([x.isfinite().all() for x in outputs.values()]).tolist()
+    return [name for name, good in zip(outputs, finite, strict=True) if not good]
+
+
+def compile_untapped_blocks(unet: nn.Module) -> int:
+    """Compiles the transformer blocks without a hook in them, in place; returns how many.
+
+    Hooks inside compiled code would split it into pieces, and the end of the forward is an
+    exception from one. The ResNet blocks stay as they are: nearly each has another shape, which is
+    more than torch.compile keeps variants of one piece of code.
+    """
+    from diffusers.models.attention import BasicTransformerBlock
+
+    blocks = [m for m in unet.modules() if isinstance(m, BasicTransformerBlock)]
+    blocks = [b for b in blocks if not any(m._forward_hooks for m in b.modules())]
+    for block in blocks:
+        block.compile()
+    return len(blocks)

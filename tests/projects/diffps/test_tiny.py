@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tiny Stable Diffusion folder: real classes, small, loadable by diffusers as it is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffps.tiny import WORDS, TinySizes, build_tokenizer, build_vocabulary, write_tiny_diffusion
+
+
+def read_unet(folder):
+    return load_file(Path(folder) / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd21"])
+def test_plain_diffusers_loads_and_runs_it(family, request):
+    from diffusers import StableDiffusionPipeline
+
+    folder = request.getfixturevalue({"sd15": "tiny_sd15", "sd21": "tiny_sd"}[family])
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = pipeline(
+        "a person", num_inference_steps=1, height=64, width=64, output_type="np"
+    ).images
+    assert pictures.shape == (1, 64, 64, 3)
+
+
+def test_plain_diffusers_loads_the_xl_shape(tiny_sdxl):
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(tiny_sdxl)
+    assert type(pipeline).__name__ == "StableDiffusionXLPipeline"
+    assert pipeline.unet.config.cross_attention_dim == 2 * TinySizes().text_width
+
+
+def test_is_small(tiny_sd):
+    assert sum(p.stat().st_size for p in Path(tiny_sd).rglob("*") if p.is_file()) < 2e6
+
+
+def test_seed_sets_the_weights_and_leaves_the_global_state(tmp_path, tiny_sd):
+    before = torch.get_rng_state()
+    again = read_unet(write_tiny_diffusion(tmp_path / "again", seed=0))
+    other = read_unet(write_tiny_diffusion(tmp_path / "other", seed=1))
+    assert torch.equal(before, torch.get_rng_state())
+    first = read_unet(tiny_sd)
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert not torch.equal(first["conv_in.weight"], other["conv_in.weight"])
+
+
+def test_every_word_is_one_token():
+    tokenizer = build_tokenizer()
+    for word in WORDS:
+        ids = tokenizer(word).input_ids
+        assert len(ids) == 3 and tokenizer.decode(ids[1]).strip() == word
+        assert ids[0] == tokenizer.bos_token_id and ids[2] == tokenizer.eos_token_id
+
+
+def test_other_words_are_spelled_and_come_back():
+    tokenizer = build_tokenizer()
+    ids = tokenizer("zebra, 7!").input_ids[1:-1]
+    assert len(ids) > 3
+    assert tokenizer.decode(ids).replace(" ", "") == "zebra,7!"
+
+
+def test_later_words_leave_earlier_ones_whole():
+    # "se" is joined first in both, so "shoes" must be built on top of what "sesame" needs
+    words = ["sesame", "shoes", "hoe", "roses", "oses"]
+    for count in range(1, len(words) + 1):
+        tokenizer = build_tokenizer(words[:count])
+        assert all(len(tokenizer(word).input_ids) == 3 for word in words[:count])
+
+
+def test_vocabulary_has_all_bytes_and_no_gaps():
+    vocabulary, merges = build_vocabulary(["person"])
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    assert len(vocabulary) == 512 + len(merges) + 2
+    assert ["".join(pair) for pair in merges] == ["pe", "per", "pers", "perso", "person</w>"]
+
+
+def test_unknown_family_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="sd3.*sd15.*sd21.*sdxl"):
+        write_tiny_diffusion(tmp_path, family="sd3")
+
+
+def test_the_command(tmp_path, repo_root, child_env):
+    command = [sys.executable, str(repo_root / "tools/make_tiny_diffusion.py"), str(tmp_path / "x")]
+    run = subprocess.run(command, env=child_env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(f"{tmp_path / 'x'}: 1.")
+    assert (tmp_path / "x" / "model_index.json").is_file()

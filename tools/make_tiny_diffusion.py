@@ -1,0 +1,34 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a tiny Stable Diffusion folder: for tests and demos without a download.
+
+python tools/make_tiny_diffusion.py output/tiny_sd
+python train_net.py --config-file ... MODEL.DIFFPS.BACKBONE.MODEL output/tiny_sd
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from diffps.tiny import FAMILIES, write_tiny_diffusion
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("folder", help="is made if it is not there")
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights")
+    parser.add_argument("--family", choices=FAMILIES, default="sd21", help="topology to follow")
+    parser.add_argument("--float32", action="store_true", help="store float32, not float16")
+    args = parser.parse_args(argv)
+    dtype = torch.float32 if args.float32 else torch.float16
+    folder = write_tiny_diffusion(args.folder, args.seed, family=args.family, dtype=dtype)
+    size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    print(f"{folder}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
