@@ -49,6 +49,7 @@ EXTRAS = {
         "pre-commit>=3.5",
         "pytest>=8",
         "timm>=1.0",  # so that its backbones are tested
+        "transformers>=4.44",  # so that DiffPS is tested
         "pytest-cov>=6",
         "pytest-xdist>=3.5",
         "ruff==0.17.5",  # pinned here and nowhere else: every caller goes through dev/linter.sh
