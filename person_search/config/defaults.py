@@ -6,6 +6,12 @@ from detectron2.config import CfgNode as CN
 
 def add_person_search_config(cfg: CN) -> None:
     """Adds the keys of the shared core to a Detectron2 config, in place."""
+    # ---- data sets ---------------------------------------------------------------------------
+    # Your own data sets, to be named in DATASETS.TRAIN and TEST: [name, JSON file] or [name, JSON
+    # file, image root]. Paths are absolute or relative to $DETECTRON2_DATASETS (default: datasets);
+    # without image root, file names are relative to the JSON. See docs/adding_a_dataset.md.
+    cfg.DATASETS.PERSON_SEARCH_JSON = []
+
     # ---- input -------------------------------------------------------------------------------
     # Name in MAPPER_REGISTRY of the class that turns a data set record into model input.
     cfg.DATALOADER.MAPPER = "PersonSearchMapper"

@@ -11,13 +11,18 @@ from person_search.data.dataset_mapper import (
     build_mapper,
 )
 from person_search.data.datasets import (
+    AnnotationFileError,
     get_num_pids,
     load_cuhk_sysu,
     load_cuhk_sysu_protocol,
+    load_json_protocol,
+    load_person_search_json,
     load_prw,
     load_prw_protocol,
     register_builtin_datasets,
+    register_config_datasets,
     register_cuhk_sysu,
+    register_person_search_json,
     register_prw,
 )
 
@@ -25,15 +30,20 @@ register_builtin_datasets()
 
 __all__ = [
     "MAPPER_REGISTRY",
+    "AnnotationFileError",
     "BadImageError",
     "PersonSearchMapper",
     "build_mapper",
     "get_num_pids",
     "load_cuhk_sysu",
     "load_cuhk_sysu_protocol",
+    "load_json_protocol",
+    "load_person_search_json",
     "load_prw",
     "load_prw_protocol",
     "register_builtin_datasets",
+    "register_config_datasets",
     "register_cuhk_sysu",
+    "register_person_search_json",
     "register_prw",
 ]

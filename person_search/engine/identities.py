@@ -3,11 +3,13 @@
 
 from detectron2.config import CfgNode
 
-from person_search.data import get_num_pids
+from person_search.data import get_num_pids, register_config_datasets
 
 
 def resolve_num_pids(cfg: CfgNode, *, need_data: bool = True) -> CfgNode:
     """Returns a config whose ``MODEL.REID.NUM_PIDS`` is the number of identities to train on.
+
+    Registers the data sets that the config itself describes (``DATASETS.PERSON_SEARCH_JSON``).
 
     Args:
         cfg: not changed. A value of 0 is filled in; any other must equal the data's.
@@ -19,6 +21,7 @@ def resolve_num_pids(cfg: CfgNode, *, need_data: bool = True) -> CfgNode:
             identities have the same numbers.
         FileNotFoundError: the training data are not there.
     """
+    register_config_datasets(cfg)
     names = cfg.DATASETS.TRAIN
     if not names:
         return cfg

@@ -4,7 +4,9 @@
 from person_search.data.datasets.builtin import (
     get_num_pids,
     register_builtin_datasets,
+    register_config_datasets,
     register_cuhk_sysu,
+    register_person_search_json,
     register_prw,
 )
 from person_search.data.datasets.common import (
@@ -13,18 +15,26 @@ from person_search.data.datasets.common import (
     IrregularityLog,
 )
 from person_search.data.datasets.cuhk_sysu import load_cuhk_sysu, load_cuhk_sysu_protocol
+from person_search.data.datasets.json_columns import AnnotationFileError
+from person_search.data.datasets.json_protocols import load_json_protocol
+from person_search.data.datasets.json_records import load_person_search_json
 from person_search.data.datasets.prw import load_prw, load_prw_protocol
 
 __all__ = [
+    "AnnotationFileError",
     "IncompleteDatasetError",
     "Irregularity",
     "IrregularityLog",
     "get_num_pids",
     "load_cuhk_sysu",
     "load_cuhk_sysu_protocol",
+    "load_json_protocol",
+    "load_person_search_json",
     "load_prw",
     "load_prw_protocol",
     "register_builtin_datasets",
+    "register_config_datasets",
     "register_cuhk_sysu",
+    "register_person_search_json",
     "register_prw",
 ]

@@ -6,9 +6,11 @@ The folder is looked up each time a data set is read: ``$DETECTRON2_DATASETS``, 
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from person_search.data.datasets.common import DatasetLayout
@@ -18,6 +20,9 @@ from person_search.data.datasets.cuhk_sysu_files import (
     GALLERY_SIZES,
 )
 from person_search.data.datasets.cuhk_sysu_files import count_train_pids as count_cuhk_sysu_pids
+from person_search.data.datasets.json_columns import describe
+from person_search.data.datasets.json_protocols import FirstProtocol, LazyProtocols
+from person_search.data.datasets.json_records import count_json_pids, load_person_search_json
 from person_search.data.datasets.prw import PRW_PROTOCOLS, load_prw, load_prw_protocol
 from person_search.data.datasets.prw_files import PRW_LAYOUT
 from person_search.data.datasets.prw_files import count_train_pids as count_prw_pids
@@ -112,6 +117,64 @@ def register_prw(name_prefix: str, root: Root) -> None:
     _register_splits(name_prefix, root, load_prw, count_prw_pids, protocols, "all")
 
 
+def register_person_search_json(name: str, json_file: Root, image_root: Root | None = None) -> None:
+    """Registers one data set that is described by a COCO-style JSON file, for training or testing.
+
+    Args:
+        name: e.g. ``mine_train``.
+        json_file: see ``docs/adding_a_dataset.md``; read when the data set is.
+        image_root: folder that the file names in it start from; None: the folder of the JSON.
+    """
+
+    def find_file() -> Path:
+        return _folder(json_file).expanduser()
+
+    def load() -> list[dict]:
+        root = None if image_root is None else _folder(image_root).expanduser()
+        return load_person_search_json(find_file(), root)
+
+    protocols = LazyProtocols(find_file)
+    _register(
+        name,
+        (json_file, image_root),
+        load,
+        count_pids=lambda: count_json_pids(find_file()),
+        search_protocols=protocols,
+        default_search_protocols=FirstProtocol(protocols),
+    )
+
+
+@dataclass(frozen=True)
+class _DatasetsPath:
+    """A path of a config: below ``$DETECTRON2_DATASETS`` unless it is absolute."""
+
+    path: str
+
+    def __call__(self) -> Path:
+        return _datasets_folder() / Path(self.path).expanduser()
+
+    def __str__(self) -> str:
+        return self.path
+
+
+def register_config_datasets(cfg: CfgNode) -> None:
+    """Registers the data sets of ``cfg.DATASETS.PERSON_SEARCH_JSON``; may be called repeatedly.
+
+    Raises:
+        ValueError: an entry is not ``[name, JSON file]`` or ``[name, JSON file, image root]``, or
+            its name is taken by another data set.
+    """
+    for entry in cfg.DATASETS.PERSON_SEARCH_JSON:
+        texts = isinstance(entry, list | tuple) and all(isinstance(x, str) and x for x in entry)
+        if not texts or len(entry) not in (2, 3):
+            raise ValueError(
+                f"DATASETS.PERSON_SEARCH_JSON holds {describe(entry)}; each entry is [name, JSON "
+                "file] or [name, JSON file, image root], e.g. ['mine_train', 'mine/train.json']"
+            )
+        name, *paths = entry
+        register_person_search_json(name, *map(_DatasetsPath, paths))
+
+
 def get_num_pids(dataset_name: str) -> int:
     """Returns the number of training identities of a registered data set.
 
@@ -141,9 +204,13 @@ def get_num_pids(dataset_name: str) -> int:
     return len(pids)
 
 
+def _datasets_folder() -> Path:
+    return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets")
+
+
 def _builtin_root(layout: DatasetLayout, *below: str) -> Path:
     """Returns the folder of a data set below ``$DETECTRON2_DATASETS``, by any of its names."""
-    return layout.find(Path(os.environ.get("DETECTRON2_DATASETS") or "datasets", *below))
+    return layout.find(_datasets_folder().joinpath(*below))
 
 
 cuhk_sysu_root = partial(_builtin_root, CUHK_SYSU_LAYOUT)

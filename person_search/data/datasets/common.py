@@ -21,6 +21,8 @@ IRREGULARITY_KINDS = {
     "box_outside": "box entirely outside the picture; dropped",
     "box_clipped": "box reaches over the border of the picture; clipped",
     "box_over_border": "box reaches over the border of the picture; kept, the mapper clips it",
+    "crowd": "annotation of a crowd (iscrowd), not of one person; left out",
+    "other_category": "annotation of another category than person; left out",
     "no_boxes": "image without any box; kept",
     "twice_in_image": "one person labelled twice in one image; both kept",
     "unmatched_label": "labelled box that the image's box list does not hold; label not used",

@@ -61,7 +61,8 @@ def image_sizes(
     if absent:
         raise layout.missing(root, absent[0], len(absent) - 1)
 
-    names = np.array([path.name for path in paths], dtype=np.str_)
+    below = str(root) + os.sep  # pictures in several folders may have the same name
+    names = np.array([str(path).removeprefix(below) for path in paths], dtype=np.str_)
     sizes = np.full((len(paths), 2), -1, np.int32)
     known = read_cache(root, cache_name, _KEY)
     if known is not None:
