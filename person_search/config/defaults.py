@@ -72,17 +72,53 @@ def add_person_search_config(cfg: CN) -> None:
     cfg.TEST.PERSON_SEARCH.SCORE_THRESH = 0.5
     # IoU from which a detection can count as the ground truth box (detection AP and recall).
     cfg.TEST.PERSON_SEARCH.DET_IOU_THRESH = 0.5
+    # Further IoU and score thresholds for the detection figures. Every other pair of an IoU and a
+    # score gives a section: [0.75] and [0.8] detection_iou75, detection_score80 and
+    # detection_iou75_score80. Scores must not be below SCORE_THRESH.
+    cfg.TEST.PERSON_SEARCH.DET_IOU_THRESHS = []
+    cfg.TEST.PERSON_SEARCH.DET_SCORE_THRESHS = []
+    # Also give COCO's AP over ten IoU thresholds and for small, medium and large people, as
+    # detection_coco (AP50 is always there). Some seconds on the real sets.
+    cfg.TEST.PERSON_SEARCH.COCO_AP = False
     # k of the reported top-k accuracies.
     cfg.TEST.PERSON_SEARCH.TOPK = [1, 5, 10]
-    # Protocols to score, e.g. ["g100"] or ["all"]; empty: the data set's own default.
+    # Protocols to score, all from one pass over the images; empty: the data set's own default.
+    # CUHK-SYSU: g50, g100 (default), g500, g1000, g2000, g4000, occlusion, low_resolution.
+    # PRW: all (default), multi_view. The first one is "search", others are search_<protocol>.
     cfg.TEST.PERSON_SEARCH.PROTOCOLS = []
+    # The next five keys apply to all sections without a suffix.
     # "cosine", or "cws": cosine times the score of the gallery detection.
     cfg.TEST.PERSON_SEARCH.SIMILARITY = "cosine"
+    # "plain", or "cbgm": re-scored with the other people of the query image.
+    cfg.TEST.PERSON_SEARCH.MATCHING = "plain"
+    # Where the query's embedding comes from: "gt_box", or "best_det" (detection of highest IoU).
+    cfg.TEST.PERSON_SEARCH.QUERY_SOURCE = "gt_box"
     # An image listed twice in a gallery: "seqnet" counts it twice as ground truth and scores it
     # once, "strict" takes every image once.
     cfg.TEST.PERSON_SEARCH.DUPLICATES = "seqnet"
-    # Where the query's embedding comes from: "gt_box", or "best_det" (detection of highest IoU).
-    cfg.TEST.PERSON_SEARCH.QUERY_SOURCE = "gt_box"
+    # What is searched: "det", the detections, or "gt", the true boxes with score 1 (upper bound of
+    # re-ID). The model embeds the true boxes in the same pass.
+    cfg.TEST.PERSON_SEARCH.GALLERY_BOXES = "det"
+    # Further options to score from the same pass: values of the five keys above, joined by "+".
+    # ["cbgm", "cws+cbgm", "gt"] adds search_<protocol>_cbgm, search_<protocol>_cws_cbgm and
+    # search_<protocol>_gt for every protocol.
+    cfg.TEST.PERSON_SEARCH.VARIANTS = []
+    # Context bipartite graph matching: the images of the K1 best detections are matched again, with
+    # K2 people of the query image, the query included. 0 takes the usual values of the data set
+    # (10 and 3 for CUHK-SYSU, 30 and 4 for PRW). MODE "max": the new similarity is the largest of
+    # the matched pairs; "mean": the mean of that and the old one.
+    cfg.TEST.PERSON_SEARCH.CBGM = CN()
+    cfg.TEST.PERSON_SEARCH.CBGM.K1 = 0
+    cfg.TEST.PERSON_SEARCH.CBGM.K2 = 0
+    cfg.TEST.PERSON_SEARCH.CBGM.MODE = "max"
     # Also write all detections and embeddings of an evaluation into its output folder (.npz), so
-    # that other protocols can be scored later without the model. 40 to 170 MB on the real sets.
+    # that other protocols can be scored later without the model, by tools/evaluate_predictions.py.
+    # 40 to 170 MB on the real sets.
     cfg.TEST.PERSON_SEARCH.DUMP_PREDICTIONS = False
+
+
+def embeds_gt_boxes(cfg: CN) -> bool:
+    """Whether the evaluation asks for embeddings of the true boxes of the test images."""
+    keys = cfg.TEST.PERSON_SEARCH
+    variants = [variant.split("+") for variant in keys.VARIANTS]
+    return keys.GALLERY_BOXES == "gt" or any("gt" in values for values in variants)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns a data set record into the input of a person search model.
 
+Which kinds of picture can be read is told in :mod:`person_search.data.pictures`.
+
 Shape shorthand: C = 3 channels, (H, W) size of the resized image, n boxes, q queries of one image.
 "The picture" is the file on disk, "the image" what the model gets; only the latter is resized.
 
@@ -17,7 +19,6 @@ An image that cannot be read (``DATALOADER.ON_BAD_IMAGE``):
 import copy
 import logging
 import math
-import struct
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from fvcore.common.registry import Registry
 
-from person_search.schema import PERSON_CATEGORY_ID
+from person_search.config.defaults import embeds_gt_boxes
+from person_search.data.pictures import READ_ERRORS, plain_reason, read_picture_file
+from person_search.schema import NO_QUERY_ID, PERSON_CATEGORY_ID
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,6 @@ input for it, or None in training to have another image taken.
 """
 
 _MAX_BAD_IN_A_ROW = 10
-_READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
 
 class BadImageError(RuntimeError):
@@ -62,6 +64,7 @@ class PersonSearchMapper:
         augmentations: list[T.Augmentation | T.Transform],
         image_format: str,
         on_bad_image: str = "raise",
+        embed_gt_boxes: bool = False,
     ):
         """
         Args:
@@ -69,6 +72,8 @@ class PersonSearchMapper:
             augmentations: applied in this order to image and boxes.
             image_format: channel order, e.g. ``BGR``; see Detectron2's ``read_image``.
             on_bad_image: ``raise`` or ``skip``.
+            embed_gt_boxes: in testing, let the true boxes follow the queries, with
+                ``NO_QUERY_ID``, so that the model embeds them in the same pass.
         """
         if on_bad_image not in ("raise", "skip"):
             raise ValueError(
@@ -78,6 +83,7 @@ class PersonSearchMapper:
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.on_bad_image = on_bad_image
+        self.embed_gt_boxes = embed_gt_boxes
         self._warned_outside: set[str] = set()
         self._bad_in_a_row = 0
 
@@ -91,6 +97,7 @@ class PersonSearchMapper:
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "on_bad_image": cfg.DATALOADER.ON_BAD_IMAGE,
+            "embed_gt_boxes": not is_train and embeds_gt_boxes(cfg),
         }
 
     def __call__(self, record: dict) -> dict | None:
@@ -101,7 +108,8 @@ class PersonSearchMapper:
             ``instances`` (``gt_boxes``, ``gt_classes``, ``gt_pids``) in its frame; or None for a
             skipped picture. In testing: ``image``, ``height``, ``width`` (of the picture),
             ``image_id``, ``file_name``, ``cam_id`` and ``queries``, an ``Instances``
-            (``pred_boxes``, ``pred_classes``, ``query_ids``) in the frame of the image.
+            (``pred_boxes``, ``pred_classes``, ``query_ids``) in the frame of the image; with
+            ``embed_gt_boxes``, the true boxes in the order of the annotations come behind.
         """
         record = copy.deepcopy(record)  # the loader hands out the same record every epoch
         picture = self._read(record)
@@ -152,11 +160,11 @@ class PersonSearchMapper:
         """Returns the picture (height, width, C) uint8, or None for one that is to be skipped."""
         name = record["file_name"]
         try:
-            picture = utils.read_image(name, format=self.image_format)
-        except _READ_ERRORS as e:
+            picture = read_picture_file(name, self.image_format)
+        except READ_ERRORS as e:
             if self.on_bad_image == "raise":
                 raise BadImageError(
-                    f"cannot read the image {name}: {e}. Copy the file again, or set "
+                    f"cannot read the image {name}: {plain_reason(e)}. Copy the file again, or set "
                     "DATALOADER.ON_BAD_IMAGE to 'skip' to go on without it."
                 ) from e
             self._count_bad(name, e)
@@ -230,18 +238,30 @@ class PersonSearchMapper:
                     "(height x width): the annotation belongs to another image or is wrong"
                 )
             boxes.append(box)
+        ids = [query["query_id"] for query in record["queries"]]
+        if self.embed_gt_boxes:
+            for annotation in record["annotations"]:
+                box = self._clip(annotation, record)
+                boxes.append(_nearest_pixel(annotation, record) if box is None else box)
+                ids.append(NO_QUERY_ID)
         moved = transforms.apply_box(np.array(boxes).reshape(-1, 4))
         queries = Instances(image_size)
         queries.pred_boxes = Boxes(torch.from_numpy(moved.astype(np.float32)))
         queries.pred_boxes.clip(image_size)
         queries.pred_classes = torch.full((len(boxes),), PERSON_CATEGORY_ID, dtype=torch.int64)
-        ids = [query["query_id"] for query in record["queries"]]
         queries.query_ids = torch.tensor(ids, dtype=torch.int64)
         kept = ("image", "height", "width", "image_id", "file_name", "cam_id")
         output = {key: record[key] for key in kept}
         if record["bad_image"]:
             output["bad_image"] = True
         return {**output, "queries": queries}
+
+
+def _nearest_pixel(box: dict, record: dict) -> np.ndarray:
+    """Returns (4,) XYXY of the pixel next to a box outside the picture: something to embed."""
+    corner = BoxMode.convert(box["bbox"], box["bbox_mode"], BoxMode.XYXY_ABS)[:2]
+    corner = np.clip(corner, 0, [record["width"] - 1, record["height"] - 1])
+    return np.concatenate([corner, corner + 1])
 
 
 def _black_picture(record: dict) -> np.ndarray:

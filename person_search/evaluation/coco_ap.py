@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COCO-style AP at one IoU threshold, by pycocotools, for the same pooled detections.
+"""COCO-style AP by pycocotools, for the same pooled detections.
 
 Given beside the field's own AP because it can be compared with other detectors.
+
+Shape shorthand: T IoU thresholds, R = 101 recall points, A ranges of area.
 """
 
 import contextlib
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 COCO_MAX_DETS = 100
+COCO_IOU_THRESHS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
+COCO_AREAS = ("all", "small", "medium", "large")
+"""COCO's ranges: small below 32^2 square pixels, large from 96^2 on."""
 _PERSON = 1  # COCO counts categories from 1
 
 
@@ -23,29 +29,68 @@ def coco_average_precision(
     det_offsets: np.ndarray,
     iou_thresh: float = 0.5,
 ) -> float:
-    """AP with 101 recall points, all areas, at most 100 detections per image.
+    """AP with 101 recall points at one IoU threshold, all areas, 100 detections per image at most.
 
     Args: as :func:`~person_search.evaluation.detection_metrics.evaluate_detection`.
 
     Returns:
         percent; 0 without detections, nan without ground truth.
     """
+    arrays = (gt_boxes, gt_offsets, det_boxes, det_scores, det_offsets)
+    return float(_precisions(*arrays, [iou_thresh], ["all"])[0, 0])
+
+
+def coco_summary(
+    gt_boxes: np.ndarray,
+    gt_offsets: np.ndarray,
+    det_boxes: np.ndarray,
+    det_scores: np.ndarray,
+    det_offsets: np.ndarray,
+) -> dict[str, float]:
+    """COCO's figures: mean over ten IoU thresholds, at two of them, and by area of the person.
+
+    Args: as :func:`~person_search.evaluation.detection_metrics.evaluate_detection`.
+
+    Returns:
+        ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` in percent; nan for a range of area
+        that holds nobody.
+    """
+    arrays = (gt_boxes, gt_offsets, det_boxes, det_scores, det_offsets)
+    ap = _precisions(*arrays, COCO_IOU_THRESHS, COCO_AREAS)
+    at = {f"AP{100 * t:.0f}": ap[COCO_IOU_THRESHS.index(t), 0] for t in (0.5, 0.75)}
+    by_area = {f"AP{name[0]}": ap[:, n].mean() for n, name in enumerate(COCO_AREAS) if n}
+    figures = {"AP": ap[:, 0].mean(), **at, **by_area}
+    return {name: float(value) for name, value in figures.items()}
+
+
+def _precisions(
+    gt_boxes: np.ndarray,
+    gt_offsets: np.ndarray,
+    det_boxes: np.ndarray,
+    det_scores: np.ndarray,
+    det_offsets: np.ndarray,
+    iou_threshs: Sequence[float],
+    areas: Sequence[str],
+) -> np.ndarray:
+    """AP (T, A) in percent."""
+    shape = (len(iou_threshs), len(areas))
     if len(gt_boxes) == 0:
-        return float("nan")
-    if len(det_boxes) == 0:
-        return 0.0
+        return np.full(shape, np.nan)
     images = [{"id": i} for i in range(len(gt_offsets) - 1)]
     ground_truth = _build_coco(images, gt_boxes, gt_offsets)
     detections = _build_coco(images, det_boxes, det_offsets, det_scores)
     evaluation = COCOeval(ground_truth, detections, "bbox")
     params = evaluation.params
-    params.iouThrs = np.array([iou_thresh])
-    params.areaRng, params.areaRngLbl = [params.areaRng[0]], ["all"]
+    params.iouThrs = np.array(iou_threshs)
+    chosen = [params.areaRngLbl.index(name) for name in areas]
+    params.areaRng = [params.areaRng[n] for n in chosen]
+    params.areaRngLbl = list(areas)
     params.maxDets = [COCO_MAX_DETS]
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         evaluation.evaluate()
         evaluation.accumulate()
-    return 100.0 * float(evaluation.eval["precision"][0, :, 0, 0, 0].mean())
+    precision = evaluation.eval["precision"][:, :, 0, :, 0]  # (T, R, A), -1 where nobody is
+    return 100.0 * np.where(precision < 0, np.nan, precision).mean(axis=1)
 
 
 def _build_coco(

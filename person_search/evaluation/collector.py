@@ -29,6 +29,8 @@ class PredictionCollector:
         self._boxes: list[torch.Tensor] = []
         self._scores: list[torch.Tensor] = []
         self._reid_feats: list[torch.Tensor] = []
+        self._gt_counts: list[int] = []
+        self._gt_feats: list[torch.Tensor] = []
         self._query_ids: list[int] = []
         self._query_feats: list[torch.Tensor] = []
         self._embed_dim: int | None = None
@@ -39,6 +41,7 @@ class PredictionCollector:
         instances: Instances,
         query_ids: list[int],
         query_feats: torch.Tensor | None,
+        num_gt: int | None = None,
     ) -> None:
         """Takes over the output for one image.
 
@@ -47,6 +50,8 @@ class PredictionCollector:
             instances: n detections: ``pred_boxes``, ``scores``, ``reid_feats`` (n, D).
             query_ids: ids of the image's q queries.
             query_feats: (q, D) in the same order; None is as good as (0, D).
+            num_gt: number of true boxes, whose embeddings follow those of the queries; None if they
+                were not embedded.
 
         Raises:
             ValueError: naming the image: it came before, a field is missing or not finite, an
@@ -56,7 +61,8 @@ class PredictionCollector:
         if image_id in self._image_ids:
             raise ValueError(f"{where} was processed before; every test image must come once")
         detections = self._take_detections(instances, where)
-        queries = self._take_queries(query_ids, query_feats, where)
+        rows = self._take_queries(query_ids, query_feats, where, num_gt or 0)
+        queries, gt_feats = rows[: len(query_ids)], rows[len(query_ids) :]
         self._image_ids[image_id] = None
         self._det_counts.append(len(detections[0]))
         for store, values in zip(
@@ -64,6 +70,10 @@ class PredictionCollector:
         ):
             if len(values):
                 store.append(values)
+        if num_gt is not None:
+            self._gt_counts.append(num_gt)
+            if num_gt:
+                self._gt_feats.append(gt_feats)
         if len(queries):
             self._query_ids.extend(query_ids)
             self._query_feats.append(queries)
@@ -74,10 +84,15 @@ class PredictionCollector:
         Returns:
             ``image_ids`` (i,), ``det_counts`` (i,), ``boxes`` (n, 4), ``scores`` (n,),
             ``reid_feats`` (n, D), ``query_ids`` (q,), ``query_feats`` (q, D), n and q over all
-            images; D is 0 as long as no embedding was seen.
+            images; D is 0 as long as no embedding was seen. With true boxes also ``gt_counts`` (i,)
+            and ``gt_feats`` (m, D).
         """
         dim = self._embed_dim or 0
-        return {
+        more = {}
+        if self._gt_counts:
+            more["gt_counts"] = np.array(self._gt_counts, np.int64)
+            more["gt_feats"] = _join(self._gt_feats, (0, dim))
+        return more | {
             "image_ids": np.array(list(self._image_ids), np.int64),
             "det_counts": np.array(self._det_counts, np.int64),
             "boxes": _join(self._boxes, (0, 4)),
@@ -106,13 +121,18 @@ class PredictionCollector:
         return boxes, _to_cpu(scores[keep]), feats
 
     def _take_queries(
-        self, query_ids: list[int], feats: torch.Tensor | None, where: str
+        self, query_ids: list[int], feats: torch.Tensor | None, where: str, num_gt: int
     ) -> torch.Tensor:
         given = 0 if feats is None else len(feats)
-        if given != len(query_ids):
+        if given != len(query_ids) + num_gt:
+            true_boxes = (
+                f" and {num_gt} ground truth boxes, which cfg.TEST.PERSON_SEARCH asks for with "
+                "'gt' and the mapper hands to the model behind the queries"
+            )
             raise ValueError(
                 f"{where}: the model gave {given} query_feats for {len(query_ids)} queries "
-                f"(query_ids {query_ids}); it must give one per query, in their order"
+                f"(query_ids {query_ids}){true_boxes if num_gt else ''}; it must give one per "
+                f"query{' and box' if num_gt else ''}, in their order"
             )
         if feats is None:
             return torch.zeros(0, 0)

@@ -79,7 +79,7 @@ def average_precision(scores: np.ndarray, positive_scores: np.ndarray, num_gt: i
     """Step-wise average precision of a ranked list, times recall; no interpolation.
 
     ``(1 / num_gt) * sum over positives p of positives(>= s_p) / all(>= s_p)``. Equal scores are one
-    step of the curve. Only entries from the lowest positive upwards are ever sorted.
+    step of the curve.
 
     Args:
         scores: (N,) of all entries, positives included, in any order.
@@ -89,10 +89,26 @@ def average_precision(scores: np.ndarray, positive_scores: np.ndarray, num_gt: i
     Returns:
         a number in [0, 1]; 0 without positives.
     """
+    return float(precision_steps(scores, positive_scores).sum() / num_gt)
+
+
+def precision_steps(scores: np.ndarray, positive_scores: np.ndarray) -> np.ndarray:
+    """Precision of a ranked list at each of its positives, from the highest score down.
+
+    ``positives(>= s_p) / all(>= s_p)``; equal scores share it. Only entries from the lowest
+    positive upwards are ever sorted.
+
+    Args:
+        scores: (N,) of all entries, positives included, in any order.
+        positive_scores: (K,) of the positive ones.
+
+    Returns:
+        (K,) in (0, 1].
+    """
     if len(positive_scores) == 0:
-        return 0.0
+        return np.zeros(0)
     positives = np.sort(positive_scores)
     tail = np.sort(scores[scores >= positives[0]])
     positives_up_to = len(positives) - np.searchsorted(positives, positives, side="left")
     entries_up_to = len(tail) - np.searchsorted(tail, positives, side="left")
-    return float((positives_up_to / entries_up_to).sum() / num_gt)
+    return (positives_up_to / entries_up_to)[::-1]

@@ -19,19 +19,18 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from person_search.evaluation.coco_ap import coco_average_precision
+from person_search.evaluation.coco_ap import coco_average_precision, coco_summary
 from person_search.evaluation.collector import PredictionCollector
 from person_search.evaluation.detection_metrics import evaluate_detection
 from person_search.evaluation.ground_truth import GroundTruth, collect_ground_truth
+from person_search.evaluation.options import Section
+from person_search.evaluation.prediction_fit import fit_to_dataset
 from person_search.evaluation.predictions import PooledPredictions, find_rows, pool_predictions
 from person_search.evaluation.protocol_index import check_protocol
 from person_search.evaluation.report import Results, summary_line, try_to_write, write_results
-from person_search.evaluation.search_metrics import (
-    SearchScores,
-    check_options,
-    evaluate_search,
-)
-from person_search.schema import SearchProtocol
+from person_search.evaluation.search_metrics import SearchScores, evaluate_searches
+from person_search.evaluation.settings import EvaluationSettings, settings_from_config
+from person_search.schema import NO_QUERY_ID, SearchProtocol
 from person_search.utils.backend import backend_name
 
 logger = logging.getLogger(__name__)
@@ -41,8 +40,9 @@ class PersonSearchEvaluator(DatasetEvaluator):
     """Detection AP and recall, search mAP and top-k; percent.
 
     Results: ``detection`` with ``AP``, ``recall``, ``precision``, ``AP50`` (COCO style),
-    ``num_gt``, ``num_det``; ``search`` with ``mAP``, ``top<k>``, ``recall`` for the first
-    protocol; ``search_<name>`` for each further one.
+    ``num_gt``, ``num_det``, and ``detection_...`` for further thresholds and COCO's own figures;
+    ``search`` with ``mAP``, ``top<k>``, ``recall`` for the first protocol, and ``search_...`` for
+    each further protocol and variant, see :mod:`person_search.evaluation.options`.
     """
 
     @configurable
@@ -51,27 +51,18 @@ class PersonSearchEvaluator(DatasetEvaluator):
         dataset_name: str,
         *,
         output_dir: str | os.PathLike | None = None,
-        score_thresh: float = 0.5,
-        det_iou_thresh: float = 0.5,
-        topk: Sequence[int] = (1, 5, 10),
         protocols: Sequence[str] = (),
-        similarity: str = "cosine",
-        duplicates: str = "seqnet",
-        query_source: str = "gt_box",
         dump_predictions: bool = False,
+        **settings: Any,
     ) -> None:
         """
         Args:
             dataset_name: a registered test set whose metadata holds ``search_protocols``.
             output_dir: folder of the results file, or None to write none.
-            score_thresh: detections below it take no part in anything.
-            det_iou_thresh: IoU from which a detection can match (detection figures only).
-            topk: the k of the top-k accuracies.
             protocols: names of protocols; empty takes the data set's default.
-            similarity: ``cosine`` or ``cws`` (cosine times detection score).
-            duplicates: ``seqnet`` or ``strict``, for images that a gallery lists twice.
-            query_source: ``gt_box`` or ``best_det``, where the query's embedding comes from.
             dump_predictions: also write the pooled predictions into ``output_dir``.
+            **settings: see :meth:`EvaluationSettings.from_arguments`, e.g. ``score_thresh=0.5``,
+                ``topk=(1, 5)``, ``similarity="cws"``, ``variants=("cbgm", "gt")``.
 
         Raises:
             ValueError: a value that is not allowed, or a protocol that the data set does not have.
@@ -79,23 +70,18 @@ class PersonSearchEvaluator(DatasetEvaluator):
         self._dataset_name = dataset_name
         self._output_dir = Path(output_dir) if output_dir is not None else None
         self._dump_predictions = dump_predictions
-        self._settings = {
-            "score_thresh": score_thresh,
-            "det_iou_thresh": det_iou_thresh,
-            "topk": list(topk),
-            "similarity": similarity,
-            "duplicates": duplicates,
-            "query_source": query_source,
-        }
-        _check_settings(self._settings)
         metadata = MetadataCatalog.get(dataset_name)
+        self.settings = EvaluationSettings.from_arguments(settings, metadata.get("cbgm"))
         self._available = metadata.get("search_protocols", {})
         self._protocol_names = list(protocols or metadata.get("default_search_protocols", ()))
         self._check_protocol_names(self._protocol_names)
+        self.sections: list[Section] = self.settings.sections(self._protocol_names)
+        self.search_scores: dict[str, SearchScores] = {}
         self._ground_truth: GroundTruth | None = None
+        self._row_of_image: dict[int, int] = {}
         self._loaded_protocols: dict[str, SearchProtocol] = {}
         self._predictions: PooledPredictions | None = None
-        self._collector = PredictionCollector(score_thresh)
+        self._collector = PredictionCollector(self.settings.score_thresh)
 
     @classmethod
     def from_config(
@@ -106,14 +92,9 @@ class PersonSearchEvaluator(DatasetEvaluator):
         return {
             "dataset_name": dataset_name,
             "output_dir": output_dir or Path(cfg.OUTPUT_DIR) / "inference",
-            "score_thresh": keys.SCORE_THRESH,
-            "det_iou_thresh": keys.DET_IOU_THRESH,
-            "topk": keys.TOPK,
             "protocols": keys.PROTOCOLS,
-            "similarity": keys.SIMILARITY,
-            "duplicates": keys.DUPLICATES,
-            "query_source": keys.QUERY_SOURCE,
             "dump_predictions": keys.DUMP_PREDICTIONS,
+            **settings_from_config(keys),
         }
 
     @property
@@ -122,6 +103,8 @@ class PersonSearchEvaluator(DatasetEvaluator):
         if self._ground_truth is None:
             records = DatasetCatalog.get(self._dataset_name)
             self._ground_truth = collect_ground_truth(records, self._dataset_name)
+            ids = self._ground_truth.image_ids.tolist()
+            self._row_of_image = {image_id: row for row, image_id in enumerate(ids)}
         return self._ground_truth
 
     @property
@@ -140,7 +123,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
         The main process reads and checks the protocols here, so that a missing or wrong protocol
         file ends the run before the inference and not after it.
         """
-        self._collector = PredictionCollector(self._settings["score_thresh"])
+        self._collector = PredictionCollector(self.settings.score_thresh)
         self._predictions = None
         if comm.is_main_process():
             for name in self._protocol_names:
@@ -167,11 +150,15 @@ class PersonSearchEvaluator(DatasetEvaluator):
                     f"image_id {image_id} ({one_input.get('file_name', 'no file name')}) is not in "
                     f"data set '{self._dataset_name}'; is the loader built for the same data set?"
                 )
-            _check_query_order(one_input, query_ids, image_id)
+            num_gt = None
+            if self.settings.needs_gt_boxes:
+                num_gt = len(self.ground_truth.boxes_of(self._row_of_image[image_id]))
+            _check_query_order(one_input, query_ids, image_id, num_gt or 0)
             instances = output["instances"]
             if one_input.get("bad_image"):  # the mapper put a black image in its place
                 instances = instances[:0]
-            self._collector.add(image_id, instances, query_ids, output.get("query_feats"))
+            feats = output.get("query_feats")
+            self._collector.add(image_id, instances, query_ids, feats, num_gt)
 
     def evaluate(self) -> Results:
         """Gathers from all processes and scores.
@@ -186,53 +173,66 @@ class PersonSearchEvaluator(DatasetEvaluator):
         parts = comm.gather(self._collector.arrays(), dst=0)
         if not comm.is_main_process():
             return {}
-        info = {
-            "dataset": self._dataset_name,
-            "score_thresh": self._settings["score_thresh"],
-            "backend": backend_name(),
-        }
-        self._predictions = pool_predictions(parts, self.ground_truth.image_ids, info)
-        self._collector = PredictionCollector(self._settings["score_thresh"])
+        truth = self.ground_truth
+        self._predictions = pool_predictions(
+            parts,
+            truth.image_ids,
+            {
+                "dataset": self._dataset_name,
+                "score_thresh": self.settings.score_thresh,
+                "backend": backend_name(),
+            },
+            image_names=truth.image_names,
+            gt_boxes=truth.boxes if self.settings.needs_gt_boxes else None,
+        )
+        self._collector = PredictionCollector(self.settings.score_thresh)
         return self.score()
 
     def score(self) -> Results:
-        """Scores the pooled predictions, logs one line and writes the results file."""
+        """Scores the pooled predictions, logs one line and writes the results file.
+
+        ``search_scores`` then holds the figures of every query for each search section.
+        """
         start = time.perf_counter()
-        results = {"detection": self._score_detection()}
-        protocols = [self.protocol(name) for name in self._protocol_names]
-        tasks = ["search"] + [f"search_{name}" for name in self._protocol_names[1:]]
-        scores = self.score_protocols(protocols)
-        for task, one in zip(tasks, scores, strict=True):
-            results[task] = one.summary(self._settings["topk"])
+        results = self._score_detection()
+        jobs = [(self.protocol(s.protocol), s.options) for s in self.sections]
+        scores = evaluate_searches(self.predictions, jobs)
+        self._warn(scores)
+        self.search_scores = {s.task: one for s, one in zip(self.sections, scores, strict=True)}
+        for task, one in self.search_scores.items():
+            results[task] = one.summary(self.settings.topk)
         info = {
-            "protocols": dict(zip(tasks, self._protocol_names, strict=True)),
-            "num_queries": {t: len(s.query_ids) for t, s in zip(tasks, scores, strict=True)},
+            "protocols": {s.task: s.protocol for s in self.sections},
+            "num_queries": {task: len(s.query_ids) for task, s in self.search_scores.items()},
             "num_images": len(self.predictions.image_ids),
             "seconds": time.perf_counter() - start,
         }
-        logger.info(summary_line(self._dataset_name, results, self._settings, info))
+        settings = self.settings.as_dict()
+        logger.info(summary_line(self._dataset_name, results, settings, info))
         self._write(results, info)
         return copy.deepcopy(results)
 
     def score_protocols(self, protocols: Sequence[SearchProtocol]) -> list[SearchScores]:
         """Scores any protocols of this data set, query by query, from the pooled predictions."""
-        scores = evaluate_search(
-            self.predictions,
-            protocols,
-            **{k: self._settings[k] for k in ("similarity", "duplicates", "query_source")},
-        )
-        for protocol, one in zip(protocols, scores, strict=True):
+        scores = evaluate_searches(self.predictions, [(p, self.settings.search) for p in protocols])
+        self._warn(scores)
+        return scores
+
+    def _warn(self, scores: Sequence[SearchScores]) -> None:
+        """Logs queries that cannot score, once per protocol and reason."""
+        told = set()
+        for one in scores:
             for flags, reason in (
                 (one.num_gt == 0, "no match in the gallery"),
                 (~one.has_feat, "no detection in the query image to take the embedding from"),
             ):
-                if flags.any():
+                if flags.any() and (one.name, reason) not in told:
+                    told.add((one.name, reason))
                     logger.warning(
-                        f"{self._dataset_name} [{protocol.name}]: {flags.sum()} of {len(flags)} "
+                        f"{self._dataset_name} [{one.name}]: {flags.sum()} of {len(flags)} "
                         f"queries have {reason} and score 0, first query_ids: "
                         f"{one.query_ids[flags][:5].tolist()}"
                     )
-        return scores
 
     def protocol(self, name: str) -> SearchProtocol:
         """Reads a protocol of the data set and checks it against the records, once.
@@ -253,35 +253,47 @@ class PersonSearchEvaluator(DatasetEvaluator):
         return self._loaded_protocols[name]
 
     def save_predictions(self, path: str | os.PathLike) -> None:
-        """Writes the pooled predictions, see :meth:`PooledPredictions.save` for the format."""
+        """Writes the pooled predictions, see ``docs/predictions_format.md``."""
         self.predictions.save(path)
 
     def load_predictions(self, path: str | os.PathLike) -> None:
         """Takes over saved predictions; :meth:`score` then gives the figures without a model.
 
         Raises:
-            ValueError: the file is broken, belongs to other images, or was cut at a higher score.
+            ValueError: the file is broken, belongs to other images, was cut at a higher score, or
+                lacks the embeddings of the true boxes where they are asked for.
         """
-        loaded = PooledPredictions.load(path)
-        if not (loaded.image_ids.tolist() == self.ground_truth.image_ids.tolist()):
-            raise ValueError(
-                f"{path} was made on '{loaded.info.get('dataset')}': its images are not those of "
-                f"'{self._dataset_name}'"
-            )
-        wanted = self._settings["score_thresh"]
+        loaded = fit_to_dataset(
+            PooledPredictions.load(path), self.ground_truth, self._dataset_name, path
+        )
+        wanted = self.settings.score_thresh
         if loaded.info.get("score_thresh", wanted) > wanted:
             raise ValueError(
                 f"{path} holds detections with score >= {loaded.info['score_thresh']} only, but "
                 f"score_thresh is {wanted} (cfg.TEST.PERSON_SEARCH.SCORE_THRESH)"
             )
+        if self.settings.needs_gt_boxes and not loaded.has_gt_boxes:
+            raise ValueError(
+                f"{path} holds no embeddings of the ground truth boxes, which "
+                "cfg.TEST.PERSON_SEARCH asks for with 'gt'; leave 'gt' out, or make the file anew "
+                "with it"
+            )
         self._predictions = loaded.above(wanted)
 
-    def _score_detection(self) -> dict[str, float]:
-        truth, p = self.ground_truth, self.predictions
-        arrays = (truth.boxes, truth.offsets, p.boxes, p.scores, p.det_offsets)
-        figures = evaluate_detection(*arrays, iou_thresh=self._settings["det_iou_thresh"])
-        counts = {name: figures.pop(name) for name in ("num_gt", "num_det")}
-        return {**figures, "AP50": coco_average_precision(*arrays, iou_thresh=0.5), **counts}
+    def _score_detection(self) -> Results:
+        truth, results = self.ground_truth, {}
+        for task, (iou_thresh, score_thresh) in self.settings.detection_sections().items():
+            p = self.predictions
+            p = p if score_thresh <= self.settings.score_thresh else p.above(score_thresh)
+            arrays = (truth.boxes, truth.offsets, p.boxes, p.scores, p.det_offsets)
+            figures = evaluate_detection(*arrays, iou_thresh=iou_thresh)
+            if task == "detection":
+                counts = {name: figures.pop(name) for name in ("num_gt", "num_det")}
+                figures |= {"AP50": coco_average_precision(*arrays, iou_thresh=0.5), **counts}
+                if self.settings.coco_ap:
+                    results["detection_coco"] = coco_summary(*arrays)
+            results[task] = figures
+        return {"detection": results.pop("detection"), **results}
 
     def _write(self, results: Results, info: dict[str, Any]) -> None:
         if self._output_dir is None:
@@ -290,7 +302,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
             "dataset": self._dataset_name,
             "backend": backend_name(),
             "results": results,
-            "settings": self._settings,
+            "settings": self.settings.as_dict(),
             **info,
         }
         path = self._output_dir / f"{self._dataset_name}_results.json"
@@ -308,29 +320,18 @@ class PersonSearchEvaluator(DatasetEvaluator):
             )
 
 
-def _check_settings(settings: dict[str, Any]) -> None:
-    """Refuses values that would give a figure that means something else than its name."""
-    check_options(settings["similarity"], settings["duplicates"], settings["query_source"])
-    for name in ("score_thresh", "det_iou_thresh"):
-        if not 0.0 <= settings[name] <= 1.0:
-            raise ValueError(
-                f"{name} is {settings[name]}, must lie in [0, 1] "
-                f"(cfg.TEST.PERSON_SEARCH.{name.upper()})"
-            )
-    topk = settings["topk"]
-    if not topk or any(k != int(k) or k < 1 for k in topk):
-        raise ValueError(
-            f"topk is {topk}, must be whole numbers from 1 (cfg.TEST.PERSON_SEARCH.TOPK)"
-        )
-
-
-def _check_query_order(one_input: dict[str, Any], query_ids: list[int], image_id: int) -> None:
+def _check_query_order(
+    one_input: dict[str, Any], query_ids: list[int], image_id: int, num_gt: int
+) -> None:
     """The embeddings are joined by order, so the model must have seen the record's order."""
     queries = one_input.get("queries")
     if queries is None or not hasattr(queries, "query_ids"):
         return
     seen = [int(query_id) for query_id in queries.query_ids]
-    if seen != query_ids:
+    expected = query_ids + num_gt * [NO_QUERY_ID]
+    if seen != expected:
+        boxes = f" and {num_gt} ground truth boxes ({NO_QUERY_ID})" if num_gt else ""
         raise ValueError(
-            f"image_id {image_id}: the loader gave the queries {seen}, the data set has {query_ids}"
+            f"image_id {image_id}: the loader gave the queries {seen}, the data set has "
+            f"{query_ids}{boxes}"
         )

@@ -4,6 +4,7 @@
 Shape shorthand: I images, M boxes.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ class GroundTruth:
         offsets: (I + 1,) int64; image i has the boxes ``offsets[i]:offsets[i + 1]``.
         boxes: (M, 4) float64 XYXY, pixels of the original image.
         query_ids: ``image_id`` -> the ids of its queries, in the order of the record.
+        image_names: (I,) str, names of the image files without folder.
     """
 
     image_ids: np.ndarray
@@ -29,6 +31,11 @@ class GroundTruth:
     offsets: np.ndarray
     boxes: np.ndarray
     query_ids: dict[int, list[int]]
+    image_names: np.ndarray
+
+    def boxes_of(self, row: int) -> np.ndarray:
+        """(m, 4) boxes of the image in a row."""
+        return self.boxes[self.offsets[row] : self.offsets[row + 1]]
 
 
 def collect_ground_truth(records: Sequence[dict[str, Any]], dataset_name: str) -> GroundTruth:
@@ -62,4 +69,5 @@ def collect_ground_truth(records: Sequence[dict[str, Any]], dataset_name: str) -
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=np.array(boxes, np.float64).reshape(-1, 4),
         query_ids=query_ids,
+        image_names=np.array([os.path.basename(r["file_name"]) for r in records], np.str_),
     )

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that a model said about a test set, as a few flat arrays; pooling, saving and loading them.
 
-Shape shorthand: I images, N detections, Q queries, D length of the embedding.
+Shape shorthand: I images, N detections, Q queries, M ground truth boxes, D length of the embedding.
 
 The search figures of every protocol can be computed from these arrays alone, without the model. To
-score *other* boxes in the same way (for instance the ground truth boxes with score 1, the upper
-bound of re-ID), put them in place of the detections.
+score *other* boxes in the same way, put them in place of the detections, as
+:meth:`PooledPredictions.on_gt_boxes` does. The format of the file is described in
+``docs/predictions_format.md``.
 """
 
-import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,18 +19,6 @@ from typing import Any
 import numpy as np
 
 from person_search.evaluation.box_metrics import expand_ranges
-
-FORMAT = "person_search_predictions"
-FORMAT_VERSION = 1
-ARRAY_NAMES = (
-    "image_ids",
-    "det_offsets",
-    "boxes",
-    "scores",
-    "reid_feats",
-    "query_ids",
-    "query_feats",
-)
 
 
 @dataclass(frozen=True)
@@ -47,6 +34,11 @@ class PooledPredictions:
         query_ids: (Q,) int64, ascending.
         query_feats: (Q, D), unit length.
         info: what else is known, of types that JSON holds (data set name, score threshold, ...).
+        image_names: (I,) str, names of the image files without folder, or None.
+        gt_offsets: (I + 1,) int64 or None; image i has the true boxes ``gt_offsets[i]`` up to
+            ``gt_offsets[i + 1]``, in the order of its record's annotations.
+        gt_boxes: (M, 4) XYXY, or None.
+        gt_feats: (M, D) unit embeddings of the true boxes, or None.
     """
 
     image_ids: np.ndarray
@@ -57,32 +49,67 @@ class PooledPredictions:
     query_ids: np.ndarray
     query_feats: np.ndarray
     info: dict[str, Any] = field(default_factory=dict)
+    image_names: np.ndarray | None = None
+    gt_offsets: np.ndarray | None = None
+    gt_boxes: np.ndarray | None = None
+    gt_feats: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         num_images, num_dets, num_queries = map(len, (self.image_ids, self.boxes, self.query_ids))
         dim = self.reid_feats.shape[-1]
-        expected = {
+        expected: dict[str, tuple[int, ...]] = {
             "det_offsets": (num_images + 1,),
             "boxes": (num_dets, 4),
             "scores": (num_dets,),
             "reid_feats": (num_dets, dim),
             "query_feats": (num_queries, dim),
         }
+        if self.image_names is not None:
+            expected["image_names"] = (num_images,)
+        if self.has_gt_boxes:
+            num_gt = len(self.gt_boxes)
+            expected |= {"gt_offsets": (num_images + 1,), "gt_boxes": (num_gt, 4)}
+            expected["gt_feats"] = (num_gt, dim)
         for name, shape in expected.items():
-            if getattr(self, name).shape != shape:
+            found = getattr(self, name)
+            if found is None or found.shape != shape:
                 raise ValueError(
-                    f"predictions: '{name}' has shape {getattr(self, name).shape}, expected {shape}"
+                    f"predictions: '{name}' has shape {getattr(found, 'shape', None)}, expected "
+                    f"{shape} (images {num_images}, detections {num_dets}, queries {num_queries}, "
+                    f"embeddings of length {dim})"
                 )
-        offsets = self.det_offsets
-        if offsets[0] != 0 or offsets[-1] != num_dets or (np.diff(offsets) < 0).any():
-            raise ValueError(
-                f"predictions: 'det_offsets' must rise from 0 to {num_dets}, the number of boxes"
-            )
+        _check_offsets("det_offsets", self.det_offsets, num_dets)
+        if self.has_gt_boxes:
+            _check_offsets("gt_offsets", self.gt_offsets, len(self.gt_boxes))
 
     @property
     def embed_dim(self) -> int:
         """Length of the embedding (D)."""
         return self.reid_feats.shape[1]
+
+    @property
+    def has_gt_boxes(self) -> bool:
+        """Whether the true boxes were embedded too."""
+        return self.gt_boxes is not None
+
+    def on_gt_boxes(self) -> "PooledPredictions":
+        """The same with the true boxes, of score 1, in place of the detections.
+
+        Raises:
+            ValueError: the true boxes were not embedded.
+        """
+        if not self.has_gt_boxes:
+            raise ValueError(
+                "these predictions hold no embeddings of the ground truth boxes; the evaluation "
+                "that makes them needs 'gt' in cfg.TEST.PERSON_SEARCH.VARIANTS (or GALLERY_BOXES)"
+            )
+        return replace(
+            self,
+            det_offsets=self.gt_offsets,
+            boxes=self.gt_boxes,
+            scores=np.ones(len(self.gt_boxes), np.float32),
+            reid_feats=self.gt_feats,
+        )
 
     def above(self, score_thresh: float) -> "PooledPredictions":
         """The same predictions without the detections below a score."""
@@ -106,39 +133,27 @@ class PooledPredictions:
         return find_rows(self.query_ids, query_ids, "query_id", where)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes one ``.npz`` file: the arrays above under their names, and ``header``.
+        """Writes one ``.npz`` file, whole or not at all; see ``docs/predictions_format.md``."""
+        from person_search.evaluation.prediction_file import write_predictions
 
-        ``header`` is a JSON text: ``{"format": "person_search_predictions", "version": 1, "info":
-        {...}}``. The file appears under its name only once it is complete.
-
-        Raises:
-            OSError: the file cannot be written; nothing is left behind.
-        """
-        header = {"format": FORMAT, "version": FORMAT_VERSION, "info": self.info}
-        arrays = {name: getattr(self, name) for name in ARRAY_NAMES}
-        write_atomically(path, lambda f: np.savez(f, header=np.array(json.dumps(header)), **arrays))
+        write_predictions(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "PooledPredictions":
-        """Reads what :meth:`save` wrote.
+        """Reads what :meth:`save` or another program wrote, and checks it.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no predictions file, or one of another version.
+            ValueError: it is no predictions file, or its content cannot be right.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                header = json.loads(str(file["header"]))
-                arrays = {name: file[name] for name in ARRAY_NAMES}
-        except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as e:
-            raise ValueError(f"{path} is not a complete predictions file (.npz): {e}") from e
-        found = (header.get("format"), header.get("version"))
-        if found != (FORMAT, FORMAT_VERSION):
-            raise ValueError(
-                f"{path} has format {found}, expected {(FORMAT, FORMAT_VERSION)}. "
-                "Run the evaluation again to write it anew."
-            )
-        return cls(**arrays, info=header.get("info", {}))
+        from person_search.evaluation.prediction_file import read_predictions
+
+        return read_predictions(path)
+
+
+def _check_offsets(name: str, offsets: np.ndarray, total: int) -> None:
+    if offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
+        raise ValueError(f"predictions: '{name}' must rise from 0 to {total}, the number of boxes")
 
 
 def write_atomically(path: str | os.PathLike, write: Any) -> None:
@@ -178,15 +193,22 @@ def find_rows(
 
 
 def pool_predictions(
-    parts: Sequence[dict[str, np.ndarray]], dataset_image_ids: np.ndarray, info: dict[str, Any]
+    parts: Sequence[dict[str, np.ndarray]],
+    dataset_image_ids: np.ndarray,
+    info: dict[str, Any],
+    *,
+    image_names: np.ndarray | None = None,
+    gt_boxes: np.ndarray | None = None,
 ) -> PooledPredictions:
     """Joins what several processes have seen into arrays in the order of the data set.
 
     Args:
         parts: one dict per process: ``image_ids`` (i,), ``det_counts`` (i,), ``boxes``, ``scores``,
-            ``reid_feats``, ``query_ids``, ``query_feats``, all in the order of arrival.
+            ``reid_feats``, ``query_ids``, ``query_feats``, all in the order of arrival; also
+            ``gt_counts`` (i,) and ``gt_feats`` where the true boxes were embedded.
         dataset_image_ids: (I,) every image of the test set, in its order.
-        info: see :class:`PooledPredictions`.
+        info, image_names: see :class:`PooledPredictions`.
+        gt_boxes: (M, 4) of the data set, if the parts hold ``gt_feats``.
 
     Raises:
         ValueError: an image came twice or never, or the embeddings differ in length.
@@ -194,8 +216,8 @@ def pool_predictions(
     dims = {
         part[name].shape[1]
         for part in parts
-        for name in ("reid_feats", "query_feats")
-        if len(part[name])
+        for name in ("reid_feats", "query_feats", "gt_feats")
+        if len(part.get(name, ()))
     }
     if len(dims) > 1:
         raise ValueError(f"embeddings of different length: {sorted(dims)}; all must be equal")
@@ -209,24 +231,41 @@ def pool_predictions(
     image_ids = joined["image_ids"]
     _check_image_set(image_ids, dataset_image_ids)
     arrival = find_rows(image_ids, dataset_image_ids, "image_id", "predictions")
-    counts = joined["det_counts"][arrival]
-    starts = (np.cumsum(joined["det_counts"]) - joined["det_counts"])[arrival]
-    _, dets = expand_ranges(starts, counts)
+    dets, offsets = _in_order(joined["det_counts"], arrival)
+    more = {}
+    if gt_boxes is not None:
+        rows, gt_offsets = _in_order(joined["gt_counts"], arrival)
+        more = {
+            "gt_feats": joined["gt_feats"][rows],
+            "gt_offsets": gt_offsets,
+            "gt_boxes": np.asarray(gt_boxes, np.float32),
+        }
     by_query = np.argsort(joined["query_ids"], kind="stable")
     return PooledPredictions(
         image_ids=np.asarray(dataset_image_ids, np.int64),
-        det_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        det_offsets=offsets,
         boxes=joined["boxes"][dets],
         scores=joined["scores"][dets],
         reid_feats=joined["reid_feats"][dets],
         query_ids=joined["query_ids"][by_query],
         query_feats=joined["query_feats"][by_query],
         info=info,
+        image_names=image_names,
+        **more,
     )
 
 
+def _in_order(counts: np.ndarray, arrival: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in the order of the data set, and their (I + 1,) offsets, from counts as they came."""
+    starts = (np.cumsum(counts) - counts)[arrival]
+    _, rows = expand_ranges(starts, counts[arrival])
+    return rows, np.concatenate([[0], np.cumsum(counts[arrival])]).astype(np.int64)
+
+
 def _row_shape(name: str, dim: int) -> tuple[int, ...]:
-    return {"boxes": (4,), "reid_feats": (dim,), "query_feats": (dim,)}.get(name, ())
+    return {"boxes": (4,), **dict.fromkeys(("reid_feats", "query_feats", "gt_feats"), (dim,))}.get(
+        name, ()
+    )
 
 
 def _check_image_set(seen: np.ndarray, expected: np.ndarray) -> None:

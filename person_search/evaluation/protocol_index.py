@@ -17,7 +17,6 @@ from person_search.evaluation.box_metrics import (
 from person_search.evaluation.predictions import find_rows
 from person_search.schema import SearchProtocol
 
-DUPLICATE_RULES = ("seqnet", "strict")
 NO_IMAGE = -1
 _ROWS_AT_ONCE = 4096
 
@@ -46,6 +45,11 @@ class ProtocolIndex:
     hit_offsets: np.ndarray
     hit_positive: np.ndarray
     hit_det: np.ndarray
+
+    def hits_of(self, query: int) -> tuple[np.ndarray, np.ndarray]:
+        """``hit_positive`` and ``hit_det`` of one query."""
+        hits = slice(self.hit_offsets[query], self.hit_offsets[query + 1])
+        return self.hit_positive[hits], self.hit_det[hits]
 
     def gallery_detections(self, query: int) -> np.ndarray:
         """Rows of the detections searched for one query, in gallery order, each once.
@@ -84,7 +88,7 @@ def index_protocol(
         image_ids: (I,) ids of the data set in its order.
         det_boxes: (N, 4) XYXY.
         det_offsets: (I + 1,).
-        duplicates: one of :data:`DUPLICATE_RULES`. An image listed twice as a positive of one
+        duplicates: one of ``seqnet``, ``strict``. An image listed twice as a positive of one
             query: ``seqnet`` counts it twice as ground truth and scores it once, against the first
             box; ``strict`` takes it once.
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from person_search.evaluation.predictions import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -35,11 +37,29 @@ def summary_line(
         f"{det['num_gt']} boxes in {info['num_images']} images, "
         f"IoU >= {settings['det_iou_thresh']:g})"
     ]
+    parts += [
+        f"{task} " + " ".join(f"{name} {value:.2f}" for name, value in figures.items())
+        for task, figures in results.items()
+        if task.startswith("detection_")
+    ]
     for task, protocol in info["protocols"].items():
         figures = " ".join(f"{name} {value:.2f}" for name, value in results[task].items())
         parts.append(f"{task} [{protocol}, {info['num_queries'][task]} queries] {figures}")
-    options = ", ".join(str(settings[k]) for k in ("similarity", "query_source", "duplicates"))
+    shown = ("similarity", "matching", "query_source", "duplicates", "gallery_boxes")
+    options = ", ".join(str(settings[k]) for k in shown)
     return f"{'; '.join(parts)} ({options}); {info['seconds']:.1f} s"
+
+
+def results_table(results: Results) -> str:
+    """Two tables of text, detection and search, one row per section; percent."""
+    tables = []
+    for kind in ("detection", "search"):
+        rows = {task: figures for task, figures in results.items() if task.split("_")[0] == kind}
+        names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
+        lines = [[task, *(figures.get(name) for name in names)] for task, figures in rows.items()]
+        formats = ["", *("d" if name.startswith("num_") else ".2f" for name in names)]
+        tables.append(tabulate(lines, [kind, *names], floatfmt=formats, tablefmt="simple"))
+    return "\n\n".join(tables)
 
 
 def write_results(path: Path, content: dict[str, Any]) -> None:

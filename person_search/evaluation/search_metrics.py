@@ -2,7 +2,7 @@
 """Search figures: mAP, top-k and recall of ranked gallery detections, for any protocol.
 
 Shape shorthand: Q queries of a protocol, U distinct queries of all protocols, N detections,
-D length of the embedding, B queries of one block.
+D length of the embedding, B queries of one block, K positives found for one query.
 
 Rules, for one query (those of SeqNet's evaluation, which the field compares by):
 
@@ -24,18 +24,18 @@ similarities on every machine and in blocks of every size.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from person_search.evaluation.box_metrics import first_of_each, overlapping_pairs
-from person_search.evaluation.detection_metrics import average_precision
+from person_search.evaluation.cbgm import ContextMatcher, companions
+from person_search.evaluation.detection_metrics import precision_steps
+from person_search.evaluation.options import SearchOptions
 from person_search.evaluation.predictions import PooledPredictions
-from person_search.evaluation.protocol_index import DUPLICATE_RULES, ProtocolIndex, index_protocol
+from person_search.evaluation.protocol_index import ProtocolIndex, index_protocol
 from person_search.schema import Query, SearchProtocol
 
-SIMILARITIES = ("cosine", "cws")
-QUERY_SOURCES = ("gt_box", "best_det")
 MAX_BLOCK_QUERIES = 256
 MAX_BLOCK_BYTES = 128 * 2**20
 GALLERY_CHUNK = 8192
@@ -53,6 +53,9 @@ class SearchScores:
         recall: (Q,) images with a positive / ``num_gt``; 0 where ``num_gt`` is 0.
         num_gt: (Q,) gallery images that hold the person.
         has_feat: (Q,) bool; False only with ``best_det`` for a query image without detections.
+        precisions: per query (K,), the precision at each positive from the most similar down; the
+            k-th stands at recall k / ``num_gt``, and AP is their sum / ``num_gt``.
+        name: of the protocol.
     """
 
     query_ids: np.ndarray
@@ -61,6 +64,8 @@ class SearchScores:
     recall: np.ndarray
     num_gt: np.ndarray
     has_feat: np.ndarray
+    precisions: list[np.ndarray] = field(default_factory=list)
+    name: str = ""
 
     def summary(self, topk: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
         """Means over all queries in percent: ``mAP``, ``top<k>`` for each k, ``recall``."""
@@ -72,77 +77,141 @@ class SearchScores:
 
 
 def evaluate_search(
-    predictions: PooledPredictions,
-    protocols: Sequence[SearchProtocol],
-    *,
-    similarity: str = "cosine",
-    duplicates: str = "seqnet",
-    query_source: str = "gt_box",
+    predictions: PooledPredictions, protocols: Sequence[SearchProtocol], **options: str
 ) -> list[SearchScores]:
     """Ranks the gallery of every query of every protocol.
 
-    A query that several protocols share is compared with the gallery once.
-
     Args:
         predictions: pooled over the whole test set; the similarity is the plain dot product, so a
-            query embedding may have any length but gallery embeddings must be normalized.
+            query embedding may have any length (except with CBGM, where companions stand beside
+            it) but gallery embeddings must be normalized.
         protocols: of that test set.
-        similarity: ``cosine``, or ``cws``: cosine times the score of the gallery detection.
-        duplicates: see :func:`~person_search.evaluation.protocol_index.index_protocol`.
-        query_source: ``gt_box``: the embedding computed for the query box; ``best_det``: that of
-            the detection in the query image with the highest IoU, whatever that IoU is.
+        options: of :class:`~person_search.evaluation.options.SearchOptions`.
 
     Raises:
         ValueError: an unknown option, a query without an embedding, an inconsistent protocol.
     """
-    check_options(similarity, duplicates, query_source)
-    p = predictions
-    indices = [
-        index_protocol(protocol, p.image_ids, p.boxes, p.det_offsets, duplicates)
-        for protocol in protocols
-    ]
-    queries = {q.query_id: q for protocol in protocols for q in protocol.queries}
-    feats, has_feat = query_embeddings(p, list(queries.values()), query_source)
-    slot_of = {query_id: slot for slot, query_id in enumerate(queries)}
-    slots = [np.array([slot_of[q.query_id] for q in protocol.queries]) for protocol in protocols]
-    scores = [
-        _empty_scores(protocol, index, has_feat[slot])
-        for protocol, index, slot in zip(protocols, indices, slots, strict=True)
-    ]
-    weights = p.scores if similarity == "cws" else None
-    for first, sims in similarity_blocks(feats, p.reid_feats, weights):
-        for index, slot, score in zip(indices, slots, scores, strict=True):
-            for q in np.flatnonzero((slot >= first) & (slot < first + len(sims))):
-                if has_feat[slot[q]]:
-                    _score_query(index, q, sims[slot[q] - first], score)
-    return scores
+    chosen = SearchOptions(**options)
+    return evaluate_searches(predictions, [(protocol, chosen) for protocol in protocols])
 
 
-def check_options(similarity: str, duplicates: str, query_source: str) -> None:
-    """Raises ValueError for a value that :func:`evaluate_search` does not know."""
-    for name, value, allowed in (
-        ("similarity", similarity, SIMILARITIES),
-        ("duplicates", duplicates, DUPLICATE_RULES),
-        ("query_source", query_source, QUERY_SOURCES),
-    ):
-        if value not in allowed:
-            raise ValueError(
-                f"{name} is {value!r}, allowed: {allowed} (cfg.TEST.PERSON_SEARCH.{name.upper()})"
+def evaluate_searches(
+    predictions: PooledPredictions, jobs: Sequence[tuple[SearchProtocol, SearchOptions]]
+) -> list[SearchScores]:
+    """Ranks galleries under several protocols and options.
+
+    A query that several jobs share is compared with the gallery once. Arguments and errors as for
+    :func:`evaluate_search`; one result per job.
+    """
+    results: dict[int, SearchScores] = {}
+    for boxes in ("det", "gt"):
+        numbers = [n for n, (_, options) in enumerate(jobs) if options.gallery_boxes == boxes]
+        if numbers:
+            pool = predictions if boxes == "det" else predictions.on_gt_boxes()
+            scores = _Ranking(pool, [jobs[n] for n in numbers]).run()
+            results.update(zip(numbers, scores, strict=True))
+    return [results[number] for number in range(len(jobs))]
+
+
+class _Ranking:
+    """All searches in one set of gallery boxes."""
+
+    def __init__(
+        self, predictions: PooledPredictions, jobs: Sequence[tuple[SearchProtocol, SearchOptions]]
+    ) -> None:
+        self._p = p = predictions
+        self._queries = list({q.query_id: q for pr, _ in jobs for q in pr.queries}.values())
+        slot_of = {query.query_id: slot for slot, query in enumerate(self._queries)}
+        self._feats = {
+            source: query_embeddings(p, self._queries, source)
+            for source in dict.fromkeys(options.query_source for _, options in jobs)
+        }
+        indices: dict[tuple[int, str], ProtocolIndex] = {}
+        # per protocol: the query in every slot (or -1), and what to compute for it
+        self._plan: dict[int, tuple[np.ndarray, list]] = {}
+        self._scores = []
+        for protocol, options in jobs:
+            key = (id(protocol), options.duplicates)
+            if key not in indices:
+                indices[key] = index_protocol(
+                    protocol, p.image_ids, p.boxes, p.det_offsets, options.duplicates
+                )
+            slots = np.array([slot_of[q.query_id] for q in protocol.queries])
+            if id(protocol) not in self._plan:
+                number_in_slot = np.full(len(self._queries), -1)
+                number_in_slot[slots] = np.arange(len(slots))
+                self._plan[id(protocol)] = (number_in_slot, [])
+            has_feat = self._feats[options.query_source][1][slots]
+            scores = _empty_scores(protocol, indices[key], has_feat)
+            self._plan[id(protocol)][1].append((indices[key], options, scores))
+            self._scores.append(scores)
+        self._kinds = list(dict.fromkeys((o.query_source, o.similarity) for _, o in jobs))
+
+    def run(self) -> list[SearchScores]:
+        for first, sims in self._blocks():
+            for row in range(len(next(iter(sims.values())))):
+                self._score_slot(first + row, {kind: block[row] for kind, block in sims.items()})
+        return self._scores
+
+    def _blocks(self) -> Iterator[tuple[int, dict[tuple[str, str], np.ndarray]]]:
+        """Similarities of some queries at a time, for each (query source, similarity)."""
+        streams = [
+            similarity_blocks(
+                self._feats[source][0], self._p.reid_feats, self._weights(kind), len(self._kinds)
             )
+            for source, kind in self._kinds
+        ]
+        for blocks in zip(*streams, strict=True):
+            yield blocks[0][0], dict(zip(self._kinds, (sims for _, sims in blocks), strict=True))
+
+    def _weights(self, similarity: str) -> np.ndarray | None:
+        return self._p.scores if similarity == "cws" else None
+
+    def _score_slot(self, slot: int, sims: dict[tuple[str, str], np.ndarray]) -> None:
+        """Scores one query under all jobs that have it."""
+        matchers: dict[SearchOptions, ContextMatcher] = {}
+        for number_in_slot, jobs in self._plan.values():
+            query = number_in_slot[slot]
+            if query < 0:
+                continue
+            gallery_dets = None
+            for index, options, scores in jobs:
+                if not scores.has_feat[query] or index.hits_of(query)[0].size == 0:
+                    continue
+                if gallery_dets is None:
+                    gallery_dets = index.gallery_detections(query)
+                row = sims[options.query_source, options.similarity]
+                if options.matching == "cbgm":
+                    if options not in matchers:
+                        matchers[options] = self._matcher(slot, options)
+                    row = matchers[options].rescore(row, gallery_dets)
+                _score_query(index, query, row, gallery_dets, scores)
+
+    def _matcher(self, slot: int, options: SearchOptions) -> ContextMatcher:
+        query = self._queries[slot]
+        image = int(self._p.image_rows(np.array([query.image_id]), "query images")[0])
+        det = None
+        if options.query_source == "best_det":
+            det = int(self._feats["best_det"][2][slot])
+        rows = companions(self._p, query, image, options.cbgm.k2, det)
+        weights = self._weights(options.similarity)
+        return ContextMatcher(self._p, self._p.reid_feats[rows], weights, options.cbgm)
 
 
 def query_embeddings(
     predictions: PooledPredictions, queries: Sequence[Query], source: str
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Collects one embedding per query.
 
     Returns:
-        (U, D) embeddings, and (U,) bool: whether there is one (rows without are zero).
+        (U, D) embeddings; (U,) bool: whether there is one (rows without are zero); (U,) the
+        detection that it was taken from, -1 for none.
     """
+    no_dets = np.full(len(queries), -1)
     if source == "gt_box":
         wanted = np.array([q.query_id for q in queries])
         rows = predictions.query_rows(wanted, "embeddings of queries")
-        return predictions.query_feats[rows], np.ones(len(queries), bool)
+        return predictions.query_feats[rows], np.ones(len(queries), bool), no_dets
     images = predictions.image_rows(np.array([q.image_id for q in queries]), "query images")
     boxes = np.array([q.box for q in queries], np.float64).reshape(-1, 4)
     row, det, iou = overlapping_pairs(
@@ -151,13 +220,16 @@ def query_embeddings(
     best = first_of_each(row, -iou, det)
     feats = np.zeros((len(queries), predictions.embed_dim), predictions.reid_feats.dtype)
     feats[row[best]] = predictions.reid_feats[det[best]]
-    has_feat = np.zeros(len(queries), bool)
-    has_feat[row[best]] = True
-    return feats, has_feat
+    dets = no_dets
+    dets[row[best]] = det[best]
+    return feats, dets >= 0, dets
 
 
 def similarity_blocks(
-    query_feats: np.ndarray, gallery_feats: np.ndarray, weights: np.ndarray | None = None
+    query_feats: np.ndarray,
+    gallery_feats: np.ndarray,
+    weights: np.ndarray | None = None,
+    num_streams: int = 1,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Multiplies queries with the gallery, some queries at a time.
 
@@ -165,12 +237,13 @@ def similarity_blocks(
         query_feats: (U, D).
         gallery_feats: (N, D).
         weights: (N,) factors of the gallery columns, or None.
+        num_streams: how many of these run at once and share the memory.
 
     Yields:
         the number of the block's first query, and (B, N) float32 similarities.
     """
     num_gallery = len(gallery_feats)
-    fitting = MAX_BLOCK_BYTES // (4 * max(num_gallery, 1))
+    fitting = MAX_BLOCK_BYTES // (4 * max(num_gallery, 1) * num_streams)
     block = int(np.clip(fitting, 1, MAX_BLOCK_QUERIES))
     for first in range(0, len(query_feats), block):
         queries = query_feats[first : first + block].astype(np.float64)
@@ -182,19 +255,18 @@ def similarity_blocks(
         yield first, sims
 
 
-def _score_query(index: ProtocolIndex, query: int, sims: np.ndarray, out: SearchScores) -> None:
+def _score_query(
+    index: ProtocolIndex, query: int, sims: np.ndarray, gallery_dets: np.ndarray, out: SearchScores
+) -> None:
     """Fills row ``query`` of ``out`` from the (N,) similarities of all detections."""
-    hits = slice(index.hit_offsets[query], index.hit_offsets[query + 1])
-    hit_det = index.hit_det[hits]
-    if len(hit_det) == 0:
-        return
+    hit_positive, hit_det = index.hits_of(query)
     # the first hit of each image in the order of the ranked list
-    chosen = first_of_each(index.hit_positive[hits], -sims[hit_det], hit_det)
+    chosen = first_of_each(hit_positive, -sims[hit_det], hit_det)
     positive_dets = hit_det[chosen]
-    gallery_dets = index.gallery_detections(query)
     gallery_sims, positive_sims = sims[gallery_dets], sims[positive_dets]
     num_gt = int(index.num_gt[query])
-    out.ap[query] = average_precision(gallery_sims, positive_sims, num_gt)
+    out.precisions[query] = precision_steps(gallery_sims, positive_sims)
+    out.ap[query] = out.precisions[query].sum() / num_gt
     out.recall[query] = len(positive_dets) / num_gt
     best = positive_sims.max()
     tied = gallery_dets[gallery_sims == best]
@@ -213,4 +285,6 @@ def _empty_scores(
         recall=np.zeros(num_queries),
         num_gt=index.num_gt,
         has_feat=has_feat,
+        precisions=[np.zeros(0)] * num_queries,
+        name=protocol.name,
     )

@@ -57,7 +57,7 @@ def rank_query(
     """
     p = predictions
     index = index_protocol(protocol, p.image_ids, p.boxes, p.det_offsets, duplicates)
-    feats, has_feat = query_embeddings(p, [protocol.queries[query]], query_source)
+    feats, has_feat, _ = query_embeddings(p, [protocol.queries[query]], query_source)
     if not has_feat[0]:
         return []
     weights = p.scores if similarity == "cws" else None

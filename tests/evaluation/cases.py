@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from person_search.evaluation.predictions import PooledPredictions, pool_predictions
-from person_search.schema import Query, SearchProtocol
+from person_search.schema import NO_QUERY_ID, Query, SearchProtocol
 
 from .slow_reference import ImageDetections
 
@@ -50,18 +50,29 @@ class Case:
         }
         return pool_predictions([part], part["image_ids"], {"dataset": "case", "score_thresh": 0.0})
 
-    def inputs(self) -> list[dict[str, Any]]:
+    def on_gt_boxes(self) -> dict[int, ImageDetections]:
+        """The true boxes as detections of score 1, each with an embedding of its own."""
+        gt = self.gt
+        return {i: ImageDetections(gt[i], [1.0] * len(gt[i]), _gt_feats(i, len(gt[i]))) for i in gt}
+
+    def inputs(self, with_gt: bool = False) -> list[dict[str, Any]]:
         """What the test mapper gives, without pixels."""
         return [
-            {"image_id": r["image_id"], "file_name": r["file_name"], "queries": _queries(r)}
+            {
+                "image_id": r["image_id"],
+                "file_name": r["file_name"],
+                "queries": _queries(r, with_gt),
+            }
             for r in self.records
         ]
 
-    def output(self, image_id: int) -> dict[str, Any]:
+    def output(self, image_id: int, with_gt: bool = False) -> dict[str, Any]:
         """What a person search model returns for an image."""
         found = self.dets[image_id]
         record = next(r for r in self.records if r["image_id"] == image_id)
         feats = [self.query_feats[q["query_id"]] for q in record["queries"]]
+        if with_gt:
+            feats += self.on_gt_boxes()[image_id].feats
         dim = len(next(iter(self.query_feats.values())))
         instances = Instances((record["height"], record["width"]))
         instances.pred_boxes = Boxes(torch.tensor(found.boxes).reshape(-1, 4))
@@ -81,7 +92,10 @@ class ReplayModel(torch.nn.Module):
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         self.was_training.append(self.training)
-        return [self.case.output(one["image_id"]) for one in batched_inputs]
+        return [
+            self.case.output(one["image_id"], with_gt=NO_QUERY_ID in one["queries"].query_ids)
+            for one in batched_inputs
+        ]
 
 
 @contextmanager
@@ -236,9 +250,18 @@ def _random_feat(rng: np.random.Generator, ties: bool) -> list[float]:
     return (feat / np.linalg.norm(feat)).astype(np.float32).tolist()
 
 
-def _queries(record: dict[str, Any]) -> Instances:
-    queries = Instances((record["height"], record["width"]))
+def _gt_feats(image_id: int, count: int) -> list[list[float]]:
+    rng = np.random.default_rng(image_id)
+    return [_random_feat(rng, ties=False) for _ in range(count)]
+
+
+def _queries(record: dict[str, Any], with_gt: bool = False) -> Instances:
     boxes = [q["bbox"] for q in record["queries"]]
+    ids = [q["query_id"] for q in record["queries"]]
+    if with_gt:
+        boxes += [a["bbox"] for a in record["annotations"]]
+        ids += [NO_QUERY_ID] * len(record["annotations"])
+    queries = Instances((record["height"], record["width"]))
     queries.pred_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
-    queries.query_ids = torch.tensor([q["query_id"] for q in record["queries"]], dtype=torch.int64)
+    queries.query_ids = torch.tensor(ids, dtype=torch.int64)
     return queries

@@ -5,12 +5,13 @@ Nothing here is clever on purpose. Images are visited one by one, boxes are comp
 every ranked list is really sorted. Hundreds of times slower than what it judges.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from person_search.schema import SearchProtocol
+from person_search.schema import Query, SearchProtocol
 
 
 @dataclass
@@ -87,22 +88,26 @@ def search_reference(
     duplicates: str = "seqnet",
     query_source: str = "gt_box",
     topk: tuple[int, ...] = (1, 5, 10),
+    cbgm: tuple[int, int, str] | None = None,
 ) -> dict[str, float]:
-    """``dets`` stands in the order of the data set."""
+    """``dets`` stands in the order of the data set; ``cbgm`` is (k1, k2, mode)."""
     aps, recalls, hits = [], [], {k: [] for k in topk}
     for number, query in enumerate(protocol.queries):
-        feat = query_feats.get(query.query_id)
+        feat, feat_det = query_feats.get(query.query_id), None
         if query_source == "best_det":
             feat, best_iou = None, -1.0
-            for box, candidate in zip(
-                dets[query.image_id].boxes, dets[query.image_id].feats, strict=True
-            ):
+            own = dets[query.image_id]
+            for d, (box, candidate) in enumerate(zip(own.boxes, own.feats, strict=True)):
                 if iou(list(query.box), box) > best_iou:
-                    feat, best_iou = candidate, iou(list(query.box), box)
+                    feat, feat_det, best_iou = candidate, d, iou(list(query.box), box)
         ap, recall, flags = 0.0, 0.0, []
         if feat is not None:
+            context = None
+            if cbgm is not None:
+                k1, k2, mode = cbgm
+                context = (k1, mode, companions(dets[query.image_id], query, k2, feat_det))
             entries, num_gt, num_tp = rank_gallery(
-                dets, feat, protocol, number, similarity, duplicates
+                dets, feat, protocol, number, similarity, duplicates, context
             )
             ap = ranked_ap(entries, num_gt)
             recall = num_tp / num_gt if num_gt else 0.0
@@ -123,6 +128,7 @@ def rank_gallery(
     number: int,
     similarity: str,
     duplicates: str,
+    context: tuple[int, str, list[list[float]]] | None = None,
 ) -> tuple[list[tuple[float, bool]], int, int]:
     """(similarity, is positive) of every entry in gallery order; num_gt; images with a positive."""
     if protocol.gallery is None:
@@ -135,6 +141,16 @@ def rank_gallery(
         if protocol.positive_query[p] == number:
             box = [float(v) for v in protocol.positive_box[p]]
             person_boxes.setdefault(int(protocol.positive_image[p]), []).append(box)
+    all_sims = {}
+    for image_id in gallery:
+        if image_id not in all_sims:
+            found = dets[image_id]
+            weights = found.scores if similarity == "cws" else [1.0] * len(found.scores)
+            all_sims[image_id] = [
+                similarity_of(feat, f, w) for f, w in zip(found.feats, weights, strict=True)
+            ]
+    if context is not None:
+        apply_cbgm(all_sims, dets, context, similarity)
     entries, visited, num_gt, num_tp = [], set(), 0, 0
     for image_id in gallery:
         if image_id in visited:
@@ -143,8 +159,7 @@ def rank_gallery(
         boxes = person_boxes.get(image_id, [])
         num_gt += min(len(boxes), 1) if duplicates == "strict" else len(boxes)
         found = dets[image_id]
-        weights = found.scores if similarity == "cws" else [1.0] * len(found.scores)
-        sims = [similarity_of(feat, f, w) for f, w in zip(found.feats, weights, strict=True)]
+        sims = all_sims[image_id]
         positive = None
         if boxes:
             w, h = boxes[0][2] - boxes[0][0], boxes[0][3] - boxes[0][1]
@@ -156,3 +171,54 @@ def rank_gallery(
         num_tp += positive is not None
         entries.extend((sim, d == positive) for d, sim in enumerate(sims))
     return entries, num_gt, num_tp
+
+
+def companions(
+    found: ImageDetections, query: Query, k2: int, query_det: int | None
+) -> list[list[float]]:
+    """Embeddings of the other people in the query image, the most certain first."""
+    others = [
+        d
+        for d, box in enumerate(found.boxes)
+        if iou(list(query.box), box) <= 0.5 and d != query_det
+    ]
+    others.sort(key=lambda d: -found.scores[d])
+    return [found.feats[d] for d in others[: k2 - 1]]
+
+
+def apply_cbgm(
+    all_sims: dict[int, list[float]],
+    dets: dict[int, ImageDetections],
+    context: tuple[int, str, list[list[float]]],
+    similarity: str,
+) -> None:
+    """Changes the similarities in place; every possible matching is tried."""
+    k1, mode, others = context
+    ranked = sorted(
+        ((sim, image_id) for image_id, sims in all_sims.items() for sim in sims),
+        key=lambda entry: -entry[0],
+    )
+    for image_id in {image_id for _, image_id in ranked[:k1]}:
+        found, sims = dets[image_id], all_sims[image_id]
+        weights = found.scores if similarity == "cws" else [1.0] * len(found.scores)
+        rows = [sims] + [
+            [similarity_of(o, f, w) for f, w in zip(found.feats, weights, strict=True)]
+            for o in others
+        ]
+        pairs = best_matching(rows)
+        for row, column in pairs:
+            if row == 0:
+                largest = max(rows[r][c] for r, c in pairs)
+                sims[column] = largest if mode == "max" else (largest + sims[column]) / 2
+
+
+def best_matching(weights: list[list[float]]) -> list[tuple[int, int]]:
+    """The complete matching of greatest total weight, by brute force: (row, column) pairs."""
+    rows, columns = range(len(weights)), range(len(weights[0]))
+    if len(rows) <= len(columns):
+        choices = itertools.permutations(columns, len(rows))
+        options = [list(zip(rows, choice, strict=True)) for choice in choices]
+    else:
+        choices = itertools.permutations(rows, len(columns))
+        options = [list(zip(choice, columns, strict=True)) for choice in choices]
+    return max(options, key=lambda pairs: math.fsum(weights[r][c] for r, c in pairs))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from person_search.evaluation import PooledPredictions, evaluate_search
+from person_search.evaluation.prediction_file import ARRAY_NAMES
 from person_search.evaluation.predictions import (
-    ARRAY_NAMES,
     find_rows,
     pool_predictions,
     write_atomically,
@@ -97,7 +97,7 @@ def test_loading_refuses_other_files(tmp_path):
 
 def test_loading_refuses_another_version(tmp_path, monkeypatch):
     path = tmp_path / "new.npz"
-    monkeypatch.setattr("person_search.evaluation.predictions.FORMAT_VERSION", 99)
+    monkeypatch.setattr("person_search.evaluation.prediction_file.FORMAT_VERSION", 99)
     random_case(2).pooled().save(path)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="99.*expected.*Run the evaluation again"):

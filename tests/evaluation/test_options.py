@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of sections, several options in one pass, and what is refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from person_search.evaluation import evaluate_search
+from person_search.evaluation.options import OPTION_VALUES, SearchOptions, search_sections
+from person_search.evaluation.search_metrics import evaluate_searches
+from person_search.evaluation.settings import EvaluationSettings
+
+from .cases import random_case
+from .slow_reference import search_reference
+
+
+def test_sections_are_named_predictably():
+    sections = search_sections(["g100", "g50"], SearchOptions(), ["cbgm", "cws+cbgm", "gt"])
+    assert [s.task for s in sections] == [
+        "search",
+        "search_g100_cbgm",
+        "search_g100_cws_cbgm",
+        "search_g100_gt",
+        "search_g50",
+        "search_g50_cbgm",
+        "search_g50_cws_cbgm",
+        "search_g50_gt",
+    ]
+    assert sections[0].options == SearchOptions()
+    assert sections[2].options == SearchOptions(similarity="cws", matching="cbgm")
+    assert sections[7].protocol == "g50" and sections[7].options.gallery_boxes == "gt"
+
+
+def test_no_value_belongs_to_two_options():
+    values = [value for allowed in OPTION_VALUES.values() for value in allowed]
+    assert len(values) == len(set(values))
+
+
+@pytest.mark.parametrize(
+    ("variants", "text"),
+    [
+        (["cbgn"], r"variant 'cbgn': 'cbgn' is not known.*'cbgm'.*VARIANTS"),
+        (["cws+"], "'' is not known"),
+        (["cws+cosine"], "'cws' and 'cosine' are both values of similarity"),
+        (["gt", "gt"], r"variant \['gt'\] is named twice"),
+    ],
+)
+def test_wrong_variants(variants, text):
+    with pytest.raises(ValueError, match=text):
+        EvaluationSettings(variants=tuple(variants))
+
+
+@pytest.mark.parametrize("name", list(OPTION_VALUES))
+def test_wrong_values(name):
+    with pytest.raises(ValueError, match=f"{name} is 'wrong', allowed.*{name.upper()}"):
+        SearchOptions(**{name: "wrong"})
+
+
+def with_gt(case):
+    """The case's predictions with embeddings of the true boxes."""
+    found = list(case.on_gt_boxes().values())
+    return dataclasses.replace(
+        case.pooled(),
+        gt_offsets=np.cumsum([0] + [len(d.boxes) for d in found]),
+        gt_boxes=np.array([b for d in found for b in d.boxes], "f").reshape(-1, 4),
+        gt_feats=np.array([f for d in found for f in d.feats], "f").reshape(-1, 4),
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), ties=st.booleans())
+def test_several_options_at_once_equal_each_alone(seed, ties):
+    case = random_case(seed, ties=ties)
+    predictions = with_gt(case)
+    variants = ["cws", "best_det+strict", "gt", "gt+best_det", "cbgm", "gt+cbgm+cws"]
+    jobs = [
+        (protocol, SearchOptions().changed(variant))
+        for protocol in case.protocols.values()
+        for variant in ("plain", *variants)
+    ]
+    for job, scores in zip(jobs, evaluate_searches(predictions, jobs), strict=True):
+        (alone,) = evaluate_searches(predictions, [job])
+        np.testing.assert_array_equal(scores.ap, alone.ap)
+        np.testing.assert_array_equal(scores.best_rank, alone.best_rank)
+        assert scores.name == job[0].name
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), source=st.sampled_from(["gt_box", "best_det"]))
+def test_true_boxes_equal_the_literal_implementation(seed, source):
+    case = random_case(seed)
+    for protocol in case.protocols.values():
+        (scores,) = evaluate_search(
+            with_gt(case), [protocol], gallery_boxes="gt", query_source=source
+        )
+        expected = search_reference(
+            case.on_gt_boxes(), case.query_feats, protocol, query_source=source
+        )
+        assert scores.summary() == pytest.approx(expected, abs=1e-6)
+        assert (
+            scores.summary()["recall"] == pytest.approx(100 * (scores.num_gt > 0).mean())
+            or protocol.name == "listed"
+        )  # an image listed twice is found once
+
+
+def test_true_boxes_must_have_been_embedded():
+    case = random_case(1)
+    with pytest.raises(ValueError, match="no embeddings of the ground truth boxes.*VARIANTS"):
+        evaluate_search(case.pooled(), [case.protocols["all"]], gallery_boxes="gt")

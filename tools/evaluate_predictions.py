@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Scores saved predictions under any protocol, without a model.
+
+    python tools/evaluate_predictions.py prw_predictions.npz --protocols all multi_view
+    python tools/evaluate_predictions.py ours.npz theirs.npz --names ours SeqNet \\
+        --protocols every --variants cws cbgm --output output/comparison --plots
+
+A file of predictions is written by an evaluation with TEST.PERSON_SEARCH.DUMP_PREDICTIONS True, or
+by any other detector: docs/predictions_format.md. Prints two tables per file. With --output, writes
+NAME/<dataset>_results.json, and with --plots also gallery_size.png (mAP and top-1 over the size of
+the gallery), search_precision_recall.png and detection_precision_recall.png, every file a curve.
+"""
+
+import argparse
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+EVERY = "every"
+PLOTTED_METRICS = ("mAP", "top1")
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("predictions", nargs="+", type=Path, help="files of predictions (.npz)")
+    parser.add_argument("--names", nargs="+", help="a name for each file; default: the file's own")
+    parser.add_argument("--dataset", help="test set; default: the one the file says it was made on")
+    parser.add_argument("--config-file", default="", help="config to read TEST.PERSON_SEARCH from")
+    parser.add_argument(
+        "--protocols", nargs="+", default=[],
+        help=f"protocols to score, the headline's first; '{EVERY}': all whose files are there",
+    )  # fmt: skip
+    parser.add_argument(
+        "--variants", nargs="+", default=[],
+        help="options to add, e.g. cws cbgm best_det strict gt cws+cbgm",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, help="folder for results and plots")
+    parser.add_argument("--plots", action="store_true", help="also write the plots (--output)")
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    parser.add_argument(
+        "--set", nargs="+", default=[], dest="opts", metavar=("KEY", "VALUE"),
+        help="config overrides, e.g. TEST.PERSON_SEARCH.SCORE_THRESH 0.3",
+    )  # fmt: skip
+    args = parser.parse_args()
+    if args.names is None:
+        args.names = [path.stem.removesuffix("_predictions") for path in args.predictions]
+    if len(args.names) != len(args.predictions) or len(set(args.names)) < len(args.names):
+        parser.error(f"--names: {len(args.predictions)} different names are needed: {args.names}")
+    if args.plots and args.output is None:
+        parser.error("--plots needs --output, the folder to write to")
+    return args
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Scores every file and writes what was asked for."""
+    from person_search.config import build_config
+
+    cfg = build_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
+    evaluators: dict[str, Any] = {}
+    for name, path in zip(args.names, args.predictions, strict=True):
+        start = time.perf_counter()
+        evaluators[name] = score_file(cfg, args, path, name)
+        print(f"{path}: {time.perf_counter() - start:.1f} s\n", flush=True)
+    if args.plots:
+        write_plots(args.output, evaluators)
+
+
+def score_file(cfg, args: argparse.Namespace, path: Path, name: str):
+    """Prints the figures of one file; returns the evaluator, which holds them query by query."""
+    from person_search.evaluation import PersonSearchEvaluator, PooledPredictions
+    from person_search.evaluation.report import results_table
+    from person_search.evaluation.settings import settings_from_config
+
+    keys = cfg.TEST.PERSON_SEARCH
+    dataset = dataset_of(path, args.dataset or PooledPredictions.load(path).info.get("dataset"))
+    settings = settings_from_config(keys)
+    if args.variants:
+        settings["variants"] = args.variants
+    evaluator = PersonSearchEvaluator(
+        dataset,
+        output_dir=args.output / name if args.output else None,
+        protocols=protocol_names(args.protocols or keys.PROTOCOLS, dataset),
+        **settings,
+    )
+    evaluator.load_predictions(path)
+    results = evaluator.score()
+    print(f"{name} on {dataset}")
+    print(results_table(results))
+    return evaluator
+
+
+def dataset_of(path: Path, name: str | None) -> str:
+    """The data set to score on, which must be known: what the file or the user says."""
+    from detectron2.data import DatasetCatalog
+
+    import person_search.data  # noqa: F401 - registers the data sets
+
+    known = sorted(n for n in DatasetCatalog.list() if is_test_set(n))
+    if name not in known:
+        raise ValueError(
+            f"{path}: there is no test set {name!r}. It is the 'dataset' in the header of the file, "
+            f"or --dataset, which goes before; known: {known}"
+        )
+    return name
+
+
+def is_test_set(name: str) -> bool:
+    from detectron2.data import MetadataCatalog
+
+    return "search_protocols" in MetadataCatalog.get(name).as_dict()
+
+
+def protocol_names(names: Sequence[str], dataset: str) -> list[str]:
+    """The protocols to score; ``every`` stands for all whose files are there."""
+    from detectron2.data import MetadataCatalog
+
+    if list(names) != [EVERY]:
+        return list(names)
+    metadata = MetadataCatalog.get(dataset)
+    default = list(metadata.default_search_protocols)
+    found = []
+    for name in [*default, *(n for n in metadata.search_protocols if n not in default)]:
+        try:
+            metadata.search_protocols[name]()
+        except FileNotFoundError:
+            print(f"no protocol {name}: its file is not there")
+        else:
+            found.append(name)
+    return found
+
+
+def write_plots(folder: Path, evaluators: dict[str, Any]) -> None:
+    """Writes the plots, each file of predictions a curve per variant."""
+    from person_search.evaluation.curves import search_curve
+    from person_search.evaluation.plots import plot_gallery_size, plot_precision_recall
+
+    sizes: dict[str, dict[int, dict[str, float]]] = {}
+    search, detection = {}, {}
+    for name, evaluator in evaluators.items():
+        for section in evaluator.sections:
+            scores = evaluator.search_scores[section.task]
+            figures = scores.summary((1,))
+            label = f"{name}, {section.variant}" if section.variant else name
+            size = re.fullmatch(r"g(\d+)", section.protocol)
+            if size:
+                sizes.setdefault(label, {})[int(size[1])] = figures
+            if section.protocol == evaluator.sections[0].protocol:
+                search[f"{label}, mAP {figures['mAP']:.1f}"] = search_curve(scores)
+        label, curve = detection_of(evaluator)
+        detection[f"{name}, {label}"] = curve
+    protocol = next(iter(evaluators.values())).sections[0].protocol
+    if any(len(by_size) > 1 for by_size in sizes.values()):
+        save(folder / "gallery_size.png", plot_gallery_size(sizes, PLOTTED_METRICS))
+    save(
+        folder / "search_precision_recall.png",
+        plot_precision_recall(search, f"Search ({protocol}), mean of all queries"),
+    )
+    save(
+        folder / "detection_precision_recall.png",
+        plot_precision_recall(detection, "Detection of people, labelled or not"),
+    )
+
+
+def detection_of(evaluator) -> tuple[str, tuple]:
+    """Label and precision-recall curve of the detections."""
+    from person_search.evaluation.curves import detection_curve
+    from person_search.evaluation.detection_metrics import evaluate_detection
+
+    truth, p = evaluator.ground_truth, evaluator.predictions
+    arrays = (truth.boxes, truth.offsets, p.boxes, p.scores, p.det_offsets)
+    iou = evaluator.settings.det_iou_thresh
+    figures = evaluate_detection(*arrays, iou_thresh=iou)
+    return f"AP {figures['AP']:.1f} (IoU {iou:g})", detection_curve(*arrays, iou_thresh=iou)
+
+
+def save(path: Path, content: bytes) -> None:
+    from person_search.evaluation.predictions import write_atomically
+
+    write_atomically(path, lambda file: file.write(content))
+    print(path)
+
+
+def main() -> None:
+    """Imports only what the command line asks for, so that ``--help`` is quick."""
+    args = parse_args()
+    from person_search.utils.quiet import quiet_libraries
+
+    quiet_libraries()
+    from detectron2.utils.logger import setup_logger
+
+    from person_search.engine import friendly_errors
+    from person_search.utils.backend import check_backend
+
+    setup_logger(name="person_search", abbrev_name="person_search")
+    with friendly_errors(args.traceback):
+        check_backend()
+        evaluate(args)
+
+
+if __name__ == "__main__":
+    main()
