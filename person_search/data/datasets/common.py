@@ -6,6 +6,8 @@ in an image). It is collected, not raised; what cannot be coped with raises ``Va
 """
 
 import logging
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,9 @@ IRREGULARITY_KINDS = {
     "claimed_twice": "one box claimed by two persons; the first one keeps it",
     "listed_twice": "a gallery lists one image twice; kept as listed",
     "own_image": "a gallery holds the query's own image; kept as listed",
+    "exif_turned": "picture with an EXIF orientation; turned, boxes count in the turned picture",
+    "cmyk_picture": "picture in printing colors (CMYK); converted to RGB",
+    "deep_picture": "gray picture of 16 bits; its upper 8 bits are used",
     "unreadable_image": "image header cannot be read; size unknown (0)",
 }
 """Every kind of irregularity, and what the reader does about it."""
@@ -155,3 +160,23 @@ def check_split(split: str) -> None:
     """Raises ``ValueError`` unless ``split`` is ``train`` or ``test``."""
     if split not in ("train", "test"):
         raise ValueError(f"unknown split {split!r}; allowed: 'train', 'test'")
+
+
+def write_whole_file(path: Path, parts: Iterable[str]) -> None:
+    """Writes text to a file that is either complete or not there; folders are made.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.writelines(parts)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes files that only their owner may read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

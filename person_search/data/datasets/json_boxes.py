@@ -7,7 +7,7 @@ Shape shorthand: I images, B annotations, Q queries. Boxes are x, y, width, heig
 import numpy as np
 
 from person_search.data.datasets.common import IrregularityLog
-from person_search.data.datasets.json_tables import CROWD, KEPT, AnnotationTables
+from person_search.data.datasets.json_tables import CROWD, KEPT, OTHER_CATEGORY, AnnotationTables
 
 _OVER_BORDER = 1.0
 """Pixels by which a box may reach over the border without being odd: some are 1-based."""
@@ -53,8 +53,9 @@ def log_irregular_boxes(
     def place(row: int) -> str:
         return f"{where}: annotations[{row}], {tables.names[tables.box_image[row]]}"
 
-    for row in np.flatnonzero(tables.left_out != KEPT).tolist():
-        kind = "crowd" if tables.left_out[row] == CROWD else "other_category"
+    kinds = {CROWD: "crowd", OTHER_CATEGORY: "other_category"}
+    for row in np.flatnonzero(np.isin(tables.left_out, list(kinds))).tolist():
+        kind = kinds[int(tables.left_out[row])]
         log.add(kind, place(row), _show(tables.boxes[row]))
     kept = tables.left_out == KEPT
     usable = usable_boxes(tables)

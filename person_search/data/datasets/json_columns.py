@@ -120,7 +120,10 @@ class Section:
         values = [entry.get(key) for entry in self.entries]
         plain = set(map(type, values)) <= {list} and set(map(len, values)) <= {4}
         if plain and set(map(type, chain.from_iterable(values))) <= {int, float}:
-            array = _to_float(values)
+            try:
+                array = _to_float(values)
+            except OverflowError:  # a whole number beyond all floats; found again below
+                array = np.full((1, 4), np.nan)
             if np.isfinite(array).all():
                 return array
         missing = [np.nan] * 4
@@ -191,6 +194,8 @@ def read_json(path: Path) -> dict:
         raise AnnotationFileError(path, [f"the file is no JSON: {e.msg}, {place}{hint}"]) from e
     except RecursionError as e:
         raise AnnotationFileError(path, ["lists or objects are nested too deeply"]) from e
+    except ValueError as e:  # a whole number of thousands of digits
+        raise AnnotationFileError(path, [str(e)]) from e
     if not isinstance(document, dict):
         raise AnnotationFileError(
             path, [f"the file holds {describe(document)}; an object with images is expected"]

@@ -27,7 +27,7 @@ def make_queries(tables: AnnotationTables) -> list[Query]:
     who are labelled in two images or more; ``query_id`` is the position, by person, then camera.
     """
     if tables.query_ids is None:
-        rows = _largest_boxes(tables)
+        rows = default_query_rows(tables)
         ids = np.arange(len(rows))
         image, boxes, pids = tables.box_image[rows], tables.boxes[rows], tables.labels[rows]
     else:
@@ -55,7 +55,7 @@ def make_queries(tables: AnnotationTables) -> list[Query]:
     ]
 
 
-def _largest_boxes(tables: AnnotationTables) -> np.ndarray:
+def default_query_rows(tables: AnnotationTables) -> np.ndarray:
     """Returns the annotations that serve as queries where the file names none."""
     rows = np.flatnonzero(usable_boxes(tables) & (tables.labels >= 0))
     person, image = tables.labels[rows], tables.box_image[rows]
@@ -233,6 +233,10 @@ class LazyProtocols(Mapping):
 
     def __init__(self, find_file: Callable[[], Path]):
         self._find_file = find_file
+
+    # Detectron2's metadata compares a value with itself; a mapping would read the file for that
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def _names(self) -> tuple[str, ...]:
         return protocol_names(read_tables(self._find_file()))

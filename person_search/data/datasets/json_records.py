@@ -7,9 +7,12 @@ on, tested on, or both. Its checked arrays and the sizes of its pictures are cac
 Shape shorthand: I images, B annotations, Q queries.
 """
 
+import gc
 import logging
 import os
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -107,13 +110,26 @@ def load_person_search_json(
     if faults:
         raise AnnotationFileError(path, faults)
     log_irregular_boxes(tables, sizes, str(path), log)
-    records = _make_records(tables, paths, sizes)
+    with _no_garbage_collection():
+        records = _make_records(tables, paths, sizes)
     row_of = {image_id: row for row, image_id in enumerate(tables.image_ids.tolist())}
     for query in make_queries(tables):
         records[row_of[query.image_id]]["queries"].append(make_query(query.query_id, query.box))
     if irregularities is None:
         log.warn(logger, str(path))
     return records
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Millions of new objects, none of them garbage: looking through them doubles the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _require_pictures(path: Path, root: Path, paths: list[str]) -> None:

@@ -16,7 +16,7 @@ LISTED = "listed"
 RULE_PROTOCOLS = ("all", "multi_view")
 """Protocols that follow from the images alone, so no file may use these names."""
 
-KEPT, CROWD, OTHER_CATEGORY = 0, 1, 2
+KEPT, CROWD, OTHER_CATEGORY, FAULTY = 0, 1, 2, 3
 """Values of ``AnnotationTables.left_out``."""
 
 NO_CAMERA = np.iinfo(np.int64).min
