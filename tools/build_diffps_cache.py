@@ -19,6 +19,7 @@ from detectron2.modeling import build_backbone
 
 from diffps.cache_building import fill_cache
 from person_search.config import build_config
+from person_search.data import register_config_datasets
 from person_search.engine import friendly_errors
 
 
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with friendly_errors():
         cfg = build_config(args.config_file, args.opts)
+        register_config_datasets(cfg)
         return 0 if build_caches(cfg, args.part) else 1
 
 

@@ -7,6 +7,7 @@ Examples::
     python tools/check_dataset.py cuhk_sysu
     python tools/check_dataset.py prw --root /data/PRW --decode
     python tools/check_dataset.py synthetic_cuhk_sysu --limit 5
+    python tools/check_dataset.py datasets/mine/train.json --decode
 
 Exit status: 0 for a set that is fit for use, 1 for a broken one, 2 for a wrong command line.
 """
@@ -24,6 +25,7 @@ from rich.table import Table
 from person_search.data.datasets import builtin
 from person_search.data.datasets.check import CheckReport, check_dataset
 from person_search.data.datasets.common import IRREGULARITY_KINDS
+from person_search.data.datasets.json_check import check_json_dataset
 
 DATASETS = {
     "cuhk_sysu": ("cuhk_sysu", builtin.cuhk_sysu_root),
@@ -38,9 +40,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dataset", choices=sorted(DATASETS), help="what to check")
+    parser.add_argument(
+        "dataset", help=f"{', '.join(sorted(DATASETS))}, or a JSON file (docs/adding_a_dataset.md)"
+    )
     parser.add_argument(
         "--root", type=Path, help="its folder (default: below $DETECTRON2_DATASETS or datasets/)"
+    )
+    parser.add_argument(
+        "--image-root",
+        type=Path,
+        help="of a JSON file: folder that the file names start from (default: that of the JSON)",
     )
     parser.add_argument(
         "--decode", action="store_true", help="decode every picture; takes minutes on a real set"
@@ -54,6 +63,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="compare with the published numbers (default: unless the set is a synthetic one)",
     )
     args = parser.parse_args(argv)
+    is_json = args.dataset.endswith(".json")
+    if not is_json and args.dataset not in DATASETS:
+        parser.error(f"{args.dataset!r} is none of {sorted(DATASETS)} and no .json file")
+    if is_json and (args.root or args.compare):
+        parser.error("--root and --compare are not for a JSON file; --image-root is")
+    if not is_json and args.image_root:
+        parser.error("--image-root is for a JSON file; use --root")
     if args.limit < 0:
         parser.error(f"--limit is {args.limit}; it must be 0 (all) or more")
     return args
@@ -61,7 +77,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def show_counts(console: Console, report: CheckReport) -> None:
     """Prints the table of counts."""
-    table = Table(title=f"{report.title} in {escape(str(report.root))}", title_justify="left")
+    table = Table(title=escape(f"{report.title}: {report.root}"), title_justify="left")
     compared = any(count.published is not None for count in report.counts)
     table.add_column("count")
     table.add_column("found", justify="right")
@@ -91,8 +107,11 @@ def main(argv: list[str] | None = None) -> int:
     """Checks one data set and returns the exit status."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    format_name, find_root = DATASETS[args.dataset]
-    report = check_dataset(format_name, args.root or find_root(), args.compare, args.decode)
+    if args.dataset.endswith(".json"):
+        report = check_json_dataset(args.dataset, args.image_root, args.decode)
+    else:
+        format_name, find_root = DATASETS[args.dataset]
+        report = check_dataset(format_name, args.root or find_root(), args.compare, args.decode)
 
     console = Console()
     if report.counts:

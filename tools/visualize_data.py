@@ -3,6 +3,7 @@
 """Draws pictures of a data set with their boxes, identities and queries.
 
     python tools/visualize_data.py synthetic_cuhk_sysu_test --num 8 --output output/data
+    python tools/visualize_data.py datasets/mine/train.json
 
 Solid boxes are people of known identity (one color each), dashed gray ones of unknown identity, and
 wide blue ones queries. The pictures are spread evenly over the set, or chosen by --image-id.
@@ -17,7 +18,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dataset", help="registered name, e.g. cuhk_sysu_train or prw_test")
+    parser.add_argument(
+        "dataset", help="registered name, e.g. cuhk_sysu_train or prw_test, or a JSON file"
+    )
+    parser.add_argument(
+        "--image-root", type=Path, help="of a JSON file: where its file names start (its folder)"
+    )
     parser.add_argument("--output", type=Path, default=Path("output/data"))
     parser.add_argument("--num", type=int, default=8, help="how many pictures")
     parser.add_argument("--image-id", type=int, nargs="+", help="these pictures instead")
@@ -41,24 +47,33 @@ def choose(records: list[dict], num: int, image_ids: list[int] | None) -> list[d
     return [by_id[image_id] for image_id in image_ids]
 
 
-def visualize(args: argparse.Namespace) -> None:
-    """Writes one PNG per chosen record."""
+def load_records(dataset: str, image_root: Path | None) -> list[dict]:
+    """The records of a registered data set, or of a JSON file."""
     from detectron2.data import DatasetCatalog
 
-    import person_search.data  # noqa: F401  registers the data sets
+    from person_search.data import load_person_search_json
+
+    if dataset.endswith(".json"):
+        return load_person_search_json(dataset, image_root)
+    if dataset not in DatasetCatalog.list():
+        ours = [name for name in DatasetCatalog.list() if "cuhk_sysu" in name or "prw" in name]
+        raise ValueError(f"there is no data set '{dataset}'; there are {sorted(ours)}.")
+    return DatasetCatalog.get(dataset)
+
+
+def visualize(args: argparse.Namespace) -> None:
+    """Writes one PNG per chosen record."""
     from person_search.evaluation.predictions import write_atomically
     from person_search.search import read_picture
     from person_search.vis import draw_record, encode_picture
 
-    if args.dataset not in DatasetCatalog.list():
-        ours = [name for name in DatasetCatalog.list() if "cuhk_sysu" in name or "prw" in name]
-        raise ValueError(f"there is no data set '{args.dataset}'; there are {sorted(ours)}.")
-    records = DatasetCatalog.get(args.dataset)
+    records = load_records(args.dataset, args.image_root)
+    name = Path(args.dataset).stem
     args.output.mkdir(parents=True, exist_ok=True)
     for record in choose(records, args.num, args.image_id):
         picture = draw_record(read_picture(record["file_name"]), record, args.long_side)
         content = encode_picture(picture, ".png")
-        path = args.output / f"{args.dataset}_{record['image_id']:06d}.png"
+        path = args.output / f"{name}_{record['image_id']:06d}.png"
         write_atomically(path, lambda file, content=content: file.write(content))
         print(path)
 

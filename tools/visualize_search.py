@@ -39,12 +39,14 @@ def visualize(args: argparse.Namespace) -> None:
     from detectron2.data import DatasetCatalog
 
     from person_search.config import build_config
+    from person_search.data import register_config_datasets
     from person_search.evaluation import PersonSearchEvaluator, chance_level
     from person_search.evaluation.predictions import write_atomically
     from person_search.search import describe_outcome, draw_checked_search, rank_query
     from person_search.vis import encode_picture
 
     cfg = build_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
+    register_config_datasets(cfg)
     keys = cfg.TEST.PERSON_SEARCH
     dataset = dataset_of(cfg)
     evaluator = PersonSearchEvaluator(cfg, dataset, args.output)

@@ -5,9 +5,11 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from json_trees import small_document, write_json_set
 from mat_trees import small_cuhk_sysu, small_prw, write_image
 
 from person_search.data.datasets.check import FORMATS, check_dataset
+from person_search.data.datasets.json_check import check_json_dataset
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +204,87 @@ def test_the_command_on_a_missing_set(tool, tmp_path, monkeypatch, capsys) -> No
     assert "PRW was not found" in output and "frame_train.mat" in output
 
 
-@pytest.mark.parametrize("args", [["coco"], ["prw", "--limit", "-1"]])
+# ---- own data: a JSON file ------------------------------------------------------------------
+
+
+def test_a_good_file(tool, tmp_path: Path, capsys) -> None:
+    path = write_json_set(tmp_path)
+    report = check_json_dataset(path, decode=True)
+    assert report.errors == [] and report.irregularities == []
+    assert found(report) == {
+        "images": 4,
+        "cameras": 2,
+        "boxes": 7,
+        "boxes left out": 0,
+        "boxes with identity": 5,
+        "images with identity": 4,
+        "identities": 2,
+        "identities in several images": 2,
+        "queries": 4,
+        "queries of all": 4,
+        "matches in all": 6,
+        "queries of multi_view": 4,
+        "matches in multi_view": 5,
+    }
+    assert tool.main([str(path), "--decode"]) == 0
+    assert "Fit for use" in capsys.readouterr().out
+
+
+def test_a_bad_file_shows_everything_at_once(tool, tmp_path: Path, capsys) -> None:
+    document = small_document()
+    document["annotations"][0]["image_id"] = 99
+    document["annotations"][1]["bbox"] = [float("nan"), 1, 2, 3]
+    document["annotations"][2]["bbox"] = [500, 5, 20, 60]
+    document["annotations"][3]["bbox"] = [50, 5, -20, 60]
+    document["annotations"][4]["bbox"] = [150, 5, 20, 60]
+    document["images"][3]["file_name"] = "a/1.jpg"
+    path = write_json_set(tmp_path, document)
+    (tmp_path / "b/1.jpg").write_bytes(b"no picture")
+    (tmp_path / "a/2.jpg").unlink()
+    assert tool.main([str(path)]) == 1
+    output = capsys.readouterr().out
+    for text in (
+        "annotations[0]: image_id 99 is not among the images",
+        "annotations[1]: bbox is [nan, 1, 2, 3], which is not finite",
+        "annotations[2]: the box [500.0, 5.0, 20.0, 60.0]",
+        "annotations[3]: the box [50.0, 5.0, -20.0, 60.0] has a negative",
+        "images[3]: file_name 'a/1.jpg' is that of images[0]",
+        "b/1.jpg: cannot be decoded",
+        "a/2.jpg: the file does not exist",
+        "annotations[4], b/1.jpg: [150.0, 5.0, 20.0, 60.0]",
+        "Errors: 7",
+    ):
+        assert text in output, text
+
+
+def test_queries_without_a_match_and_odd_galleries(tmp_path: Path) -> None:
+    queries = [{"annotation_id": 101}, {"annotation_id": 104}]
+    document = small_document(queries=queries, galleries=[[11, 12, 12], [11]])
+    report = check_json_dataset(write_json_set(tmp_path, document))
+    (error,) = report.errors
+    assert "query 2 has no match in the gallery of listed" in error
+    assert sorted(item.kind for item in report.irregularities) == ["listed_twice", "own_image"]
+
+
+def test_a_file_that_is_no_json(tool, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "own.json"
+    assert tool.main([str(path)]) == 1
+    assert "does not exist" in capsys.readouterr().out
+    path.write_text("{")
+    assert tool.main([str(path)]) == 1
+    assert "the file is no JSON" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["coco"],
+        ["prw", "--limit", "-1"],
+        ["prw", "--image-root", "x"],
+        ["own.json", "--root", "x"],
+        ["own.json", "--compare"],
+    ],
+)
 def test_a_wrong_command_line(tool, args: list[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         tool.main(args)

@@ -6,16 +6,18 @@
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
-from person_search.data.datasets.common import DatasetLayout, Irregularity, IrregularityLog
+from person_search.data.datasets.common import DatasetLayout, IrregularityLog
 from person_search.data.datasets.cuhk_sysu import load_cuhk_sysu, load_cuhk_sysu_protocol
 from person_search.data.datasets.cuhk_sysu_files import (
     CUHK_SYSU_LAYOUT,
+    SUBSETS,
     existing_protocols,
+    existing_subsets,
     protocol_path,
     reference_protocol,
 )
@@ -30,6 +32,7 @@ from person_search.data.datasets.prw_files import (
 from person_search.data.datasets.prw_files import (
     count_train_pids as count_prw_pids,
 )
+from person_search.data.pictures import PictureState, look_at_picture
 from person_search.schema import UNLABELED_PID, SearchProtocol, record_problems
 
 SYNTHETIC_MARK = "synthetic.json"
@@ -67,7 +70,8 @@ class DatasetFormat:
 
 def _cuhk_sysu_protocols(root: Path) -> list[str]:
     first = reference_protocol(root)
-    return [first, *(name for name in existing_protocols(root) if name != first)]
+    others = [name for name in existing_protocols(root) if name != first]
+    return [first, *others, *existing_subsets(root)]
 
 
 FORMATS = {
@@ -135,7 +139,7 @@ class CheckReport:
     title: str
     root: Path
     counts: list[Count] = field(default_factory=list)
-    irregularities: list[Irregularity] = field(default_factory=list)
+    irregularities: IrregularityLog = field(default_factory=IrregularityLog)
     errors: list[str] = field(default_factory=list)
 
 
@@ -165,29 +169,39 @@ def _record_errors(records: list[dict], is_test: bool, tolerance: float) -> list
     ]
 
 
-def _protocol_errors(path: Path, protocol: SearchProtocol, first: SearchProtocol) -> list[str]:
-    """Returns queries without a match, and disagreements with the first protocol."""
+def protocol_errors(
+    path: Path, protocol: SearchProtocol, first: SearchProtocol | None = None
+) -> list[str]:
+    """Returns queries without a match, and where it disagrees with the first protocol."""
     found = set(protocol.positive_query.tolist())
     errors = [
         f"{path}: query {index + 1} has no match in the gallery of {protocol.name}"
         for index in range(len(protocol.queries))
         if index not in found
     ]
-    if list(protocol.queries) != list(first.queries):
+    if first is not None and list(protocol.queries) != list(first.queries):
         errors.append(f"{path}: {protocol.name} holds other queries than {first.name}")
     return errors
 
 
-def _undecodable(records: list[dict]) -> list[str]:
-    """Decodes every picture; returns those that are damaged behind the header."""
+def look_at_pictures(
+    paths: list[str], decode: bool, log: IrregularityLog
+) -> tuple[list[PictureState], list[str]]:
+    """Looks at every picture, see :mod:`person_search.data.pictures`.
+
+    Returns:
+        What each one is, and a sentence for each one that cannot be read.
+    """
+    with ThreadPoolExecutor(8) as pool:
+        states = list(pool.map(partial(look_at_picture, decode=decode), paths))
     errors = []
-    for record in records:
-        try:
-            with Image.open(record["file_name"]) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError) as e:
-            errors.append(f"{record['file_name']}: cannot be decoded: {e}")
-    return errors
+    for path, state in zip(paths, states, strict=True):
+        for kind in state.oddities:
+            height, width = state.size
+            log.add(kind, path, f"{width} x {height} (width x height)")
+        if state.error:
+            errors.append(f"{path}: {state.error}")
+    return states, errors
 
 
 def check_dataset(
@@ -237,7 +251,9 @@ def _read_all(kind: DatasetFormat, root: Path, report: CheckReport, decode: bool
         report.irregularities += log
         report.errors += [f"{i.where}: {i.detail}" for i in log if i.kind in _FATAL]
         report.errors += _record_errors(records, split == "test", kind.box_tolerance)
-        report.errors += _undecodable(records) if decode else []
+        if decode:
+            pictures = [record["file_name"] for record in records]
+            report.errors += look_at_pictures(pictures, decode, report.irregularities)[1]
         counts["images"] += len(records)
         counts |= _count_split(split, records, log)
         if split == "train":
@@ -263,5 +279,6 @@ def _read_protocols(kind: DatasetFormat, root: Path, report: CheckReport) -> dic
             counts["query images"] = len({query.image_id for query in protocol.queries})
             counts["test identities"] = len({query.person_id for query in protocol.queries})
         counts[f"matches in {name}"] = len(protocol.positive_query)
-        report.errors += _protocol_errors(kind.protocol_file(root, name), protocol, first)
+        shared = None if name in SUBSETS else first  # subsets have queries of their own
+        report.errors += protocol_errors(kind.protocol_file(root, name), protocol, shared)
     return counts

@@ -41,6 +41,11 @@ class ConvertedSplit:
     protocols: tuple[str, ...]
 
 
+def find_image_root(root: Path, output: Path) -> Path:
+    """Returns the folder that file names start from: ``output`` if it holds ``root``."""
+    return output if root.resolve().is_relative_to(output.resolve()) else root
+
+
 def convert_known_format(
     format_name: str, root: Path, output: Path, name: str, report: Report = lambda text: None
 ) -> list[ConvertedSplit]:
@@ -48,8 +53,9 @@ def convert_known_format(
 
     Args:
         format_name: ``cuhk_sysu`` or ``prw``.
-        root: folder of the data set; file names start from it.
-        output: folder for ``<name>_train.json`` and ``<name>_test.json``.
+        root: folder of the data set.
+        output: folder for ``<name>_train.json`` and ``<name>_test.json``; file names start from it
+            if the pictures are below it, else from ``root``.
         name: of the new data set.
         report: is told what comes next.
     """
@@ -71,8 +77,9 @@ def convert_known_format(
             persons = max(query.person_id for one in protocols for query in one.queries) + 1
         report(f"writing the {split} split")
         title = f"{kind.layout.title} {split}"
-        document = make_document(records, root, persons, protocols, title)
-        done.append(_write(split, output / f"{name}_{split}.json", root, document))
+        image_root = find_image_root(root, output)
+        document = make_document(records, image_root, persons, protocols, title)
+        done.append(_write(split, output / f"{name}_{split}.json", image_root, document))
     return done
 
 
@@ -87,7 +94,8 @@ def convert_mot(
     done = []
     for split, (records, persons) in load_mot(folder, options, report).items():
         report(f"writing the {split} split")
-        document = make_document(records, folder, persons, (), f"MOT sequences, {split}")
+        image_root = find_image_root(folder, output)
+        document = make_document(records, image_root, persons, (), f"MOT sequences, {split}")
         if split == "test":
             rows = default_query_rows(parse_document(document)[0]).tolist()
             if not rows:
@@ -98,7 +106,7 @@ def convert_mot(
             document["queries"] = [
                 {"id": number, "annotation_id": row} for number, row in enumerate(rows)
             ]
-        done.append(_write(split, output / f"{name}_{split}.json", folder, document))
+        done.append(_write(split, output / f"{name}_{split}.json", image_root, document))
     return done
 
 

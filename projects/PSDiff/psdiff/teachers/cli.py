@@ -11,6 +11,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from person_search.config import build_config
+from person_search.data import register_config_datasets
 from psdiff.teachers.registry import build_teacher
 from psdiff.teachers.reid_net import TeacherNet
 
@@ -37,6 +38,7 @@ def run_script(
     args = parser.parse_args()
     try:
         cfg = build_config(args.config_file, args.opts)
+        register_config_datasets(cfg)
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         for name in ("detectron2", "fvcore", "psdiff", "person_search"):
             setup_logger(cfg.OUTPUT_DIR, name=name, abbrev_name=name)
