@@ -17,15 +17,18 @@ PROJECTS = {
 # import name = module:function that adds the project's config keys, and by its import registers
 # the model; train_net.py and tools/ find the projects by these lines
 ENTRY_POINTS = {
+    "console_scripts": ["person-search = person_search.search.cli:main"],
     "person_search.projects": [
         "diffps = diffps:add_diffps_config",
         "psdiff = psdiff:add_psdiff_config",
-    ]
+    ],
 }
 
 EXTRAS = {
     # The frozen Stable Diffusion backbone of DiffPS. PSDiff needs none of it.
     "diffps": ["transformers>=4.44"],
+    # The approximate index of large galleries; exact search needs nothing more.
+    "search": ["faiss-cpu>=1.8"],
     # Further backbones of PSDiff's teachers (MODEL.PSDIFF.TEACHER.BACKBONE timm/<name>).
     "timm": ["timm>=1.0"],
     # Event files beside the JSON and log output of every run.
@@ -44,6 +47,7 @@ EXTRAS = {
     ],
     "dev": [
         "coverage>=7.10",  # from here on it follows child processes
+        "faiss-cpu>=1.8",  # so that the approximate index is tested
         "hypothesis>=6.100",
         "mypy==2.4.1",
         "pre-commit>=3.5",

@@ -1,23 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Search in your own pictures, and a look at the searches of an evaluation."""
+"""Search in your own pictures, and a look at the searches of an evaluation.
 
-from person_search.search.gallery import Gallery, Match, list_pictures
-from person_search.search.pictures import clip_box, read_picture
-from person_search.search.ranking import RankedEntry, choose_examples, rank_query
-from person_search.search.searcher import PersonSearcher
-from person_search.search.sheets import describe_outcome, draw_checked_search, draw_own_search
+The names below are imported when they are used, so that ``person-search --help`` need not wait for
+torch.
+"""
 
-__all__ = [
-    "Gallery",
-    "Match",
-    "PersonSearcher",
-    "RankedEntry",
-    "choose_examples",
-    "clip_box",
-    "describe_outcome",
-    "draw_checked_search",
-    "draw_own_search",
-    "list_pictures",
-    "rank_query",
-    "read_picture",
-]
+import importlib
+from typing import Any
+
+_MODULE_OF = {
+    "ApproximateIndex": "approximate",
+    "CompactReport": "maintenance",
+    "Gallery": "gallery",
+    "GalleryDamagedError": "errors",
+    "GalleryError": "errors",
+    "GalleryLockedError": "errors",
+    "GalleryStore": "store",
+    "IndexOptions": "planning",
+    "IndexReport": "indexing",
+    "Match": "gallery",
+    "ModelIdentity": "identity",
+    "OriginRules": "sources",
+    "OtherModelError": "errors",
+    "PersonSearcher": "searcher",
+    "QueryPerson": "query",
+    "RankedEntry": "ranking",
+    "SearchFilter": "gallery",
+    "SearchResult": "results",
+    "UnsafePathError": "errors",
+    "build_index": "approximate",
+    "choose_examples": "ranking",
+    "clip_box": "pictures",
+    "compact": "maintenance",
+    "describe_outcome": "sheets",
+    "detected_person": "query",
+    "draw_checked_search": "sheets",
+    "find_sources": "sources",
+    "format_time": "gallery",
+    "fuse": "query",
+    "index_pictures": "indexing",
+    "json_lines": "results",
+    "parse_time": "sources",
+    "person_in_box": "query",
+    "rank_query": "ranking",
+    "read_frame": "videos",
+    "read_picture": "pictures",
+    "read_table": "sources",
+    "verify": "maintenance",
+    "write_results": "results",
+}
+__all__ = list(_MODULE_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

@@ -1,48 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A gallery: all persons found in a set of pictures, with their embeddings, in memory.
+"""A gallery opened for searching: memory mapped embeddings, and a table of the pictures.
 
-Shape shorthand in this file: N persons of all pictures, D length of an embedding.
-Boxes are XYXY pixels of the pictures as they are on disk.
+Shape shorthand in this file: N rows (persons) of all segments, P pictures, D length of an
+embedding.
+Boxes are XYXY pixels of the picture as people see it (EXIF orientation applied).
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+from person_search.search.approximate import ApproximateIndex
+from person_search.search.errors import GalleryError
+from person_search.search.exact import best_rows, similarities
+from person_search.search.identity import ModelIdentity
+from person_search.search.pictures import read_picture
+from person_search.search.segment import Entry, map_rows
+from person_search.search.store import GalleryStore, live_entries
+from person_search.search.videos import read_frame
+
+METHODS = ("auto", "exact", "approximate")
+APPROXIMATE_FROM = 200_000
+"""Persons from which on "auto" uses the approximate index, if there is one."""
+SELECTIVE = 0.2
+"""A filter that leaves fewer persons than this share is searched exactly: too few of them would lie
+in the cells that an approximate search looks into."""
 
 
-def list_pictures(folder: str | os.PathLike) -> list[Path]:
-    """All pictures of a folder, sorted by name; not those of folders within.
+@dataclass(frozen=True)
+class SearchFilter:
+    """Which persons may be found.
 
-    Raises:
-        FileNotFoundError: no such folder, or no picture in it.
+    Args:
+        min_score: of the detection.
+        cameras: names; empty for all.
+        since, until: seconds since 1970, both included; None for no bound. With either, pictures
+            of unknown time are left out.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"the gallery '{folder}' is no folder.")
-    files = (path for path in folder.iterdir() if path.is_file())
-    pictures = sorted(path for path in files if path.suffix.lower() in PICTURE_SUFFIXES)
-    if not pictures:
-        raise FileNotFoundError(
-            f"the gallery '{folder}' holds no picture (looked for {', '.join(PICTURE_SUFFIXES)})."
-        )
-    return pictures
+
+    min_score: float = 0.0
+    cameras: frozenset[str] = frozenset()
+    since: float | None = None
+    until: float | None = None
 
 
 @dataclass(frozen=True)
 class Match:
-    """One person found: where, how sure the detector is, and how similar to the query.
+    """One person found: where, when, how sure the detector is, and how similar to the query.
 
     Args:
         rank: 1 is best.
-        path: the picture.
+        path: the picture or video, as an absolute path.
         box: XYXY pixels.
         score: of the detection, in [0, 1].
         sim: cosine similarity in [-1, 1].
+        picture: its number in the gallery.
+        frame, offset: of a video: index of the frame, and seconds from the start.
+        time: seconds since 1970, None if unknown. camera: "" if unknown.
     """
 
     rank: int
@@ -50,76 +68,315 @@ class Match:
     box: tuple[float, float, float, float]
     score: float
     sim: float
+    picture: int = 0
+    frame: int | None = None
+    offset: float | None = None
+    time: float | None = None
+    camera: str = ""
 
     def to_json(self) -> dict:
-        """Plain types, boxes to a tenth of a pixel."""
+        """Plain types, boxes to a tenth of a pixel; what is unknown is left out."""
+        known = {
+            "frame": self.frame,
+            "offset": None if self.offset is None else round(self.offset, 3),
+            "time": None if self.time is None else format_time(self.time),
+            "camera": self.camera or None,
+        }
         return {
             "rank": self.rank,
             "image": self.path,
             "box": [round(v, 1) for v in self.box],
             "score": round(self.score, 4),
             "similarity": round(self.sim, 4),
+            **{key: value for key, value in known.items() if value is not None},
         }
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Persons of a set of pictures.
+def format_time(seconds: float) -> str:
+    """ISO 8601 without a zone: times are those of the cameras' clocks, see docs/search.md."""
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat(" ", "seconds")
 
-    Args:
-        paths: the pictures that could be read.
-        image_index: (N,) picture of each person.
-        boxes: (N, 4).
-        scores: (N,).
-        reid_feats: (N, D) of unit length.
-        left_out: the pictures that could not be read, and why.
-    """
 
-    paths: Sequence[str]
-    image_index: np.ndarray
-    boxes: np.ndarray
-    scores: np.ndarray
-    reid_feats: np.ndarray
-    left_out: Mapping[str, str] = field(default_factory=dict)
+@dataclass
+class PictureTable:
+    """The pictures and frames of a gallery by columns, which takes a fraction of P objects."""
+
+    paths: list[str] = field(default_factory=list)
+    roots: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    frames: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # -1: a picture
+    offsets: np.ndarray = field(default_factory=lambda: np.zeros(0))  # nan: a picture
+    times: np.ndarray = field(default_factory=lambda: np.zeros(0))  # nan: unknown
+    cameras: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    camera_names: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> "PictureTable":
+        """Builds the columns."""
+        entries = list(entries)
+        names = sorted({entry.camera for entry in entries})
+        code = {name: number for number, name in enumerate(names)}
+        shared: dict[str, str] = {}  # the frames of a video share the text of its path
+
+        def floats(values: Iterable[float | None]) -> np.ndarray:
+            return np.array([np.nan if v is None else v for v in values], np.float64)
+
+        return cls(
+            paths=[shared.setdefault(entry.path, entry.path) for entry in entries],
+            roots=np.array([entry.root for entry in entries], np.int32),
+            frames=np.array([-1 if e.frame is None else e.frame for e in entries], np.int64),
+            offsets=floats(entry.offset for entry in entries),
+            times=floats(entry.time for entry in entries),
+            cameras=np.array([code[entry.camera] for entry in entries], np.int32),
+            camera_names=names,
+        )
 
     def __len__(self) -> int:
-        return len(self.boxes)
+        return len(self.paths)
+
+    def allowed(self, wanted: SearchFilter) -> np.ndarray:
+        """(P,) bool: the pictures that pass by time and camera."""
+        mask = np.ones(len(self), bool)
+        if wanted.cameras:
+            codes = [i for i, name in enumerate(self.camera_names) if name in wanted.cameras]
+            mask &= np.isin(self.cameras, codes)
+        if wanted.since is not None:
+            mask &= self.times >= wanted.since  # False for nan
+        if wanted.until is not None:
+            mask &= self.times <= wanted.until
+        return mask
+
+
+class Gallery:
+    """Persons of a gallery on disk, as it is when it is opened.
+
+    Args:
+        store: the files.
+
+    Raises:
+        GalleryDamagedError: see segment.py.
+    """
+
+    def __init__(self, store: GalleryStore) -> None:
+        self.store = store
+        segments = store.read_segments()
+        live = live_entries(segments)
+        self.failed = [entry for entries in live for entry in entries if entry.error]
+        shown = [[e for e in entries if not e.error and (e.frame or 0) >= 0] for entries in live]
+        self.pictures = PictureTable.of(entry for entries in shown for entry in entries)
+        self._starts = np.cumsum([0, *(segment.rows for segment in segments)])
+        self.picture_of_row = np.full(self._starts[-1], -1, np.int32)
+        number = 0
+        for start, entries in zip(self._starts[:-1], shown, strict=True):
+            for entry in entries:
+                first = start + entry.first
+                self.picture_of_row[first : first + entry.rows] = number
+                number += 1
+        names = store.manifest.segments
+        mapped = [
+            map_rows(store.segment_folder(name), segment.rows, store.manifest.dim)
+            for name, segment in zip(names, segments, strict=True)
+        ]
+        self.vectors = [vectors for vectors, _ in mapped]
+        self.boxes = [boxes for _, boxes in mapped]
+        live_rows = self.picture_of_row >= 0
+        self.num_persons = int(np.count_nonzero(live_rows))
+        self._live = None if live_rows.all() else live_rows  # None: all rows
+        self._index = ApproximateIndex.open(store.folder, names) if self.num_persons else None
+        self._row_of_index, self._later_rows = self._rows_of_index()
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike, identity: ModelIdentity | None = None) -> "Gallery":
+        """Opens a gallery.
+
+        Args:
+            folder: of the gallery.
+            identity: of the model whose queries will be asked; None if none will be.
+
+        Raises:
+            GalleryError: it is none. OtherModelError: it is of another model.
+        """
+        store = GalleryStore(folder)
+        if identity is not None:
+            store.manifest.model.require(identity, folder)
+        return cls(store)
+
+    def __len__(self) -> int:
+        return self.num_persons
+
+    @property
+    def index(self) -> ApproximateIndex | None:
+        """The approximate index, if the gallery has one."""
+        return self._index
 
     def search(
         self,
         query_feat: np.ndarray,
-        top: int | None = None,
+        top: int | None = 10,
         *,
-        skip: str | None = None,
-        per_image: bool = True,
+        wanted: SearchFilter | None = None,
+        skip: Collection[str | os.PathLike] = (),
+        per_picture: bool = True,
+        method: str = "auto",
     ) -> list[Match]:
-        """The most similar persons, best first; equal ones in order of the pictures.
+        """The most similar persons, best first; equal ones in the order of the gallery.
 
         Args:
             query_feat: (D,) of unit length.
             top: how many at most; None for all.
-            skip: a picture to be left out, e.g. the query's own.
-            per_image: name each picture once, with its most similar person.
+            wanted: which persons may be found; None for all.
+            skip: pictures and videos to be left out, e.g. the query's own.
+            per_picture: name each picture or frame once, with its most similar person.
+            method: "exact", "approximate", or "auto": approximate in a large gallery that has an
+                index, unless a filter leaves few persons.
+
+        Raises:
+            GalleryError: "approximate" without an index. ValueError: another method or shape.
         """
+        if method not in METHODS:
+            raise ValueError(f"method is '{method}'; it must be one of {', '.join(METHODS)}.")
+        query_feat = np.asarray(query_feat, np.float32)
+        if query_feat.shape != (self.store.manifest.dim,):
+            raise ValueError(
+                f"the query has shape {query_feat.shape}; the gallery holds embeddings of length "
+                f"{self.store.manifest.dim}."
+            )
         if not len(self):
             return []
-        sim = self.reid_feats @ np.asarray(query_feat, np.float32)
-        matches: list[Match] = []
-        seen: set[int] = set()
-        for row in np.argsort(-sim, kind="stable"):
-            if top is not None and len(matches) >= top:
-                break
-            image = int(self.image_index[row])
-            if (per_image and image in seen) or self.paths[image] == skip:
-                continue
-            seen.add(image)
-            matches.append(
-                Match(
-                    rank=len(matches) + 1,
-                    path=self.paths[image],
-                    box=tuple(float(v) for v in self.boxes[row]),
-                    score=float(self.scores[row]),
-                    sim=float(sim[row]),
-                )
+        allowed = self._allowed_rows(wanted or SearchFilter(), skip)
+        count = self.num_persons if allowed is None else int(np.count_nonzero(allowed))
+        top = count if top is None else min(top, count)
+        if self._choose(method, count):
+            sims, rows = self._approximate_rows(query_feat, top, allowed, per_picture)
+        else:
+            sims, rows = self._exact_rows(query_feat, top, allowed, per_picture)
+        return [self._match(i + 1, int(rows[i]), float(sims[i])) for i in range(len(rows))]
+
+    def picture_path(self, picture: int) -> Path:
+        """Where a picture lies; see ``GalleryStore.picture_path``."""
+        return self.store.picture_path(
+            int(self.pictures.roots[picture]), self.pictures.paths[picture]
+        )
+
+    def read_scene(self, match: Match) -> np.ndarray:
+        """The picture or frame of a match as (H, W, 3) uint8 RGB."""
+        path = self.picture_path(match.picture)
+        return read_picture(path) if match.frame is None else read_frame(path, match.frame)
+
+    def _rows_of_index(self) -> tuple[np.ndarray, np.ndarray]:
+        """Our rows in the order of the index, and those that were added after it was built."""
+        if self._index is None:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        start_of = dict(zip(self.store.manifest.segments, self._starts, strict=False))
+        rows = self._index.description.rows
+        held = [np.arange(start_of[name], start_of[name] + count) for name, count in rows.items()]
+        row_of_index = np.concatenate(held)
+        later = np.ones(len(self.picture_of_row), bool)
+        later[row_of_index] = False
+        return row_of_index, np.flatnonzero(later)
+
+    def _allowed_rows(
+        self, wanted: SearchFilter, skip: Collection[str | os.PathLike]
+    ) -> np.ndarray | None:
+        """(N,) bool, or None for all rows."""
+        skipped = self._numbers_of(skip)
+        if wanted == SearchFilter() and not skipped:
+            return self._live
+        mask = self.pictures.allowed(wanted)
+        mask[skipped] = False
+        # row -1, of no picture, is the last entry of the longer mask
+        allowed = np.append(mask, False)[self.picture_of_row]
+        if wanted.min_score > 0:
+            allowed &= np.concatenate([boxes[:, 4] for boxes in self.boxes]) >= wanted.min_score
+        return allowed
+
+    def _numbers_of(self, files: Collection[str | os.PathLike]) -> list[int]:
+        """Numbers of all pictures and frames of files."""
+        names = {Path(file).resolve() for file in files}
+        found: list[int] = []
+        for root in range(len(self.store.manifest.roots)) if names else ():
+            folder = self.store.root_path(root).resolve()
+            relative = {n.relative_to(folder).as_posix() for n in names if n.is_relative_to(folder)}
+            if relative:
+                found += [
+                    i
+                    for i, path in enumerate(self.pictures.paths)
+                    if path in relative and self.pictures.roots[i] == root
+                ]
+        return found
+
+    def _choose(self, method: str, count: int) -> bool:
+        """Whether to search approximately."""
+        if method == "approximate" and self._index is None:
+            raise GalleryError(
+                f"the gallery '{self.store.folder}' has no approximate index; build one with "
+                "'person-search compact --index', or search exactly."
             )
-        return matches
+        if method != "auto":
+            return method == "approximate"
+        large = self.num_persons >= APPROXIMATE_FROM and count >= SELECTIVE * self.num_persons
+        return large and self._index is not None
+
+    def _exact_rows(
+        self, query_feat: np.ndarray, top: int, allowed: np.ndarray | None, per_picture: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        sims = similarities(self.vectors, query_feat)
+        if allowed is not None:
+            sims[~allowed] = -np.inf
+        return self._widen(lambda k: (sims[(rows := best_rows(sims, k))], rows), top, per_picture)
+
+    def _approximate_rows(
+        self, query_feat: np.ndarray, top: int, allowed: np.ndarray | None, per_picture: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cells of the index for the rows that it holds, all later rows exactly."""
+        index, row_of, later = self._index, self._row_of_index, self._later_rows
+        assert index is not None
+        held = index.description.rows
+        parts = [
+            part[held.get(name, 0) :]
+            for name, part in zip(self.store.manifest.segments, self.vectors, strict=True)
+        ]
+        rest, mask = similarities(parts, query_feat), None
+        if allowed is not None:
+            rest[~allowed[later]] = -np.inf
+            mask = allowed[row_of]
+
+        def find(k: int) -> tuple[np.ndarray, np.ndarray]:
+            sims, found = index.search(query_feat, k, mask)
+            own = best_rows(rest, k)
+            sims = np.concatenate([sims, rest[own]])
+            rows = np.concatenate([row_of[found], later[own]])
+            order = np.lexsort((rows, -sims))[:k]
+            return sims[order], rows[order]
+
+        return self._widen(find, top, per_picture)
+
+    def _widen(self, find, top: int, per_picture: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Asks for more and more rows until they are of enough pictures."""
+        wanted = 2 * top if per_picture else top
+        while True:
+            sims, rows = find(wanted)
+            keep = np.arange(len(rows))
+            if per_picture:
+                keep = np.sort(np.unique(self.picture_of_row[rows], return_index=True)[1])
+            if len(keep) >= top or len(rows) < wanted:
+                return sims[keep[:top]], rows[keep[:top]]
+            wanted *= 4
+
+    def _match(self, rank: int, row: int, sim: float) -> Match:
+        segment = int(np.searchsorted(self._starts, row, side="right")) - 1
+        x1, y1, x2, y2, score = map(float, self.boxes[segment][row - self._starts[segment]])
+        picture = int(self.picture_of_row[row])
+        table, frame = self.pictures, int(self.pictures.frames[picture])
+        offset, time = float(table.offsets[picture]), float(table.times[picture])
+        return Match(
+            rank=rank,
+            path=str(self.picture_path(picture)),
+            box=(x1, y1, x2, y2),
+            score=score,
+            sim=sim,
+            picture=picture,
+            frame=frame if frame >= 0 else None,
+            offset=None if np.isnan(offset) else offset,
+            time=None if np.isnan(time) else time,
+            camera=table.camera_names[table.cameras[picture]],
+        )

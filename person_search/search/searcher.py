@@ -5,11 +5,12 @@ Shape shorthand in this file: Q boxes of one picture, D length of an embedding.
 Boxes are XYXY pixels of the picture as people see it (EXIF orientation applied).
 """
 
-import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +19,10 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
-from tqdm import tqdm
 
-from person_search.data import BadImageError
 from person_search.engine import PersonSearchTrainer
-from person_search.search.gallery import Gallery
+from person_search.search.identity import ModelIdentity, config_identity
 from person_search.search.pictures import clip_box, read_picture
-
-logger = logging.getLogger(__name__)
 
 
 class PersonSearcher:
@@ -36,6 +33,7 @@ class PersonSearcher:
         image_format: order of the channels that it wants, ``cfg.INPUT.FORMAT``.
         min_size, max_size: shorter side to which pictures are resized, and bound of the longer.
         score_thresh: detections below it do not enter a gallery.
+        config: what else the embeddings depend on, see :class:`ModelIdentity`.
     """
 
     def __init__(
@@ -46,11 +44,18 @@ class PersonSearcher:
         min_size: int = 800,
         max_size: int = 1333,
         score_thresh: float = 0.5,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model.eval()
         self.image_format = image_format
         self.resize = T.ResizeShortestEdge([min_size, min_size], max_size)
         self.score_thresh = score_thresh
+        self._config = dict(config or {})
+        self._config |= {
+            "INPUT.FORMAT": image_format,
+            "INPUT.MIN_SIZE_TEST": min_size,
+            "INPUT.MAX_SIZE_TEST": max_size,
+        }
 
     @classmethod
     def from_config(cls, cfg: CfgNode, weights: str = "") -> "PersonSearcher":
@@ -76,9 +81,20 @@ class PersonSearcher:
             min_size=cfg.INPUT.MIN_SIZE_TEST,
             max_size=cfg.INPUT.MAX_SIZE_TEST,
             score_thresh=cfg.TEST.PERSON_SEARCH.SCORE_THRESH,
+            config=config_identity(cfg),
         )
 
-    @torch.no_grad()
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Which model this is; its weights are hashed at the first use."""
+        thresh = {"TEST.PERSON_SEARCH.SCORE_THRESH": self.score_thresh}
+        return ModelIdentity.of(self.model, self._config, thresh)
+
+    @cached_property
+    def embed_dim(self) -> int:
+        """D, found by embedding a part of an empty picture."""
+        return self.embed_in(np.zeros((64, 64, 3), np.uint8), [(0, 0, 32, 64)]).shape[1]
+
     def embed(self, path: str | os.PathLike, boxes: Sequence[Sequence[float]]) -> np.ndarray:
         """Embeds the persons in given boxes of a picture.
 
@@ -89,7 +105,11 @@ class PersonSearcher:
             FileNotFoundError, BadImageError: the picture is absent or unreadable.
             ValueError: a box that does not overlap the picture, or is no box at all.
         """
-        picture = read_picture(path, self.image_format)
+        return self.embed_in(read_picture(path, self.image_format), boxes)
+
+    @torch.no_grad()
+    def embed_in(self, picture: np.ndarray, boxes: Sequence[Sequence[float]]) -> np.ndarray:
+        """Like :meth:`embed`, for a picture (H, W, 3) uint8 in ``image_format``."""
         height, width = picture.shape[:2]
         clipped = np.array([clip_box(box, width, height) for box in boxes]).reshape(-1, 4)
         item, transform = self._model_input(picture)
@@ -113,44 +133,6 @@ class PersonSearcher:
         item["height"], item["width"] = picture.shape[:2]
         instances = self.model([item])[0]["instances"].to("cpu")
         return instances[instances.scores >= self.score_thresh]
-
-    def build_gallery(
-        self, paths: Sequence[str | os.PathLike], progress: bool | None = None
-    ) -> Gallery:
-        """Detects and embeds the persons of all pictures; unreadable ones are logged and left out.
-
-        Args:
-            paths: of the pictures.
-            progress: whether to show a progress bar; None: if the program runs in a terminal.
-
-        Raises:
-            BadImageError: not one of the pictures can be read.
-        """
-        readable, index, found, left_out = [], [], [], {}
-        disable = None if progress is None else not progress
-        for path in tqdm(paths, "gallery", unit="picture", disable=disable):
-            try:
-                picture = read_picture(path, self.image_format)
-            except (BadImageError, OSError) as e:
-                left_out[os.fspath(path)] = str(e)
-                logger.warning("Left out: %s", e)
-                continue
-            found.append(self.detect(picture))
-            index.append(np.full(len(found[-1]), len(readable)))
-            readable.append(os.fspath(path))
-        if not found:
-            first = next(iter(left_out.values()), "there is none")
-            raise BadImageError(
-                f"none of the {len(paths)} pictures of the gallery can be read; the first: {first}"
-            )
-        return Gallery(
-            paths=readable,
-            image_index=np.concatenate(index),
-            boxes=np.concatenate([x.pred_boxes.tensor.numpy() for x in found]),
-            scores=np.concatenate([x.scores.numpy() for x in found]),
-            reid_feats=np.concatenate([x.reid_feats.numpy() for x in found]),
-            left_out=left_out,
-        )
 
     def _model_input(self, picture: np.ndarray) -> tuple[dict, T.Transform]:
         """The model's input for a picture, and the resizing between them."""

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From search results to sheets: with the scenes read from disk and everything explained in words.
+"""The sheets of an evaluation: scenes read from disk, and everything explained in words.
 
 Boxes are XYXY pixels of the picture that they lie in.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from PIL import Image
 
 from person_search.evaluation import SearchScores
 from person_search.schema import Query
-from person_search.search.gallery import Match
 from person_search.search.pictures import read_picture
 from person_search.search.ranking import RankedEntry
 from person_search.vis import SheetCell, draw_search_sheet
@@ -23,35 +21,6 @@ KIND_TITLES = {
     "failure": "A failure: the most similar person found is the wrong one",
 }
 QUERY_TITLE = "Query: where is this person?"
-
-
-def draw_own_search(
-    query: str | os.PathLike, box: Sequence[float], matches: Sequence[Match], searched: str
-) -> Image.Image:
-    """The sheet of a search in the user's own pictures, where nobody knows what is right.
-
-    Args:
-        query: picture with the person. box: the person in it.
-        matches: to be shown, best first.
-        searched: what was searched, e.g. ``"12 pictures"``.
-    """
-    cells = [
-        SheetCell(
-            read_picture(match.path),
-            match.box,
-            f"{match.rank}.  similarity {match.sim:.2f}",
-            note=Path(match.path).name,
-        )
-        for match in matches
-    ]
-    return draw_search_sheet(
-        SheetCell(read_picture(query), box, QUERY_TITLE, "query", note=Path(query).name),
-        cells,
-        title="Who is this, and where else?",
-        caption=f"Left: the person searched for. Right: in {searched}, those with the most similar "
-        "person, best first, each with that person enlarged. Similarity 1 would be the very same "
-        "look; nobody has checked who is right.",
-    )
 
 
 def draw_checked_search(

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the sub-commands of ``person-search`` do; their options are in cli.py."""
+
+import argparse
+import logging
+from collections.abc import Callable
+
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from person_search.config import build_config
+from person_search.engine import friendly_errors, launch
+from person_search.search.approximate import build_index, read_description
+from person_search.search.errors import GalleryError
+from person_search.search.gallery import Gallery, SearchFilter, format_time
+from person_search.search.indexing import IndexReport, index_pictures
+from person_search.search.maintenance import compact, verify
+from person_search.search.pictures import clip_box, read_picture
+from person_search.search.planning import IndexOptions
+from person_search.search.query import QueryPerson, detected_person, fuse, person_in_box
+from person_search.search.results import SearchResult, write_results
+from person_search.search.searcher import PersonSearcher
+from person_search.search.sources import (
+    Listing,
+    OriginRules,
+    find_sources,
+    parse_time,
+    read_table,
+)
+from person_search.search.store import GalleryStore
+from person_search.utils.backend import check_backend
+
+FAULTS = 2
+"""Exit status of ``verify`` if something is wrong."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carries out a command line and returns the exit status."""
+    setup_logger(name="person_search", abbrev_name="person_search")
+    with friendly_errors(args.traceback):
+        check_backend()
+        return COMMANDS[args.command](args)
+
+
+def run_index(args: argparse.Namespace) -> int:
+    """Lists the files here and indexes them in one process or in several."""
+    listing = find_sources(args.source, args.recursive)
+    for path, reason in listing.left_out.items():
+        logging.getLogger(__name__).warning("Left out: '%s' is %s.", path, reason)
+    table = read_table(args.table) if args.table else {}
+    unknown = sorted(set(table) - {source.path for source in listing.sources})
+    if unknown:
+        raise ValueError(
+            f"'{args.table}' names {len(unknown)} file(s) that are not there: '{unknown[0]}' ... "
+            "Paths start at the folder of --source; folders within need --recursive."
+        )
+    options = IndexOptions(
+        every=args.every,
+        origins=OriginRules(
+            camera=args.camera,
+            camera_from_folder=args.camera_from_folder,
+            time=parse_time(args.time) if args.time else None,
+            table=table,
+        ),
+        prune=args.prune,
+        retry=args.retry,
+        approximate=not args.exact_only,
+    )
+    launch(
+        _index_worker,
+        num_gpus=args.num_gpus,
+        num_processes=args.num_processes,
+        args=(args, listing, options),
+    )
+    return 0
+
+
+def _index_worker(args: argparse.Namespace, listing: Listing, options: IndexOptions) -> None:
+    """One process of ``index``."""
+    if comm.get_world_size() > 1:
+        setup_logger(name="person_search", abbrev_name="person_search")
+    with friendly_errors(args.traceback):
+        cfg = build_config(args.config_file, args.opts)
+        searcher = PersonSearcher.from_config(cfg, args.weights)
+        report = index_pictures(searcher, args.gallery, listing, options)
+    if comm.is_main_process():
+        print(describe_run(report, listing))
+        print(args.gallery)
+
+
+def describe_run(report: IndexReport, listing: Listing) -> str:
+    """A run of ``index`` in a few lines."""
+    speed = report.pictures / report.seconds if report.seconds > 0 else 0.0
+    lines = [
+        f"{report.pictures} pictures with {report.persons} persons added in {report.seconds:.1f} s "
+        f"({speed:.2f} per second); {report.unchanged} files were there already."
+    ]
+    if report.removed:
+        lines.append(f"{report.removed} pictures taken out, their files being gone.")
+    if report.failed or report.left_out:
+        lines.append(f"{len(report.failed)} files could not be read, {len(report.left_out)} links "
+                     "were left out.")  # fmt: skip
+        lines += [f"  {path}" for path in [*report.failed, *report.left_out][:20]]
+    if listing.others:
+        lines.append(f"{listing.others} other files were not looked at.")
+    return "\n".join(lines)
+
+
+def run_query(args: argparse.Namespace) -> int:
+    """Searches, writes the results and prints the best matches."""
+    wanted = SearchFilter(
+        min_score=args.min_score,
+        cameras=frozenset(args.camera),
+        since=parse_time(args.since) if args.since else None,
+        until=parse_time(args.until) if args.until else None,
+    )
+    for path, box in zip(args.query, args.box or [], strict=False):  # before the model is built
+        height, width = read_picture(path).shape[:2]
+        clip_box(box, width, height)
+    gallery = Gallery.open(args.gallery)
+    _check_cameras(gallery, wanted)
+    searcher = PersonSearcher.from_config(build_config(args.config_file, args.opts), args.weights)
+    gallery.store.manifest.model.require(searcher.identity, args.gallery)
+    queries = _find_queries(args, searcher)
+    matches = gallery.search(
+        fuse([query.reid_feat for query in queries]),
+        args.top,
+        wanted=wanted,
+        skip=() if args.include_own else args.query,
+        per_picture=not args.every_person,
+        method=args.method,
+    )
+    settings = {
+        "method": args.method,
+        "top": args.top,
+        "min_score": args.min_score,
+        "cameras": sorted(wanted.cameras),
+        "since": None if wanted.since is None else format_time(wanted.since),
+        "until": None if wanted.until is None else format_time(wanted.until),
+    }
+    result = SearchResult(queries, gallery, matches, settings)
+    files = write_results(result, args.output, args.show)
+    for match in matches[: args.show]:
+        frame = "" if match.offset is None else f" at {match.offset:.1f} s"
+        print(f"{match.rank:3d}  similarity {match.sim:6.3f}  {match.path}{frame}")
+    if not matches:
+        print(f"Nobody was found in {result.describe()}{_why_nobody(gallery, wanted)}")
+    print("\n".join(map(str, files)))
+    return 0
+
+
+def _find_queries(args: argparse.Namespace, searcher: PersonSearcher) -> list[QueryPerson]:
+    if args.box:
+        return [
+            person_in_box(searcher, path, box)
+            for path, box in zip(args.query, args.box, strict=True)
+        ]
+    points = [tuple(point) for point in args.point] if args.point else [None] * len(args.query)
+    return [
+        detected_person(searcher, path, point)
+        for path, point in zip(args.query, points, strict=True)
+    ]
+
+
+def _check_cameras(gallery: Gallery, wanted: SearchFilter) -> None:
+    unknown = sorted(wanted.cameras - set(gallery.pictures.camera_names))
+    if unknown:
+        known = [name for name in gallery.pictures.camera_names if name]
+        raise ValueError(f"--camera {unknown[0]}: the gallery knows {known or 'no camera'}.")
+
+
+def _why_nobody(gallery: Gallery, wanted: SearchFilter) -> str:
+    if not len(gallery):
+        return (
+            ": the gallery is empty. A lower TEST.PERSON_SEARCH.SCORE_THRESH, for 'index' into a "
+            "new gallery, finds more."
+        )
+    if wanted != SearchFilter():
+        return " with these filters."
+    return " besides the query's own picture (--include-own searches that, too)."
+
+
+def run_info(args: argparse.Namespace) -> int:
+    """Prints what is in a gallery."""
+    gallery = Gallery.open(args.gallery)
+    store, table = gallery.store, gallery.pictures
+    manifest = store.manifest
+    rows = len(gallery.picture_of_row)
+    size = sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file())
+    known_times = table.times[table.times == table.times]
+    description = read_description(store.folder)
+    facts = [
+        ("pictures and frames", f"{len(table)} ({len(gallery.failed)} files unreadable)"),
+        ("persons", f"{len(gallery)} ({rows - len(gallery)} of replaced or removed pictures)"),
+        ("embeddings", f"length {manifest.dim}, {4 * rows * manifest.dim / 1e6:.1f} MB"),
+        ("on disk", f"{size / 1e6:.1f} MB in {len(manifest.segments)} segment(s)"),
+        ("model", f"{manifest.model.architecture}, weights {manifest.model.weights[:12]}"),
+        *(("folder", str(store.root_path(root))) for root in range(len(manifest.roots))),
+        ("cameras", ", ".join(name for name in table.camera_names if name) or "unknown"),
+        (
+            "times",
+            f"{format_time(known_times.min())} to {format_time(known_times.max())}, "
+            f"{len(table) - len(known_times)} unknown"
+            if len(known_times)
+            else "unknown",
+        ),
+        (
+            "approximate index",
+            f"{description.cells} cells, {description.probes} looked into, recall of the 10 best "
+            f"{description.recall:.3f}"
+            if description
+            else "none",
+        ),
+        ("runs", str(manifest.run)),
+    ]
+    for name, value in facts:
+        print(f"{name:20s} {value}")
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Prints all damage."""
+    problems = verify(GalleryStore(args.gallery))
+    for problem in problems:
+        print(problem)
+    print(f"{len(problems)} problem(s)." if problems else "Everything is as it was written.")
+    return FAULTS if problems else 0
+
+
+def run_compact(args: argparse.Namespace) -> int:
+    """Writes the gallery anew, and its index if wanted."""
+    store = GalleryStore(args.gallery)
+    report = compact(store)
+    for problem in report.damaged:
+        print(f"Lost: {problem}")
+    print(
+        f"{report.pictures} pictures with {report.persons} persons kept, {report.dropped_rows} "
+        "persons of replaced, removed or damaged pictures dropped."
+    )
+    if args.index:
+        gallery = Gallery(store)
+        if not len(gallery):
+            raise GalleryError("the gallery is empty; there is nothing to build an index of.")
+        with store.writing():
+            made = build_index(store.folder, store.manifest.segments, gallery.vectors)
+        print(f"Index: {made.cells} cells, {made.probes} looked into, recall {made.recall:.3f}.")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "index": run_index,
+    "query": run_query,
+    "info": run_info,
+    "verify": run_verify,
+    "compact": run_compact,
+}

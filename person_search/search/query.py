@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whom to search for: the person in a box, at a point, or the best one of a picture.
+
+Shape shorthand: Q pictures of the same person, D length of an embedding.
+Boxes and points are pixels of the picture as people see it (EXIF orientation applied).
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from person_search.search.pictures import clip_box, read_picture
+from person_search.search.searcher import PersonSearcher
+
+
+@dataclass(frozen=True)
+class QueryPerson:
+    """One picture of the person who is searched for.
+
+    Args:
+        path: the picture. box: the person in it, XYXY.
+        reid_feat: (D,) of unit length.
+        score: of the detection, None for a box that somebody has drawn.
+    """
+
+    path: str
+    box: tuple[float, float, float, float]
+    reid_feat: np.ndarray
+    score: float | None = None
+
+    def to_json(self) -> dict:
+        """Plain types, without the embedding."""
+        score = {} if self.score is None else {"score": round(self.score, 4)}
+        return {"image": self.path, "box": [round(v, 1) for v in self.box], **score}
+
+
+def person_in_box(
+    searcher: PersonSearcher, path: str | os.PathLike, box: Sequence[float]
+) -> QueryPerson:
+    """The person in a box that somebody has drawn; the part outside the picture is cut off.
+
+    Raises:
+        FileNotFoundError, BadImageError: the picture is absent or unreadable.
+        ValueError: the box has no area, or lies outside the picture.
+    """
+    picture = read_picture(path, searcher.image_format)
+    clipped = clip_box(box, picture.shape[1], picture.shape[0])
+    (feat,) = searcher.embed_in(picture, [clipped])
+    return QueryPerson(os.fspath(path), _as_box(clipped), feat)
+
+
+def detected_person(
+    searcher: PersonSearcher,
+    path: str | os.PathLike,
+    point: tuple[float, float] | None = None,
+) -> QueryPerson:
+    """The person that is detected with the highest score, or the one at a point.
+
+    Args:
+        searcher: detects, with its own threshold.
+        path: the picture.
+        point: (x, y); of several persons there, the one with the smallest box. None: the best one.
+
+    Raises:
+        FileNotFoundError, BadImageError: the picture is absent or unreadable.
+        ValueError: nobody is detected, or nobody at the point; those who are, are listed.
+    """
+    picture = read_picture(path, searcher.image_format)
+    height, width = picture.shape[:2]
+    if point is not None and not (0 <= point[0] < width and 0 <= point[1] < height):
+        raise ValueError(
+            f"the point {point[0]:g} {point[1]:g} lies outside the picture '{path}', which is "
+            f"{width} x {height} pixels (width x height)."
+        )
+    found = searcher.detect(picture)
+    boxes, scores = found.pred_boxes.tensor.numpy(), found.scores.numpy()
+    if not len(boxes):
+        raise ValueError(
+            f"nobody was detected in '{path}' with a score of at least {searcher.score_thresh:g}; "
+            "give the person's box, or lower TEST.PERSON_SEARCH.SCORE_THRESH."
+        )
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    if point is None:
+        row = int(np.lexsort((-areas, -scores))[0])
+    else:
+        x, y = point
+        inside = (boxes[:, 0] <= x) & (x <= boxes[:, 2]) & (boxes[:, 1] <= y) & (y <= boxes[:, 3])
+        if not inside.any():
+            listed = "; ".join(" ".join(f"{v:.0f}" for v in box) for box in boxes[:5])
+            raise ValueError(
+                f"nobody was detected at {x:g} {y:g} in '{path}'. Detected (x1 y1 x2 y2): {listed}."
+            )
+        row = int(np.where(inside, areas, np.inf).argmin())
+    return QueryPerson(
+        os.fspath(path), _as_box(boxes[row]), found.reid_feats[row].numpy(), float(scores[row])
+    )
+
+
+def fuse(reid_feats: Sequence[np.ndarray]) -> np.ndarray:
+    """One embedding (D,) for several pictures of a person: the mean of the unit vectors, of unit
+    length again. Of all unit vectors it has the largest mean similarity to them.
+
+    Raises:
+        ValueError: none are given, or they cancel each other out.
+    """
+    if not len(reid_feats):
+        raise ValueError("there is no query.")
+    feats = np.asarray(reid_feats, np.float64)
+    mean = (feats / np.linalg.norm(feats, axis=1, keepdims=True)).mean(axis=0)
+    length = np.linalg.norm(mean)
+    if not length > 1e-6:
+        raise ValueError("the pictures of the query contradict each other: their mean is zero.")
+    return (mean / length).astype(np.float32)
+
+
+def _as_box(values: Sequence[float]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = map(float, values)
+    return x1, y1, x2, y2

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a query leaves behind: JSON lines for programs, a sheet and a report for people.
+
+results.jsonl   first the search, then one match per line, best first
+sheet.png       the query and the best scenes, to look at or to mail
+report.html     the same with all details, in one file that opens without a network
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from person_search.data import BadImageError
+from person_search.evaluation.predictions import write_atomically
+from person_search.search.errors import UnsafePathError
+from person_search.search.gallery import Gallery, Match, format_time
+from person_search.search.pictures import read_picture
+from person_search.search.query import QueryPerson
+from person_search.search.sheets import QUERY_TITLE
+from person_search.vis import SheetCell, draw_search_sheet, encode_picture
+from person_search.vis.html_report import ReportCell, html_report
+
+RESULTS, SHEET, REPORT = "results.jsonl", "sheet.png", "report.html"
+TITLE = "Who is this, and where else?"
+HONESTY = (
+    "Similarity 1 would be the very same look; nobody has checked who is right. A detector finds "
+    "persons and a model compares their looks: both make mistakes."
+)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A search that has been made.
+
+    Args:
+        queries: pictures of the person.
+        gallery: what was searched.
+        matches: best first.
+        settings: how, e.g. the filters; plain types.
+    """
+
+    queries: Sequence[QueryPerson]
+    gallery: Gallery
+    matches: Sequence[Match]
+    settings: dict
+
+    def describe(self) -> str:
+        """What was searched, e.g. "12 pictures (34 persons)"."""
+        pictures, persons = len(self.gallery.pictures), len(self.gallery)
+        return (
+            f"{pictures} picture{'' if pictures == 1 else 's'} "
+            f"({persons} person{'' if persons == 1 else 's'})"
+        )
+
+
+def write_results(result: SearchResult, folder: Path, shown: int) -> list[Path]:
+    """Writes all three files, each as a whole; ``shown`` matches are drawn.
+
+    Returns:
+        their paths.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scenes = [_scene(result.gallery, match) for match in result.matches[:shown]]
+    contents = {
+        RESULTS: json_lines(result).encode(),
+        SHEET: encode_picture(_sheet(result, scenes), ".png"),
+        REPORT: _report(result, scenes).encode(),
+    }
+    for name, content in contents.items():
+        write_atomically(folder / name, lambda file, content=content: file.write(content))
+    return [folder / name for name in contents]
+
+
+def json_lines(result: SearchResult) -> str:
+    """The search and its matches, one JSON object per line."""
+    head = {
+        "kind": "search",
+        "query": [query.to_json() for query in result.queries],
+        "gallery": {
+            "folder": str(result.gallery.store.folder),
+            "pictures": len(result.gallery.pictures),
+            "persons": len(result.gallery),
+            "model": result.gallery.store.manifest.model.weights,
+        },
+        **result.settings,
+    }
+    lines = [head, *({"kind": "match", **match.to_json()} for match in result.matches)]
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def _scene(gallery: Gallery, match: Match) -> np.ndarray | None:
+    """The picture of a match; None if it is gone, unreadable or not to be opened."""
+    try:
+        return gallery.read_scene(match)
+    except (OSError, BadImageError, UnsafePathError):
+        return None
+
+
+def _sheet(result: SearchResult, scenes: Sequence[np.ndarray | None]):
+    cells = [
+        SheetCell(
+            np.full((90, 120, 3), 128, np.uint8) if scene is None else scene,
+            match.box if scene is not None else (0, 0, 120, 90),
+            f"{match.rank}.  similarity {match.sim:.2f}",
+            note=_place(match) + ("" if scene is not None else " (cannot be read any more)"),
+        )
+        for match, scene in zip(result.matches, scenes, strict=False)
+    ]
+    query = result.queries[0]
+    more = len(result.queries) - 1
+    note = Path(query.path).name + (f" and {more} more" if more else "")
+    return draw_search_sheet(
+        SheetCell(read_picture(query.path), query.box, QUERY_TITLE, "query", note=note),
+        cells,
+        title=TITLE,
+        caption=f"Left: the person searched for. Right: in {result.describe()}, those with the "
+        f"most similar person, best first, each with that person enlarged. {HONESTY}",
+    )
+
+
+def _report(result: SearchResult, scenes: Sequence[np.ndarray | None]) -> str:
+    queries = [
+        ReportCell(
+            read_picture(query.path),
+            query.box,
+            Path(query.path).name,
+            f"The person searched for, in {Path(query.path).name}",
+            [("box", _numbers(query.box))],
+        )
+        for query in result.queries
+    ]
+    cells = [
+        ReportCell(
+            scene,
+            match.box,
+            f"{match.rank}.",
+            f"Rank {match.rank}: a person in {_place(match)}, similarity {match.sim:.2f}",
+            _facts(match),
+            match.sim,
+        )
+        for match, scene in zip(result.matches, scenes, strict=False)
+    ]
+    searched = f"Searched in {result.describe()}; "
+    if len(result.matches) > len(cells):
+        searched += f"the best {len(cells)} of {len(result.matches)} matches are shown. "
+    else:
+        searched += f"{len(cells)} match{'' if len(cells) == 1 else 'es'}. "
+    weights = result.gallery.store.manifest.model.weights[:12]
+    footer = f"Gallery {result.gallery.store.folder}, model {weights}."
+    return html_report(queries, cells, title=TITLE, summary=searched + HONESTY, footer=footer)
+
+
+def _facts(match: Match) -> list[tuple[str, str]]:
+    facts = [("picture", _place(match))]
+    if match.time is not None:
+        facts.append(("time", format_time(match.time)))
+    if match.camera:
+        facts.append(("camera", match.camera))
+    return [*facts, ("detection", f"{match.score:.2f}"), ("box", _numbers(match.box))]
+
+
+def _place(match: Match) -> str:
+    name = Path(match.path).name
+    if match.offset is None:
+        return name
+    minutes, seconds = divmod(match.offset, 60)
+    return f"{name} at {int(minutes)}:{seconds:04.1f}"
+
+
+def _numbers(box: Sequence[float]) -> str:
+    return " ".join(f"{v:.0f}" for v in box)
