@@ -46,7 +46,8 @@ def main() -> None:
         return
     for part in args.parts:
         options = ["--dim", str(args.dim), "--plain-queries", str(args.plain_queries)]
-        command = [sys.executable, __file__, "--parts", part, "--seed", str(args.seed), *options]
+        options += ["--seed", str(args.seed), "--shrink", str(args.shrink)]
+        command = [sys.executable, __file__, "--parts", part, *options]
         subprocess.run(command, check=True)
 
 

@@ -104,8 +104,8 @@ def dataset_of(path: Path, name: str | None) -> str:
     known = sorted(n for n in DatasetCatalog.list() if is_test_set(n))
     if name not in known:
         raise ValueError(
-            f"{path}: there is no test set {name!r}. It is the 'dataset' in the header of the file, "
-            f"or --dataset, which goes before; known: {known}"
+            f"{path}: there is no test set {name!r}. It is named by the header of the file or, "
+            f"before that, by --dataset; known: {known}"
         )
     return name
 

@@ -61,6 +61,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self.allow_partial = allow_partial
         self.tag_last = tag_last
         self._need_whole = False
+        self._resuming = False
         self._source = ""
 
     # ---- writing -----------------------------------------------------------------------------
@@ -103,6 +104,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
     ) -> dict[str, Any]:
         """Loads a file as Detectron2 does, after checks.
 
+        Tables of identities (``identity_buffers`` of a module) that belong to another training set
+        are left out with one log line, so that weights of one data set can be tested on another, or
+        start a training there. Only a training that goes on needs its own tables.
+
         Args:
             path: file or URL; empty loads nothing.
             checkpointables: names of what to load beside the model; None for all.
@@ -123,7 +128,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 f"There is no weight file {path!r}. It is named by MODEL.WEIGHTS (or by "
                 f"'last_checkpoint' in {self.save_dir!r} when resuming)."
             )
-        self._need_whole = checkpointables is None if need_whole is None else need_whole
+        self._resuming = checkpointables is None
+        self._need_whole = self._resuming if need_whole is None else need_whole
         self._source = path
         return super().load(path, checkpointables)
 
@@ -145,6 +151,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
             checkpoint["model"] = adapt_swin_weights(self.model, checkpoint["model"])
         except SwinWeightsError as e:
             raise IncompatibleCheckpointError(f"The weight file {self._source!r} {e}") from e
+        if not self._resuming:
+            self._drop_foreign_identities(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         parameters = [name for name, _ in self.model.named_parameters()]
         wrong_shape = {name: (a, b) for name, a, b in incompatible.incorrect_shapes}
@@ -175,6 +183,26 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 else ", or set MODEL.ALLOW_PARTIAL_LOAD True to load what matches."
             )
         )
+
+    def _drop_foreign_identities(self, weights: dict[str, Any]) -> None:
+        """Puts the model's own identity tables in place of those of another training set."""
+        dropped = []
+        for prefix, module in self.model.named_modules():
+            names = getattr(module, "identity_buffers", ())
+            ours = {f"{prefix}.{name}" if prefix else name: name for name in names}
+            held = {key: getattr(module, name) for key, name in ours.items() if key in weights}
+            # tables and queue are one memory: what one of them holds means nothing without the rest
+            if any(tuple(weights[key].shape) != tuple(own.shape) for key, own in held.items()):
+                dropped += [
+                    f"{key} {tuple(weights[key].shape)} -> {tuple(own.shape)}"
+                    for key, own in held.items()
+                ]
+                weights.update(held)
+        if dropped:
+            self.logger.info(
+                "Identity tables of another training set in %s, not loaded: %s. Embeddings and "
+                "detections do not depend on them.", self._source, ", ".join(dropped),
+            )  # fmt: skip
 
     def find_resumable(self) -> str:
         """Returns the newest intact training checkpoint in ``save_dir``, or "" if there is none.

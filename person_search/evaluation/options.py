@@ -3,8 +3,9 @@
 
 The headline section is ``search``: the first protocol with the options of the config. Every
 further protocol is ``search_<protocol>``, and every variant of the options adds
-``search_<protocol>_<variant>`` for each protocol. A variant is written as values of options joined by ``+``; each value belongs to
-exactly one option, so ``cws+cbgm`` needs no keys, and gives ``search_g100_cws_cbgm``.
+``search_<protocol>_<variant>`` for each protocol. A variant is written as values of options joined
+by ``+``; each value belongs to exactly one option, so ``cws+cbgm`` needs no keys, and gives
+``search_g100_cws_cbgm``.
 """
 
 from collections.abc import Sequence

@@ -3,6 +3,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +19,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DOTS_PER_INCH = 160
 _ROOM = 0.08
 """Empty part of the value range above and below the curves."""
+_LETTERS_PER_INCH, _HANDLE_LETTERS = 11, 8
+"""Letters of a legend that an inch holds, and the place that the line beside them takes."""
 
 
 def plot_gallery_size(
@@ -48,7 +51,7 @@ def plot_gallery_size(
         panel.set_ylabel(f"{metric} (%)")
         panel.margins(y=_ROOM)
         panel.grid(True, alpha=0.3)
-    _add_legend(figure, panels[0], len(figures))
+    _add_legend(figure, panels[0])
     return _to_png(figure)
 
 
@@ -73,7 +76,7 @@ def plot_precision_recall(curves: Mapping[str, Curve], title: str) -> bytes:
     panel.set_xlim(0, 101)
     panel.set_ylim(0, 102)
     panel.grid(True, alpha=0.3)
-    _add_legend(figure, panel, len(curves))
+    _add_legend(figure, panel)
     return _to_png(figure)
 
 
@@ -88,10 +91,13 @@ def _look(number: int) -> dict[str, str]:
     }
 
 
-def _add_legend(figure: Figure, panel: Axes, count: int) -> None:
-    """Below all panels, where it hides nothing."""
+def _add_legend(figure: Figure, panel: Axes) -> None:
+    """Below all panels, where it hides nothing, in as many columns as there is room for."""
     handles, labels = panel.get_legend_handles_labels()
-    columns = 1 if max(map(len, labels), default=0) > 40 else min(count, 3)
+    room = int(figure.get_figwidth() * _LETTERS_PER_INCH)
+    labels = ["\n".join(wrap(label, room - _HANDLE_LETTERS)) for label in labels]
+    longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
+    columns = max(min(room // (longest + _HANDLE_LETTERS), len(labels)), 1)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 

@@ -83,9 +83,10 @@ def read_predictions(path: str | os.PathLike) -> PooledPredictions:
 
 def _read_arrays(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise ValueError("it holds a single array")
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("it holds a single array")
+        with loaded as file:
             present = set(file.files)
             needed = [name for name in ("header", *ARRAY_NAMES) if name not in present]
             if needed == ["image_ids"] and "image_names" in present:
@@ -120,7 +121,7 @@ def _checked(path: str | os.PathLike, name: str, values: np.ndarray) -> np.ndarr
                 raise ValueError(f"{where}: {ids[times > 1][:5].tolist()} stand there twice")
         return values
     values = values.astype(np.float32)
-    rows = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+    rows = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     if len(rows):
         raise ValueError(f"{where}: {len(rows)} rows are not finite, first: {rows[:5].tolist()}")
     if name.endswith("boxes"):

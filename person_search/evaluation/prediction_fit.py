@@ -52,9 +52,10 @@ def fit_to_dataset(
             )
     elif (p.image_names != truth.image_names).any():
         row = int((p.image_names != truth.image_names).argmax())
+        theirs, ours = str(p.image_names[row]), str(truth.image_names[row])
         raise ValueError(
-            f"{strange}: image_id {truth.image_ids[row]} is {p.image_names[row]!r} in the file and "
-            f"{str(truth.image_names[row])!r} in the data set"
+            f"{strange}: image_id {truth.image_ids[row]} is {theirs!r} in the file and {ours!r} in "
+            "the data set"
         )
     _check_inside(p, truth, path)
     if p.has_gt_boxes:

@@ -224,9 +224,10 @@ def pool_predictions(
     dim = dims.pop() if dims else 0
     joined = {
         name: np.concatenate(
-            [p[name] if len(p[name]) else p[name].reshape(0, *_row_shape(name, dim)) for p in parts]
+            # a process without images knows neither the length of an embedding nor of true boxes
+            [p[name] if len(p.get(name, ())) else _no_rows(name, dim) for p in parts]
         )
-        for name in parts[0]
+        for name in dict.fromkeys(name for part in parts for name in part)
     }
     image_ids = joined["image_ids"]
     _check_image_set(image_ids, dataset_image_ids)
@@ -262,10 +263,12 @@ def _in_order(counts: np.ndarray, arrival: np.ndarray) -> tuple[np.ndarray, np.n
     return rows, np.concatenate([[0], np.cumsum(counts[arrival])]).astype(np.int64)
 
 
-def _row_shape(name: str, dim: int) -> tuple[int, ...]:
-    return {"boxes": (4,), **dict.fromkeys(("reid_feats", "query_feats", "gt_feats"), (dim,))}.get(
-        name, ()
-    )
+def _no_rows(name: str, dim: int) -> np.ndarray:
+    """An empty array of the type that ``name`` has."""
+    if name.endswith(("_ids", "_counts")):
+        return np.zeros(0, np.int64)
+    widths = {"boxes": (4,), "scores": ()}
+    return np.zeros((0, *widths.get(name, (dim,))), np.float32)
 
 
 def _check_image_set(seen: np.ndarray, expected: np.ndarray) -> None:

@@ -23,8 +23,9 @@ Dot products are summed up in float64 and then rounded to float32: equal embeddi
 similarities on every machine and in blocks of every size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -155,14 +156,13 @@ class _Ranking:
 
     def _blocks(self) -> Iterator[tuple[int, dict[tuple[str, str], np.ndarray]]]:
         """Similarities of some queries at a time, for each (query source, similarity)."""
-        streams = [
-            similarity_blocks(
-                self._feats[source][0], self._p.reid_feats, self._weights(kind), len(self._kinds)
-            )
-            for source, kind in self._kinds
-        ]
+        streams = []
+        for source, (feats, _, _) in self._feats.items():
+            kinds = [kind for kind in self._kinds if kind[0] == source]
+            weights = {kind: self._weights(kind[1]) for kind in kinds}
+            streams.append(weighted_blocks(feats, self._p.reid_feats, weights, len(self._kinds)))
         for blocks in zip(*streams, strict=True):
-            yield blocks[0][0], dict(zip(self._kinds, (sims for _, sims in blocks), strict=True))
+            yield blocks[0][0], {kind: sims for _, part in blocks for kind, sims in part.items()}
 
     def _weights(self, similarity: str) -> np.ndarray | None:
         return self._p.scores if similarity == "cws" else None
@@ -226,10 +226,7 @@ def query_embeddings(
 
 
 def similarity_blocks(
-    query_feats: np.ndarray,
-    gallery_feats: np.ndarray,
-    weights: np.ndarray | None = None,
-    num_streams: int = 1,
+    query_feats: np.ndarray, gallery_feats: np.ndarray, weights: np.ndarray | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Multiplies queries with the gallery, some queries at a time.
 
@@ -237,21 +234,39 @@ def similarity_blocks(
         query_feats: (U, D).
         gallery_feats: (N, D).
         weights: (N,) factors of the gallery columns, or None.
-        num_streams: how many of these run at once and share the memory.
 
     Yields:
         the number of the block's first query, and (B, N) float32 similarities.
     """
+    for first, sims in weighted_blocks(query_feats, gallery_feats, {"": weights}):
+        yield first, sims[""]
+
+
+def weighted_blocks(
+    query_feats: np.ndarray,
+    gallery_feats: np.ndarray,
+    weights: Mapping[Any, np.ndarray | None],
+    num_arrays: int = 1,
+) -> Iterator[tuple[int, dict[Any, np.ndarray]]]:
+    """As :func:`similarity_blocks`, with several weightings of one product.
+
+    Args:
+        query_feats, gallery_feats: see there.
+        weights: the weightings by name.
+        num_arrays: how many results of this size are held at once, here and elsewhere.
+    """
     num_gallery = len(gallery_feats)
-    fitting = MAX_BLOCK_BYTES // (4 * max(num_gallery, 1) * num_streams)
+    fitting = MAX_BLOCK_BYTES // (4 * max(num_gallery, 1) * num_arrays)
     block = int(np.clip(fitting, 1, MAX_BLOCK_QUERIES))
     for first in range(0, len(query_feats), block):
         queries = query_feats[first : first + block].astype(np.float64)
-        sims = np.empty((len(queries), num_gallery), np.float32)
+        sims = {name: np.empty((len(queries), num_gallery), np.float32) for name in weights}
         for start in range(0, num_gallery, GALLERY_CHUNK):
             columns = slice(start, start + GALLERY_CHUNK)
             products = queries @ gallery_feats[columns].astype(np.float64).T
-            sims[:, columns] = products if weights is None else products * weights[columns]
+            for name, factors in weights.items():
+                weighted = products if factors is None else products * factors[columns]
+                sims[name][:, columns] = weighted
         yield first, sims
 
 

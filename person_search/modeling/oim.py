@@ -43,6 +43,9 @@ class OIMLoss(nn.Module):
         scale: factor of the cosine similarity, the inverse of a softmax temperature.
     """
 
+    identity_buffers = ("lut", "cq", "cq_head")
+    """Buffers that mean something only together with the training set; see AtomicCheckpointer."""
+
     def __init__(
         self,
         num_pids: int,

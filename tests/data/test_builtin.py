@@ -64,7 +64,8 @@ def test_both_names_of_the_cuhk_sysu_folder(parent: Path, folder: str, below: st
     assert len(DatasetCatalog.get(f"{prefix}cuhk_sysu_test")) == 4
     assert get_num_pids(f"{prefix}cuhk_sysu_train") == 2
     protocols = MetadataCatalog.get(f"{prefix}cuhk_sysu_test").search_protocols
-    assert list(protocols) == ["g50", "g100", "g500", "g1000", "g2000", "g4000"]
+    sizes = ["g50", "g100", "g500", "g1000", "g2000", "g4000"]
+    assert list(protocols) == [*sizes, "occlusion", "low_resolution"]
     assert protocols["g50"]().name == "g50"
 
 
@@ -93,7 +94,7 @@ def test_a_folder_of_ones_own(tmp_path: Path, forget) -> None:
     register_cuhk_sysu("mine", root, gallery_sizes=(50,))
     register_cuhk_sysu("mine", root, gallery_sizes=(50,))
     metadata = MetadataCatalog.get("mine_test")
-    assert list(metadata.search_protocols) == ["g50"]
+    assert list(metadata.search_protocols) == ["g50", "occlusion", "low_resolution"]
     assert metadata.default_search_protocols == ("g50",)
     register_prw("my_prw", small_prw(tmp_path / "prw"))
     assert get_num_pids("my_prw_train") == 3

@@ -24,6 +24,7 @@ OPTIONS = SyntheticConfig(
     height=96,
     gallery_sizes=(5, 7),
 )
+PROTOCOLS = ("g5", "g7", "occlusion", "low_resolution")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ class TestSyntheticCuhkSysu(PersonSearchDatasetTests):
         return load_cuhk_sysu(self.root, split)
 
     def load_protocols(self):
-        return [load_cuhk_sysu_protocol(self.root, name) for name in ("g5", "g7")]
+        return [load_cuhk_sysu_protocol(self.root, name) for name in PROTOCOLS]
 
 
 class TestSyntheticPrw(PersonSearchDatasetTests):

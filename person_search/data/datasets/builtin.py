@@ -18,6 +18,7 @@ from person_search.data.datasets.cuhk_sysu import load_cuhk_sysu, load_cuhk_sysu
 from person_search.data.datasets.cuhk_sysu_files import (
     CUHK_SYSU_LAYOUT,
     GALLERY_SIZES,
+    SUBSETS,
 )
 from person_search.data.datasets.cuhk_sysu_files import count_train_pids as count_cuhk_sysu_pids
 from person_search.data.datasets.json_columns import describe
@@ -29,6 +30,10 @@ from person_search.data.datasets.prw_files import count_train_pids as count_prw_
 
 Root = str | Path | Callable[[], str | Path]
 """Folder of a data set, or a function that gives it at the time of reading."""
+
+
+CBGM_CUHK_SYSU, CBGM_PRW = (10, 3), (30, 4)
+"""k1 and k2 of context bipartite graph matching, as SeqNet has them for each data set."""
 
 
 def _folder(root: Root) -> Path:
@@ -70,11 +75,13 @@ def _register_splits(
     count_pids: Callable,
     protocols: Mapping[str, Callable],
     default_protocol: str,
+    cbgm: tuple[int, int],
 ) -> None:
     for split in ("train", "test"):
         searching = {
             "search_protocols": protocols,
             "default_search_protocols": (default_protocol,),
+            "cbgm": cbgm,
         }
         training = {"count_pids": partial(_count_pids, count_pids, root)}
         _register(
@@ -97,11 +104,13 @@ def register_cuhk_sysu(
             else the first.
     """
     protocols = {
-        f"g{size}": partial(_load_protocol, load_cuhk_sysu_protocol, root, f"g{size}")
-        for size in gallery_sizes
+        name: partial(_load_protocol, load_cuhk_sysu_protocol, root, name)
+        for name in (*(f"g{size}" for size in gallery_sizes), *SUBSETS)
     }
     default = "g100" if "g100" in protocols else next(iter(protocols))
-    _register_splits(name_prefix, root, load_cuhk_sysu, count_cuhk_sysu_pids, protocols, default)
+    _register_splits(
+        name_prefix, root, load_cuhk_sysu, count_cuhk_sysu_pids, protocols, default, CBGM_CUHK_SYSU
+    )
 
 
 def register_prw(name_prefix: str, root: Root) -> None:
@@ -114,7 +123,7 @@ def register_prw(name_prefix: str, root: Root) -> None:
     protocols = {
         name: partial(_load_protocol, load_prw_protocol, root, name) for name in PRW_PROTOCOLS
     }
-    _register_splits(name_prefix, root, load_prw, count_prw_pids, protocols, "all")
+    _register_splits(name_prefix, root, load_prw, count_prw_pids, protocols, "all", CBGM_PRW)
 
 
 def register_person_search_json(name: str, json_file: Root, image_root: Root | None = None) -> None:

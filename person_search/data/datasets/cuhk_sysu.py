@@ -3,7 +3,8 @@
 
 The numbers of the files are kept as they are: boxes are 1-based pixels, because no published result
 subtracts one. Training identities are the positions in ``Train.mat``; test identities are the
-positions of the queries, which all protocols share.
+positions of the queries, which all protocols g<size> share. A query of the subsets (occlusion, low
+resolution) that is not among them gets the next free number; so all figures come from one pass.
 
 Shape shorthand: B boxes of all images, Q queries, X gallery images of one query.
 """
@@ -11,6 +12,7 @@ Shape shorthand: B boxes of all images, Q queries, X gallery images of one query
 import logging
 import os
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,9 @@ from person_search.data.datasets.cuhk_sysu_files import (
     IMAGE_FOLDER,
     IMAGES_MAT,
     POOL_MAT,
+    SUBSETS,
     TRAIN_MAT,
+    existing_subsets,
     protocol_path,
     read_images,
     read_protocol,
@@ -42,6 +46,56 @@ logger = logging.getLogger(__name__)
 
 BORDER_TOLERANCE = 1.0
 """Pixels by which a box may reach over the border without being odd: boxes are 1-based."""
+
+
+@dataclass(frozen=True)
+class _SubsetQuery:
+    """A query of a subset: its number, identity, image name and box (x, y, w, h as in the file)."""
+
+    query_id: int
+    person_id: int
+    name: str
+    box: tuple[float, ...]
+
+
+def _number_subset_queries(
+    root: Path, reference: dict[str, np.ndarray]
+) -> dict[str, list[_SubsetQuery]]:
+    """Returns the queries of every subset that is there.
+
+    A query that the reference protocol has too (same image, same box) keeps its number. Any other
+    gets the next one; it is the person whom the reference protocol has in that box, or a new one.
+    """
+    names = reference["names"].tolist()
+    query_ids: dict[tuple, int] = {}
+    person_ids: dict[tuple, int] = {}
+    for index, key in enumerate(_keys(names, reference["query_image"], reference["query_boxes"])):
+        query_ids.setdefault(key, index)
+        person_ids.setdefault(key, index)
+    positives = _keys(names, reference["positive_image"], reference["positive_boxes"])
+    for index, key in zip(reference["positive_query"].tolist(), positives, strict=True):
+        person_ids.setdefault(key, index)
+    free = len(reference["query_image"])
+    subsets = {}
+    for subset in existing_subsets(root):
+        arrays = read_protocol(root, subset)
+        names, taken = arrays["names"].tolist(), set()
+        subsets[subset] = []
+        for key in _keys(names, arrays["query_image"], arrays["query_boxes"]):
+            query_id = query_ids.setdefault(key, free)
+            if query_id in taken:  # the same box twice in one subset: two queries all the same
+                query_id = free
+            free += query_id == free
+            taken.add(query_id)
+            person_id = person_ids.setdefault(key, query_id)
+            subsets[subset].append(_SubsetQuery(query_id, person_id, *key))
+    return subsets
+
+
+def _keys(names: list[str], images: np.ndarray, boxes: np.ndarray) -> list[tuple]:
+    """Returns (image name, box) of each row."""
+    rows = zip(images.tolist(), boxes.tolist(), strict=True)
+    return [(names[image], tuple(box)) for image, box in rows]
 
 
 class _BoxLabels:
@@ -209,6 +263,7 @@ def load_cuhk_sysu(
         labels = _label_test(protocol_path(root, name), protocol, images, log)
         records = _make_records(root, test_names, "test_sizes", images, labels, log)
         _attach_queries(protocol_path(root, name), records, test_names, protocol)
+        _attach_subset_queries(root, records, test_names, protocol)
     if irregularities is None:
         log.warn(logger, f"CUHK-SYSU {split}")
     return records
@@ -231,19 +286,38 @@ def _attach_queries(
         records[index_of[name]]["queries"].append(make_query(query_id, boxes[query_id]))
 
 
+def _attach_subset_queries(
+    root: Path, records: list[dict], names: list[str], reference: dict[str, np.ndarray]
+) -> None:
+    """Adds the queries that only subsets have, in place."""
+    index_of = {name: index for index, name in enumerate(names)}
+    attached = set(range(len(reference["query_image"])))
+    for subset, queries in _number_subset_queries(root, reference).items():
+        for query in queries:
+            if query.name not in index_of:
+                raise ValueError(
+                    f"{protocol_path(root, subset)}: the query image {query.name!r} is not in "
+                    f"{POOL_MAT}; remove the file to do without this protocol"
+                )
+            if query.query_id not in attached:
+                box = xywh_to_xyxy(np.array(query.box))[0]
+                records[index_of[query.name]]["queries"].append(make_query(query.query_id, box))
+                attached.add(query.query_id)
+
+
 def load_cuhk_sysu_protocol(
     root: str | Path, name: str, irregularities: IrregularityLog | None = None
 ) -> SearchProtocol:
-    """Reads a protocol: ``g50``, ``g100``, ``g500``, ``g1000``, ``g2000`` or ``g4000``.
+    """Reads a protocol: ``g50``, ``g100``, ``g500``, ``g1000``, ``g2000``, ``g4000``, or a subset.
 
     Args:
         root: the folder that holds ``Image`` and ``annotation``.
-        name: ``g`` and the gallery size.
+        name: ``g`` and the gallery size, or ``occlusion``, ``low_resolution``.
         irregularities: if given, collects images listed twice and queries' own images.
 
     Returns:
         The protocol. ``image_id``s are those of ``load_cuhk_sysu(root, "test")``; a query's
-        ``person_id`` is its ``query_id``.
+        ``person_id`` is its ``query_id``, except for some of the subsets' own.
     """
     root = Path(root)
     arrays = read_protocol(root, name)
@@ -257,9 +331,15 @@ def load_cuhk_sysu_protocol(
     to_id = np.array([*(test_ids[n] for n in arrays["names"].tolist()), -1], np.int32)
 
     query_boxes = xywh_to_xyxy(arrays["query_boxes"]).tolist()
+    numbers = [(index, index) for index in range(len(query_boxes))]
+    if name in SUBSETS:
+        subset = _number_subset_queries(root, read_protocol(root, reference_protocol(root)))[name]
+        numbers = [(query.query_id, query.person_id) for query in subset]
     queries = [
-        Query(query_id=index, image_id=int(to_id[image]), box=tuple(box), person_id=index)
-        for index, (image, box) in enumerate(zip(arrays["query_image"], query_boxes, strict=True))
+        Query(query_id=number, image_id=int(to_id[image]), box=tuple(box), person_id=person)
+        for (number, person), image, box in zip(
+            numbers, arrays["query_image"], query_boxes, strict=True
+        )
     ]
     protocol = SearchProtocol(
         name=name,

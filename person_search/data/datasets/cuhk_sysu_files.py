@@ -31,6 +31,11 @@ PROTOCOL_FOLDER = "annotation/test/train_test"
 TRAIN_MAT = f"{PROTOCOL_FOLDER}/Train.mat"
 IMAGE_FOLDER = "Image/SSM"
 GALLERY_SIZES = (50, 100, 500, 1000, 2000, 4000)
+SUBSETS = {
+    "occlusion": ("annotation/test/subset/Occlusion.mat", "Occlusion1"),
+    "low_resolution": ("annotation/test/subset/Resolution.mat", "Test_Size"),
+}
+"""Protocols of hard queries, with galleries of their own: file and variable."""
 
 CUHK_SYSU_LAYOUT = DatasetLayout(
     title="CUHK-SYSU",
@@ -41,29 +46,37 @@ CUHK_SYSU_LAYOUT = DatasetLayout(
     annotation/Images.mat                    every image and every box
     annotation/pool.mat                      names of the test images
     annotation/test/train_test/Train.mat     training identities
-    annotation/test/train_test/TestG100.mat  protocol; also TestG50, 500, 1000, 2000, 4000""",
+    annotation/test/train_test/TestG100.mat  protocol; also TestG50, 500, 1000, 2000, 4000
+    annotation/test/subset/Occlusion.mat     protocol of occluded queries; also Resolution""",
     advice="ask its authors for the archive (http://www.ee.cuhk.edu.hk/~xgwang/PS/dataset.html) "
     "and unpack all of it, or write synthetic data: python -m person_search.data.synthetic.",
 )
 
 
 def protocol_path(root: str | Path, name: str) -> Path:
-    """Returns the file of protocol ``g<size>``, e.g. ``TestG100.mat`` for ``g100``."""
+    """Returns the file of a protocol, e.g. ``TestG100.mat`` for ``g100``."""
+    if name in SUBSETS:
+        return Path(root) / SUBSETS[name][0]
     if not re.fullmatch(r"g[1-9]\d*", name):
         raise ValueError(
             f"unknown CUHK-SYSU protocol {name!r}; allowed: 'g' and a gallery size, of which the "
-            f"data set has {list(GALLERY_SIZES)}"
+            f"data set has {list(GALLERY_SIZES)}, or one of {list(SUBSETS)}"
         )
     return Path(root) / PROTOCOL_FOLDER / f"TestG{name[1:]}.mat"
 
 
 def existing_protocols(root: str | Path) -> list[str]:
-    """Returns the protocols whose file is there, by rising gallery size."""
+    """Returns the protocols ``g<size>`` whose file is there, by rising size."""
     found = (
         re.fullmatch(r"TestG([1-9]\d*)\.mat", path.name)
         for path in (Path(root) / PROTOCOL_FOLDER).glob("TestG*.mat")
     )
     return [f"g{size}" for size in sorted(int(match[1]) for match in found if match)]
+
+
+def existing_subsets(root: str | Path) -> list[str]:
+    """Returns the names of ``SUBSETS`` whose file is there, always in the same order."""
+    return [name for name in SUBSETS if protocol_path(root, name).exists()]
 
 
 def _read_images_mat(path: Path) -> dict[str, np.ndarray]:
@@ -207,5 +220,5 @@ def read_protocol(root: str | Path, name: str) -> dict[str, np.ndarray]:
     path = protocol_path(root, name)
     if not path.exists():
         raise CUHK_SYSU_LAYOUT.missing(root, path)
-    variable = f"TestG{name[1:]}"
+    variable = SUBSETS[name][1] if name in SUBSETS else f"TestG{name[1:]}"
     return cached_arrays(root, f"protocol_{name}", [path], lambda: _convert(path, variable))

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tools/evaluate_predictions.py: tables, files and plots from saved predictions, and wrong use."""
+
+import dataclasses
+import importlib.util
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import MetadataCatalog
+from PIL import Image
+
+from person_search.evaluation import PersonSearchEvaluator
+
+from .cases import random_case, registered
+from .test_options import with_gt
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "tool_case"
+
+
+@pytest.fixture
+def case():
+    case = random_case(4, ties=False)
+    listed = case.protocols["listed"]
+    padded = np.concatenate([listed.gallery, np.full((len(listed.queries), 2), -1)], axis=1)
+    larger = dataclasses.replace(listed, name="g9", gallery=padded.astype(np.int32))
+    case.protocols = {"g7": dataclasses.replace(listed, name="g7"), "g9": larger}
+    with registered(case, NAME):
+        yield case
+
+
+@pytest.fixture
+def file(case, tmp_path) -> Path:
+    p = with_gt(case)
+    path = tmp_path / "mine_predictions.npz"
+    dataclasses.replace(p, info={"dataset": NAME, "score_thresh": 0.0}).save(path)
+    return path
+
+
+@pytest.fixture
+def run(capsys):
+    """Returns ``run(*arguments)``: exit status, output and errors of the tool."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        path = ROOT / "tools" / "evaluate_predictions.py"
+        spec = importlib.util.spec_from_file_location("evaluate_predictions", path)
+        tool = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(tool)
+        argv, sys.argv = sys.argv, [path.name, *map(str, arguments)]
+        try:
+            tool.main()
+            code = 0
+        except SystemExit as e:
+            code = e.code
+        finally:
+            sys.argv = argv
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_table_of_the_default_protocol(run, file):
+    code, printed, errors = run(file)
+    assert code == 0, errors
+    assert f"mine on {NAME}" in printed
+    judge = PersonSearchEvaluator(NAME)
+    judge.load_predictions(file)
+    figures = judge.score()["search"]
+    (row,) = [line.split() for line in printed.splitlines() if line.startswith("search ")][1:] or [
+        line.split() for line in printed.splitlines() if line.startswith("search  ")
+    ][-1:]
+    assert [float(value) for value in row[1:]] == pytest.approx(list(figures.values()), abs=0.006)
+
+
+def test_several_files_protocols_and_options_with_plots(run, file, case, tmp_path):
+    other = tmp_path / "b.npz"
+    p = dataclasses.replace(with_gt(case), info={"dataset": NAME})
+    dataclasses.replace(p, reid_feats=-p.reid_feats).save(other)
+    out = tmp_path / "out"
+    code, printed, errors = run(
+        file, other, "--names", "mine", "theirs", "--protocols", "every", "--variants", "cbgm",
+        "gt", "--output", out, "--plots", "--set", "TEST.PERSON_SEARCH.SCORE_THRESH", 0.0,
+        "TEST.PERSON_SEARCH.DET_IOU_THRESHS", "[0.75]", "TEST.PERSON_SEARCH.COCO_AP", "True",
+    )  # fmt: skip
+    assert code == 0, errors
+    tasks = ["search", "search_g7_cbgm", "search_g7_gt", "search_g9", "search_g9_cbgm"]
+    for name in ("mine", "theirs"):
+        content = json.loads((out / name / f"{NAME}_results.json").read_text())
+        found = list(content["results"])
+        assert found[:3] == ["detection", "detection_coco", "detection_iou75"]
+        assert found[3:] == [*tasks, "search_g9_gt"]
+        assert content["settings"]["cbgm"] == {"k1": 10, "k2": 3, "mode": "max"}
+    assert printed.count("search_g9_gt") == 2 and "detection_iou75" in printed
+    for plot in ("gallery_size", "search_precision_recall", "detection_precision_recall"):
+        content = (out / f"{plot}.png").read_bytes()
+        assert f"{plot}.png" in printed
+        with Image.open(io.BytesIO(content)) as picture:
+            assert picture.format == "PNG" and min(picture.size) > 600
+            assert len(picture.convert("RGB").getcolors(1 << 20)) > 50
+
+
+def test_protocols_whose_files_are_absent_are_passed_over(run, file):
+    def absent():
+        raise FileNotFoundError("TestG4000.mat does not exist")
+
+    MetadataCatalog.get(NAME).search_protocols["g4000"] = absent
+    code, printed, _ = run(file, "--protocols", "every")
+    assert code == 0 and "no protocol g4000" in printed and "search_g9" in printed
+    code, _, errors = run(file, "--protocols", "g4000")
+    assert code == 2 and "TestG4000.mat does not exist" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["absent.npz"], "absent.npz"),
+        (["FILE", "--dataset", "nobodys_test"], "no test set 'nobodys_test'"),
+        (["FILE", "--dataset", "nobodys_test"], NAME),
+        (["FILE", "--protocols", "g50"], "has no search protocol ['g50']"),
+        (["FILE", "--variants", "cbgn"], "'cbgn' is not known"),
+        (["FILE", "--plots"], "--plots needs --output"),
+        (["FILE", "FILE"], "different names are needed"),
+        (["FILE", "--names", "a", "b"], "1 different names are needed"),
+        (["FILE", "--set", "TEST.PERSON_SEARCH.CBMG.K1", "3"], "Did you mean"),
+        (["FILE", "--set", "TEST.PERSON_SEARCH.CBGM.K1", "-1", "--variants", "cbgm"], "k1 is -1"),
+    ],
+)
+def test_wrong_use(run, file, arguments, text, monkeypatch):
+    monkeypatch.delenv("PERSON_SEARCH_TRACEBACK", raising=False)
+    code, _, errors = run(*[file if a == "FILE" else a for a in arguments])
+    assert code == 2
+    assert text in errors and "Traceback" not in errors
+
+
+def test_a_file_of_nobody_knows_what(run, case, tmp_path):
+    path = tmp_path / "p.npz"
+    case.pooled().save(path)  # made on 'case'
+    code, _, errors = run(path)
+    assert code == 2 and "there is no test set 'case'" in errors and "--dataset" in errors
