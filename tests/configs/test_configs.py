@@ -63,6 +63,7 @@ def test_leaf_names_registered_parts(name: str) -> None:
     assert cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY
     assert cfg.DATALOADER.MAPPER in person_search.data.MAPPER_REGISTRY
     assert cfg.DATASETS.TRAIN and cfg.DATASETS.TEST
+    person_search.data.register_config_datasets(cfg)
     for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         assert dataset in DatasetCatalog.list()
 

@@ -401,5 +401,17 @@ def test_corners_in_place_of_sizes_are_suspected(tmp_path: Path) -> None:
     for annotation in document["annotations"]:
         x, y, w, h = annotation["bbox"]
         annotation["bbox"] = [x, y, x + w, y + h]
-    with pytest.raises(AnnotationFileError, match=r"boxes reach out.*corners \(x1, y1, x2, y2\)"):
+    with pytest.raises(
+        AnnotationFileError, match=r"boxes reach far out.*corners \(x1, y1, x2, y2\)"
+    ):
         load_person_search_json(write_json_set(tmp_path, document))
+
+
+def test_a_few_overhanging_boxes_are_no_corners(tmp_path: Path) -> None:
+    document = small_document()
+    # as corners they would be valid as well, but they hardly overhang
+    for annotation in document["annotations"]:
+        annotation["bbox"] = [5, 5, 150, 88]
+    log = IrregularityLog()
+    load_person_search_json(write_json_set(tmp_path, document), irregularities=log)
+    assert {item.kind for item in log} >= {"box_over_border"}

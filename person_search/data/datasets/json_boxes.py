@@ -12,8 +12,9 @@ from person_search.data.datasets.json_tables import CROWD, KEPT, OTHER_CATEGORY,
 _OVER_BORDER = 1.0
 """Pixels by which a box may reach over the border without being odd: some are 1-based."""
 
-_SWAPPED_SHARE = 0.25
-"""Share of boxes over the border from which corners in place of sizes are suspected."""
+_FAR, _SWAPPED_SHARE = 0.05, 0.25
+"""Corners in place of sizes are suspected if this share of the boxes reaches so far, as a part of
+the picture, over the border."""
 
 
 def usable_boxes(tables: AnnotationTables) -> np.ndarray:
@@ -102,15 +103,16 @@ def _corner_fault(tables: AnnotationTables, sizes: np.ndarray) -> str | None:
     boxes, image = boxes[known], image[known]
     if not len(boxes):
         return None
-    over = _overhang(boxes, image, sizes) > _OVER_BORDER
-    inside = boxes[:, 2:] <= sizes[image][:, ::-1] + _OVER_BORDER
+    whole = sizes[image][:, ::-1]
+    over = (boxes[:, :2] + boxes[:, 2:] > (1 + _FAR) * whole).any(axis=1)
+    inside = boxes[:, 2:] <= whole + _OVER_BORDER
     as_corners = (boxes[:, 2:] > boxes[:, :2]) & inside
     if over.mean() < _SWAPPED_SHARE or not as_corners.all():
         return None
     row = int(np.flatnonzero(usable)[known][over.argmax()])
     height, width = sizes[tables.box_image[row]]
     return (
-        f"annotations: {over.sum()} of {len(boxes)} boxes reach out of their pictures, but none "
+        f"annotations: {over.sum()} of {len(boxes)} boxes reach far out of their pictures, but none "
         f"would as corners (x1, y1, x2, y2), e.g. annotations[{row}] {_show(tables.boxes[row])} "
         f"in a picture of {width} x {height} (width x height): bbox must be [x, y, width, height]"
     )

@@ -48,6 +48,9 @@ def check_json_dataset(
         report.errors.append(str(e))
         return report
     tables, findings = parse_document(document)
+    if not tables.names:
+        report.errors += [f"{path}: {finding}" for finding in findings]
+        return report
     sound = not findings
     if not sound:
         tables = _set_faulty_apart(tables)

@@ -157,11 +157,12 @@ def _left_out(document: dict, annotations: Section, findings: list[str]) -> np.n
         if not persons and len(ids) > 1:
             findings.append(f"categories: none of {names} is 'person'; name the one of the people")
         persons = persons or {int(ids[0])}
-        chosen = annotations.ids("category_id", unique=False).tolist()
+        # with a single category there is nothing to choose
+        chosen = annotations.ids("category_id", optional=len(ids) == 1, unique=False).tolist()
         known = set(ids.tolist()) | {-1}
         for row in unknown(chosen, known):
             annotations.add(row, f"category_id {chosen[row]} is not among the categories")
-        left_out[[category not in persons for category in chosen]] = OTHER_CATEGORY
+        left_out[[category not in persons | {-1} for category in chosen]] = OTHER_CATEGORY
     crowd = annotations.column("iscrowd", {int, bool, type(None)}, "0 or 1", 0)
     left_out[[bool(value) for value in crowd]] = CROWD
     return left_out
@@ -303,9 +304,9 @@ def _parse_gallery(
     for row, query_id in enumerate(wanted):
         if query_id >= 0 and query_id not in index_of:
             matches.add(row, f"query_id {query_id} is not among the queries")
-    indices = np.array([index_of.get(query_id, 0) for query_id in wanted], np.int32)
+    indices = np.array([index_of.get(query_id, -1) for query_id in wanted], np.int32)
     images = matches.ids("image_id", unique=False).astype(np.int32)
     for row, (index, image_id) in enumerate(zip(indices, images, strict=True)):
-        if image_id >= 0 and image_id not in gallery[index]:
+        if index >= 0 and image_id >= 0 and image_id not in gallery[index]:
             matches.add(row, f"image_id {image_id} is not in the gallery of the query")
     return GalleryTable(gallery, takes_part, indices, images, matches.boxes())
