@@ -244,7 +244,7 @@ class PersonSearchMapper:
                 box = self._clip(annotation, record)
                 boxes.append(_nearest_pixel(annotation, record) if box is None else box)
                 ids.append(NO_QUERY_ID)
-        moved = transforms.apply_box(np.array(boxes).reshape(-1, 4))
+        moved = transforms.apply_box(np.array(boxes, np.float64).reshape(-1, 4))
         queries = Instances(image_size)
         queries.pred_boxes = Boxes(torch.from_numpy(moved.astype(np.float32)))
         queries.pred_boxes.clip(image_size)

@@ -339,3 +339,73 @@ def test_a_set_without_any_query(tmp_path: Path) -> None:
     protocol = load_cuhk_sysu_protocol(root, "g100")
     assert protocol.queries == [] and protocol.gallery.shape == (0, 0)
     assert load_cuhk_sysu(root, "test")[0]["queries"] == []
+
+
+def write_subset(root: Path, file: str, variable: str, rows: list[tuple]) -> None:
+    """Writes a subset protocol: (query image, box, gallery) per query, with a third field."""
+    fields = ["imname", "idlocate", "ishard"]
+
+    def scene(name, box):
+        return name, idlocate(box), ishard(box)
+
+    entries = []
+    for name, box, gallery in rows:
+        query = struct([*fields, "idname"], [(*scene(name, box), "p1")])
+        entries.append((query, struct(fields, [scene(*item) for item in gallery]), 1))
+    path = root / "annotation" / "test" / "subset" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {variable: struct(["Query", "Gallery", "Extra"], entries)})
+
+
+S4, S5, S6 = (200, 5, 60, 80), (80, 5, 40, 80), (260, 5, 30, 80)
+"""Boxes of the queries in s4 and s5, and of the second query's match in s6."""
+
+
+def test_subset_queries_come_with_the_same_pass(root: Path) -> None:
+    gallery = [("s6.jpg", S6), ("s7.jpg", None)]
+    # the second query of g100; its match as a query; somebody whom g100 does not know
+    rows = [
+        ("s5.jpg", S5, gallery),
+        ("s6.jpg", S6, [("s5.jpg", S5), ("s7.jpg", None)]),
+        ("s6.jpg", (30, 5, 40, 80), [("s7.jpg", (70, 5, 40, 80)), ("s4.jpg", None)]),
+    ]
+    write_subset(root, "Occlusion.mat", "Occlusion1", rows)
+    # a query that the other subset has too, and the first of g100
+    write_subset(root, "Resolution.mat", "Test_Size", [rows[2], ("s4.jpg", S4, gallery[1:])])
+    occlusion = load_cuhk_sysu_protocol(root, "occlusion")
+    low = load_cuhk_sysu_protocol(root, "low_resolution")
+    assert [q.query_id for q in occlusion.queries] == [1, 2, 3]
+    assert [q.person_id for q in occlusion.queries] == [1, 1, 3]
+    assert [q.query_id for q in low.queries] == [3, 0]
+    assert occlusion.gallery.shape == (3, 2) and occlusion.positive_query.tolist() == [0, 1, 2]
+    attached = {
+        query["query_id"]: (Path(record["file_name"]).name, query["bbox"])
+        for record in load_cuhk_sysu(root, "test")
+        for query in record["queries"]
+    }
+    assert set(attached) == {0, 1, 2, 3}
+    assert attached[2] == ("s6.jpg", [260.0, 5.0, 290.0, 85.0])
+    assert attached[3] == ("s6.jpg", [30.0, 5.0, 70.0, 85.0])
+    # the usual protocols are as they were
+    assert [q.query_id for q in load_cuhk_sysu_protocol(root, "g100").queries] == [0, 1]
+
+
+def test_the_same_box_twice_in_a_subset_makes_two_queries(root: Path) -> None:
+    row = ("s6.jpg", S6, [("s5.jpg", S5), ("s7.jpg", None)])
+    write_subset(root, "Occlusion.mat", "Occlusion1", [row, row])
+    queries = load_cuhk_sysu_protocol(root, "occlusion").queries
+    assert [q.query_id for q in queries] == [2, 3]
+    assert [q.person_id for q in queries] == [1, 1]
+
+
+def test_a_subset_of_other_images_is_named(root: Path) -> None:
+    write_subset(root, "Occlusion.mat", "Occlusion1", [("s1.jpg", (1, 5, 40, 80), [])])
+    with pytest.raises(ValueError, match=r"Occlusion.mat.*'s1.jpg' is not in .*pool.mat"):
+        load_cuhk_sysu(root, "test")
+
+
+def test_an_absent_subset_is_an_absent_file(root: Path) -> None:
+    with pytest.raises(IncompleteDatasetError, match="Resolution.mat does not exist"):
+        load_cuhk_sysu_protocol(root, "low_resolution")
+    with pytest.raises(ValueError, match=r"'hard'.*\['occlusion', 'low_resolution'\]"):
+        load_cuhk_sysu_protocol(root, "hard")

@@ -25,6 +25,7 @@ from person_search.data import (
     build_mapper,
     load_cuhk_sysu,
 )
+from person_search.schema import NO_QUERY_ID
 
 HEIGHT, WIDTH = 60, 100
 
@@ -115,6 +116,22 @@ def test_a_test_image_without_queries_has_empty_fields(cfg, picture: Path) -> No
     queries = build_mapper(cfg, False)(make_record(picture, []))["queries"]
     assert len(queries) == 0 and queries.pred_boxes.tensor.shape == (0, 4)
     assert queries.query_ids.dtype == torch.int64
+
+
+def test_true_boxes_follow_the_queries(cfg, picture: Path) -> None:
+    # the second box reaches over the border, the third lies outside
+    boxes = [(10, 10, 30, 50), (80, 20, 120, 70), (130, 70, 140, 90)]
+    record = make_record(picture, boxes, queries=[(4, (10, 10, 30, 50))])
+    cfg.TEST.PERSON_SEARCH.VARIANTS = ["cws", "gt+cws"]
+    queries = build_mapper(cfg, is_train=False)(record)["queries"]
+    assert queries.query_ids.tolist() == [4, NO_QUERY_ID, NO_QUERY_ID, NO_QUERY_ID]
+    # half the size; in place of the third the pixel next to it
+    expected = [[5, 5, 15, 25], [5, 5, 15, 25], [40, 10, 50, 30], [49.5, 29.5, 50, 30]]
+    np.testing.assert_allclose(queries.pred_boxes.tensor.numpy(), expected)
+    cfg.TEST.PERSON_SEARCH.VARIANTS = []
+    assert len(build_mapper(cfg, is_train=False)(record)["queries"]) == 1
+    cfg.TEST.PERSON_SEARCH.GALLERY_BOXES = "gt"
+    assert len(build_mapper(cfg, is_train=False)(record)["queries"]) == 4
 
 
 def test_an_image_without_people_keeps_all_fields(cfg, picture: Path) -> None:
