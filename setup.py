@@ -95,7 +95,7 @@ setup(
         # detectron2 itself is left out: pip cannot say "the real one or compat/detectron2-lite"
         "torch>=2.11",
         "torchvision>=0.26",
-        "numpy>=1.26",
+        "numpy>=2.0",  # vecdot
         "opencv-python>=4.8",
         "fvcore>=0.1.5",
         "pycocotools>=2.0.7",

@@ -79,7 +79,7 @@ class Entry:
     def from_line(cls, line: bytes) -> "Entry | None":
         """Reads a line without its line feed; None if it is damaged."""
         try:
-            if int(line[:8], 16) != zlib.crc32(line[9:]):
+            if line[8:9] != b" " or int(line[:8], 16) != zlib.crc32(line[9:]):
                 return None
             return cls(**json.loads(line[9:]))
         except (ValueError, TypeError):

@@ -124,10 +124,8 @@ def _pictures(cell: ReportCell, kind: str) -> str:
         return '<p class="title quiet">The picture cannot be read any more.</p>'
     picture = to_picture(cell.image)
     size = fitted_size(picture.size, SCENE_SIZE)
-    scene = picture.resize(size, Image.Resampling.LANCZOS) if size < picture.size else picture
-    scale = np.array(scene.size * 2) / (picture.size * 2)
-    x1, y1, x2, y2 = np.asarray(cell.box, float) * scale
-    scene = scene.copy()
+    scene = picture.resize(size, Image.Resampling.LANCZOS)  # small ones too: the box has to fit
+    x1, y1, x2, y2 = np.asarray(cell.box, float) * np.array(size * 2) / (picture.size * 2)
     color = STATUS_COLORS["query" if kind == "query" else "unknown"]
     draw_box(scene, (x1 - 3, y1 - 3, x2 + 3, y2 + 3), color)
     crop = crop_person(picture, cell.box)

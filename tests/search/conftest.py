@@ -29,12 +29,11 @@ def _run_tool(name: str, *arguments: object) -> int:
     spec.loader.exec_module(tool)
     argv, sys.argv = sys.argv, [f"{name}.py", *map(str, arguments)]
     try:
-        tool.main()
+        return tool.main() or 0
     except SystemExit as e:
         return e.code
     finally:
         sys.argv = argv
-    return 0
 
 
 @pytest.fixture(scope="session")
@@ -65,27 +64,32 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int] = (128, 96)) 
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[Path]:
     """Four pictures of 128 x 96 pixels in a folder of their own."""
-    return write_pictures(tmp_path / "gallery", 4)
+    return write_pictures(tmp_path / "pictures", 4)
 
 
 @pytest.fixture
 def search_tool(tiny_run: Path, tmp_path: Path, pictures: list[Path]) -> Callable[..., int]:
-    """Returns ``run(**changes)``: tools/search.py with good arguments except for the changes."""
-
-    def run(*opts: object, **changes: object) -> int:
-        arguments = {
-            "config_file": tiny_run / "config.yaml",
-            "weights": tiny_run / "weights.pth",
+    """Returns ``run(command, *opts, **changes)``: tools/search.py with good arguments except for
+    the changes; None leaves an option out, a list repeats it, True stands for a switch."""
+    model = {"config_file": tiny_run / "config.yaml", "weights": tiny_run / "weights.pth"}
+    good = {
+        "index": {**model, "source": tmp_path / "pictures"},
+        "query": {
+            **model,
             "query": pictures[0],
             "box": (10, 10, 60, 90),
-            "gallery": tmp_path / "gallery",
             "output": tmp_path / "out",
-            **changes,
-        }
-        words = []
+        },
+    }
+
+    def run(command: str, *opts: object, **changes: object) -> int:
+        arguments = {"gallery": tmp_path / "g", **good.get(command, {}), **changes}
+        words: list[object] = [command]
         for name, value in arguments.items():
-            values = value if isinstance(value, tuple) else (value,)
-            words += [f"--{name.replace('_', '-')}", *values]
+            for one in value if isinstance(value, list) else [value]:
+                if one is not None:
+                    values = one if isinstance(one, tuple) else () if one is True else (one,)
+                    words += [f"--{name.replace('_', '-')}", *values]
         return _run_tool("search", *words, *opts)
 
     return run

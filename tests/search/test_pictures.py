@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from person_search.data import BadImageError
-from person_search.search import clip_box, list_pictures, read_picture
+from person_search.search import clip_box, read_picture
 
 
 def test_channel_order(tmp_path) -> None:
@@ -79,15 +79,29 @@ def test_clipped_box_has_area_and_lies_inside(box) -> None:
     assert 0 <= x1 < x2 <= 100 and 0 <= y1 < y2 <= 80
 
 
-def test_listing_takes_pictures_of_the_folder_only(tmp_path) -> None:
-    for name in ("b.JPG", "a.png", "notes.txt"):
-        (tmp_path / name).touch()
-    (tmp_path / "folder.jpg").mkdir()
-    assert [path.name for path in list_pictures(tmp_path)] == ["a.png", "b.JPG"]
+def test_huge_picture_is_refused_before_it_is_unpacked(tmp_path) -> None:
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 100_000
+    with pytest.raises(BadImageError, match="it has 20000 x 10000 pixels, and at most 100 million"):
+        read_picture(tmp_path / "bomb.png")
 
 
-def test_folder_without_pictures(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="holds no picture"):
-        list_pictures(tmp_path)
-    with pytest.raises(FileNotFoundError, match="is no folder"):
-        list_pictures(tmp_path / "absent")
+def test_16_bit_pictures_keep_their_brightness(tmp_path) -> None:
+    values = np.array([[0, 257, 25_700, 65_535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    assert read_picture(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 1, 100, 255]
+
+
+def test_exif_orientation_is_applied(tmp_path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown a quarter turn to the right
+    picture = np.zeros((8, 16, 3), np.uint8)
+    picture[:, :8] = 250
+    Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
+    shown = read_picture(tmp_path / "turned.png")
+    assert shown.shape == (16, 8, 3) and shown[0, 0, 0] == 250 and shown[-1, 0, 0] == 0
+
+
+def test_other_channel_orders_are_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match="INPUT.FORMAT is 'YUV'"):
+        read_picture(tmp_path / "a.png", "YUV")

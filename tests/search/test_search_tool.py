@@ -1,138 +1,208 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/search.py: what it writes, and one message for whatever the user got wrong."""
+"""The command person-search: what it writes, and one message for whatever the user got wrong."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from person_search.search import GalleryStore
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def results_in(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text())
+def results_in(folder: Path) -> tuple[dict, list[dict]]:
+    head, *matches = map(json.loads, (folder / "results.jsonl").read_text().splitlines())
+    return head, matches
 
 
-def test_search_from_the_command_line(tiny_run, tmp_path, pictures, child_env) -> None:
-    """As a user runs it; a copy of the query's picture must come first, with a similarity of 1."""
-    shutil.copy(pictures[0], tmp_path / "gallery" / "copy.png")
-    (tmp_path / "gallery" / "broken.jpg").write_text("no picture")
-    command = [
-        sys.executable, ROOT / "tools" / "search.py",
-        "--config-file", tiny_run / "config.yaml", "--weights", tiny_run / "weights.pth",
-        "--query", pictures[0], "--gallery", tmp_path / "gallery", "--output", tmp_path / "out",
-    ]  # fmt: skip
-    first = results_of_run(command, (10, 10, 60, 90), tmp_path, child_env)
+def test_index_and_query(search_tool, tmp_path, pictures, capsys) -> None:
+    """A copy of the query's picture must come first, with a similarity of 1."""
+    shutil.copy(pictures[0], tmp_path / "pictures" / "copy.png")
+    (tmp_path / "pictures" / "broken.jpg").write_text("no picture")
+    (tmp_path / "table.csv").write_text("file,camera,time\ncopy.png,north,2026-05-01T12:00\n")
+    assert search_tool("index", table=tmp_path / "table.csv") == 0
+    printed = capsys.readouterr().out
+    assert "5 pictures with" in printed and "broken.jpg" in printed
+    assert search_tool("query") == 0
     # whom the model finds in the copy is in the query's picture at the same place
-    found = next(m for m in first["matches"] if m["image"].endswith("copy.png"))
-    result = results_of_run(command, found["box"], tmp_path, child_env)
-    best = result["matches"][0]
+    found = next(m for m in results_in(tmp_path / "out")[1] if m["image"].endswith("copy.png"))
+    capsys.readouterr()
+    assert search_tool("query", box=tuple(found["box"])) == 0
+    head, matches = results_in(tmp_path / "out")
+    best = matches[0]
     assert best["image"].endswith("copy.png") and best["similarity"] > 0.99
     assert best["box"] == pytest.approx(found["box"], abs=0.2)
-    assert [m["rank"] for m in result["matches"]] == [1, 2, 3, 4]
-    similarities = [m["similarity"] for m in result["matches"]]
-    assert similarities == sorted(similarities, reverse=True)
-    assert result["gallery"]["pictures"] == 4, "without the query's own and the broken one"
-    assert [Path(p).name for p in result["gallery"]["left_out"]] == ["broken.jpg"]
+    assert (best["camera"], best["time"]) == ("north", "2026-05-01 12:00:00")
+    assert [m["rank"] for m in matches] == [1, 2, 3, 4], "each picture once, not the query's own"
+    assert head["query"][0]["image"] == str(pictures[0])
+    printed = capsys.readouterr().out
+    assert "  1  similarity" in printed and "report.html" in printed
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "report.html", "results.jsonl", "sheet.png",
+    ]  # fmt: skip
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:
         assert sheet.format == "PNG" and min(sheet.size) > 500
     assert (tmp_path / "out" / "sheet.png").stat().st_size < 600_000
 
+    assert search_tool("query", include_own=True, every_person=True, top=3, camera="north") == 0
+    assert {m["camera"] for m in results_in(tmp_path / "out")[1]} == {"north"}
+    assert search_tool("query", since="2026-06-01") == 0
+    assert "Nobody was found" in capsys.readouterr().out
+    two = {"query": [pictures[0], pictures[1]], "box": [(10, 10, 60, 90), (5, 5, 50, 90)]}
+    assert search_tool("query", **two) == 0
+    head, matches = results_in(tmp_path / "out")
+    assert len(head["query"]) == 2 and len(matches) == 3
+    assert search_tool("query", box=None) == 0 and search_tool("query", box=None, best=True) == 0
 
-def results_of_run(command: list, box, folder: Path, env: dict) -> dict:
-    words = [str(word) for word in (*command, "--box", *box)]
-    run = subprocess.run(words, env=env, cwd=folder, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert "broken.jpg" in run.stdout + run.stderr, "the broken picture is named"
-    assert "Traceback" not in run.stderr and "FutureWarning" not in run.stderr
-    assert "  1  similarity" in run.stdout and "sheet.png" in run.stdout
-    assert sorted(p.name for p in (folder / "out").iterdir()) == ["results.json", "sheet.png"]
-    return results_in(folder / "out")
-
-
-def test_top_is_for_the_sheet_only(search_tool, tmp_path, capsys) -> None:
-    assert search_tool(top=1) == 0
-    assert len(results_in(tmp_path / "out")["matches"]) == 3
-    assert "  2  similarity" not in capsys.readouterr().out
-
-
-def test_box_is_clipped_to_the_picture(search_tool, tmp_path) -> None:
-    assert search_tool(box=(-10, -10, 60, 900)) == 0
-    assert results_in(tmp_path / "out")["query"]["box"] == [0, 0, 60, 96]
+    capsys.readouterr()
+    assert search_tool("info") == 0
+    printed = capsys.readouterr().out
+    assert "5 (1 files unreadable)" in printed and "north" in printed
+    assert search_tool("verify") == 0 and search_tool("compact") == 0
+    assert search_tool("verify") == 0
+    (tmp_path / "pictures" / "copy.png").unlink()
+    assert search_tool("verify") == 2
+    assert "'copy.png' is gone" in capsys.readouterr().out
 
 
 def test_nobody_found(search_tool, tmp_path, capsys) -> None:
-    assert search_tool("TEST.PERSON_SEARCH.SCORE_THRESH", 1.0) == 0
-    assert results_in(tmp_path / "out")["matches"] == []
-    assert (tmp_path / "out" / "sheet.png").is_file()
-    assert "Nobody was found in 3 pictures" in capsys.readouterr().out
-
-
-def test_gallery_of_the_query_alone(search_tool, tmp_path, pictures) -> None:
-    for path in pictures[1:]:
-        path.unlink()
-    assert search_tool() == 0
-    assert results_in(tmp_path / "out")["gallery"]["pictures"] == 0
+    """An empty gallery, and a query in it."""
+    high = ("TEST.PERSON_SEARCH.SCORE_THRESH", 1.0)
+    assert search_tool("index", *high) == 0
+    assert search_tool("query") == 0
+    assert results_in(tmp_path / "out")[1] == []
+    assert "the gallery is empty" in capsys.readouterr().out
+    assert search_tool("index") == 2
+    assert "SCORE_THRESH (1.0, here 0.0)" in capsys.readouterr().err
+    assert search_tool("query", *high, box=None) == 2
+    assert "nobody was detected" in capsys.readouterr().err
+    assert search_tool("compact", index=True) == 2
+    assert "the gallery is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("changes", "text"),
+    ("command", "changes", "text"),
     [
-        ({"box": (200, 10, 240, 90)}, "outside the picture, which is 128 x 96 pixels"),
-        ({"box": (10, 10, 10, 90)}, "has no area"),
-        ({"box": (60, 10, 10, 90)}, "has no area"),
-        ({"box": ("nan", 10, 60, 90)}, "has no area"),
-        ({"query": "absent.jpg"}, "there is no picture 'absent.jpg'"),
-        ({"query": "{folder}/text.jpg"}, "cannot read the picture"),
-        ({"gallery": "{folder}/empty"}, "holds no picture"),
-        ({"gallery": "{folder}/absent"}, "is no folder"),
-        ({"gallery": "{folder}/unreadable"}, "none of the 1 pictures of the gallery can be read"),
-        ({"weights": "{folder}/absent.pth"}, "there is no weight file"),
-        ({"weights": "{folder}/text.jpg"}, "is damaged, or is none"),
-        ({"weights": "{folder}/other.pth"}, "is of another architecture"),
-        ({"config_file": "absent.yaml"}, "'absent.yaml' does not exist"),
-        ({"output": "{folder}/text.jpg"}, "text.jpg"),
+        ("query", {"box": (200, 10, 240, 90)}, "outside the picture, which is 128 x 96 pixels"),
+        ("query", {"box": (10, 10, 10, 90)}, "has no area"),
+        ("query", {"box": ("nan", 10, 60, 90)}, "has no area"),
+        ("query", {"query": "absent.jpg"}, "there is no picture 'absent.jpg'"),
+        ("query", {"query": "{folder}/text.jpg"}, "cannot read the picture"),
+        ("query", {"gallery": "{folder}/pictures"}, "is no gallery: there is no gallery.json"),
+        ("query", {"gallery": "{folder}/absent"}, "is no gallery"),
+        ("query", {"camera": "south"}, "--camera south: the gallery knows no camera"),
+        ("query", {"since": "yesterday"}, "'yesterday' is no time"),
+        ("query", {"weights": "{folder}/absent.pth"}, "there is no weight file"),
+        ("query", {"method": "approximate"}, "has no approximate index"),
+        ("query", {"output": "{folder}/text.jpg"}, "text.jpg"),
+        ("index", {"source": "{folder}/empty"}, "holds no picture"),
+        ("index", {"source": "{folder}/absent"}, "there is no folder, picture or video"),
+        ("index", {"weights": "{folder}/text.jpg"}, "is damaged, or is none"),
+        ("index", {"weights": "{folder}/other.pth"}, "is of another architecture"),
+        ("index", {"config_file": "absent.yaml"}, "'absent.yaml' does not exist"),
+        ("index", {"gallery": "{folder}/pictures"}, "is not empty"),
+        ("index", {"table": "{folder}/table.csv"}, "not there: 'nobody.png'"),
+        ("index", {"num_processes": 0}, "--num-processes at least 1"),
     ],
 )
-def test_wrong_input(changes, text, search_tool, tmp_path, capsys) -> None:
+def test_wrong_input(command, changes, text, search_tool, tmp_path, capsys) -> None:
     (tmp_path / "text.jpg").write_text("no picture, and no weights either\n")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "unreadable").mkdir()
-    (tmp_path / "unreadable" / "a.jpg").write_text("no picture")
+    (tmp_path / "table.csv").write_text("file,camera\nnobody.png,north\n")
     torch.save({"model": {"other.weight": torch.zeros(2)}}, tmp_path / "other.pth")
+    if command == "query":
+        GalleryStore.create(tmp_path / "g", 16, identity_of_gallery(search_tool, tmp_path))
     filled = {
         name: value.format(folder=tmp_path) if isinstance(value, str) else value
         for name, value in changes.items()
     }
-    assert search_tool(**filled) == 2
+    assert search_tool(command, **filled) == 2
     errors = capsys.readouterr().err
     assert text in errors and "Traceback" not in errors
-    assert not (tmp_path / "out" / "results.json").exists()
+    assert not (tmp_path / "out" / "results.jsonl").exists()
+
+
+IDENTITIES: list = []
+
+
+def identity_of_gallery(search_tool, folder: Path):
+    """Of the tiny run; it is the same in all tests."""
+    if not IDENTITIES:
+        assert search_tool("index", gallery=folder / "once") == 0
+        IDENTITIES.append(GalleryStore(folder / "once").manifest.model)
+    return IDENTITIES[0]
 
 
 @pytest.mark.parametrize(
-    ("opts", "changes", "text"),
+    ("command", "opts", "changes", "text"),
     [
-        (("MODEL.PSDIFF.STEP", 2), {}, "Did you mean MODEL.PSDIFF.STEPS"),
-        ((), {"top": 0}, "--top is 0; it must be at least 1"),
-        ((), {"box": (1, 2, 3)}, "expected 4 arguments"),
+        ("index", ("MODEL.PSDIFF.STEP", 2), {}, "Did you mean MODEL.PSDIFF.STEPS"),
+        ("index", (), {"every": 0}, "--every is 0; it must be above 0"),
+        ("index", (), {"fps": -1}, "--fps is -1; it must be above 0"),
+        ("query", (), {"top": 0}, "--top is 0; it must be at least 1"),
+        ("query", (), {"show": -1}, "--show is -1; it must be at least 0"),
+        ("query", (), {"box": (1, 2, 3)}, "expected 4 arguments"),
+        ("query", (), {"query": ["a.png", "b.png"]}, "--box is given 1 times for 2 pictures"),
+        ("query", (), {"point": (1, 2)}, "not allowed with argument"),
+        ("find", (), {}, "invalid choice: 'find'"),
     ],
 )
-def test_wrong_arguments(opts, changes, text, search_tool, capsys) -> None:
-    assert search_tool(*opts, **changes) == 2
+def test_wrong_arguments(command, opts, changes, text, search_tool, capsys) -> None:
+    assert search_tool(command, *opts, **changes) == 2
     assert text in capsys.readouterr().err
 
 
-def test_earlier_results_survive_a_failed_run(search_tool, tmp_path) -> None:
-    assert search_tool() == 0
-    before = (tmp_path / "out" / "results.json").read_bytes()
-    assert search_tool(weights="absent.pth") == 2
-    assert (tmp_path / "out" / "results.json").read_bytes() == before
+def test_killed_interrupted_and_with_two_processes(
+    tiny_run, tmp_path, pictures, child_env, search_tool
+) -> None:
+    """As a user runs it: killed, Ctrl-C, and then finished by two processes."""
+    command = [
+        sys.executable, "-m", "person_search.search", "index", "--gallery", tmp_path / "g",
+        "--source", tmp_path / "pictures", "--config-file", tiny_run / "config.yaml",
+        "--weights", tiny_run / "weights.pth",
+    ]  # fmt: skip
+    for i in range(300):  # so many that it cannot be done before it is told to stop
+        shutil.copy(pictures[i % 4], tmp_path / "pictures" / f"copy{i:03d}.png")
+    done = 0
+    for stop, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+        run = subprocess.Popen(
+            command, env=child_env, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        )
+        before = done
+        while done <= before and run.poll() is None:
+            time.sleep(0.05)
+            done = written(tmp_path / "g")
+        os.kill(run.pid, stop)
+        errors = run.communicate()[1]
+        assert run.returncode == status, errors
+        assert "Traceback" not in errors
+        done = written(tmp_path / "g")
+    assert "goes on where it stopped" in errors and 0 < done < 304
+    for i in range(280):
+        (tmp_path / "pictures" / f"copy{i:03d}.png").unlink()
+    again = subprocess.run(
+        [*command, "--prune", "--num-processes", "2", "MODEL.DEVICE", "cpu"],
+        env=child_env, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert GalleryStore(tmp_path / "g").manifest.segments == ("0001", "0002")
+    assert search_tool("verify") == 0
+    assert search_tool("query", include_own=True) == 0
+    assert len(results_in(tmp_path / "out")[1]) == 24
+
+
+def written(gallery: Path) -> int:
+    """Lines in the logs."""
+    return sum(log.read_bytes().count(b"\n") for log in gallery.glob("segments/*/entries.log"))
 
 
 @pytest.mark.parametrize("tool", ["search", "visualize_search", "visualize_data"])
@@ -148,4 +218,14 @@ def test_help_imports_nothing_heavy(tool: str, child_env) -> None:
         [sys.executable, "-c", code], env=child_env, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    assert "--output" in run.stdout
+    assert "--" in run.stdout
+
+
+def test_the_names_of_the_package_are_there() -> None:
+    import person_search.search as package
+
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        package.nothing  # noqa: B018

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames of boxes, galleries and rankings, on a model whose answers can be worked out by hand."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from color_model import ColorModel, paint
 
 from person_search.config import build_config
-from person_search.data import BadImageError
-from person_search.search import Gallery, Match, PersonSearcher
+from person_search.search import PersonSearcher, read_picture
 
 RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
 
@@ -42,75 +39,34 @@ def test_box_outside_is_refused(searcher, tmp_path) -> None:
 
 def test_detections_come_in_the_frame_of_the_picture(searcher, tmp_path) -> None:
     path = paint(tmp_path / "a.png", {(0, 0, 50, 80): RED, (50, 0, 100, 80): BLUE})
-    gallery = searcher.build_gallery([path])
-    assert gallery.boxes.tolist() == [[0, 0, 50, 80], [50, 0, 100, 80]]
-    assert gallery.image_index.tolist() == [0, 0] and gallery.left_out == {}
+    found = searcher.detect(read_picture(path))
+    assert found.pred_boxes.tensor.tolist() == [[0, 0, 50, 80], [50, 0, 100, 80]]
 
 
-def test_low_scores_do_not_enter_the_gallery(tmp_path) -> None:
-    path = paint(tmp_path / "a.png", {(0, 0, 100, 80): RED})
+def test_low_scores_are_left_out(tmp_path) -> None:
+    picture = read_picture(paint(tmp_path / "a.png", {(0, 0, 100, 80): RED}))
     model = ColorModel()
     for thresh, expected in ((0.5, 2), (0.7, 1), (0.95, 0)):  # scores are 0.9 and 0.6
         searcher = PersonSearcher(model, min_size=80, max_size=100, score_thresh=thresh)
-        assert len(searcher.build_gallery([path])) == expected
+        assert len(searcher.detect(picture)) == expected
 
 
-def test_search_ranks_by_similarity_and_names_each_picture_once(searcher, tmp_path) -> None:
-    halves = [(RED, BLUE), (GREEN, GREEN), ((250, 120, 0), (250, 60, 0))]
-    paths = [
-        paint(tmp_path / f"{i}.png", {(0, 0, 50, 80): a, (50, 0, 100, 80): b})
-        for i, (a, b) in enumerate(halves)
-    ]
-    gallery = searcher.build_gallery(paths)
-    matches = gallery.search(np.array([1.0, 0, 0]))
-    assert [(m.rank, m.path) for m in matches] == [
-        (1, str(paths[0])), (2, str(paths[2])), (3, str(paths[1])),
-    ]  # fmt: skip
-    assert matches[1].box == (50, 0, 100, 80), "the more similar one of the picture"
-    assert [m.rank for m in gallery.search(np.array([1.0, 0, 0]), 2)] == [1, 2]
-    skipped = gallery.search(np.array([1.0, 0, 0]), skip=str(paths[0]))
-    assert [m.path for m in skipped] == [str(paths[2]), str(paths[1])]
-    everyone = gallery.search(np.array([1.0, 0, 0]), per_image=False)
-    assert len(everyone) == 6 and [m.rank for m in everyone] == [1, 2, 3, 4, 5, 6]
+def test_length_of_the_embedding(searcher) -> None:
+    assert searcher.embed_dim == 3
 
 
-def test_unreadable_pictures_are_named_and_left_out(searcher, tmp_path, caplog) -> None:
-    good = paint(tmp_path / "good.png", {(0, 0, 100, 80): RED})
-    bad, absent = tmp_path / "bad.png", tmp_path / "absent.png"
-    bad.write_text("nothing")
-    gallery = searcher.build_gallery([bad, good, absent], progress=True)
-    assert gallery.paths == [str(good)] and set(gallery.image_index.tolist()) == {0}
-    assert set(gallery.left_out) == {str(bad), str(absent)}
-    assert "bad.png" in caplog.text and "absent.png" in caplog.text
+def test_identity_is_that_of_weights_and_settings() -> None:
+    def identity(value: float = 1.0, **settings):
+        model = ColorModel()
+        model.weight = torch.nn.Parameter(torch.full((2,), value))
+        return PersonSearcher(model, **settings).identity
 
-
-def test_no_readable_picture(searcher, tmp_path) -> None:
-    (tmp_path / "bad.png").write_text("nothing")
-    with pytest.raises(BadImageError, match=r"none of the 1 pictures.*bad\.png"):
-        searcher.build_gallery([tmp_path / "bad.png"])
-
-
-def test_errors_of_the_model_are_not_taken_for_bad_pictures(tmp_path) -> None:
-    class Broken(ColorModel):
-        def forward(self, batched_inputs):
-            raise ValueError("a defect")
-
-    path = paint(tmp_path / "a.png", {})
-    with pytest.raises(ValueError, match="a defect"):
-        PersonSearcher(Broken(), min_size=80, max_size=100).build_gallery([path])
-
-
-def test_empty_gallery_gives_no_match() -> None:
-    empty = Gallery([], np.zeros(0, int), np.zeros((0, 4)), np.zeros(0), np.zeros((0, 3)))
-    assert empty.search(np.array([1.0, 0, 0])) == []
-
-
-def test_match_as_json() -> None:
-    match = Match(1, "a.png", (1.04, 2.0, 3.06, 4.0), 0.123456, -0.5)
-    assert json.loads(json.dumps(match.to_json())) == {
-        "rank": 1, "image": "a.png", "box": [1.0, 2.0, 3.1, 4.0],
-        "score": 0.1235, "similarity": -0.5,
-    }  # fmt: skip
+    assert identity().differences(identity()) == []
+    assert "weights" in identity().differences(identity(2.0))[0]
+    assert identity().differences(identity(min_size=400)) == ["INPUT.MIN_SIZE_TEST (800, here 400)"]
+    strict = identity(score_thresh=0.9)
+    assert identity().differences(strict) == []
+    assert len(identity().differences(strict, detection=True)) == 1
 
 
 # ---- loading a trained model ---------------------------------------------------------------------
@@ -124,11 +80,25 @@ def cfg(tiny_run):
 def test_query_and_detection_of_one_box_agree(cfg, tiny_run, pictures) -> None:
     """A real model: embedding the box of a detection gives the detection's embedding."""
     searcher = PersonSearcher.from_config(cfg, str(tiny_run / "weights.pth"))
-    gallery = searcher.build_gallery(pictures[:1])
-    assert len(gallery) > 0
-    assert np.allclose(np.linalg.norm(gallery.reid_feats, axis=1), 1, atol=1e-4)
-    feats = searcher.embed(pictures[0], gallery.boxes[:1])
-    assert feats[0] @ gallery.reid_feats[0] > 0.999
+    found = searcher.detect(read_picture(pictures[0], searcher.image_format))
+    assert len(found) > 0
+    reid_feats = found.reid_feats.numpy()
+    assert np.allclose(np.linalg.norm(reid_feats, axis=1), 1, atol=1e-4)
+    feats = searcher.embed(pictures[0], found.pred_boxes.tensor[:1].tolist())
+    assert feats[0] @ reid_feats[0] > 0.999
+
+
+def test_identity_needs_no_file_names(cfg, tiny_run, tmp_path) -> None:
+    """The same weights in another file, on another machine, are the same model."""
+    mine = PersonSearcher.from_config(cfg, str(tiny_run / "weights.pth")).identity
+    torch.save(torch.load(tiny_run / "weights.pth"), tmp_path / "copy.pth")
+    other = cfg.clone()
+    other.defrost()
+    other.MODEL.WEIGHTS = "elsewhere.pth"
+    assert mine == PersonSearcher.from_config(other, str(tmp_path / "copy.pth")).identity
+    other.MODEL.PSDIFF.STEPS += 1
+    changed = PersonSearcher.from_config(other, str(tmp_path / "copy.pth")).identity
+    assert [d.split(" ")[0] for d in mine.differences(changed)] == ["MODEL.PSDIFF.STEPS"]
 
 
 def test_weights_must_be_named(cfg) -> None:

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From files to a gallery: new, changed, unreadable and vanished files, videos, and kills."""
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from color_model import ColorModel, paint
+from galleries import write_video
+from PIL import Image
+
+from person_search.search import (
+    Gallery,
+    GalleryStore,
+    IndexOptions,
+    OriginRules,
+    PersonSearcher,
+    find_sources,
+    index_pictures,
+    verify,
+)
+from person_search.search.errors import GalleryLockedError, OtherModelError
+from person_search.search.prefetch import read_ahead
+from person_search.search.store import live_entries
+
+RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+
+
+def make_searcher(thresh: float = 0.5) -> PersonSearcher:
+    return PersonSearcher(
+        ColorModel(), image_format="RGB", min_size=80, max_size=100, score_thresh=thresh
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures red, green, blue; each has two persons of that color."""
+    (tmp_path / "pictures").mkdir()
+    for name, color in (("a", RED), ("b", GREEN), ("c", BLUE)):
+        paint(tmp_path / "pictures" / f"{name}.png", {(0, 0, 100, 80): color})
+    return tmp_path / "pictures"
+
+
+def index(folder: Path, gallery: str = "g", searcher: PersonSearcher | None = None, **options):
+    listing = find_sources([folder], recursive=True)
+    return index_pictures(
+        searcher or make_searcher(),
+        folder.parent / gallery,
+        listing,
+        IndexOptions(**options),
+        False,
+    )
+
+
+def contents(gallery: Path) -> list[tuple]:
+    """Everything that counts, without run numbers and places."""
+    store = GalleryStore(gallery)
+    opened = Gallery(store)
+    found = []
+    live = live_entries(store.read_segments())
+    for entries, vectors, boxes in zip(live, opened.vectors, opened.boxes, strict=True):
+        for e in entries:
+            rows = slice(e.first, e.first + e.rows)
+            found.append((e.path, e.frame or 0, e.size, e.time, e.camera, e.width, e.error, e.crc,
+                          vectors[rows].tolist(), boxes[rows].tolist()))  # fmt: skip
+    return sorted(found)
+
+
+def best(folder: Path, color: np.ndarray) -> str:
+    return Gallery.open(folder.parent / "g").search(color, 1)[0].path
+
+
+def test_index_and_find(folder) -> None:
+    report = index(folder)
+    assert (report.pictures, report.persons, report.unchanged) == (3, 6, 0)
+    for name, color in (("a", [1, 0, 0]), ("b", [0, 1, 0]), ("c", [0, 0, 1])):
+        assert best(folder, np.array(color)) == str(folder / f"{name}.png")
+    assert verify(GalleryStore(folder.parent / "g")) == []
+    scene = Gallery.open(folder.parent / "g")
+    assert scene.read_scene(scene.search(np.array([1.0, 0, 0]), 1)[0])[0, 0].tolist() == [250, 0, 0]
+
+
+def test_only_what_is_new_or_changed_is_read(folder) -> None:
+    index(folder)
+    paint(folder / "d.png", {(0, 0, 100, 80): (250, 0, 250)})
+    paint(folder / "a.png", {(0, 0, 100, 80): (250, 250, 0)})
+    os.utime(folder / "a.png", ns=(1, 1))
+    report = index(folder)
+    assert (report.pictures, report.unchanged) == (2, 2)
+    gallery = Gallery.open(folder.parent / "g")
+    assert len(gallery.pictures) == 4 and len(gallery) == 8
+    assert gallery.search(np.array([1.0, 0, 0]), 4)[0].sim < 0.8, "the red picture is gone"
+    assert index(folder).pictures == 0
+
+
+def test_files_that_are_gone(folder) -> None:
+    index(folder)
+    (folder / "b.png").unlink()
+    assert index(folder).removed == 0
+    assert index(folder, prune=True).removed == 1
+    gallery = Gallery.open(folder.parent / "g")
+    assert sorted(Path(p).name for p in gallery.pictures.paths) == ["a.png", "c.png"]
+
+
+def bad_files(folder: Path) -> dict[str, str]:
+    """Writes files that cannot be read; name -> part of the message."""
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("no picture")
+    whole = (folder / "a.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("1", (20_000, 10_000)).save(folder / "bomb.png")
+    (folder / "no_video.mp4").write_text("no video")
+    return {"empty.png": "cannot", "text.jpg": "cannot", "cut.png": "cannot",
+            "bomb.png": "pixels", "no_video.mp4": "cannot read the video"}  # fmt: skip
+
+
+def test_unreadable_files_are_named_remembered_and_read_again_when_they_change(folder) -> None:
+    bad = bad_files(folder)
+    report = index(folder)
+    assert report.pictures == 3
+    assert {Path(path).name for path in report.failed} == set(bad)
+    for path, reason in report.failed.items():
+        assert bad[Path(path).name] in reason
+    again = index(folder)
+    assert (again.pictures, again.failed, again.unchanged) == (0, {}, 8)
+    assert len(Gallery.open(folder.parent / "g").failed) == len(bad)
+    assert len(index(folder, retry=True).failed) == len(bad)
+    shutil.copy(folder / "a.png", folder / "text.jpg")
+    repaired = index(folder)
+    assert (repaired.pictures, repaired.failed) == (1, {})
+
+
+def test_unusual_pictures(folder) -> None:
+    Image.new("CMYK", (100, 80), (0, 255, 255, 0)).save(folder / "cmyk.jpg")
+    Image.fromarray(np.full((80, 100), 40_000, np.uint16)).save(folder / "deep.png")
+    turned = Image.fromarray(np.zeros((80, 100, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown a quarter turn to the right
+    turned.save(folder / "turned.jpg", exif=exif)
+    report = index(folder)
+    assert report.pictures == 6 and not report.failed
+    gallery = Gallery.open(folder.parent / "g")
+    names = [Path(path).name for path in gallery.pictures.paths]
+    first = gallery.picture_of_row.tolist().index(names.index("turned.jpg"))
+    assert gallery.boxes[0][first, :4].tolist() == [0, 0, 40, 100], "80 x 100 upright"
+    assert Path(gallery.search(np.array([1.0, 0, 0]), 2)[1].path).name == "cmyk.jpg"
+
+
+def test_video(folder) -> None:
+    write_video(folder / "v.mp4")
+    options = {"every": 1.0, "origins": OriginRules(camera="gate", time=1000.0)}
+    report = index(folder, **options)
+    assert report.pictures == 6
+    gallery = Gallery.open(folder.parent / "g")
+    frames = [
+        m for m in gallery.search(np.array([0.58, 0.58, 0.58]), 9) if m.path.endswith("v.mp4")
+    ]
+    assert sorted((m.frame, m.offset, m.time, m.camera) for m in frames) == [
+        (0, 0.0, 1000.0, "gate"), (10, 1.0, 1001.0, "gate"), (20, 2.0, 1002.0, "gate"),
+    ]  # fmt: skip
+    late = next(m for m in frames if m.frame == 20)
+    assert abs(gallery.read_scene(late).mean() - 160) < 4
+    assert index(folder, **options).pictures == 0
+    finer = index(folder, **{**options, "every": 0.5})
+    assert finer.pictures == 3, "only the frames between"
+    write_video(folder / "v.mp4", 12)
+    assert index(folder, **options).pictures == 2
+    frames = Gallery.open(folder.parent / "g").pictures.frames
+    assert sorted(frames[frames >= 0]) == [0, 10], "the frames of the old video are gone"
+
+
+def test_video_that_stops_in_the_middle(folder) -> None:
+    whole = write_video(folder / "v.avi").read_bytes()
+    (folder / "v.avi").write_bytes(whole[: len(whole) // 2])
+    report = index(folder)
+    assert report.pictures > 3 and "stops after" in report.failed[str(folder / "v.avi")]
+    assert index(folder).pictures == 0
+
+
+def test_another_model_or_threshold_is_refused(folder) -> None:
+    index(folder)
+    other = make_searcher()
+    other.model.extra = torch.nn.Linear(1, 1)
+    with pytest.raises(OtherModelError, match="the weights"):
+        index(folder, searcher=other)
+    with pytest.raises(OtherModelError, match="SCORE_THRESH .0.5, here 0.2"):
+        index(folder, searcher=make_searcher(0.2))
+
+
+def test_two_runs_at_once(folder) -> None:
+    index(folder)
+    with GalleryStore(folder.parent / "g").writing():
+        with pytest.raises(GalleryLockedError, match="is being written by process"):
+            index(folder)
+    assert index(folder).unchanged == 3
+
+
+def test_defects_of_the_model_are_not_taken_for_bad_pictures(folder) -> None:
+    class Broken(ColorModel):
+        def forward(self, batched_inputs):
+            raise ValueError("a defect")
+
+    broken = PersonSearcher(Broken(), image_format="RGB", min_size=80, max_size=100)
+    with pytest.raises(ValueError, match="a defect"):
+        index(folder, searcher=broken)
+    with pytest.raises(OtherModelError):  # another class, but the lock is free again
+        index(folder)
+
+
+@pytest.mark.parametrize("life", [0.01, 0.06, 0.12])
+def test_killed_runs_end_as_if_nothing_had_happened(life, tmp_path) -> None:
+    """SIGKILL at arbitrary moments, then a last run; a child per run, so that locks are real."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        paint(folder / f"{i:02d}.png", {(0, 0, 100, 80): tuple(rng.integers(0, 255, 3).tolist())})
+    write_video(folder / "v.avi")
+    searcher = make_searcher()
+    index(folder, "whole", searcher, every=0.5)
+    for repeat in range(3):
+        child = os.fork()
+        if child == 0:
+            index(folder, "killed", searcher, every=0.5)
+            os._exit(0)
+        time.sleep(life * (1 + repeat))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        if (tmp_path / "killed" / "gallery.json").exists():
+            Gallery.open(tmp_path / "killed")  # readable in any state
+    index(folder, "killed", searcher, every=0.5)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert verify(GalleryStore(tmp_path / "killed")) == []
+
+
+def test_reading_ahead_keeps_order_and_hands_errors_over() -> None:
+    assert list(read_ahead(range(50), 3)) == list(range(50))
+
+    def failing():
+        yield 1
+        raise KeyError("source")
+
+    items = read_ahead(failing())
+    assert next(items) == 1
+    with pytest.raises(KeyError, match="source"):
+        next(items)
+    endless = read_ahead(iter(int, 1))
+    assert next(endless) == 0
+    endless.close()  # joins the thread

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files are found, and camera and time of each."""
+
+import os
+
+import pytest
+from PIL import Image
+
+from person_search.search.sources import (
+    Origin,
+    OriginRules,
+    find_sources,
+    parse_time,
+    read_exif,
+    read_table,
+)
+
+
+def names(listing) -> list[str]:
+    return [source.path for source in listing.sources]
+
+
+def test_a_folder_of_everything(tmp_path) -> None:
+    folder = tmp_path / "pictures"
+    (folder / "sub" / "deep").mkdir(parents=True)
+    (folder / "gallery").mkdir()
+    for name in ("b.JPG", "a.png", "v.mp4", "notes.txt", "sub/c.png", "sub/deep/d.webp",
+                 "gallery/gallery.json", "gallery/x.png"):  # fmt: skip
+        (folder / name).touch()
+    (folder / "folder.jpg").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    (tmp_path / "secret.png").touch()
+    (folder / "broken.png").symlink_to("nowhere.png")
+    (folder / "out.png").symlink_to(tmp_path / "secret.png")
+    (folder / "in.png").symlink_to("a.png")
+    (folder / "loop").symlink_to(folder, target_is_directory=True)
+    listing = find_sources([folder])
+    assert names(listing) == ["a.png", "b.JPG", "in.png", "v.mp4"]
+    assert [source.is_video for source in listing.sources] == [False, False, False, True]
+    assert listing.left_out == {
+        str(folder / "broken.png"): "a link to nothing",
+        str(folder / "out.png"): "a link that leaves the folder",
+    }
+    assert listing.others == 2, "the text and the pipe"
+    deep = find_sources([folder, folder / "a.png"], recursive=True)
+    assert names(deep) == ["a.png", "b.JPG", "in.png", "sub/c.png", "sub/deep/d.webp", "v.mp4"]
+
+
+def test_nothing_to_be_found(tmp_path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileNotFoundError, match="holds no picture or video .*--recursive"):
+        find_sources([tmp_path])
+    with pytest.raises(FileNotFoundError, match="there is no folder, picture or video"):
+        find_sources([tmp_path / "absent"])
+    with pytest.raises(ValueError, match="neither a picture nor a video"):
+        find_sources([tmp_path / "notes.txt"])
+
+
+def with_exif(path, taken: str, zone: str = "", model: str = "X100") -> None:
+    exif = Image.Exif()
+    exif[0x0110] = model
+    exif.get_ifd(0x8769)[0x9003] = taken
+    if zone:
+        exif.get_ifd(0x8769)[0x9011] = zone
+    Image.new("RGB", (4, 4)).save(path, exif=exif)
+
+
+def test_exif(tmp_path) -> None:
+    with_exif(tmp_path / "a.jpg", "2026:05:01 12:30:00")
+    assert read_exif(tmp_path / "a.jpg") == Origin("X100", parse_time("2026-05-01T12:30:00Z"))
+    with_exif(tmp_path / "b.jpg", "2026:05:01 12:30:00", "+02:00")
+    assert read_exif(tmp_path / "b.jpg").time == parse_time("2026-05-01T10:30:00Z")
+    with_exif(tmp_path / "c.jpg", "    :  :     :  :  ")
+    assert read_exif(tmp_path / "c.jpg") == Origin("X100", None)
+    (tmp_path / "d.jpg").write_bytes(b"\xff\xd8\xff\xe1\x00\x10Exif\x00\x00II")
+    assert read_exif(tmp_path / "d.jpg") == Origin()
+
+
+def test_where_camera_and_time_come_from(tmp_path) -> None:
+    (tmp_path / "north").mkdir()
+    with_exif(tmp_path / "north" / "a.jpg", "2026:05:01 12:00:00")
+    (source,) = find_sources([tmp_path], recursive=True).sources
+    noon = parse_time("2026-05-01 12:00")
+    assert OriginRules().of(source) == Origin("X100", noon)
+    assert OriginRules(camera_from_folder=True).of(source) == Origin("north", noon)
+    assert OriginRules(camera="gate", time=5.0).of(source) == Origin("gate", 5.0)
+    table = {"north/a.jpg": Origin("door", None)}
+    assert OriginRules(camera="gate", time=5.0, table=table).of(source) == Origin("door", 5.0)
+
+
+def test_table(tmp_path) -> None:
+    (tmp_path / "t.csv").write_text(
+        "\ufefffile,time,camera\na.png,2026-05-01,north\nsub/b.png,,\n", "utf-8"
+    )
+    assert read_table(tmp_path / "t.csv") == {
+        "a.png": Origin("north", parse_time("2026-05-01")), "sub/b.png": Origin(),
+    }  # fmt: skip
+    (tmp_path / "t.csv").write_text("file,time\na.png,2026-05-01\nb.png,noon\n")
+    with pytest.raises(ValueError, match="line 3 of .*'noon' is no time"):
+        read_table(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("name,time\n")
+    with pytest.raises(ValueError, match="needs 'file'"):
+        read_table(tmp_path / "t.csv")
+    with pytest.raises(FileNotFoundError, match="there is no table"):
+        read_table(tmp_path / "absent.csv")

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Manifest, lock, paths, and which entries count."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from galleries import IDENTITY, entry, unit_vectors, write_gallery
+
+from person_search.search import Gallery, compact, verify
+from person_search.search.errors import (
+    GalleryError,
+    GalleryLockedError,
+    OtherModelError,
+    UnsafePathError,
+)
+from person_search.search.identity import ModelIdentity
+from person_search.search.segment import LOG, VECTORS, SegmentContents
+from person_search.search.store import GalleryStore, live_entries
+
+
+def test_create_and_open(tmp_path) -> None:
+    made = GalleryStore.create(tmp_path / "g", 4, IDENTITY)
+    assert GalleryStore(tmp_path / "g").manifest == made.manifest
+    with made.writing() as run:
+        assert run == 1 and made.ensure_segments(2) == ["0001", "0002"]
+    assert GalleryStore(tmp_path / "g").manifest.segments == ("0001", "0002")
+    assert GalleryStore.open_or_create(tmp_path / "g", 4, IDENTITY).manifest.run == 1
+
+
+def test_a_folder_with_other_files_is_not_taken(tmp_path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(GalleryError, match="not empty .*letter.txt"):
+        GalleryStore.create(tmp_path, 4, IDENTITY)
+    with pytest.raises(GalleryError, match="is a file"):
+        GalleryStore.create(tmp_path / "letter.txt", 4, IDENTITY)
+    with pytest.raises(GalleryError, match="no gallery: there is no gallery.json"):
+        GalleryStore(tmp_path)
+
+
+def test_a_kill_while_the_gallery_is_made(tmp_path) -> None:
+    (tmp_path / ".gallery.json.123").write_text('{"form')
+    (tmp_path / "gallery.lock").touch()
+    GalleryStore.create(tmp_path, 4, IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("", "no manifest"), ("[]", "no manifest"), ('{"format": "x"}', "its format is 'x'"),
+        ('{"format": "person-search gallery", "version": 9}', "has version 9; this program reads"),
+        ('{"format": "person-search gallery", "version": 1}', "no manifest"),
+    ],
+)  # fmt: skip
+def test_damaged_manifest(content, text, tmp_path) -> None:
+    (tmp_path / "gallery.json").write_text(content)
+    with pytest.raises(GalleryError, match=text):
+        GalleryStore(tmp_path)
+
+
+def test_segments_cannot_be_named_outside(tmp_path) -> None:
+    store, _ = write_gallery(tmp_path / "g", [1])
+    manifest = json.loads((tmp_path / "g" / "gallery.json").read_text())
+    manifest["segments"] = ["../../elsewhere"]
+    (tmp_path / "g" / "gallery.json").write_text(json.dumps(manifest))
+    with pytest.raises(GalleryError, match="no manifest"):
+        GalleryStore(tmp_path / "g")
+
+
+def test_another_model_is_refused_and_named(tmp_path) -> None:
+    config = {"A": 1, "B": [2]}
+    mine = ModelIdentity("M", "1" * 64, config, {"T": 0.5})
+    GalleryStore.create(tmp_path / "g", 4, mine)
+    for other, text in (
+        (ModelIdentity("M", "2" * 64, config, {"T": 0.5}), "the weights .sha256 1111.*here 2222"),
+        (ModelIdentity("N", "1" * 64, config, {"T": 0.5}), "the architecture .M, here N"),
+        (ModelIdentity("M", "1" * 64, {"A": 3, "B": [2]}, {"T": 0.5}), "A .1, here 3"),
+    ):
+        with pytest.raises(OtherModelError, match=text):
+            GalleryStore.open_or_create(tmp_path / "g", 4, other)
+        with pytest.raises(OtherModelError, match=text):
+            Gallery.open(tmp_path / "g", other)
+    thresh = ModelIdentity("M", "1" * 64, config, {"T": 0.2})
+    with pytest.raises(OtherModelError, match="T .0.5, here 0.2"):
+        GalleryStore.open_or_create(tmp_path / "g", 4, thresh)
+    assert len(Gallery.open(tmp_path / "g", thresh)) == 0, "a query may detect as it likes"
+
+
+HOLD = """
+import sys
+from person_search.search.file_lock import FileLock
+FileLock(sys.argv[1], "it").acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_lock_of_a_living_and_of_a_killed_process(tmp_path, child_env, caplog) -> None:
+    store, _ = write_gallery(tmp_path / "g", [1])
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / "g" / "gallery.lock"],
+        env=child_env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(GalleryLockedError, match=f"being written by process {other.pid} on"):
+            with store.writing():
+                pass
+    finally:
+        other.kill()
+        other.communicate()
+    with caplog.at_level(logging.INFO), store.writing():
+        pass
+    assert f"from process {other.pid}" in caplog.text and "which is gone" in caplog.text
+    assert (tmp_path / "g" / "gallery.lock").read_text() == ""
+
+
+def test_paths_stay_in_the_folder(tmp_path) -> None:
+    store, _ = write_gallery(tmp_path / "g", [1])
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "pictures" / "link.png").symlink_to(tmp_path / "secret.txt")
+    assert store.picture_path(0, "sub/a.png") == tmp_path / "pictures" / "sub" / "a.png"
+    for path in ("../secret.txt", "sub/../../secret.txt", str(tmp_path / "secret.txt"), "link.png"):
+        with pytest.raises(UnsafePathError, match="leaves the folder"):
+            store.picture_path(0, path)
+    for root in (-1, 1):
+        with pytest.raises(UnsafePathError, match="the manifest knows 1"):
+            store.picture_path(root, "a.png")
+
+
+def test_gallery_and_pictures_move_together(tmp_path) -> None:
+    write_gallery(tmp_path / "old" / "g", [1])
+    os.rename(tmp_path / "old", tmp_path / "new")
+    expected = (tmp_path / "new" / "pictures" / "a.png").resolve()
+    assert GalleryStore(tmp_path / "new" / "g").picture_path(0, "a.png") == expected
+
+
+def test_last_entry_counts() -> None:
+    first = [entry("a"), entry("b"), entry("v", frame=0), entry("v", frame=9)]
+    second = [entry("a", run=2, rows=1), entry("v", run=2, removed=True),
+              entry("v", run=2, frame=0, rows=2)]  # fmt: skip
+    third = [entry("b", run=3, removed=True), entry("a", run=1)]
+    live = live_entries([SegmentContents(x, 0, 0) for x in (first, second, third)])
+    assert live == [[], [second[0], second[2]], []]
+
+
+def test_compact_keeps_what_counts(tmp_path) -> None:
+    store, feats = write_gallery(tmp_path / "g", [2, 1, 3, 0], segments=2)
+    new = unit_vectors(np.random.default_rng(9), 1, 8)
+    with store.writing() as run, store.segment_writer("0002") as writer:
+        writer.append(entry("p0.png", run), np.array([[1, 2, 3, 4]]), np.array([0.5]), new)
+        writer.append(entry("p1.png", run, removed=True))
+    before = Gallery(store).search(feats[3], None, per_picture=False)
+    report = compact(store)
+    assert (report.pictures, report.persons, report.dropped_rows) == (3, 4, 3)
+    assert report.damaged == [] and store.manifest.segments == ("0003",)
+    assert [p.name for p in (tmp_path / "g" / "segments").iterdir()] == ["0003"]
+    after = Gallery(GalleryStore(tmp_path / "g")).search(feats[3], None, per_picture=False)
+    assert [(m.path, m.box, m.score) for m in after] == [(m.path, m.box, m.score) for m in before]
+    assert len(after) == 4
+
+
+def test_interrupted_compaction_changes_nothing(tmp_path, monkeypatch) -> None:
+    store, feats = write_gallery(tmp_path / "g", [2, 1])
+
+    def interrupt(self, **changes):
+        if "segments" in changes:
+            raise KeyboardInterrupt
+        original(self, **changes)
+
+    original = GalleryStore.replace_manifest
+    monkeypatch.setattr(GalleryStore, "replace_manifest", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        compact(store)
+    monkeypatch.undo()
+    again = GalleryStore(tmp_path / "g")
+    assert len(Gallery(again)) == 3 and again.manifest.segments == ("0001",)
+    with again.writing():
+        assert again.ensure_segments(2) == ["0001", "0002"]
+    assert len(Gallery(again)) == 3, "what the compaction left is not taken for a segment"
+
+
+def test_verify_and_salvage(tmp_path) -> None:
+    store, _ = write_gallery(tmp_path / "g", [1, 1, 1])
+    for i in range(3):
+        (tmp_path / "pictures" / f"p{i}.png").write_bytes(b"x")
+        os.utime(tmp_path / "pictures" / f"p{i}.png", ns=(1, 1))
+    assert verify(store) == []
+    folder = tmp_path / "g" / "segments" / "0001"
+    with (folder / LOG).open("ab") as log:
+        log.write(b"0badc0de {")
+    assert verify(store) == [], "the unfinished end of a run is no damage"
+    vectors = bytearray((folder / VECTORS).read_bytes())
+    vectors[5] ^= 1
+    (folder / VECTORS).write_bytes(vectors)
+    (tmp_path / "pictures" / "p1.png").unlink()
+    (tmp_path / "pictures" / "p2.png").write_bytes(b"other")
+    assert verify(store) == [
+        "the persons of 'p0.png' in '0001' are damaged.",
+        "the picture 'p1.png' is gone.",
+        "the picture 'p2.png' has changed; index it again.",
+    ]
+    report = compact(store)
+    assert report.damaged == ["the persons of 'p0.png' in '0001' are damaged."]
+    assert report.pictures == 2 and len(Gallery(store)) == 2
