@@ -22,7 +22,8 @@ SHORTER = {
     "person_search.data.synthetic": "--train-images 12 --test-images 8 --train-ids 4 --test-ids 3 "
     "--size 160 120",
     "train_net.py": "SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) SOLVER.IMS_PER_BATCH 2 "
-    "MODEL.PSDIFF.STEPS 1 MODEL.PSDIFF.QUERY_DRAWS 1",
+    "MODEL.PSDIFF.STEPS 1 MODEL.PSDIFF.QUERY_DRAWS 1 TEST.PERSON_SEARCH.SCORE_THRESH 0.0",
+    "tools/search.py": "MODEL.PSDIFF.STEPS 1 MODEL.PSDIFF.QUERY_DRAWS 1",
 }
 """What is added to commands for the test's sake: small data, a short training."""
 
@@ -74,7 +75,7 @@ def test_own_data_from_pictures_to_a_search(
         for _, block in blocks_of(repo_root / "docs/adding_a_dataset.md", "bash")
         for line in block.splitlines()
     ]
-    assert len(commands) == 8
+    assert len(commands) == 10
     for command in commands:
         program, *words = shlex.split(command)
         assert program == "python"
@@ -89,6 +90,7 @@ def test_own_data_from_pictures_to_a_search(
     assert (tmp_path / "output/mine/model_final_ema.pth").is_file()
     assert len(list((tmp_path / "output/mine").glob("search_*.jpg"))) == 3
     assert len(list((tmp_path / "output/mine/data").glob("*.png"))) == 4
+    assert list((tmp_path / "output/mine/search").glob("*"))
 
 
 def test_the_config_of_the_guide_is_that_of_the_file(repo_root: Path) -> None:

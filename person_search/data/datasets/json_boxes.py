@@ -112,7 +112,7 @@ def _corner_fault(tables: AnnotationTables, sizes: np.ndarray) -> str | None:
     row = int(np.flatnonzero(usable)[known][over.argmax()])
     height, width = sizes[tables.box_image[row]]
     return (
-        f"annotations: {over.sum()} of {len(boxes)} boxes reach far out of their pictures, but none "
+        f"annotations: {over.sum()} of {len(boxes)} boxes reach far out of their pictures, none "
         f"would as corners (x1, y1, x2, y2), e.g. annotations[{row}] {_show(tables.boxes[row])} "
         f"in a picture of {width} x {height} (width x height): bbox must be [x, y, width, height]"
     )
