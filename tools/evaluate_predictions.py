@@ -60,8 +60,10 @@ def parse_args() -> argparse.Namespace:
 def evaluate(args: argparse.Namespace) -> None:
     """Scores every file and writes what was asked for."""
     from person_search.config import build_config
+    from person_search.data import register_config_datasets
 
     cfg = build_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
+    register_config_datasets(cfg)
     evaluators: dict[str, Any] = {}
     for name, path in zip(args.names, args.predictions, strict=True):
         start = time.perf_counter()
