@@ -13,7 +13,7 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -82,10 +82,16 @@ class ApproximateIndex:
         self._index = faiss.read_index(str(folder / description.file), flags)
 
     @classmethod
-    def open(cls, folder: Path, segments: Sequence[str]) -> "ApproximateIndex | None":
-        """The index of a gallery; None if there is none, or it is of segments that are gone."""
+    def open(cls, folder: Path, rows: Mapping[str, int]) -> "ApproximateIndex | None":
+        """The index of a gallery; None if there is none, or it is of rows that are gone.
+
+        Args:
+            folder: of the gallery. rows: that each of its segments has.
+        """
         description = read_description(folder)
-        if description is None or not set(description.rows) <= set(segments):
+        if description is None:
+            return None
+        if any(count > rows.get(name, 0) for name, count in description.rows.items()):
             return None
         return cls(folder, description)
 
@@ -100,7 +106,9 @@ class ApproximateIndex:
         Args:
             query_feat: (D,). allowed: (N,) bool, None for all rows.
         """
-        return search_index(self._index, query_feat, k, self.description.probes, allowed)
+        # the probes were chosen for the 10 best; for many more than that, more cells matter
+        probes = self.description.probes * -(-k // (2 * CALIBRATION_TOP))
+        return search_index(self._index, query_feat, k, min(probes, self._index.nlist), allowed)
 
 
 def search_index(

@@ -80,7 +80,8 @@ def _index_worker(args: argparse.Namespace, listing: Listing, options: IndexOpti
     if comm.get_world_size() > 1:
         setup_logger(name="person_search", abbrev_name="person_search")
     with friendly_errors(args.traceback):
-        cfg = build_config(args.config_file, args.opts)
+        device = ["MODEL.DEVICE", "cpu"] if args.num_processes > 1 else []
+        cfg = build_config(args.config_file, [*args.opts, *device])
         searcher = PersonSearcher.from_config(cfg, args.weights)
         report = index_pictures(searcher, args.gallery, listing, options)
     if comm.is_main_process():

@@ -181,7 +181,8 @@ class Gallery:
         live_rows = self.picture_of_row >= 0
         self.num_persons = int(np.count_nonzero(live_rows))
         self._live = None if live_rows.all() else live_rows  # None: all rows
-        self._index = ApproximateIndex.open(store.folder, names) if self.num_persons else None
+        rows = {name: segment.rows for name, segment in zip(names, segments, strict=True)}
+        self._index = ApproximateIndex.open(store.folder, rows) if self.num_persons else None
         self._row_of_index, self._later_rows = self._rows_of_index()
 
     @classmethod
@@ -245,9 +246,10 @@ class Gallery:
         allowed = self._allowed_rows(wanted or SearchFilter(), skip)
         count = self.num_persons if allowed is None else int(np.count_nonzero(allowed))
         top = count if top is None else min(top, count)
-        if self._choose(method, count):
+        approximate = self._choose(method, count)
+        if approximate:
             sims, rows = self._approximate_rows(query_feat, top, allowed, per_picture)
-        else:
+        if not approximate or len(rows) < top:  # the cells held fewer than are wanted
             sims, rows = self._exact_rows(query_feat, top, allowed, per_picture)
         return [self._match(i + 1, int(rows[i]), float(sims[i])) for i in range(len(rows))]
 

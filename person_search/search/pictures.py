@@ -5,44 +5,31 @@ Boxes are XYXY pixels of the picture as people see it (EXIF orientation applied)
 """
 
 import os
-import struct
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from person_search.data import BadImageError
+from person_search.data.pictures import READ_ERRORS, plain_reason, read_picture_file
 
-# What Pillow raises for files that are damaged, cut short, no pictures, or suspiciously large.
-_READ_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused before they are unpacked: a file of a few kB can claim any size."""
-FORMATS = ("RGB", "BGR")
 
 
 def read_picture(path: str | os.PathLike, image_format: str = "RGB") -> np.ndarray:
     """Returns a picture as (H, W, 3) uint8, turned as its EXIF orientation says.
 
-    Gray, palette, transparent, CMYK and 16-bit pictures become plain RGB.
+    It is read as training and evaluation read theirs, see ``person_search.data.pictures``.
 
     Args:
         path: of the file.
-        image_format: order of the channels, "RGB" or "BGR".
+        image_format: order of the channels, ``cfg.INPUT.FORMAT``.
 
     Raises:
         FileNotFoundError: there is no such file. BadImageError: it is no readable picture, or has
             more than ``MAX_PIXELS`` pixels.
     """
-    if image_format not in FORMATS:
-        raise ValueError(f"INPUT.FORMAT is '{image_format}'; it must be one of {FORMATS}.")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no picture '{path}'.")
     try:
@@ -52,19 +39,9 @@ def read_picture(path: str | os.PathLike, image_format: str = "RGB") -> np.ndarr
                     f"it has {picture.width} x {picture.height} pixels, and at most "
                     f"{MAX_PIXELS // 1_000_000} million are taken"
                 )
-            rgb = np.asarray(_to_8_bit(ImageOps.exif_transpose(picture)).convert("RGB"))
-    except _READ_ERRORS as e:
-        reason = str(e).partition(" <")[0] or type(e).__name__  # without the address of an object
-        raise BadImageError(f"cannot read the picture '{path}': {reason}") from e
-    return np.ascontiguousarray(rgb if image_format == "RGB" else rgb[:, :, ::-1])
-
-
-def _to_8_bit(picture: Image.Image) -> Image.Image:
-    """Scales 16-bit gray values to 8 bits; Pillow itself would cut them off at 255."""
-    if not picture.mode.startswith(("I", "F")):
-        return picture
-    values = np.asarray(picture).astype(np.float64)
-    return Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
+        return read_picture_file(os.fspath(path), image_format)
+    except READ_ERRORS as e:
+        raise BadImageError(f"cannot read the picture '{path}': {plain_reason(e)}") from e
 
 
 def clip_box(box: Sequence[float], width: int, height: int) -> np.ndarray:

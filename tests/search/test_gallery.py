@@ -174,6 +174,14 @@ def test_approximate_with_filters(indexed) -> None:
     assert matches and min(m.score for m in matches) >= 0.9
 
 
+def test_more_wanted_than_the_cells_hold(indexed) -> None:
+    store, feats, later, _ = indexed
+    gallery = Gallery(store)
+    matches = gallery.search(feats[0], None, method="approximate", per_picture=False)
+    assert len(matches) == 3060
+    assert len(gallery.search(feats[0], 612, method="approximate")) == 612
+
+
 def test_auto_chooses_by_size_and_filter(indexed, monkeypatch) -> None:
     store, feats, *_ = indexed
     gallery = Gallery(store)
@@ -196,6 +204,8 @@ def test_index_of_segments_that_are_gone_is_not_used(indexed) -> None:
     path = store.folder / "index.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "rows": {"0009": 3000}}))
+    assert Gallery(store).index is None
+    path.write_text(json.dumps({**content, "rows": {"0001": 9999, "0002": 1500}}))
     assert Gallery(store).index is None
     path.write_text(json.dumps({**content, "file": "../" + content["file"]}))
     assert Gallery(store).index is None

@@ -100,8 +100,3 @@ def test_exif_orientation_is_applied(tmp_path) -> None:
     Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
     shown = read_picture(tmp_path / "turned.png")
     assert shown.shape == (16, 8, 3) and shown[0, 0, 0] == 250 and shown[-1, 0, 0] == 0
-
-
-def test_other_channel_orders_are_refused(tmp_path) -> None:
-    with pytest.raises(ValueError, match="INPUT.FORMAT is 'YUV'"):
-        read_picture(tmp_path / "a.png", "YUV")

@@ -190,7 +190,7 @@ def test_killed_interrupted_and_with_two_processes(
     for i in range(280):
         (tmp_path / "pictures" / f"copy{i:03d}.png").unlink()
     again = subprocess.run(
-        [*command, "--prune", "--num-processes", "2", "MODEL.DEVICE", "cpu"],
+        [*command, "--prune", "--num-processes", "2"],
         env=child_env, cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
