@@ -10,6 +10,7 @@ by ``+``; each value belongs to exactly one option, so ``cws+cbgm`` needs no key
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 OPTION_VALUES: dict[str, tuple[str, ...]] = {
     "similarity": ("cosine", "cws"),
@@ -91,7 +92,7 @@ class SearchOptions:
             ValueError: an unknown value, or two values of one option.
         """
         option_of = {value: name for name, values in OPTION_VALUES.items() for value in values}
-        changes: dict[str, str] = {}
+        changes: dict[str, Any] = {}
         for value in variant.split("+"):
             if value not in option_of:
                 raise ValueError(
