@@ -272,7 +272,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
                 f"{path} holds detections with score >= {loaded.info['score_thresh']} only, but "
                 f"score_thresh is {wanted} (cfg.TEST.PERSON_SEARCH.SCORE_THRESH)"
             )
-        if self.settings.needs_gt_boxes and not loaded.has_gt_boxes:
+        if self.settings.needs_gt_boxes and loaded.gt_arrays is None:
             raise ValueError(
                 f"{path} holds no embeddings of the ground truth boxes, which "
                 "cfg.TEST.PERSON_SEARCH asks for with 'gt'; leave 'gt' out, or make the file anew "

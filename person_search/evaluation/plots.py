@@ -4,6 +4,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -80,7 +81,7 @@ def plot_precision_recall(curves: Mapping[str, Curve], title: str) -> bytes:
     return _to_png(figure)
 
 
-def _look(number: int) -> dict[str, str]:
+def _look(number: int) -> dict[str, Any]:
     """Color, marker and dashes of the n-th curve; the dashes change when colors start again."""
     styles = ("-", "--", ":", "-.")
     turn = number // len(COLORS)

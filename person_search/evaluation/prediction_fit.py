@@ -58,8 +58,7 @@ def fit_to_dataset(
             "the data set"
         )
     _check_inside(p, truth, path)
-    if p.has_gt_boxes:
-        _check_gt_boxes(p, truth, path)
+    _check_gt_boxes(p, truth, path)
     return replace(p, image_names=truth.image_names)
 
 
@@ -96,10 +95,11 @@ def _reordered(p: PooledPredictions, order: np.ndarray) -> PooledPredictions:
         "det_offsets": np.concatenate([[0], np.cumsum(counts)]),
         **{name: getattr(p, name)[rows] for name in ("boxes", "scores", "reid_feats")},
     }
-    if p.has_gt_boxes:
-        counts = np.diff(p.gt_offsets)[order]
-        _, rows = expand_ranges(p.gt_offsets[order], counts)
-        changes |= {name: getattr(p, name)[rows] for name in ("gt_boxes", "gt_feats")}
+    if p.gt_arrays is not None:
+        offsets, boxes, feats = p.gt_arrays
+        counts = np.diff(offsets)[order]
+        _, rows = expand_ranges(offsets[order], counts)
+        changes |= {"gt_boxes": boxes[rows], "gt_feats": feats[rows]}
         changes["gt_offsets"] = np.concatenate([[0], np.cumsum(counts)])
     return replace(p, **changes)
 
@@ -120,8 +120,11 @@ def _check_inside(p: PooledPredictions, truth: GroundTruth, path: str | os.PathL
 
 
 def _check_gt_boxes(p: PooledPredictions, truth: GroundTruth, path: str | os.PathLike) -> None:
-    same_counts = (p.gt_offsets == truth.offsets).all()
-    if not same_counts or np.abs(p.gt_boxes - truth.boxes).max(initial=0.0) > GT_TOLERANCE:
+    if p.gt_arrays is None:
+        return
+    offsets, boxes, _ = p.gt_arrays
+    same_counts = np.array_equal(offsets, truth.offsets)
+    if not same_counts or np.abs(boxes - truth.boxes).max(initial=0.0) > GT_TOLERANCE:
         raise ValueError(
             f"{path}: its 'gt_boxes' are not the {len(truth.boxes)} annotated boxes of the data "
             "set, all of them, in the order of the annotations"

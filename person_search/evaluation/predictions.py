@@ -66,8 +66,12 @@ class PooledPredictions:
         }
         if self.image_names is not None:
             expected["image_names"] = (num_images,)
-        if self.has_gt_boxes:
-            num_gt = len(self.gt_boxes)
+        given = [x is not None for x in (self.gt_offsets, self.gt_boxes, self.gt_feats)]
+        if any(given) and not all(given):
+            raise ValueError("predictions: gt_offsets, gt_boxes and gt_feats belong together")
+        gt = self.gt_arrays
+        if gt is not None:
+            num_gt = len(gt[1])
             expected |= {"gt_offsets": (num_images + 1,), "gt_boxes": (num_gt, 4)}
             expected["gt_feats"] = (num_gt, dim)
         for name, shape in expected.items():
@@ -79,8 +83,8 @@ class PooledPredictions:
                     f"embeddings of length {dim})"
                 )
         _check_offsets("det_offsets", self.det_offsets, num_dets)
-        if self.has_gt_boxes:
-            _check_offsets("gt_offsets", self.gt_offsets, len(self.gt_boxes))
+        if gt is not None:
+            _check_offsets("gt_offsets", gt[0], len(gt[1]))
 
     @property
     def embed_dim(self) -> int:
@@ -88,9 +92,11 @@ class PooledPredictions:
         return self.reid_feats.shape[1]
 
     @property
-    def has_gt_boxes(self) -> bool:
-        """Whether the true boxes were embedded too."""
-        return self.gt_boxes is not None
+    def gt_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """``gt_offsets``, ``gt_boxes``, ``gt_feats``; None if the true boxes were not embedded."""
+        if self.gt_offsets is None or self.gt_boxes is None or self.gt_feats is None:
+            return None
+        return self.gt_offsets, self.gt_boxes, self.gt_feats
 
     def on_gt_boxes(self) -> "PooledPredictions":
         """The same with the true boxes, of score 1, in place of the detections.
@@ -98,18 +104,14 @@ class PooledPredictions:
         Raises:
             ValueError: the true boxes were not embedded.
         """
-        if not self.has_gt_boxes:
+        if self.gt_arrays is None:
             raise ValueError(
                 "these predictions hold no embeddings of the ground truth boxes; the evaluation "
                 "that makes them needs 'gt' in cfg.TEST.PERSON_SEARCH.VARIANTS (or GALLERY_BOXES)"
             )
-        return replace(
-            self,
-            det_offsets=self.gt_offsets,
-            boxes=self.gt_boxes,
-            scores=np.ones(len(self.gt_boxes), np.float32),
-            reid_feats=self.gt_feats,
-        )
+        offsets, boxes, feats = self.gt_arrays
+        scores = np.ones(len(boxes), np.float32)
+        return replace(self, det_offsets=offsets, boxes=boxes, scores=scores, reid_feats=feats)
 
     def above(self, score_thresh: float) -> "PooledPredictions":
         """The same predictions without the detections below a score."""

@@ -78,7 +78,7 @@ class SearchScores:
 
 
 def evaluate_search(
-    predictions: PooledPredictions, protocols: Sequence[SearchProtocol], **options: str
+    predictions: PooledPredictions, protocols: Sequence[SearchProtocol], **options: Any
 ) -> list[SearchScores]:
     """Ranks the gallery of every query of every protocol.
 

@@ -8,6 +8,7 @@ Shape shorthand: I images, M boxes, N detections, Q queries, D length of the emb
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -119,10 +120,10 @@ def _simulate(
     feats = _embed(rng, pids, directions)
     query_rows = np.flatnonzero(is_query)
     query_rows = query_rows[np.argsort(pids[query_rows], kind="stable")]
-    predictions = _detect(rng, boxes, images, pids, directions, num_images, det_per_image)
+    found = _detect(rng, boxes, images, pids, directions, num_images, det_per_image)
     offsets = np.searchsorted(images, np.arange(num_images + 1))
     predictions = PooledPredictions(
-        **predictions,
+        **found,
         query_ids=np.arange(len(query_rows)),
         query_feats=feats[query_rows],
         gt_offsets=offsets,
@@ -148,7 +149,7 @@ def _detect(
     directions: np.ndarray,
     num_images: int,
     per_image: float,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Boxes a little off for most people, and false detections up to the wanted number."""
     found = np.flatnonzero(rng.random(len(boxes)) < FOUND_SHARE)
     num_false = max(int(num_images * per_image) - len(found), 0)
