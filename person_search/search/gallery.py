@@ -241,6 +241,11 @@ class Gallery:
                 f"the query has shape {query_feat.shape}; the gallery holds embeddings of length "
                 f"{self.store.manifest.dim}."
             )
+        if method == "approximate" and self._index is None:
+            raise GalleryError(
+                f"the gallery '{self.store.folder}' has no approximate index; build one with "
+                "'person-search compact --index', or search exactly."
+            )
         if not len(self):
             return []
         allowed = self._allowed_rows(wanted or SearchFilter(), skip)
@@ -308,11 +313,6 @@ class Gallery:
 
     def _choose(self, method: str, count: int) -> bool:
         """Whether to search approximately."""
-        if method == "approximate" and self._index is None:
-            raise GalleryError(
-                f"the gallery '{self.store.folder}' has no approximate index; build one with "
-                "'person-search compact --index', or search exactly."
-            )
         if method != "auto":
             return method == "approximate"
         large = self.num_persons >= APPROXIMATE_FROM and count >= SELECTIVE * self.num_persons
