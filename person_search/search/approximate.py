@@ -10,6 +10,7 @@ Shape shorthand: N rows at the time of building, D length of an embedding, k wan
 """
 
 import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -92,6 +93,10 @@ class ApproximateIndex:
         if description is None:
             return None
         if any(count > rows.get(name, 0) for name, count in description.rows.items()):
+            return None
+        if importlib.util.find_spec("faiss") is None:
+            logger.warning("The gallery '%s' has an approximate index, which needs FAISS (pip "
+                           "install faiss-cpu); it is searched exactly.", folder)  # fmt: skip
             return None
         return cls(folder, description)
 

@@ -12,7 +12,7 @@ from person_search.config import build_config
 from person_search.engine import friendly_errors, launch
 from person_search.search.approximate import build_index, read_description
 from person_search.search.errors import GalleryError
-from person_search.search.gallery import Gallery, SearchFilter, format_time
+from person_search.search.gallery import Gallery
 from person_search.search.indexing import IndexReport, index_pictures
 from person_search.search.maintenance import compact, verify
 from person_search.search.pictures import clip_box, read_picture
@@ -28,6 +28,7 @@ from person_search.search.sources import (
     read_table,
 )
 from person_search.search.store import GalleryStore
+from person_search.search.table import SearchFilter, format_time
 from person_search.utils.backend import check_backend
 
 FAULTS = 2

@@ -7,9 +7,7 @@ Boxes are XYXY pixels of the picture as people see it (EXIF orientation applied)
 """
 
 import os
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +17,9 @@ from person_search.search.errors import GalleryError
 from person_search.search.exact import best_rows, similarities
 from person_search.search.identity import ModelIdentity
 from person_search.search.pictures import read_picture
-from person_search.search.segment import Entry, map_rows
+from person_search.search.segment import map_rows
 from person_search.search.store import GalleryStore, live_entries
+from person_search.search.table import Match, PictureTable, SearchFilter
 from person_search.search.videos import read_frame
 
 METHODS = ("auto", "exact", "approximate")
@@ -29,121 +28,6 @@ APPROXIMATE_FROM = 200_000
 SELECTIVE = 0.2
 """A filter that leaves fewer persons than this share is searched exactly: too few of them would lie
 in the cells that an approximate search looks into."""
-
-
-@dataclass(frozen=True)
-class SearchFilter:
-    """Which persons may be found.
-
-    Args:
-        min_score: of the detection.
-        cameras: names; empty for all.
-        since, until: seconds since 1970, both included; None for no bound. With either, pictures
-            of unknown time are left out.
-    """
-
-    min_score: float = 0.0
-    cameras: frozenset[str] = frozenset()
-    since: float | None = None
-    until: float | None = None
-
-
-@dataclass(frozen=True)
-class Match:
-    """One person found: where, when, how sure the detector is, and how similar to the query.
-
-    Args:
-        rank: 1 is best.
-        path: the picture or video, as an absolute path.
-        box: XYXY pixels.
-        score: of the detection, in [0, 1].
-        sim: cosine similarity in [-1, 1].
-        picture: its number in the gallery.
-        frame, offset: of a video: index of the frame, and seconds from the start.
-        time: seconds since 1970, None if unknown. camera: "" if unknown.
-    """
-
-    rank: int
-    path: str
-    box: tuple[float, float, float, float]
-    score: float
-    sim: float
-    picture: int = 0
-    frame: int | None = None
-    offset: float | None = None
-    time: float | None = None
-    camera: str = ""
-
-    def to_json(self) -> dict:
-        """Plain types, boxes to a tenth of a pixel; what is unknown is left out."""
-        known = {
-            "frame": self.frame,
-            "offset": None if self.offset is None else round(self.offset, 3),
-            "time": None if self.time is None else format_time(self.time),
-            "camera": self.camera or None,
-        }
-        return {
-            "rank": self.rank,
-            "image": self.path,
-            "box": [round(v, 1) for v in self.box],
-            "score": round(self.score, 4),
-            "similarity": round(self.sim, 4),
-            **{key: value for key, value in known.items() if value is not None},
-        }
-
-
-def format_time(seconds: float) -> str:
-    """ISO 8601 without a zone: times are those of the cameras' clocks, see docs/search.md."""
-    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat(" ", "seconds")
-
-
-@dataclass
-class PictureTable:
-    """The pictures and frames of a gallery by columns, which takes a fraction of P objects."""
-
-    paths: list[str] = field(default_factory=list)
-    roots: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    frames: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # -1: a picture
-    offsets: np.ndarray = field(default_factory=lambda: np.zeros(0))  # nan: a picture
-    times: np.ndarray = field(default_factory=lambda: np.zeros(0))  # nan: unknown
-    cameras: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    camera_names: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, entries: Iterable[Entry]) -> "PictureTable":
-        """Builds the columns."""
-        entries = list(entries)
-        names = sorted({entry.camera for entry in entries})
-        code = {name: number for number, name in enumerate(names)}
-        shared: dict[str, str] = {}  # the frames of a video share the text of its path
-
-        def floats(values: Iterable[float | None]) -> np.ndarray:
-            return np.array([np.nan if v is None else v for v in values], np.float64)
-
-        return cls(
-            paths=[shared.setdefault(entry.path, entry.path) for entry in entries],
-            roots=np.array([entry.root for entry in entries], np.int32),
-            frames=np.array([-1 if e.frame is None else e.frame for e in entries], np.int64),
-            offsets=floats(entry.offset for entry in entries),
-            times=floats(entry.time for entry in entries),
-            cameras=np.array([code[entry.camera] for entry in entries], np.int32),
-            camera_names=names,
-        )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def allowed(self, wanted: SearchFilter) -> np.ndarray:
-        """(P,) bool: the pictures that pass by time and camera."""
-        mask = np.ones(len(self), bool)
-        if wanted.cameras:
-            codes = [i for i, name in enumerate(self.camera_names) if name in wanted.cameras]
-            mask &= np.isin(self.cameras, codes)
-        if wanted.since is not None:
-            mask &= self.times >= wanted.since  # False for nan
-        if wanted.until is not None:
-            mask &= self.times <= wanted.until
-        return mask
 
 
 class Gallery:

@@ -16,10 +16,11 @@ import numpy as np
 from person_search.data import BadImageError
 from person_search.evaluation.predictions import write_atomically
 from person_search.search.errors import UnsafePathError
-from person_search.search.gallery import Gallery, Match, format_time
+from person_search.search.gallery import Gallery
 from person_search.search.pictures import read_picture
 from person_search.search.query import QueryPerson
 from person_search.search.sheets import QUERY_TITLE
+from person_search.search.table import Match, format_time
 from person_search.vis import SheetCell, draw_search_sheet, encode_picture
 from person_search.vis.html_report import ReportCell, html_report
 

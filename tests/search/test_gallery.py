@@ -214,6 +214,14 @@ def test_index_of_segments_that_are_gone_is_not_used(indexed) -> None:
         Gallery(store)
 
 
+def test_without_faiss_an_indexed_gallery_is_searched_exactly(indexed, monkeypatch, caplog) -> None:
+    store, feats, *_ = indexed
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    gallery = Gallery(store)
+    assert "needs FAISS" in caplog.text and gallery.index is None
+    assert gallery.search(feats[0], 1)[0].sim > 0.9999
+
+
 def test_too_few_for_an_index(tmp_path) -> None:
     pytest.importorskip("faiss", reason="the approximate index needs FAISS")
     store, _ = write_gallery(tmp_path / "g", [5])
