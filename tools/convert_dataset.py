@@ -46,58 +46,62 @@ def make_parser() -> argparse.ArgumentParser:
     mot = formats.add_parser("mot", help="MOT-challenge sequences with ground truth")
     mot.add_argument("root", type=Path, help="folder of the sequences, or one sequence")
     _add_output(mot)
+    _add_mot_options(mot)
+    return parser
+
+
+def _add_mot_options(parser: argparse.ArgumentParser) -> None:
     default = MotOptions()
-    mot.add_argument(
+    parser.add_argument(
         "--every",
         type=int,
         default=0,
         metavar="N",
         help="take every N-th frame (default: one per second)",
     )
-    mot.add_argument(
+    parser.add_argument(
         "--split",
         choices=SPLIT_RULES,
         help="whole sequences, or identities within them (default: sequence if there are several)",
     )
-    mot.add_argument(
+    parser.add_argument(
         "--test-sequences",
         nargs="+",
         default=(),
         metavar="NAME",
         help="sequences to test on (default: the last ones)",
     )
-    mot.add_argument(
+    parser.add_argument(
         "--test-share",
         type=float,
         default=default.test_share,
         help="share of sequences or identities to test on (default: %(default)s)",
     )
-    mot.add_argument(
+    parser.add_argument(
         "--min-visibility",
         type=float,
         default=default.min_visibility,
         help="leave out people of whom less is seen (default: %(default)s)",
     )
-    mot.add_argument(
+    parser.add_argument(
         "--classes",
         type=int,
         nargs="+",
         default=default.classes,
         help="classes whose tracks are identities (default: 1, pedestrian)",
     )
-    mot.add_argument(
+    parser.add_argument(
         "--unlabeled-classes",
         type=int,
         nargs="*",
         default=default.unlabeled_classes,
         help="classes of people without identity (default: 2 7)",
     )
-    mot.add_argument(
+    parser.add_argument(
         "--global-ids",
         action="store_true",
         help="a track number is the same person in all sequences",
     )
-    return parser
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

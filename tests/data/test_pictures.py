@@ -14,6 +14,7 @@ from PIL import Image
 
 from person_search.config import add_person_search_config
 from person_search.data import BadImageError, build_mapper, load_person_search_json
+from person_search.data.datasets import IrregularityLog
 from person_search.data.datasets.json_check import check_json_dataset
 from person_search.data.pictures import look_at_picture, read_picture_file
 
@@ -190,3 +191,16 @@ def test_a_size_that_contradicts_the_file(tmp_path: Path) -> None:
     assert "images[0]: a/1.jpg is 160 x 90 (width x height), but the file says 150 x 90" in error
     with pytest.raises(ValueError, match="90 x 160 .*but its record says 90 x 150"):
         make_mapper()(load_person_search_json(path)[0])
+
+
+@pytest.mark.parametrize("name", ["empty.jpg", "no_picture.jpg", "bomb.png"])
+def test_reading_a_set_gets_past_pictures_without_a_size(tmp_path: Path, name: str) -> None:
+    """The set is read without them; the mapper decides when their turn comes."""
+    BAD[name][0](tmp_path / name)
+    scene().save(tmp_path / "good.png")
+    images = [{"id": 0, "file_name": name}, {"id": 1, "file_name": "good.png"}]
+    (tmp_path / "set.json").write_text(json.dumps({"images": images, "annotations": []}))
+    log = IrregularityLog()
+    records = load_person_search_json(tmp_path / "set.json", irregularities=log)
+    assert [(r["height"], r["width"]) for r in records] == [(0, 0), (90, 160)]
+    assert [item.kind for item in log] == ["unreadable_image", "no_boxes", "no_boxes"]

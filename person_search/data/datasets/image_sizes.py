@@ -12,6 +12,7 @@ from PIL import Image
 
 from person_search.data.datasets.cache import read_cache, write_cache
 from person_search.data.datasets.common import DatasetLayout, IrregularityLog
+from person_search.data.pictures import READ_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def header_size(path: str | Path) -> tuple[int, int]:
             turned = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError, ValueError):
+    except READ_ERRORS:
         return 0, 0
     return (width, height) if turned else (height, width)
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from person_search.data.pictures import read_picture_file
 from person_search.data.samplers import sample_seed
 
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111]
@@ -76,7 +76,7 @@ class SceneCrops(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         record = self.records[index]
-        image = read_image(record["file_name"], self.image_format)
+        image = read_picture_file(record["file_name"], self.image_format)
         image = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return crop_image(image, self.boxes_of(record), self.size)
 
