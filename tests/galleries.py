@@ -61,6 +61,6 @@ def write_video(path: Path, frames: int = 30) -> Path:
     code = cv2.VideoWriter_fourcc(*("MJPG" if path.suffix == ".avi" else "mp4v"))
     writer = cv2.VideoWriter(str(path), code, FPS, (64, 48))
     for i in range(frames):
-        writer.write(np.full((48, 64, 3), 8 * i, np.uint8))
+        writer.write(np.full((48, 64, 3), 8 * i % 256, np.uint8))
     writer.release()
     return path
