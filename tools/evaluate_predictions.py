@@ -142,35 +142,34 @@ def write_plots(folder: Path, evaluators: dict[str, Any]) -> None:
     from person_search.evaluation.curves import search_curve
     from person_search.evaluation.plots import plot_gallery_size, plot_precision_recall
 
-    sizes: dict[str, dict[int, dict[str, float]]] = {}
-    search, detection = {}, {}
+    sizes: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    search, search_notes, detection, detection_notes = {}, {}, {}, {}
     for name, evaluator in evaluators.items():
         for section in evaluator.sections:
             scores = evaluator.search_scores[section.task]
             figures = scores.summary((1,))
-            label = f"{name}, {section.variant}" if section.variant else name
+            key = (name, section.variant)
             size = re.fullmatch(r"g(\d+)", section.protocol)
             if size:
-                sizes.setdefault(label, {})[int(size[1])] = figures
+                sizes.setdefault(key, {})[int(size[1])] = figures
             if section.protocol == evaluator.sections[0].protocol:
-                search[f"{label}, mAP {figures['mAP']:.1f}"] = search_curve(scores)
-        label, curve = detection_of(evaluator)
-        detection[f"{name}, {label}"] = curve
+                search[key], search_notes[key] = search_curve(scores), f"mAP {figures['mAP']:.1f}"
+        detection[name, ""], detection_notes[name, ""] = detection_of(evaluator)
     protocol = next(iter(evaluators.values())).sections[0].protocol
     if any(len(by_size) > 1 for by_size in sizes.values()):
         save(folder / "gallery_size.png", plot_gallery_size(sizes, PLOTTED_METRICS))
     save(
         folder / "search_precision_recall.png",
-        plot_precision_recall(search, f"Search ({protocol}), mean of all queries"),
+        plot_precision_recall(search, f"Search ({protocol}), mean of all queries", search_notes),
     )
     save(
         folder / "detection_precision_recall.png",
-        plot_precision_recall(detection, "Detection of people, labelled or not"),
+        plot_precision_recall(detection, "Detection of people, labelled or not", detection_notes),
     )
 
 
-def detection_of(evaluator) -> tuple[str, tuple]:
-    """Label and precision-recall curve of the detections."""
+def detection_of(evaluator) -> tuple[tuple, str]:
+    """Precision-recall curve of the detections, and what to write beside it."""
     from person_search.evaluation.curves import detection_curve
     from person_search.evaluation.detection_metrics import evaluate_detection
 
@@ -178,7 +177,8 @@ def detection_of(evaluator) -> tuple[str, tuple]:
     arrays = (truth.boxes, truth.offsets, p.boxes, p.scores, p.det_offsets)
     iou = evaluator.settings.det_iou_thresh
     figures = evaluate_detection(*arrays, iou_thresh=iou)
-    return f"AP {figures['AP']:.1f} (IoU {iou:g})", detection_curve(*arrays, iou_thresh=iou)
+    curve = detection_curve(*arrays, iou_thresh=iou)
+    return curve, f"AP {figures['AP']:.1f} (IoU {iou:g})"
 
 
 def save(path: Path, content: bytes) -> None:

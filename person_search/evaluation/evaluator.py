@@ -261,7 +261,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
 
         Raises:
             ValueError: the file is broken, belongs to other images, was cut at a higher score, or
-                lacks the embeddings of the true boxes where they are asked for.
+                lacks the embeddings of queries or true boxes where they are needed.
         """
         loaded = fit_to_dataset(
             PooledPredictions.load(path), self.ground_truth, self._dataset_name, path
@@ -278,6 +278,14 @@ class PersonSearchEvaluator(DatasetEvaluator):
                 "cfg.TEST.PERSON_SEARCH asks for with 'gt'; leave 'gt' out, or make the file anew "
                 "with it"
             )
+        for section in self.sections:
+            if section.options.query_source == "gt_box":
+                query_ids = [q.query_id for q in self.protocol(section.protocol).queries]
+                where = (
+                    f"{path}, embeddings of the queries of protocol '{section.protocol}' "
+                    "(QUERY_SOURCE 'best_det' needs none)"
+                )
+                find_rows(loaded.query_ids, query_ids, "query_id", where)
         self._predictions = loaded.above(wanted)
 
     def _score_detection(self) -> Results:
@@ -287,8 +295,8 @@ class PersonSearchEvaluator(DatasetEvaluator):
             p = p if score_thresh <= self.settings.score_thresh else p.above(score_thresh)
             arrays = (truth.boxes, truth.offsets, p.boxes, p.scores, p.det_offsets)
             figures = evaluate_detection(*arrays, iou_thresh=iou_thresh)
+            counts = {name: figures.pop(name) for name in ("num_gt", "num_det")}
             if task == "detection":
-                counts = {name: figures.pop(name) for name in ("num_gt", "num_det")}
                 figures |= {"AP50": coco_average_precision(*arrays, iou_thresh=0.5), **counts}
                 if self.settings.coco_ap:
                     results["detection_coco"] = coco_summary(*arrays)

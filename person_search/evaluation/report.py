@@ -20,7 +20,7 @@ Results = dict[str, dict[str, float]]
 def summary_line(
     dataset_name: str, results: Results, settings: dict[str, Any], info: dict[str, Any]
 ) -> str:
-    """Puts all figures, what they depend on, and the time taken into one line.
+    """Puts the figures, what they depend on, and the time taken into one line.
 
     Args:
         dataset_name: registered name.
@@ -37,14 +37,15 @@ def summary_line(
         f"{det['num_gt']} boxes in {info['num_images']} images, "
         f"IoU >= {settings['det_iou_thresh']:g})"
     ]
+    task, protocol = next(iter(info["protocols"].items()))
+    figures = " ".join(f"{name} {value:.2f}" for name, value in results[task].items())
+    parts.append(f"{task} [{protocol}, {info['num_queries'][task]} queries] {figures}")
+    # of all others only the beginning: there may be dozens of them
     parts += [
-        f"{task} " + " ".join(f"{name} {value:.2f}" for name, value in figures.items())
+        f"{task} " + " ".join(f"{name} {value:.2f}" for name, value in list(figures.items())[:2])
         for task, figures in results.items()
-        if task.startswith("detection_")
+        if task not in ("detection", "search")
     ]
-    for task, protocol in info["protocols"].items():
-        figures = " ".join(f"{name} {value:.2f}" for name, value in results[task].items())
-        parts.append(f"{task} [{protocol}, {info['num_queries'][task]} queries] {figures}")
     shown = ("similarity", "matching", "query_source", "duplicates", "gallery_boxes")
     options = ", ".join(str(settings[k]) for k in shown)
     return f"{'; '.join(parts)} ({options}); {info['seconds']:.1f} s"
