@@ -256,7 +256,7 @@ class Gallery:
         offset, time = float(table.offsets[picture]), float(table.times[picture])
         return Match(
             rank=rank,
-            path=str(self.picture_path(picture)),
+            path=str(self.store.named_path(int(table.roots[picture]), table.paths[picture])),
             box=(x1, y1, x2, y2),
             score=score,
             sim=sim,

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from person_search.search.errors import GalleryError, UnsafePathError
 from person_search.search.file_lock import FileLock
@@ -71,6 +72,7 @@ class GalleryStore:
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
         self.manifest = self._read_manifest()
+        self._root_paths: dict[str, Path] = {}
 
     @classmethod
     def create(cls, folder: str | os.PathLike, dim: int, model: ModelIdentity) -> "GalleryStore":
@@ -144,7 +146,21 @@ class GalleryStore:
                 f"an entry of the gallery '{self.folder}' names folder {root}; the manifest knows "
                 f"{len(self.manifest.roots)}."
             )
-        return Path(os.path.normpath(self.folder.resolve() / self.manifest.roots[root]))
+        name = self.manifest.roots[root]
+        if name not in self._root_paths:
+            self._root_paths[name] = Path(os.path.normpath(self.folder.resolve() / name))
+        return self._root_paths[name]
+
+    def named_path(self, root: int, path: str) -> Path:
+        """The path of a picture, to be shown; to be opened, see :meth:`picture_path`.
+
+        Raises:
+            UnsafePathError: it leaves the folder that was indexed (``..``, an absolute path).
+        """
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts:
+            self._refuse(root, path)
+        return self.root_path(root) / pure
 
     def picture_path(self, root: int, path: str) -> Path:
         """Where a picture of the gallery lies.
@@ -153,16 +169,16 @@ class GalleryStore:
             UnsafePathError: outside the folder that was indexed, by ``..``, as an absolute path or
                 through a link. A gallery from somebody else could name any file of this machine.
         """
-        folder = self.root_path(root)
-        pure = PurePosixPath(path)
-        full = folder / pure
-        upwards = pure.is_absolute() or ".." in pure.parts
-        if upwards or not _inside(full.resolve(), folder.resolve()):
-            raise UnsafePathError(
-                f"the gallery '{self.folder}' names the picture '{path}', which leaves the folder "
-                f"'{folder}' that was indexed. It is not opened."
-            )
+        full = self.named_path(root, path)
+        if not _inside(full.resolve(), self.root_path(root).resolve()):
+            self._refuse(root, path)
         return full
+
+    def _refuse(self, root: int, path: str) -> NoReturn:
+        raise UnsafePathError(
+            f"the gallery '{self.folder}' names the picture '{path}', which leaves the folder "
+            f"'{self.root_path(root)}' that was indexed. It is not opened."
+        )
 
     def segment_folder(self, name: str) -> Path:
         """Where a segment lies."""
