@@ -17,7 +17,11 @@ from person_search.data.datasets.common import IrregularityLog
 from person_search.data.datasets.json_boxes import box_faults, log_irregular_boxes, usable_boxes
 from person_search.data.datasets.json_columns import AnnotationFileError, read_json
 from person_search.data.datasets.json_document import parse_document
-from person_search.data.datasets.json_protocols import load_json_protocol, protocol_names
+from person_search.data.datasets.json_protocols import (
+    count_images,
+    load_json_protocol,
+    protocol_names,
+)
 from person_search.data.datasets.json_records import picture_paths
 from person_search.data.datasets.json_tables import FAULTY, AnnotationTables
 from person_search.schema import UNLABELED_PID, SearchProtocol
@@ -112,8 +116,7 @@ def _look_at_all(
 def _count(tables: AnnotationTables) -> dict[str, int]:
     usable = usable_boxes(tables)
     labeled = usable & (tables.labels != UNLABELED_PID)
-    pairs = np.unique(np.stack([tables.labels[labeled], tables.box_image[labeled]]), axis=1)
-    images_of = np.bincount(pairs[0], minlength=1)
+    images_of = count_images(tables, np.flatnonzero(labeled))
     return {
         "images": len(tables.names),
         "cameras": len(np.unique(tables.cam_ids[tables.has_camera])),

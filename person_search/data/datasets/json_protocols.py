@@ -20,7 +20,8 @@ from person_search.data.datasets.json_tables import AnnotationTables, GalleryTab
 from person_search.schema import Query, SearchProtocol
 
 
-def make_queries(tables: AnnotationTables) -> list[Query]:
+@lru_cache(maxsize=4)
+def make_queries(tables: AnnotationTables) -> tuple[Query, ...]:
     """Returns the file's queries or, without any, one per person and camera.
 
     The rule: the person's largest box in each camera (without cameras: its largest box), of people
@@ -35,7 +36,7 @@ def make_queries(tables: AnnotationTables) -> list[Query]:
         boxes, pids = tables.query_boxes, tables.query_pids
     cams = tables.cam_ids[image].tolist()
     has_camera = tables.has_camera[image].tolist()
-    return [
+    return tuple(
         Query(
             query_id=query_id,
             image_id=image_id,
@@ -52,7 +53,7 @@ def make_queries(tables: AnnotationTables) -> list[Query]:
             has_camera,
             strict=True,
         )
-    ]
+    )
 
 
 def default_query_rows(tables: AnnotationTables) -> np.ndarray:
@@ -65,9 +66,15 @@ def default_query_rows(tables: AnnotationTables) -> np.ndarray:
     person, cam = person[order], cam[order]
     first = np.ones(len(order), bool)
     first[1:] = (person[1:] != person[:-1]) | (cam[1:] != cam[:-1])
-    seen = np.unique(np.stack([tables.labels[rows], image]), axis=1)
-    images_of = np.bincount(seen[0], minlength=tables.num_pids)
+    images_of = count_images(tables, rows)
     return rows[order][first & (images_of[person] > 1)]
+
+
+def count_images(tables: AnnotationTables, rows: np.ndarray) -> np.ndarray:
+    """Returns (num_pids,): in how many images each person is, by the annotations ``rows``."""
+    num_images = len(tables.names)
+    pairs = np.unique(tables.labels[rows].astype(np.int64) * num_images + tables.box_image[rows])
+    return np.bincount(pairs // num_images, minlength=tables.num_pids)
 
 
 class _Places:

@@ -112,9 +112,9 @@ def load_person_search_json(
     log_irregular_boxes(tables, sizes, str(path), log)
     with _no_garbage_collection():
         records = _make_records(tables, paths, sizes)
-    row_of = {image_id: row for row, image_id in enumerate(tables.image_ids.tolist())}
-    for query in make_queries(tables):
-        records[row_of[query.image_id]]["queries"].append(make_query(query.query_id, query.box))
+        row_of = {image_id: row for row, image_id in enumerate(tables.image_ids.tolist())}
+        for query in make_queries(tables):
+            records[row_of[query.image_id]]["queries"].append(make_query(query.query_id, query.box))
     if irregularities is None:
         log.warn(logger, str(path))
     return records
