@@ -93,12 +93,13 @@ class ModelIdentity:
 
 
 def config_identity(cfg: CfgNode) -> dict[str, Any]:
-    """The keys of ``cfg.MODEL`` that change what the model computes."""
-    return {
+    """The keys that change what is computed: of ``cfg.MODEL``, and how pictures get there."""
+    keys = {
         key: value
         for key, value in _flatten(cfg.MODEL, "MODEL")
         if not any(word in key for word in IRRELEVANT_WORDS)
     }
+    return {**keys, "DATALOADER.MAPPER": cfg.DATALOADER.MAPPER}
 
 
 def hash_weights(model: nn.Module) -> str:
