@@ -180,9 +180,9 @@ def listed_protocols(
         seed: of the distractors.
     """
     rng = np.random.default_rng(seed)
-    images, queries = data.images, data.queries()
+    images, queries = data.images.astype(np.int32), data.queries()
     others = np.tile(np.arange(len(data.offsets) - 1, dtype=np.int32), (len(queries), 1))
-    others = rng.permuted(others, axis=1)
+    rng.permuted(others, axis=1, out=others)
     rows = _rows_of_people(data)
     listed, positives = [], []
     for number, query in enumerate(queries):
@@ -192,11 +192,11 @@ def listed_protocols(
         distractors = others[number]
         taken = np.append(images[own], query.image_id)
         distractors = distractors[~np.isin(distractors, taken)]
-        listed.append(np.concatenate([images[own], distractors])[: max(sizes.values())])
+        listed.append(np.append(images[own], distractors)[: max(sizes.values())].copy())
     protocols = []
     for name, size in sizes.items():
         count = num_queries.get(name, len(queries))
-        gallery = np.stack([row[:size] for row in listed[:count]]).astype(np.int32)
+        gallery = np.stack([row[:size] for row in listed[:count]])
         arrays = _positives(data, positives[:count])
         protocols.append(SearchProtocol(name, queries[:count], gallery, *arrays))
     return protocols
