@@ -278,3 +278,16 @@ def test_the_command_says_what_is_missing(tool, tmp_path: Path, capsys) -> None:
     assert "CUHK-SYSU is only partly there" in capsys.readouterr().err
     assert tool.main(["mot", str(tmp_path)]) == 1
     assert "no MOT sequence" in capsys.readouterr().err
+
+
+def test_file_names_start_at_the_output_if_it_holds_the_pictures(roots, tmp_path: Path) -> None:
+    root = roots["small prw"]
+    inside = convert_known_format("prw", root, root.parent, "inside")[0]
+    assert inside.image_root == root.parent
+    records = load_person_search_json(inside.path)  # no image root is needed
+    assert records[0]["file_name"] == str(root / "frames/c1s1_000001.jpg")
+    outside = convert_known_format("prw", root, tmp_path, "outside")[0]
+    assert outside.image_root == root
+    assert load_person_search_json(outside.path, root)[0]["file_name"] == records[0]["file_name"]
+    with pytest.raises(FileNotFoundError, match="image root"):
+        load_person_search_json(outside.path)
