@@ -302,9 +302,11 @@ def read_entries(folder: Path) -> list[tuple]:
 
 
 def load_test_module(name: str):
-    """A module of the tests."""
+    """A module of the tests; loaded once, since it registers its model."""
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
