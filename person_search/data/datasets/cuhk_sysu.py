@@ -76,7 +76,7 @@ def _number_subset_queries(
     for index, key in zip(reference["positive_query"].tolist(), positives, strict=True):
         person_ids.setdefault(key, index)
     free = len(reference["query_image"])
-    subsets = {}
+    subsets: dict[str, list[_SubsetQuery]] = {}
     for subset in existing_subsets(root):
         arrays = read_protocol(root, subset)
         names, taken = arrays["names"].tolist(), set()
