@@ -64,6 +64,10 @@ def test_index_and_query(search_tool, tmp_path, pictures, capsys) -> None:
     assert search_tool("query", box=None) == 0 and search_tool("query", box=None, best=True) == 0
 
     capsys.readouterr()
+    for command in ("query", "index"):
+        assert search_tool(command, "MODEL.PSDIFF.STEPS", 2) == 2
+        errors = capsys.readouterr().err
+        assert "made by another model" in errors and "here 2" in errors
     assert search_tool("info") == 0
     printed = capsys.readouterr().out
     assert "5 (1 files unreadable)" in printed and "north" in printed
