@@ -33,6 +33,7 @@ CORE_MAY_IMPORT = {
     "vis": {"schema", "utils", "config", "layers"},
     "engine": {"schema", "utils", "config", "layers", "data", "modeling", "evaluation", "vis"},
     "search": {"schema", "utils", "config", "data", "modeling", "evaluation", "vis", "engine"},
+    "program": {"utils", "engine"},
     "testing": {"schema", "utils", "config", "layers", "data", "modeling", "evaluation", "engine"},
 }
 # documented under their own name although their package exports some of the same names
