@@ -27,6 +27,7 @@ from diffps.latents import LatentNoiser, encode_moments, image_digest
 from diffps.loading import DiffusionFolder, check_parts, parse_dtype
 from diffps.text import encode_text
 from diffps.unet_forward import UNetFeatures, nonfinite_names
+from diffps.winograd import MIN_CHANNELS, use_winograd
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,9 @@ class DiffusionBackbone(Backbone):
             vae.config.scaling_factor,
         )
         caches = open_cache(config, vae, unet, text, noiser, [*out_layers, *map_layers])
+        if config.WINOGRAD and dtype == torch.float32 and cfg.MODEL.DEVICE == "cpu":
+            for model in (vae, unet):
+                use_winograd(model, MIN_CHANNELS)
         features = UNetFeatures(
             unet,
             [*out_layers, *map_layers],

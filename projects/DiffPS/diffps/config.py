@@ -61,6 +61,9 @@ def _add_backbone(diffps: CN) -> None:
     backbone.WORDS = []
     # End the UNet's forward after the last activation that is wanted. Gives the same bits.
     backbone.TRUNCATE = True
+    # On a CPU in float32: 3x3 convolutions by Winograd's method. About 1.4 times as fast; results
+    # differ in the last bits, and their weights take 16/9 of the memory.
+    backbone.WINOGRAD = True
     # Keep attention layers in float32 whatever DTYPE is.
     backbone.UPCAST_ATTENTION = False
     # Infinities or NaN in the activations: "upcast" runs the image again with UPCAST_ATTENTION and
