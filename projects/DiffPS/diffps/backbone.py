@@ -19,15 +19,15 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffps.assembly import assemble
 from diffps.attention import minmax_normalize
 from diffps.cache import TensorCache
-from diffps.cache_identity import open_cache
-from diffps.hooks import Layer, find_layers, list_layers
+from diffps.compact import HiddenStateProjector
+from diffps.hooks import Layer, list_layers
 from diffps.latents import LatentNoiser, encode_moments, image_digest
 from diffps.loading import DiffusionFolder, check_parts, parse_dtype
 from diffps.text import encode_text
 from diffps.unet_forward import UNetFeatures, nonfinite_names
-from diffps.winograd import MIN_CHANNELS, use_winograd
 
 logger = logging.getLogger(__name__)
 
@@ -57,17 +57,18 @@ class DiffusionBackbone(Backbone):
         map_stride: int = 8,
         latent_cache: TensorCache | None = None,
         feature_cache: TensorCache | None = None,
+        projector: HiddenStateProjector | None = None,
     ) -> None:
         """
         Args:
-            unet: gives ``out_layers`` and ``map_layers``.
+            unet: gives ``out_layers`` and ``map_layers``, or what ``projector`` makes them from.
             map_layers: averaged, after resizing to ``map_stride``, into the feature ``attn``.
-            latent_cache, feature_cache: used where given.
+            latent_cache, feature_cache: used where given; the latter holds what ``unet`` gives.
         """
         super().__init__()
         # in a list, so that torch does not register them
         self._frozen = [vae, unet.unet]
-        self._unet, self._noiser = unet, noiser
+        self._unet, self._noiser, self._projector = unet, noiser, projector
         self.out_layers, self.map_layers = list(out_layers), list(map_layers)
         self.map_stride = map_stride
         self.latent_cache, self.feature_cache = latent_cache, feature_cache
@@ -100,48 +101,8 @@ class DiffusionBackbone(Backbone):
         )
         unet = folder.load_unet(dtype, config.FAMILY)
         vae = folder.load_vae(dtype)
-        latent_stride = 2 ** (len(vae.config.block_out_channels) - 1)
         check_parts(unet, vae, text.context.shape[2], config.MODEL)
-
-        available = list_layers(unet, latent_stride)
-        kinds = ("q", "k", "v", "xq", "vit", "res")
-        out_layers = find_layers(config.OUT_FEATURES, available, f"{_KEY}.OUT_FEATURES", kinds)
-        maps = [name if "map" in name else f"{name}_map" for name in config.ATTN.LAYERS]
-        map_layers = find_layers(maps, available, f"{_KEY}.ATTN.LAYERS", ("map",))
-        if not out_layers and not map_layers:
-            raise ValueError(f"{_KEY}.OUT_FEATURES and ATTN.LAYERS are both empty.")
-        noiser = LatentNoiser(
-            folder.load_alphas_cumprod(),
-            config.TIMESTEP,
-            config.NOISE,
-            config.VAE_SAMPLE,
-            vae.config.scaling_factor,
-        )
-        caches = open_cache(config, vae, unet, text, noiser, [*out_layers, *map_layers])
-        if config.WINOGRAD and dtype == torch.float32 and cfg.MODEL.DEVICE == "cpu":
-            for model in (vae, unet):
-                use_winograd(model, MIN_CHANNELS)
-        features = UNetFeatures(
-            unet,
-            [*out_layers, *map_layers],
-            text,
-            timestep=config.TIMESTEP,
-            latent_stride=latent_stride,
-            map_heads=config.ATTN.HEADS,
-            truncate=config.TRUNCATE,
-            upcast=config.UPCAST_ATTENTION,
-            on_nonfinite=config.NONFINITE,
-            compile_blocks=config.COMPILE,
-        )
-        return {
-            "vae": vae,
-            "unet": features,
-            "noiser": noiser,
-            "out_layers": out_layers,
-            "map_layers": map_layers,
-            "map_stride": config.ATTN.STRIDE,
-            **caches,
-        }
+        return assemble(cfg, vae, unet, text, folder.load_alphas_cumprod())
 
     @property
     def cache(self) -> TensorCache | None:
@@ -212,6 +173,8 @@ class DiffusionBackbone(Backbone):
                 some_keys = [keys[i] if keys else None for i in indices]
                 for i, result in zip(indices, self._run_group(crops, size, some_keys), strict=True):
                     results[i] = result
+        if self._projector is not None:
+            results = [self._projector(result, images.device) for result in results]
         size = tuple(map(self._round_up, images.shape[2:]))
         return self._collate(results, sizes, size, images.device)
 

@@ -71,7 +71,9 @@ def fill_cache(
     """
     cache = backbone.cache
     if cache is None:
-        raise ValueError("set MODEL.DIFFPS.BACKBONE.CACHE.KIND to 'latent' or 'feature'.")
+        raise ValueError(
+            "set MODEL.DIFFPS.BACKBONE.CACHE.KIND to 'latent', 'feature' or 'compact'."
+        )
     check_repeatable_images(cfg, is_train)
     records = DatasetCatalog.get(dataset_name)[part[0] :: part[1]]
     flips = is_train and cfg.INPUT.RANDOM_FLIP == "horizontal"

@@ -17,6 +17,7 @@ def add_diffps_config(cfg: CN) -> None:
     diffps = cfg.MODEL.DIFFPS
     _add_input(diffps)
     _add_backbone(diffps)
+    _add_resnet(diffps)
     _add_detection(diffps)
     _add_reid(diffps)
 
@@ -87,12 +88,25 @@ def _add_backbone(diffps: CN) -> None:
 
     # Results kept on disk.
     backbone.CACHE = CN()
-    # "none", "latent" (mean and std of the VAE, 0.4 MB per image of 1280 x 1280) or "feature" (all
-    # outputs, 86 MB). Flipped and otherwise transformed images count as images of their own.
+    # "none", "latent" (mean and std of the VAE, 0.4 MB per image of 1280 x 1280), "feature" (all
+    # outputs, 86 MB) or "compact" (53 MB: the hidden states that outputs are frozen projections of,
+    # which are applied at reading). Flipped and otherwise transformed images count as images of
+    # their own.
     backbone.CACHE.KIND = "none"
     backbone.CACHE.DIR = ""
     # Gigabytes (1e9 bytes) after which nothing is added; 0: no limit.
     backbone.CACHE.MAX_GB = 0.0
+
+
+def _add_resnet(diffps: CN) -> None:
+    """A trainable backbone to compare with: MODEL.BACKBONE.NAME ResNetActivations."""
+    # Widths and depths of its trunk are those of MODEL.SLIM_RESNET, names of its activations those
+    # of BACKBONE.OUT_FEATURES.
+    diffps.RESNET = CN()
+    # Channels of the activations of up-levels 1, 2 and 3 (strides 32, 16 and 8).
+    diffps.RESNET.CHANNELS = [1280, 640, 320]
+    # Length of the vectors that stand for SFAN's words.
+    diffps.RESNET.TEXT_DIM = 1024
 
 
 def _add_detection(diffps: CN) -> None:

@@ -86,7 +86,7 @@ def test_in_the_backbone(tiny_sd, monkeypatch):
     """The tiny model is too narrow for it to pay, so the limit is lifted."""
     images = torch.rand(2, 3, 64, 128) * 2 - 1
     expected = tiny_backbone(tiny_sd, WINOGRAD=False)(images)
-    monkeypatch.setattr("diffps.backbone.MIN_CHANNELS", 8)
+    monkeypatch.setattr("diffps.assembly.MIN_CHANNELS", 8)
     backbone = tiny_backbone(tiny_sd)
     counts = [sum(isinstance(m, WinogradConv2d) for m in part.modules()) for part in
               backbone._frozen]  # fmt: skip
