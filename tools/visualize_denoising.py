@@ -111,9 +111,9 @@ def denoising_panels(searcher, path: Path, seed: int, query_feat, score_thresh: 
 
     model = searcher.model
     picture = read_picture(path, searcher.image_format)
-    resized = searcher.resize.get_transform(picture).apply_image(picture)
-    item = {"image": torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))}
-    scale = np.array([picture.shape[i] / resized.shape[i] for i in (1, 0, 1, 0)])
+    item, _ = searcher.model_input(picture)
+    height, width = (old / new for old, new in zip(picture.shape, item["image"].shape[1:]))
+    scale = np.array([width, height, width, height])
     steps = model.denoising_steps([item], generator=seed)
     panels = [
         DenoisingPanel(

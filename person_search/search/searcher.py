@@ -20,7 +20,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 from tqdm import tqdm
 
-from person_search.data import BadImageError
+from person_search.data import BadImageError, build_mapper
 from person_search.engine import PersonSearchTrainer
 from person_search.search.gallery import Gallery
 from person_search.search.pictures import clip_box, read_picture
@@ -36,6 +36,7 @@ class PersonSearcher:
         image_format: order of the channels that it wants, ``cfg.INPUT.FORMAT``.
         min_size, max_size: shorter side to which pictures are resized, and bound of the longer.
         score_thresh: detections below it do not enter a gallery.
+        augmentations: what is done to pictures instead of that resizing, e.g. those of a mapper.
     """
 
     def __init__(
@@ -46,10 +47,12 @@ class PersonSearcher:
         min_size: int = 800,
         max_size: int = 1333,
         score_thresh: float = 0.5,
+        augmentations: T.AugmentationList | None = None,
     ) -> None:
         self.model = model.eval()
         self.image_format = image_format
-        self.resize = T.ResizeShortestEdge([min_size, min_size], max_size)
+        resize = T.ResizeShortestEdge([min_size, min_size], max_size)
+        self.augmentations = augmentations or T.AugmentationList([resize])
         self.score_thresh = score_thresh
 
     @classmethod
@@ -73,8 +76,7 @@ class PersonSearcher:
         return cls(
             model,
             image_format=cfg.INPUT.FORMAT,
-            min_size=cfg.INPUT.MIN_SIZE_TEST,
-            max_size=cfg.INPUT.MAX_SIZE_TEST,
+            augmentations=build_mapper(cfg, is_train=False).augmentations,
             score_thresh=cfg.TEST.PERSON_SEARCH.SCORE_THRESH,
         )
 
@@ -92,7 +94,7 @@ class PersonSearcher:
         picture = read_picture(path, self.image_format)
         height, width = picture.shape[:2]
         clipped = np.array([clip_box(box, width, height) for box in boxes]).reshape(-1, 4)
-        item, transform = self._model_input(picture)
+        item, transform = self.model_input(picture)
         scaled = torch.as_tensor(transform.apply_box(clipped), dtype=torch.float32)
         given = Instances(
             tuple(item["image"].shape[1:]),
@@ -109,7 +111,7 @@ class PersonSearcher:
         Args:
             picture: (H, W, 3) uint8 in ``image_format``.
         """
-        item, _ = self._model_input(picture)
+        item, _ = self.model_input(picture)
         item["height"], item["width"] = picture.shape[:2]
         instances = self.model([item])[0]["instances"].to("cpu")
         return instances[instances.scores >= self.score_thresh]
@@ -152,11 +154,11 @@ class PersonSearcher:
             left_out=left_out,
         )
 
-    def _model_input(self, picture: np.ndarray) -> tuple[dict, T.Transform]:
+    def model_input(self, picture: np.ndarray) -> tuple[dict, T.Transform]:
         """The model's input for a picture, and the resizing between them."""
-        transform = self.resize.get_transform(picture)
-        resized = transform.apply_image(picture)
-        image = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        aug_input = T.AugInput(picture)
+        transform = self.augmentations(aug_input)
+        image = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
         return {"image": image}, transform
 
 
