@@ -112,7 +112,9 @@ def denoising_panels(searcher, path: Path, seed: int, query_feat, score_thresh: 
     model = searcher.model
     picture = read_picture(path, searcher.image_format)
     item, _ = searcher.model_input(picture)
-    height, width = (old / new for old, new in zip(picture.shape, item["image"].shape[1:]))
+    height, width = (
+        old / new for old, new in zip(picture[..., 0].shape, item["image"].shape[1:], strict=True)
+    )
     scale = np.array([width, height, width, height])
     steps = model.denoising_steps([item], generator=seed)
     panels = [
