@@ -29,6 +29,7 @@ from diffps.det_aggregator import DetAggregator
 from diffps.dgrpn import DGRPN
 from diffps.initialization import initialize
 from diffps.msfrn import MSFRN
+from diffps.resnet_activations import ResNetActivations  # noqa: F401
 from diffps.roi_heads import DiffPSROIHeads
 
 
