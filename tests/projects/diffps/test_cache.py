@@ -390,7 +390,7 @@ def test_latents_are_shared_by_settings_that_do_not_concern_them(tiny_sd, tmp_pa
 
 def test_a_folder_that_cannot_be_made_is_named_with_its_key(tiny_sd, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"CACHE\.DIR cannot be used: (Not a|File exists).*/file"):
+    with pytest.raises(OSError, match=r"CACHE\.DIR cannot be used, (Not a|File exists).*/file"):
         cached(tiny_sd, tmp_path / "file", "latent")
 
 
