@@ -38,7 +38,7 @@ CORE_MAY_IMPORT = {
 }
 # documented under their own name although their package exports some of the same names
 PUBLIC_MODULES = ("detectron2.engine.hooks",)
-PROJECTS_MAY_IMPORT = {"schema", "utils", "config", "layers", "data", "modeling"}
+PROJECTS_MAY_IMPORT = {"schema", "utils", "config", "layers", "data", "modeling", "vis"}
 
 
 @dataclass(frozen=True)
