@@ -25,8 +25,8 @@ from diffps.cache import TensorCache
 from diffps.compact import HiddenStateProjector
 from diffps.hooks import Layer, list_layers
 from diffps.latents import LatentNoiser, encode_moments, image_digest
-from diffps.loading import DiffusionFolder, check_parts, parse_dtype
-from diffps.text import encode_text
+from diffps.loading import check_parts, open_folder, parse_dtype
+from diffps.text_file import get_text
 from diffps.unet_forward import UNetFeatures, nonfinite_names
 
 logger = logging.getLogger(__name__)
@@ -89,17 +89,10 @@ class DiffusionBackbone(Backbone):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         config = cfg.MODEL.DIFFPS.BACKBONE
         _check_input(cfg, input_shape)
-        folder = DiffusionFolder(
-            config.MODEL, config.REVISION, config.VARIANT, config.LOCAL_FILES_ONLY
-        )
+        folder = open_folder(config)
         dtype = parse_dtype(config.DTYPE)
-        text = encode_text(
-            folder,
-            config.PROMPT,
-            words=[*cfg.MODEL.DIFFPS.SFAN.PARTS, *config.WORDS],
-            map_word=config.ATTN.WORD if len(config.ATTN.LAYERS) else None,
-        )
         unet = folder.load_unet(dtype, config.FAMILY)
+        text = get_text(cfg, folder, unet)
         vae = folder.load_vae(dtype)
         check_parts(unet, vae, text.context.shape[2], config.MODEL)
         return assemble(cfg, vae, unet, text, folder.load_alphas_cumprod())
@@ -137,6 +130,14 @@ class DiffusionBackbone(Backbone):
                 "encoder was let go. Add words to MODEL.DIFFPS.BACKBONE.WORDS or SFAN.PARTS."
             )
         return self._word_vectors[[self._words.index(word) for word in words]]
+
+    def share_frozen(self, other: "DiffusionBackbone") -> None:
+        """Lets this copy of ``other`` hold the same frozen weights instead of a copy of them.
+
+        From then on both must stay on one device. ``SOLVER.EMA`` calls it.
+        """
+        self._frozen, self._unet, self._projector = other._frozen, other._unet, other._projector
+        self.latent_cache, self.feature_cache = other.latent_cache, other.feature_cache
 
     def _apply(self, fn, recurse: bool = True) -> "DiffusionBackbone":
         """Takes the frozen weights along when the model is moved."""

@@ -20,6 +20,7 @@ def add_diffps_config(cfg: CN) -> None:
     _add_resnet(diffps)
     _add_detection(diffps)
     _add_reid(diffps)
+    _add_embedder(diffps)
 
 
 def _add_input(diffps: CN) -> None:
@@ -60,6 +61,9 @@ def _add_backbone(diffps: CN) -> None:
     # Condition of the UNet, and further words whose text vectors are wanted beside SFAN.PARTS.
     backbone.PROMPT = "person"
     backbone.WORDS = []
+    # File of tools/encode_diffps_text.py that holds all of this encoded: the text encoder and the
+    # tokenizer are then neither loaded nor needed. Empty: encode at build.
+    backbone.TEXT_EMBEDS_FILE = ""
     # End the UNet's forward after the last activation that is wanted. Gives the same bits.
     backbone.TRUNCATE = True
     # On a CPU in float32: 3x3 convolutions by Winograd's method. About 1.4 times as fast; results
@@ -74,7 +78,12 @@ def _add_backbone(diffps: CN) -> None:
     # Compiling takes minutes, at the first image of a size.
     backbone.COMPILE = False
 
-    # Cross-attention map "attn" for DGRPN.
+    _add_attention_map(backbone)
+    _add_cache(backbone)
+
+
+def _add_attention_map(backbone: CN) -> None:
+    """The cross-attention map "attn" for DGRPN."""
     backbone.ATTN = CN()
     # Layers, heads and resolution differ: the release takes head [1] of u3r0 (stride 8), pictures
     # of the paper have the 40 x 40 cells of up-level 1. Several are averaged; [] heads: all.
@@ -86,7 +95,9 @@ def _add_backbone(diffps: CN) -> None:
     # Stride of the map given; maps of other strides are resized (bilinear).
     backbone.ATTN.STRIDE = 8
 
-    # Results kept on disk.
+
+def _add_cache(backbone: CN) -> None:
+    """Results of the frozen model, kept on disk."""
     backbone.CACHE = CN()
     # "none", "latent" (mean and std of the VAE, 0.4 MB per image of 1280 x 1280), "feature" (all
     # outputs, 86 MB) or "compact" (53 MB: the hidden states that outputs are frozen projections of,
@@ -141,7 +152,8 @@ def _add_detection(diffps: CN) -> None:
     # Inner channels of the bottlenecks (512 in ResNet-50); their output has four times as many.
     diffps.HEAD.RES5_WIDTH = 512
     # File with ImageNet weights of a torchvision ResNet-50, or "torchvision" to download them, or
-    # empty for random ones.
+    # empty for random ones. Read when a training starts, for what MODEL.WEIGHTS lack; neither a
+    # resumed training nor an evaluation needs them.
     diffps.HEAD.RES5_WEIGHTS = ""
     # Initialization of box predictor and embedder: "v1", "v2" (all normal with std 0.01, also the
     # norms; release, PRW) or "v2_keep_norm".
@@ -151,7 +163,7 @@ def _add_detection(diffps: CN) -> None:
 
 
 def _add_reid(diffps: CN) -> None:
-    """MSFRN, SFAN, embedder and OIM. Length of the embedding: MODEL.REID.EMBED_DIM."""
+    """MSFRN and SFAN."""
     # Multi-scale frequency refinement network (Eq. 5). ENABLED False adds up the levels unrefined.
     diffps.MSFRN = CN()
     diffps.MSFRN.ENABLED = True
@@ -184,7 +196,9 @@ def _add_reid(diffps: CN) -> None:
     # Map features to the text space with a 1x1 convolution first; needed if the widths differ.
     diffps.SFAN.PROJECT = False
 
-    # Re-ID RoIs and multi-granularity embedder.
+
+def _add_embedder(diffps: CN) -> None:
+    """Re-ID RoIs, embedder and OIM. Length of the embedding: MODEL.REID.EMBED_DIM."""
     diffps.REID = CN()
     # Pooled height and width, in cells.
     diffps.REID.POOL = [24, 12]

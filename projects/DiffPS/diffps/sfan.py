@@ -69,6 +69,10 @@ class SFAN(nn.Module):
             raise ValueError(f"MODEL.DIFFPS.SFAN.NORM is '{norm}'; it must be one of {_NORMS}.")
         if temperature <= 0:
             raise ValueError(f"MODEL.DIFFPS.SFAN.TEMPERATURE is {temperature}; it must be > 0.")
+        if len(text_vectors) == 0:
+            raise ValueError(
+                "MODEL.DIFFPS.SFAN.PARTS is empty: name at least one, or set SFAN.ENABLED False."
+            )
         text_dim = text_vectors.shape[1]
         if channels != text_dim and not project:
             raise ValueError(
