@@ -176,7 +176,7 @@ def _add_reid(diffps: CN) -> None:
     diffps.MSFRN.DIM = 1024
     # Refinement of sub-bands: "code" (bands replaced by non-negative ones) or "paper" (gates only).
     diffps.MSFRN.FRM_MODE = "code"
-    # Also refine the low-pass band (paper: True), and add the input to the result.
+    # Also refine the low-pass band (paper: True), and add the input to the result (paper: False).
     diffps.MSFRN.REFINE_LL = False
     diffps.MSFRN.RESIDUAL = True
 
