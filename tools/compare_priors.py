@@ -5,7 +5,7 @@
     python tools/compare_priors.py [--output output/priors] [--seeds 1] [--prior FOLDER]
 
     trained   a tiny diffusion model that was trained on synthetic scenes, frozen (the prior)
-    random    the same one with random weights in the UNet, frozen; VAE and text encoder are kept
+    random    the same one with random weights in UNet and text encoder, frozen; the VAE is kept
     scratch   no prior: a ResNet with FPN of like cost, which trains together with the heads
 
 The heads and their recipe are the same. The number of iterations differs, so that all trainings
@@ -115,7 +115,7 @@ class Comparison:
             self.command(
                 "random",
                 f"tools/make_tiny_diffusion.py {self.folder('random')} --like {self.prior} "
-                "--keep vae text_encoder",
+                "--keep vae",
             )
 
     def folder(self, variant: str) -> Path:
