@@ -76,7 +76,8 @@ class PlainBackbone(Backbone):
         """
         super().__init__()
         self._frozen = [vae, unet]
-        self.context, self.layers, self.map_layer = context, list(layers), map_layer
+        self.register_buffer("context", context, persistent=False)
+        self.layers, self.map_layer = list(layers), map_layer
         self.head, self.token = head, token
         self.timestep, self.alpha_bar = timestep, alpha_bar
         self._divisibility = max(layer.stride for layer in list_layers(unet).values())
@@ -87,6 +88,12 @@ class PlainBackbone(Backbone):
     @property
     def size_divisibility(self) -> int:
         return self._divisibility
+
+    def _apply(self, fn, recurse: bool = True) -> "PlainBackbone":
+        """Takes the frozen weights along when the model is moved."""
+        for module in self._frozen:
+            module._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     @torch.no_grad()
     def forward(

@@ -122,7 +122,9 @@ def random_parts(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         width = UNET_CONFIGS[family]["cross_attention_dim"]
-        unet, vae = (build(family).to(dtype) for build in (build_unet, build_vae))
+        unet, vae = build_unet(family), build_vae(family)
+        for weight in (*unet.parameters(), *vae.parameters()):
+            weight.data = weight.data.to(dtype)
         context = torch.randn(1, _NUM_TOKENS, width)
         vectors = {word: torch.randn(width) for word in words}
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
