@@ -18,6 +18,7 @@ MODEL.DIFFPS.BACKBONE.TIMESTEP.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from person_search.program import run_program
 
 FIGURES = ("attention", "pca", "dgrpn", "msfrn", "sfan")
 MAX_BOXES = 4
+CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,7 +57,12 @@ def parse_args() -> argparse.Namespace:
     add("--size", type=int, default=300, help="width of a panel in pixels")
     add("--traceback", action="store_true", help="show where an error was raised")
     add("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE pairs")
-    args = parser.parse_args()
+    # an option of several values would take the overrides behind it for values of its own
+    words = sys.argv[1:]
+    keys = [i for i, word in enumerate(words) if CONFIG_KEY.fullmatch(word)]
+    start = keys[0] if keys else len(words)
+    args = parser.parse_args(words[:start])
+    args.opts += words[start:]
     if not 120 <= args.size <= 2000:
         parser.error(f"--size is {args.size}; it must be from 120 to 2000")
     if args.box and args.dataset:
