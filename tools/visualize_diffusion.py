@@ -87,7 +87,7 @@ def visualize(args: argparse.Namespace) -> None:
     wanted = args.figures or FIGURES
     panel = args.size, max(1, round(args.size * picture.shape[0] / picture.shape[1]))
     sheets = {}
-    if {"attention", "pca"} & set(wanted):
+    if {"attention", "pca"} & set(wanted) and has_diffusion(cfg, needed=bool(args.figures)):
         sheets |= draw_backbone(args, cfg, subject, wanted, panel)
     if {"dgrpn", "msfrn", "sfan"} & set(wanted):
         sheets |= draw_heads(args, cfg, subject, wanted, panel)
@@ -127,6 +127,22 @@ def box_area(box) -> float:
     return float((box[2] - box[0]) * (box[3] - box[1]))
 
 
+def has_diffusion(cfg, needed: bool) -> bool:
+    """Whether the backbone is a diffusion model; a warning, or an error if needed, where not."""
+    import logging
+
+    if cfg.MODEL.BACKBONE.NAME == "DiffusionBackbone":
+        return True
+    message = (
+        f"MODEL.BACKBONE.NAME is '{cfg.MODEL.BACKBONE.NAME}': attention and pca look into a "
+        "DiffusionBackbone."
+    )
+    if needed:
+        raise ValueError(f"{message} Leave them out of --figures.")
+    logging.getLogger("person_search").warning("%s They are left out.", message)
+    return False
+
+
 def draw_backbone(args, cfg, subject, wanted, panel) -> dict:
     """The figures of the frozen model; its memory is free again afterwards."""
     from diffps.vis import (
@@ -138,11 +154,6 @@ def draw_backbone(args, cfg, subject, wanted, panel) -> dict:
     )
 
     backbone = cfg.MODEL.DIFFPS.BACKBONE
-    if cfg.MODEL.BACKBONE.NAME != "DiffusionBackbone":
-        raise ValueError(
-            f"MODEL.BACKBONE.NAME is '{cfg.MODEL.BACKBONE.NAME}': attention and pca look into a "
-            "DiffusionBackbone. Leave them out with --figures."
-        )
     probe = DiffusionProbe.from_config(cfg)
     image = probe.encode(subject.item["image"])
     sheets = {}

@@ -99,6 +99,7 @@ def test_weights_bring_their_number_of_identities(run, place):
         (["--dataset", "nowhere"], "there is no data set 'nowhere'"),
         (["--figures", "dgrpn", "MODEL.WEIGHTS", "none.pth"], "there is no weight file"),
         (["--figures", "dgrpn", "MODEL.WEIGHTS", __file__], "damaged, or is none"),
+        (["--figures", "pca", "MODEL.BACKBONE.NAME", "ResNetActivations"], "Leave them out of"),
         (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "this tool is for DiffPS"),
         (["--size", 10], "--size is 10"),
     ],
