@@ -27,6 +27,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from person_search.program import run_program
@@ -136,55 +137,48 @@ def measure_frozen(cfg, args: argparse.Namespace, result: Result) -> None:
 
     image = random_image(args, args.size)
     with tempfile.TemporaryDirectory() as folder:
-        compact_cfg = with_cache(cfg, "compact", folder)
         plain = build_plain_backbone(cfg).to(args.device)
+        compact_cfg = with_cache(cfg, "compact", folder)
         fast, compact = (build_backbone(c).to(args.device) for c in (cfg, compact_cfg))
-        latent_cache, feature_cache = open_caches(folder)
-        result.differences = check_equal(plain(image), fast(image), args.dtype)
+        caches = open_caches(folder) | {"compact": compact.cache}
+        run = partial(run_with_caches, fast, image)
+        # everything runs once before it is timed, and fills its cache
         latents = plain.encode(image)
-        keys = ["ab" * 20]
-
-        def cached(kind: str) -> Callable[[], object]:
-            def run() -> object:
-                fast.latent_cache = latent_cache if kind == "latent" else None
-                fast.feature_cache = feature_cache if kind == "feature" else None
-                try:
-                    return fast(image, keys=keys)
-                finally:
-                    fast.latent_cache = fast.feature_cache = None
-
-            return run
-
+        result.differences = check_equal(plain.run_unet(latents), run(caches), args.dtype)
+        run_compact = partial(run_with_caches, compact, image)
+        run_compact(caches | {"feature": caches["compact"]})
         times = time_interleaved(
             {
                 "plain VAE": lambda: plain.encode(image),
                 "plain UNet": lambda: plain.run_unet(latents),
-                "fast VAE": lambda: fast._encode(image),
-                "fast UNet": lambda: fast._unet(latents, (args.size, args.size)),
-                "fast": lambda: fast(image),
-                "latent": cached("latent"),
-                "feature": cached("feature"),
-                "compact": lambda: compact(image, keys=keys),
+                "none": lambda: run({}),
+                "latent": lambda: run({"latent": caches["latent"]}),
+                "feature": lambda: run({"feature": caches["feature"]}),
+                "compact": lambda: run_compact({"feature": caches["compact"]}),
             },
             *(args.repeats, args.device, args.clock),
+            warm_up=False,
         )
-        caches = {"latent": latent_cache, "feature": feature_cache, "compact": compact.cache}
         result.cache_mb = {name: cache.bytes / 1e6 for name, cache in caches.items()}
     whole = [a + b for a, b in zip(times["plain VAE"], times["plain UNet"], strict=True)]
     rows = [
-        Timing("UNet, whole, explicit attention", times["plain UNet"], times["plain UNet"]),
-        Timing("UNet, truncated, fused (a)", times["fast UNet"], times["plain UNet"]),
-        Timing("VAE, as it is", times["plain VAE"], times["plain VAE"]),
-        Timing("VAE of ours", times["fast VAE"], times["plain VAE"]),
-        Timing("frozen part, way of the release", whole, whole),
-        Timing("frozen part, no cache (b)", times["fast"], whole),
-        Timing("frozen part, latent cache (c)", times["latent"], whole),
-        Timing("frozen part, compact feature cache", times["compact"], whole),
-        Timing("frozen part, feature cache (d)", times["feature"], whole),
+        Timing("UNet alone, whole, explicit attention", times["plain UNet"], times["plain UNet"]),
+        Timing("UNet alone, as here (a)", times["latent"], times["plain UNet"]),
+        Timing("VAE and UNet, way of the release", whole, whole),
+        Timing("VAE and UNet, as here, no cache (b)", times["none"], whole),
+        Timing("with the latent cache (c)", times["latent"], whole),
+        Timing("with the compact feature cache", times["compact"], whole),
+        Timing("with the feature cache (d)", times["feature"], whole),
     ]
     show_rows(f"Frozen part, image of {args.size} x {args.size}", rows, result)
     if args.profile:
-        print_profile(lambda: fast._unet(latents, (args.size, args.size)), args)
+        print_profile(lambda: run({"latent": caches["latent"]}), args)
+
+
+def run_with_caches(backbone, image, caches: dict) -> dict:
+    """Features of an image, with the caches given, by kind, and no other."""
+    backbone.latent_cache, backbone.feature_cache = caches.get("latent"), caches.get("feature")
+    return backbone(image, keys=["ab" * 20])
 
 
 def with_cache(cfg, kind: str, folder: str):
@@ -192,16 +186,16 @@ def with_cache(cfg, kind: str, folder: str):
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DIFFPS.BACKBONE.CACHE.KIND, cfg.MODEL.DIFFPS.BACKBONE.CACHE.DIR = kind, folder
-    # it is filled once and then read, so its UNet needs no weights of its own
+    # it runs once, to fill the cache, so its UNet needs no weights of its own
     cfg.MODEL.DIFFPS.BACKBONE.WINOGRAD = False
     return cfg
 
 
-def open_caches(folder: str) -> list:
+def open_caches(folder: str) -> dict:
     """Empty caches of latents and of features."""
     from diffps.cache import TensorCache
 
-    return [TensorCache(folder, kind, {"of": "a benchmark"}) for kind in ("latent", "feature")]
+    return {kind: TensorCache(folder, kind, {"of": "this"}) for kind in ("latent", "feature")}
 
 
 def print_profile(function: Callable[[], object], args: argparse.Namespace) -> None:
@@ -241,21 +235,19 @@ def measure_step(cfg, args: argparse.Namespace, result: Result) -> None:
         model.zero_grad(set_to_none=True)
 
     with tempfile.TemporaryDirectory() as folder, EventStorage():
-        latent_cache, feature_cache = open_caches(folder)
+        caches = open_caches(folder)
 
-        def variant(backbone, latent=None, feature=None) -> Callable[[], None]:
-            def run() -> None:
-                model.backbone = backbone
-                fast.latent_cache, fast.feature_cache = latent, feature
-                step()
-
-            return run
+        def step_with(backbone, kind: str = "") -> None:
+            model.backbone = backbone
+            fast.latent_cache = caches.get(kind) if kind == "latent" else None
+            fast.feature_cache = caches.get(kind) if kind == "feature" else None
+            step()
 
         variants = {
-            "none, way of the release": variant(plain),
-            "none": variant(fast),
-            "latent cache": variant(fast, latent=latent_cache),
-            "feature cache": variant(fast, feature=feature_cache),
+            "none, way of the release": partial(step_with, plain),
+            "none": partial(step_with, fast),
+            "latent cache": partial(step_with, fast, "latent"),
+            "feature cache": partial(step_with, fast, "feature"),
         }
         times = time_interleaved(variants, args.repeats, args.device, args.clock)
         trainable = teraflops(variants["feature cache"])
@@ -315,18 +307,20 @@ def measure_memory(cfg, args: argparse.Namespace, result: Result) -> None:
     cfg.defrost()
     cfg.MODEL.DIFFPS.BACKBONE.WINOGRAD = False  # as in half precision
     plain, fast = (build(cfg).to(args.device) for build in (build_plain_backbone, build_backbone))
-    parts = {
-        "UNet, way of the release": lambda image, latents: plain.run_unet(latents),
-        "UNet, ours": lambda image, latents: fast._unet(latents, tuple(image.shape[2:])),
-        "VAE": lambda image, latents: plain.encode(image),
-    }
     for size in (64, *sorted(set(args.memory_sizes))):
         image = random_image(args, size)
         latents = plain.encode(image)
-        for name, run in parts.items():
-            peak = peak_bytes(lambda run=run, x=image, z=latents: run(x, z), args.device)
-            if size > 64:  # the first calls, where libraries take memory of their own
-                result.memory.append({"part": name, "size": size, "gb": peak / 1e9})
+        with tempfile.TemporaryDirectory() as folder:
+            cache = open_caches(folder)["latent"]
+            cache.put("ab" * 20, {"moments": latents[0].repeat(2, 1, 1)})  # of the right shape
+            for name, run in {
+                "VAE": partial(plain.encode, image),
+                "UNet, way of the release": partial(plain.run_unet, latents),
+                "UNet, as here": partial(run_with_caches, fast, image, {"latent": cache}),
+            }.items():
+                peak = peak_bytes(run, args.device)
+                if size > 64:  # the first calls, where libraries take memory of their own
+                    result.memory.append({"part": name, "size": size, "gb": peak / 1e9})
     show_memory(args, result)
 
 
@@ -399,7 +393,7 @@ def show_memory(args: argparse.Namespace, result: Result) -> None:
     out = console()
     out.print(f"\n[bold]Peak memory per image beyond weights and image, {result.device}")
     out.print(table)
-    release, ours, vae = full.values()
+    vae, release, ours = full.values()
     saved = max(release, vae) - max(ours, vae)
     result.memory.append({"part": "saved", "size": FULL_SIZE, "gb": saved})
     out.print(
@@ -416,8 +410,8 @@ def benchmark(args: argparse.Namespace) -> None:
     result = Result(args.device, args.dtype, args.size)
     for part, measure in (
         ("frozen", measure_frozen),
-        ("memory", measure_memory),
         ("step", measure_step),
+        ("memory", measure_memory),
     ):
         if part in args.parts:
             measure(cfg, args, result)

@@ -44,14 +44,16 @@ def time_interleaved(
     repeats: int,
     device: str | torch.device = "cpu",
     clock: str = "wall",
+    warm_up: bool = True,
 ) -> dict[str, list[float]]:
-    """Calls every variant once per repeat, in changing order, after one round to warm up.
+    """Calls every variant once per repeat, in changing order.
 
     Work of others then slows all alike, so that ratios within a repeat mean something. A GPU is
     waited for before and after each call.
 
     Args:
         clock: ``wall``, or ``cpu`` for the time of this process alone.
+        warm_up: call each once before; not needed where they have run already.
 
     Returns:
         Milliseconds of each variant in each repeat.
@@ -62,7 +64,7 @@ def time_interleaved(
     wait = torch.cuda.synchronize if on_gpu else (lambda: None)
     names = list(variants)
     times: dict[str, list[float]] = {name: [] for name in names}
-    for repeat in range(-1, repeats):
+    for repeat in range(-1 if warm_up else 0, repeats):
         turn = repeat % len(names)
         for name in names[turn:] + names[:turn]:
             wait()
