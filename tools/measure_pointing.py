@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Measures whether the cross-attention of a diffusion model finds people, against chance.
 
@@ -10,37 +10,41 @@ all of them. Peaks and energy: diffps/prior/pointing.py.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from detectron2.data import DatasetCatalog
-from tabulate import tabulate
+from person_search.program import run_program
 
-from diffps.prior.captions import PARTS, PERSON
-from diffps.prior.pointing import AttentionMaps, Pointing, measure, read_picture
-from person_search import data  # noqa: F401  registers the data sets
+if TYPE_CHECKING:
+    from diffps.prior.pointing import Pointing
+
+    Results = dict[tuple[str, str, str], Pointing]
 
 PLACES = [f"u{level}r{repeat}" for level in (1, 2, 3) for repeat in (0, 1, 2)]
-Results = dict[tuple[str, str, str], Pointing]
+WORDS = ["person", "head", "shirts", "pants", "shoes"]
 
 
-def build_parser() -> argparse.ArgumentParser:
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", nargs="+", help="models in diffusers format")
     parser.add_argument("--dataset", default="synthetic_cuhk_sysu",
-                        help="_train of it chooses layer and head, _test is measured")  # fmt: skip
+                        help="<dataset>_train chooses, <dataset>_test is measured")  # fmt: skip
     parser.add_argument("--images", type=int, default=150, help="at most so many of each")
     parser.add_argument("--layers", nargs="+", default=PLACES)
-    parser.add_argument("--words", nargs="+", default=[PERSON, *PARTS])
+    parser.add_argument("--words", nargs="+", default=WORDS)
     parser.add_argument("--timestep", type=int, default=0)
     parser.add_argument("--max-pixels", type=int, default=256 * 320, help="size of the images")
     parser.add_argument("--table", action="store_true", help="all layers and heads, not the best")
-    return parser
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    return parser.parse_args()
 
 
 def rows_of(folder: str, args: argparse.Namespace, splits: dict[str, list]) -> list[list]:
     """Rows of the printed table for one model."""
+    from diffps.prior.pointing import AttentionMaps, measure
+
     maps = AttentionMaps(folder, args.layers, args.words, args.timestep)
     test = measure(maps, splits["test"])
     chosen = list(test)
@@ -53,26 +57,31 @@ def rows_of(folder: str, args: argparse.Namespace, splits: dict[str, list]) -> l
     ]
 
 
-def best_place(results: Results, word: str) -> tuple[str, str, str]:
+def best_place(results: "Results", word: str) -> tuple[str, str, str]:
     """The layer and head with the best peaks, of equal ones that with more energy."""
     mine = {key: value for key, value in results.items() if key[0] == word}
     return max(mine, key=lambda key: (mine[key].accuracy, mine[key].energy))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    try:
-        splits = {}
-        for split in ("test",) if args.table else ("train", "test"):
-            records = DatasetCatalog.get(f"{args.dataset}_{split}")[: args.images]
-            splits[split] = [read_picture(record, args.max_pixels) for record in records]
-        rows = [row for folder in args.folders for row in rows_of(folder, args, splits)]
-    except (ValueError, FileNotFoundError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def work(args: argparse.Namespace) -> None:
+    """Measures all folders and prints one table."""
+    from detectron2.data import DatasetCatalog
+    from tabulate import tabulate
+
+    from diffps.prior.pointing import read_picture
+    from person_search import data  # noqa: F401  registers the data sets
+
+    splits = {}
+    for split in ("test",) if args.table else ("train", "test"):
+        records = DatasetCatalog.get(f"{args.dataset}_{split}")[: args.images]
+        splits[split] = [read_picture(record, args.max_pixels) for record in records]
+    rows = [row for folder in args.folders for row in rows_of(folder, args, splits)]
     header = ["model", "word", "layer", "head", "peak in box %", "chance %", "in / out", "images"]
     print(tabulate(rows, header, floatfmt=(*[""] * 4, ".1f", ".1f", ".2f", "d")))
-    return 0
+
+
+def main() -> int:
+    return run_program(work, parse_args())
 
 
 if __name__ == "__main__":

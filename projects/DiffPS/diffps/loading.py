@@ -159,7 +159,7 @@ class DiffusionFolder:
 
             # asked for explicitly, or diffusers complains where accelerate is not installed
             options["low_cpu_mem_usage"] = is_accelerate_available()
-        quiet = _no_progress_bars() if self.is_local else nullcontext()
+        quiet = no_progress_bars() if self.is_local else nullcontext()
         with self._explained(part), quiet:
             model, info = model_class.from_pretrained(
                 self.model, torch_dtype=dtype, output_loading_info=True, **options
@@ -218,17 +218,19 @@ def open_folder(config: CfgNode) -> DiffusionFolder:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Bars for reading a file that takes seconds spoil logs; downloads keep theirs."""
+def no_progress_bars() -> Iterator[None]:
+    """Bars for files that take seconds to read or write spoil logs; downloads keep theirs."""
+    from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    shown = [m for m in (diffusers_logging, transformers_logging) if m.is_progress_bar_enabled()]
+    for module in shown:
+        module.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
+        for module in shown:
+            module.enable_progress_bar()
 
 
 def check_family(shape: UNetShape, family: str, model: str) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from diffps.loading import no_progress_bars
+
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
@@ -88,7 +90,8 @@ def save_pipeline(pipeline: Any, folder: str | os.PathLike, dtype: torch.dtype) 
     for model in (pipeline.unet, pipeline.vae):
         for weight in model.parameters():
             weight.data = weight.data.to(dtype)
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    with no_progress_bars():
+        pipeline.save_pretrained(folder, safe_serialization=True)
 
 
 def write_random_like(
@@ -115,7 +118,10 @@ def write_random_like(
         raise ValueError(f"parts to keep are {unknown}; allowed: {RANDOM_PARTS}")
     if not Path(model, "model_index.json").is_file():
         raise FileNotFoundError(f"{model} is no folder in diffusers format: no model_index.json")
-    pipeline = StableDiffusionPipeline.from_pretrained(model, local_files_only=True)
+    with no_progress_bars():
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            model, local_files_only=True, low_cpu_mem_usage=False
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for part in RANDOM_PARTS:

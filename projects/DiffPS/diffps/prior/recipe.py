@@ -47,7 +47,7 @@ class PriorOptions:
     """
 
     seed: int = 0
-    vae_iterations: int = 4000
+    vae_iterations: int = 3000
     iterations: int = 4500
     vae_lr: float = 2e-3
     lr: float = 1e-3

@@ -42,7 +42,7 @@ class SceneOptions:
         empty_share: share of scenes without people.
     """
 
-    count: int = 1500
+    count: int = 2000
     seed: int = 7_000
     cameras: int = 40
     size: tuple[int, int] = (320, 240)
