@@ -54,7 +54,27 @@ def assemble(
     if config.WINOGRAD and cfg.MODEL.DEVICE == "cpu":
         for model in (vae, unet):
             use_winograd(model, MIN_CHANNELS)
-    features = UNetFeatures(
+    return {
+        "vae": vae,
+        "unet": _make_features(config, unet, layers, text, latent_stride),
+        "noiser": noiser,
+        "out_layers": out_layers,
+        "map_layers": map_layers,
+        "map_stride": config.ATTN.STRIDE,
+        "projector": projector,
+        **caches,
+    }
+
+
+def _make_features(
+    config: CfgNode,
+    unet: nn.Module,
+    layers: list[Layer],
+    text: TextConditioning,
+    latent_stride: int,
+) -> UNetFeatures:
+    """The UNet that gives the outputs of ``layers``."""
+    return UNetFeatures(
         unet,
         layers,
         text,
@@ -66,16 +86,6 @@ def assemble(
         on_nonfinite=config.NONFINITE,
         compile_blocks=config.COMPILE,
     )
-    return {
-        "vae": vae,
-        "unet": features,
-        "noiser": noiser,
-        "out_layers": out_layers,
-        "map_layers": map_layers,
-        "map_stride": config.ATTN.STRIDE,
-        "projector": projector,
-        **caches,
-    }
 
 
 def _wanted_layers(config: CfgNode, available: dict[str, Layer]) -> tuple[list[Layer], list[Layer]]:

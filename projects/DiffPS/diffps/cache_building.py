@@ -81,8 +81,7 @@ def fill_cache(
     loader = DataLoader(
         images, batch_size=None, num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=_as_it_is
     )
-    counts = CacheCounts()
-    per_image = 2 if flips else 1
+    counts, per_image = CacheCounts(), 2 if flips else 1
     bar = tqdm(loader, desc=dataset_name, unit="image", disable=not progress)
     for items in bar:
         if not items:
