@@ -22,7 +22,6 @@ MIN_CHANNELS = 128
 
 _STRIP_FLOATS = 2_000_000  # of intermediate results: 8 MB stay in a cache
 _STRIP_TILES = 256  # at least, or the matrix products become slow
-_G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
 class WinogradConv2d(nn.Module):
@@ -96,10 +95,17 @@ def _output_combinations(m: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def transform_weight(weight: Tensor) -> Tensor:
-    """G g G^T: (D, C, 3, 3) -> (16, C, D), computed in float64."""
-    g = torch.tensor(_G, dtype=torch.float64, device=weight.device)
-    transformed = torch.einsum("ai,dcij,bj->abcd", g, weight.double(), g)
-    return transformed.flatten(0, 1).to(weight.dtype).contiguous()
+    """G g G^T: (D, C, 3, 3) -> (16, C, D)."""
+    g = weight.permute(2, 3, 1, 0).contiguous()
+    rows = _kernel_combinations(g)
+    transformed = _kernel_combinations(rows.transpose(0, 1)).transpose(0, 1)
+    return transformed.reshape(16, *g.shape[2:])
+
+
+def _kernel_combinations(g: Tensor) -> Tensor:
+    """G along the first axis: (3, ...) -> (4, ...)."""
+    outer, inner = (g[0] + g[2]) / 2, g[1] / 2
+    return torch.stack([g[0], outer + inner, outer - inner, g[2]])
 
 
 def is_suitable(module: nn.Module, min_channels: int = MIN_CHANNELS) -> bool:

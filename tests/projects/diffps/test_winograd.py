@@ -40,7 +40,9 @@ def test_a_tile_by_the_formula():
     conv.weight.copy_(g)
     bt = torch.tensor([[1.0, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
     at = torch.tensor([[1.0, 1, 1, 0], [0, 1, -1, -1]])
+    weight = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
     transformed = transform_weight(conv.weight).view(4, 4)
+    assert torch.equal(transformed, weight @ g @ weight.T)
     expected = at @ (transformed * (bt @ F.pad(d, (1, 1, 1, 1)) @ bt.T)) @ at.T
     assert torch.equal(WinogradConv2d(conv)(d[None, None])[0, 0], expected)
     # the upper left output is d * g with g's center on it: 1*1 -2*2 +4*4 +3*5 = 28
