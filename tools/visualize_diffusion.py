@@ -88,11 +88,11 @@ def visualize(args: argparse.Namespace) -> None:
     panel = args.size, max(1, round(args.size * picture.shape[0] / picture.shape[1]))
     sheets = {}
     if {"attention", "pca"} & set(wanted) and has_diffusion(cfg, needed=bool(args.figures)):
-        sheets |= draw_backbone(args, cfg, subject, wanted, panel)
+        for name, sheet in draw_backbone(args, cfg, subject, wanted, panel):
+            sheets[name] = write(args.output / f"{name}.png", sheet)
     if {"dgrpn", "msfrn", "sfan"} & set(wanted):
-        sheets |= draw_heads(args, cfg, subject, wanted, panel)
-    for name, sheet in sheets.items():
-        write(args.output / f"{name}.png", sheet)
+        for name, sheet in draw_heads(args, cfg, subject, wanted, panel):
+            sheets[name] = write(args.output / f"{name}.png", sheet)
     if len(sheets) > 1:
         page = stack_sheets(list(sheets.values()), f"Inside DiffPS: {subject.name}")
         write(args.output / "overview.png", page)
@@ -143,8 +143,8 @@ def has_diffusion(cfg, needed: bool) -> bool:
     return False
 
 
-def draw_backbone(args, cfg, subject, wanted, panel) -> dict:
-    """The figures of the frozen model; its memory is free again afterwards."""
+def draw_backbone(args, cfg, subject, wanted, panel):
+    """Gives the figures of the frozen model; its memory is free again afterwards."""
     from diffps.vis import (
         AttentionOptions,
         DiffusionProbe,
@@ -156,7 +156,6 @@ def draw_backbone(args, cfg, subject, wanted, panel) -> dict:
     backbone = cfg.MODEL.DIFFPS.BACKBONE
     probe = DiffusionProbe.from_config(cfg)
     image = probe.encode(subject.item["image"])
-    sheets = {}
     if "attention" in wanted:
         heads, average = parse_heads(args.heads, list(backbone.ATTN.HEADS))
         words = args.words or args.prompt.split() or ["person", *cfg.MODEL.DIFFPS.SFAN.PARTS]
@@ -169,16 +168,15 @@ def draw_backbone(args, cfg, subject, wanted, panel) -> dict:
             scale=args.scale,
             timestep=backbone.TIMESTEP,
         )
-        sheets["attention"] = draw_attention(probe, image, subject, options, panel)
+        yield "attention", draw_attention(probe, image, subject, options, panel)
     if "pca" in wanted:
         probe.noise = args.noise
         groups = group_by_level(list(backbone.OUT_FEATURES))
         if args.features:
             groups = {name: [name] for name in args.features}
-        sheets["pca"] = draw_pca(
-            probe, image, subject, groups, backbone.PROMPT, args.timesteps, args.fit, panel
-        )
-    return sheets
+        prompt = backbone.PROMPT
+        sheet = draw_pca(probe, image, subject, groups, prompt, args.timesteps, args.fit, panel)
+        yield "pca", sheet
 
 
 def parse_heads(texts: list[str], configured: list[int]) -> tuple[list[int], bool]:
@@ -192,8 +190,8 @@ def parse_heads(texts: list[str], configured: list[int]) -> tuple[list[int], boo
     return [int(text) for text in texts], False
 
 
-def draw_heads(args, cfg, subject, wanted, panel) -> dict:
-    """The figures of the trainable parts."""
+def draw_heads(args, cfg, subject, wanted, panel):
+    """Gives the figures of the trainable parts."""
     import logging
 
     from diffps.vis import HeadsView, draw_dgrpn, draw_msfrn, draw_sfan
@@ -213,17 +211,17 @@ def draw_heads(args, cfg, subject, wanted, panel) -> dict:
         "msfrn": lambda: draw_msfrn(view, panel, args.msfrn_level),
         "sfan": lambda: draw_sfan(view, parts, tile, MAX_BOXES),
     }
-    sheets = {}
     for name, draw in drawers.items():
         if name not in wanted:
             continue
         try:
-            sheets[name] = draw()
+            sheet = draw()
         except ValueError as e:
             if args.figures:  # asked for by name
                 raise
             logging.getLogger("person_search").warning("Left out %s: %s", name, e)
-    return sheets
+        else:
+            yield name, sheet
 
 
 def load_model(cfg) -> tuple:
@@ -235,6 +233,7 @@ def load_model(cfg) -> tuple:
     path = cfg.MODEL.WEIGHTS
     cfg = cfg.clone()
     cfg.defrost()
+    cfg.MODEL.DIFFPS.BACKBONE.CACHE.KIND = "none"  # that of a training is for its pictures
     # the size of the look-up table, which no figure shows, is the one of the weights
     cfg.MODEL.REID.NUM_PIDS = saved_identities(path) or cfg.MODEL.REID.NUM_PIDS or 1
     if path:
@@ -271,15 +270,16 @@ def with_detections(cfg, path, subject, model):
     return make_subject(cfg, path, subject.picture, np.asarray(boxes), "detected")
 
 
-def write(path: Path, sheet) -> None:
-    """Writes a PNG completely or not at all, and says where."""
+def write(path: Path, sheet):
+    """Writes a PNG completely or not at all, says where, and returns the sheet."""
     from person_search.evaluation.predictions import write_atomically
     from person_search.vis import encode_picture
 
     path.parent.mkdir(parents=True, exist_ok=True)
     content = encode_picture(sheet, path.suffix, max_bytes=3_000_000)
     write_atomically(path, lambda file: file.write(content))
-    print(path)
+    print(path, flush=True)
+    return sheet
 
 
 def main() -> int:

@@ -99,7 +99,7 @@ def draw_dgrpn(view: HeadsView, panel_size: tuple[int, int]) -> Image.Image:
             Panel(subject.with_boxes(scene), subject.name, boxes),
             Panel(subject.with_boxes(looks), "attention and its peaks",
                   f"{found} peaks above τ = {modulator.tau:g}", (0.0, 1.0)),
-            Panel(bumps, "Gaussians G (Eq. 2, 3)", "ellipse: where one has fallen to 1/e",
+            Panel(bumps, "Gaussians G (Eq. 2, 3)", "ellipse: fallen to 1/e",
                   (0.0, 1.0)),
         ]
     )  # fmt: skip
@@ -114,7 +114,7 @@ def draw_dgrpn(view: HeadsView, panel_size: tuple[int, int]) -> Image.Image:
     return draw_sheet(
         [first, second],
         panel_size,
-        title="DGRPN: the detector is shown where the word looks",
+        title="DGRPN: amplified where the word looks",
         caption=view.caption(
             "A Gaussian stands on each peak of the attention, as wide as the attention around it; "
             "the map that the RPN reads is amplified there."
@@ -249,7 +249,7 @@ def draw_sfan(
     return draw_sheet(
         rows,
         tile,
-        title="SFAN: which cells of a person look like which part",
+        title="SFAN: cells that look like a part",
         caption=view.caption(
             f"Pooled to {h} × {w} cells, compared with the text of each part; the part maps "
             "of a person share one scale. Features are multiplied by the factor, which comes of "
