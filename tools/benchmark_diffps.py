@@ -71,8 +71,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="cpu: time of this process alone, for a busy machine; one thread on a CPU only",
     )  # fmt: skip
     parser.add_argument(
-        "--memory-sizes", type=int, nargs="+", default=[256, 384, 512],
-        help="sides at which memory is measured, three at least (default: 256 384 512)",
+        "--memory-sizes", type=int, nargs="+", default=[384, 512, 640],
+        help="sides at which memory is measured, three at least (default: 384 512 640)",
     )  # fmt: skip
     parser.add_argument("--profile", action="store_true", help="list the UNet's operators by time")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")

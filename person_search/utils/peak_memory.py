@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory that a call takes at its worst moment, measured."""
 
+import os
 from collections.abc import Callable
-from pathlib import Path
+from itertools import accumulate
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-_STATUS = Path("/proc/self/status")
-_CLEAR_REFS = Path("/proc/self/clear_refs")
+_KINETO_SILENT = "6"  # beyond "error": that a machine without a GPU has none is no news
 
 
 def peak_bytes(function: Callable[[], object], device: str | torch.device = "cpu") -> int:
     """Calls a function and returns the most bytes held meanwhile, beyond those held before.
 
-    On a GPU that is what PyTorch's allocator gave out; on a CPU the growth of the process, which
-    includes what other threads of it take, and leaves out memory that was never written to.
-
-    Raises:
-        RuntimeError: a CPU under another system than Linux.
+    Counted is what PyTorch's allocators give out and take back. On a CPU its profiler tells; the
+    resident size of the process would depend on what its heap kept from earlier work.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
@@ -27,15 +25,9 @@ def peak_bytes(function: Callable[[], object], device: str | torch.device = "cpu
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    if not _CLEAR_REFS.exists():
-        raise RuntimeError("the memory of a CPU is measured under Linux only (/proc/self).")
-    before = _process_bytes("VmRSS")
-    _CLEAR_REFS.write_text("5")  # the highest mark starts anew
-    function()
-    return max(0, _process_bytes("VmHWM") - before)
-
-
-def _process_bytes(key: str) -> int:
-    """A line of the status of this process, which counts in KiB."""
-    lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-    return 1024 * int(lines[key].split()[0])
+    os.environ.setdefault("KINETO_LOG_LEVEL", _KINETO_SILENT)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        function()
+    events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())  # stable: the order they happened in
+    return max([0, *accumulate(event.nbytes() for event in events)])
