@@ -10,6 +10,10 @@ evaluate          … --eval-only MODEL.WEIGHTS output/model_final.pth
 change a setting  … SOLVER.BASE_LR 0.001 OUTPUT_DIR output/try
 """
 
+# isort: off
+import person_search.utils.quieted  # noqa: F401  first, for the imports below to be quiet
+# isort: on
+
 import argparse
 import logging
 from typing import Any

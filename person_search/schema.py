@@ -14,7 +14,7 @@ UNLABELED_PID = -1
 """``person_id`` / ``gt_pids`` of a person box whose identity is not known."""
 
 NO_QUERY_ID = -1
-"""``query_ids`` entry of a box that is embedded but not searched for: a true box, see the mapper."""
+"""``query_ids`` entry of a box that is embedded but not searched for: a true box, see mapper."""
 
 PERSON_CATEGORY_ID = 0
 """The only foreground class; background is ``num_classes`` (1), as Detectron2 has it."""

@@ -33,11 +33,12 @@ CORE_MAY_IMPORT = {
     "vis": {"schema", "utils", "config", "layers"},
     "engine": {"schema", "utils", "config", "layers", "data", "modeling", "evaluation", "vis"},
     "search": {"schema", "utils", "config", "data", "modeling", "evaluation", "vis", "engine"},
+    "program": {"utils", "engine"},
     "testing": {"schema", "utils", "config", "layers", "data", "modeling", "evaluation", "engine"},
 }
 # documented under their own name although their package exports some of the same names
 PUBLIC_MODULES = ("detectron2.engine.hooks",)
-PROJECTS_MAY_IMPORT = {"schema", "utils", "config", "layers", "data", "modeling"}
+PROJECTS_MAY_IMPORT = {"schema", "utils", "config", "layers", "data", "modeling", "vis"}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from person_search.program import run_program
+
 # First match counts; a parameter outside all of them belongs to the part of its first name.
 PARTS = (
     ("backbone: bottom-up", "backbone.bottom_up."),
@@ -313,24 +315,19 @@ def to_markdown(cost: Cost) -> str:
     return "\n".join([*text, describe_uncounted(cost), ""])
 
 
+def report(args: argparse.Namespace) -> int:
+    """Returns the exit status: 1 if a number of FLOPs cannot be right."""
+    cost = analyze(args)
+    show(cost)
+    if args.json:
+        args.json.write_text(json.dumps(asdict(cost), indent=2) + "\n")
+    if args.markdown:
+        args.markdown.write_text(to_markdown(cost))
+    return 1 if cost.suspicious else 0
+
+
 def main() -> int:
-    """Imports only what the command line asks for, so that ``--help`` is quick."""
-    args = parse_args()
-    from person_search.utils.quiet import quiet_libraries
-
-    quiet_libraries()
-    from person_search.engine import friendly_errors
-    from person_search.utils.backend import check_backend
-
-    with friendly_errors(args.traceback):
-        check_backend()
-        cost = analyze(args)
-        show(cost)
-        if args.json:
-            args.json.write_text(json.dumps(asdict(cost), indent=2) + "\n")
-        if args.markdown:
-            args.markdown.write_text(to_markdown(cost))
-        return 1 if cost.suspicious else 0
+    return run_program(report, parse_args(), log=False)
 
 
 if __name__ == "__main__":

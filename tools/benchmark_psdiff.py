@@ -26,6 +26,8 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from person_search.program import run_program
+
 CONFIG = Path(__file__).parents[1] / "configs" / "PSDiff" / "psdiff_r50_fpn_cuhk_sysu.yaml"
 # Table II of PSDiff: images per second on a V100, relative to one step (31, 27, 21, 14).
 PAPER_SPEED = {1: 1.0, 2: 0.87, 4: 0.68, 8: 0.45}
@@ -321,27 +323,20 @@ def show(result: Benchmark, args: argparse.Namespace) -> None:
     console.print(f"{RESERVE_GIB:.0f} GiB are kept for CUDA itself and for fragmentation.")
 
 
+def benchmark(args: argparse.Namespace) -> None:
+    model = build(args)
+    result = measure_time(model, args)
+    if args.profile:
+        print_profile(model, args)
+    if not args.no_memory:
+        result.memory_gib = measure_memory(model, args)
+    show(result, args)
+    if args.json:
+        args.json.write_text(json.dumps(asdict(result), indent=2) + "\n")
+
+
 def main() -> int:
-    """Imports only what the command line asks for, so that ``--help`` is quick."""
-    args = parse_args()
-    from person_search.utils.quiet import quiet_libraries
-
-    quiet_libraries()
-    from person_search.engine import friendly_errors
-    from person_search.utils.backend import check_backend
-
-    with friendly_errors(args.traceback):
-        check_backend()
-        model = build(args)
-        result = measure_time(model, args)
-        if args.profile:
-            print_profile(model, args)
-        if not args.no_memory:
-            result.memory_gib = measure_memory(model, args)
-        show(result, args)
-        if args.json:
-            args.json.write_text(json.dumps(asdict(result), indent=2) + "\n")
-    return 0
+    return run_program(benchmark, parse_args(), log=False)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,10 @@ wide blue ones queries. The pictures are spread evenly over the set, or chosen b
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+from person_search.program import run_program
 
 
 def parse_args() -> argparse.Namespace:
@@ -78,20 +81,9 @@ def visualize(args: argparse.Namespace) -> None:
         print(path)
 
 
-def main() -> None:
-    """Imports only what the command line asks for, so that ``--help`` is quick."""
-    args = parse_args()
-    from person_search.utils.quiet import quiet_libraries
-
-    quiet_libraries()
-    from detectron2.utils.logger import setup_logger
-
-    from person_search.engine import friendly_errors
-
-    setup_logger(name="person_search", abbrev_name="person_search")
-    with friendly_errors(args.traceback):
-        visualize(args)
+def main() -> int:
+    return run_program(visualize, parse_args())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

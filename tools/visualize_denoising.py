@@ -12,7 +12,10 @@ as an animation). With a query, every box shows how similar the person in it is;
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+from person_search.program import run_program
 
 
 def parse_args() -> argparse.Namespace:
@@ -156,22 +159,9 @@ def write(path: Path, content: bytes) -> None:
     write_atomically(path, lambda file: file.write(content))
 
 
-def main() -> None:
-    """Imports only what the command line asks for, so that ``--help`` is quick."""
-    args = parse_args()
-    from person_search.utils.quiet import quiet_libraries
-
-    quiet_libraries()
-    from detectron2.utils.logger import setup_logger
-
-    from person_search.engine import friendly_errors
-    from person_search.utils.backend import check_backend
-
-    setup_logger(name="person_search", abbrev_name="person_search")
-    with friendly_errors(args.traceback):
-        check_backend()
-        visualize(args)
+def main() -> int:
+    return run_program(visualize, parse_args())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

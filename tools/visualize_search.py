@@ -13,7 +13,10 @@ and chance.json: the figures that the same detections get with random embeddings
 
 import argparse
 import json
+import sys
 from pathlib import Path
+
+from person_search.program import run_program
 
 
 def parse_args() -> argparse.Namespace:
@@ -113,22 +116,9 @@ def gallery_size(protocol, query: int, files: dict[int, str]) -> int:
     return len(set(files) - set(excluded))
 
 
-def main() -> None:
-    """Imports only what the command line asks for, so that ``--help`` is quick."""
-    args = parse_args()
-    from person_search.utils.quiet import quiet_libraries
-
-    quiet_libraries()
-    from detectron2.utils.logger import setup_logger
-
-    from person_search.engine import friendly_errors
-    from person_search.utils.backend import check_backend
-
-    setup_logger(name="person_search", abbrev_name="person_search")
-    with friendly_errors(args.traceback):
-        check_backend()
-        visualize(args)
+def main() -> int:
+    return run_program(visualize, parse_args())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -52,6 +52,8 @@ def add_person_search_config(cfg: CN) -> None:
     # ---- solver ------------------------------------------------------------------------------
     # "SGD" as Detectron2 has it, or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Mixed precision: the loss scale that a training starts from. It halves after every overflow.
+    cfg.SOLVER.AMP.INIT_SCALE = 65536.0
     # Split the images of one step into so many parts and sum their gradients (saves memory).
     cfg.SOLVER.ACCUMULATION_STEPS = 1
     # Keep an exponential moving average of the weights. It is what is evaluated, kept as the best

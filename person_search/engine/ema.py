@@ -19,7 +19,8 @@ class AveragedWeights(AveragedModel):
 
     - Weights that are trained and buffers of floats (the statistics of batch norm) are averaged.
     - Buffers of integers are copied.
-    - Frozen weights are shared with the model, so they take no memory of their own.
+    - Frozen weights are shared with the model, so they take no memory of their own. A module that
+      holds some which are no parameters of it has a method ``share_frozen(original)`` for this.
 
     Update n = 1, 2, … keeps min(decay, (1 + n) / (10 + n)) of the average: in the beginning the
     average follows quickly, since what it started from is worth little.
@@ -39,6 +40,9 @@ class AveragedWeights(AveragedModel):
             if not theirs.requires_grad:
                 mine.data = theirs.data
             mine.requires_grad_(False)
+        for mine, theirs in zip(self.module.modules(), model.modules(), strict=True):
+            if hasattr(mine, "share_frozen"):
+                mine.share_frozen(theirs)
         self.eval()
 
     @property

@@ -19,6 +19,8 @@ MAX_SKIPPED_STEPS = 50
 """Steps in a row that mixed precision may skip for overflowing gradients."""
 MIN_AMP_SCALE = 2.0**-14
 """Loss scale below which float16 (smallest normal number: this one) has no room left."""
+MAX_AMP_SCALE = 2.0**40
+"""Loss scale at which a training may start; far above what float16 gradients bear."""
 
 Part = tuple[list[dict[str, Any]], dict[str, torch.Tensor]]
 

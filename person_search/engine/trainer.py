@@ -33,7 +33,12 @@ from person_search.engine.identities import resolve_num_pids
 from person_search.engine.optimizer import build_optimizer
 from person_search.engine.rng import isolated_rng
 from person_search.engine.train_loader import build_train_loader
-from person_search.engine.train_step import AMPStepTrainer, StepTrainer
+from person_search.engine.train_step import (
+    MAX_AMP_SCALE,
+    MIN_AMP_SCALE,
+    AMPStepTrainer,
+    StepTrainer,
+)
 from person_search.evaluation import PersonSearchEvaluator
 from person_search.utils.backend import backend_name
 
@@ -127,7 +132,9 @@ class PersonSearchTrainer(DefaultTrainer):
 
         Args:
             resume: look for a checkpoint in ``cfg.OUTPUT_DIR`` first. A damaged last one is passed
-                over for the newest intact one. Without any, the training starts at iteration 0.
+                over for the newest intact one. Without any, the training starts at iteration 0:
+                with ``MODEL.WEIGHTS``, and for what these lack with the model's own
+                ``load_initial_weights()``, if it has such a method.
         """
         path = self.checkpointer.find_resumable() if resume else ""
         if path:
@@ -139,6 +146,9 @@ class PersonSearchTrainer(DefaultTrainer):
                 "--resume: no checkpoint in %s yet, starting at iteration 0.", self.cfg.OUTPUT_DIR
             )
         self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+        model = self.checkpointer.model  # without the distributed wrapper
+        if hasattr(model, "load_initial_weights"):
+            model.load_initial_weights()
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -191,15 +201,25 @@ def build_step_trainer(
     """Builds what runs one training step, plain or AMP.
 
     Raises:
-        ValueError: SOLVER.ACCUMULATION_STEPS is below 1, or AMP is asked for without a GPU.
+        ValueError: SOLVER.ACCUMULATION_STEPS is below 1, or AMP is asked for without a GPU or with
+            a loss scale that is none.
     """
     parts, amp = cfg.SOLVER.ACCUMULATION_STEPS, cfg.SOLVER.AMP.ENABLED
     if parts < 1:
         raise ValueError(f"SOLVER.ACCUMULATION_STEPS is {parts}; it must be at least 1.")
     if amp and not torch.cuda.is_available():
         raise ValueError("SOLVER.AMP.ENABLED needs a CUDA device; set it to False on a CPU.")
-    step = AMPStepTrainer if amp else StepTrainer
-    return step(model, loader, optimizer, parts=parts, output_dir=cfg.OUTPUT_DIR)
+    settings = {"parts": parts, "output_dir": cfg.OUTPUT_DIR}
+    if not amp:
+        return StepTrainer(model, loader, optimizer, **settings)
+    scale = cfg.SOLVER.AMP.INIT_SCALE
+    if not MIN_AMP_SCALE <= scale <= MAX_AMP_SCALE:
+        raise ValueError(
+            f"SOLVER.AMP.INIT_SCALE is {scale}; it must be within {MIN_AMP_SCALE:g} and "
+            f"{MAX_AMP_SCALE:g}. PyTorch's own is 65536."
+        )
+    scaler = torch.amp.GradScaler("cuda", init_scale=scale)
+    return AMPStepTrainer(model, loader, optimizer, grad_scaler=scaler, **settings)
 
 
 def _use_ema(cfg: CfgNode) -> bool:

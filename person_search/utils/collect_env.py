@@ -27,6 +27,7 @@ REQUIRED = (
     "cv2",
     "PIL",
     "diffusers",
+    "safetensors",
 )
 """Import names without which nothing runs."""
 
@@ -47,7 +48,7 @@ class Feature:
 
 
 FEATURES = (
-    Feature("libraries of DiffPS", ("transformers",), "pip install -e .[diffps]"),
+    Feature("libraries of DiffPS", ("transformers", "tokenizers"), "pip install -e .[diffps]"),
     Feature("TensorBoard event files", ("tensorboard",), "pip install -e .[tensorboard]"),
     Feature("tests and lint", ("pytest", "hypothesis", "ruff"), "pip install -e .[dev]"),
 )
@@ -86,11 +87,14 @@ def describe_system() -> list[tuple[str, str]]:
 
 
 def describe_features() -> list[tuple[str, str]]:
-    """Returns rows (feature, "ready" or what is missing and the command that helps)."""
+    """Returns rows (feature, "ready" with versions, or what is missing and what helps)."""
     rows = []
     for feature in FEATURES:
         missing = [m for m in feature.modules if importlib.util.find_spec(m) is None]
-        state = f"missing {', '.join(missing)}: {feature.remedy}" if missing else "ready"
+        versions = ", ".join(f"{m} {module_version(m)}" for m in feature.modules)
+        state = f"ready ({versions})"
+        if missing:
+            state = f"missing {', '.join(missing)}: {feature.remedy}"
         rows.append((feature.name, state))
     return rows
 

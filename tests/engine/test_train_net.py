@@ -108,6 +108,13 @@ def command_env(child_env, repo_root, tmp_path) -> dict[str, str]:
     }
 
 
+def test_help_comes_without_warnings_of_libraries(child_env, repo_root) -> None:
+    command = [sys.executable, str(repo_root / "train_net.py"), "--help"]
+    result = subprocess.run(command, env=child_env, capture_output=True, text=True)
+    assert result.returncode == 0 and "--config-file" in result.stdout
+    assert not result.stderr
+
+
 def test_two_processes_on_a_cpu(config, command_env, repo_root, tmp_path) -> None:
     command = [sys.executable, str(repo_root / "train_net.py"), "--config-file", config]
     two = ["--num-gpus", "0", "--num-processes", "2"]

@@ -98,3 +98,35 @@ def test_accumulation_steps_are_checked(make_cfg) -> None:
     cfg = make_cfg("out", "SOLVER.ACCUMULATION_STEPS", 0)
     with pytest.raises(ValueError, match="ACCUMULATION_STEPS is 0"):
         build_step_trainer(cfg, torch.nn.Linear(1, 1), [], None)
+
+
+def test_loss_scale_of_mixed_precision(make_cfg, monkeypatch) -> None:
+    """Only the building: there may be no GPU to run it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for opts, expected in (((), 2.0**16), (("SOLVER.AMP.INIT_SCALE", 2.0**13), 2.0**13)):
+        cfg = make_cfg("out", "SOLVER.AMP.ENABLED", True, *opts)
+        step = build_step_trainer(cfg, torch.nn.Linear(1, 1), [], None)
+        assert step.grad_scaler.get_scale() == expected
+    cfg = make_cfg("out", "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.INIT_SCALE", 0.0)
+    with pytest.raises(ValueError, match="SOLVER.AMP.INIT_SCALE is 0.0; it must be within"):
+        build_step_trainer(cfg, torch.nn.Linear(1, 1), [], None)
+
+
+def test_a_models_own_initial_weights_are_loaded_where_a_training_starts(make_cfg) -> None:
+    """After MODEL.WEIGHTS, and neither in a resumed training nor in an evaluation."""
+
+    def start(cfg, resume: bool) -> list[str]:
+        trainer, called = PersonSearchTrainer(cfg), []
+        embed = trainer.model.embed.weight.detach().clone()
+        changed = lambda: not torch.equal(embed, trainer.model.embed.weight)  # noqa: E731
+        trainer.model.load_initial_weights = lambda: called.append(changed())
+        trainer.resume_or_load(resume)
+        return called
+
+    first, _ = train(make_cfg())
+    assert start(make_cfg("other"), resume=False) == [False]
+    assert start(make_cfg("other"), resume=True) == [False]  # there is nothing to resume
+    weights = str(Path(first.cfg.OUTPUT_DIR) / "model_final.pth")
+    cfg = make_cfg("other", "MODEL.WEIGHTS", weights, "SEED", 5)
+    assert start(cfg, resume=False) == [True]
+    assert start(make_cfg(), resume=True) == []

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 
 from person_search.utils import backend_name, collect_env
@@ -42,7 +43,7 @@ def test_reports_a_broken_installation_without_torch_or_detectron2(tmp_path: Pat
     )
     assert run.returncode == 0, run.stderr
     assert "PROBLEM: Detectron2 is not installed." in run.stdout
-    assert "missing transformers: pip install -e .[diffps]" in run.stdout
+    assert "missing transformers, tokenizers: pip install -e .[diffps]" in run.stdout
 
 
 def test_missing_feature_names_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +52,12 @@ def test_missing_feature_names_its_remedy(monkeypatch: pytest.MonkeyPatch) -> No
     assert collect_env.describe_features() == [
         ("flying", "missing no_such_module_here: pip install wings")
     ]
+
+
+def test_a_feature_that_is_there_names_its_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    feature = collect_env.Feature("arrays", ("numpy",), "pip install numpy")
+    monkeypatch.setattr(collect_env, "FEATURES", (feature,))
+    assert collect_env.describe_features() == [("arrays", f"ready (numpy {numpy.__version__})")]
 
 
 def test_module_version() -> None:

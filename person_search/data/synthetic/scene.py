@@ -39,7 +39,7 @@ class SceneSpec:
         camera: number of the camera.
         size: (width, height) in pixels.
         difficulty: 0..1.
-        people: (person id or -1, look) of everyone; the same id twice is allowed.
+        people: (person id or -1, look) of everyone, maybe of nobody; the same id twice is allowed.
         at_left_border: push the first person across the left border.
     """
 
@@ -112,7 +112,8 @@ def render_scene(spec: SceneSpec) -> tuple[np.ndarray, list[DrawnPerson]]:
         shift = camera.shift(rng)
         sprites = _stage(spec, camera, shift, rng, attempt)
         frame, people = _compose(spec, camera, shift, rng, sprites)
-        if sum(person.person_id >= 0 for person in people) == wanted and people:
+        shown = sum(person.person_id >= 0 for person in people)
+        if shown == wanted and (people or not spec.people):
             break
     return expose(camera, rng, frame, spec.difficulty), people
 

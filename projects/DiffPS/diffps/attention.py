@@ -33,17 +33,53 @@ class FusedAttention:
         dtype = attn.to_q.weight.dtype
         x = hidden_states.to(dtype)
         context = x if encoder_hidden_states is None else encoder_hidden_states.to(dtype)
-        q, k, v = (
-            _split_heads(y, attn.heads)
-            for y in (attn.to_q(x), attn.to_k(context), attn.to_v(context))
-        )
+        q = attn.to_q(x)
+        k, v = self.keys_and_values(attn, context)
+        q, k, v = (_split_heads(y, attn.heads) for y in (q, k, v))
+        if len(k) != len(q):
+            k, v = (y.expand(len(q), -1, -1, -1) for y in (k, v))
         x = F.scaled_dot_product_attention(q, k, v)
         x = attn.to_out[0](x.transpose(1, 2).flatten(2))
         return x.to(hidden_states.dtype)
 
+    def keys_and_values(self, attn: nn.Module, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Both (B, T, C), before they are split into heads."""
+        return attn.to_k(context), attn.to_v(context)
 
-def use_fused_attention(unet: nn.Module) -> None:
+
+class FixedTextAttention(FusedAttention):
+    """Cross-attention to a text that stays the same: its keys and values are computed once.
+
+    Again only after the layer has changed its device or type. Weights must not change.
+    """
+
+    def __init__(self, context: Tensor) -> None:
+        """
+        Args:
+            context: (1, T, D) encoded text. What the UNet passes on instead is not looked at.
+        """
+        self.context = context
+        self._made_for: tuple[torch.device, torch.dtype] | None = None
+        self._keys_and_values: tuple[Tensor, Tensor] | None = None
+
+    def keys_and_values(
+        self, attn: nn.Module, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Both (1, T, C)."""
+        weight = attn.to_k.weight
+        if self._made_for != (weight.device, weight.dtype):
+            text = self.context.to(weight.device, weight.dtype)
+            self._keys_and_values = super().keys_and_values(attn, text)
+            self._made_for = weight.device, weight.dtype
+        return self._keys_and_values
+
+
+def use_fused_attention(unet: nn.Module, text: Tensor | None = None) -> None:
     """Makes every attention of the UNet a :class:`FusedAttention`, in place.
+
+    Args:
+        text: (1, T, D) encoded text, if it is always the same: then all cross-attention is a
+            :class:`FixedTextAttention`.
 
     Raises:
         ValueError: an attention layer with parts that those of Stable Diffusion do not have.
@@ -59,7 +95,8 @@ def use_fused_attention(unet: nn.Module) -> None:
                 f"the attention layer {name} of this UNet is not one of Stable Diffusion: it has "
                 f"{extras or 'a residual connection or a rescaled output'} of its own."
             )
-        module.set_processor(FusedAttention())
+        fixed = text is not None and module.is_cross_attention
+        module.set_processor(FixedTextAttention(text) if fixed else FusedAttention())
 
 
 def upcast_attention(unet: nn.Module) -> None:

@@ -19,13 +19,14 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffps.assembly import assemble
 from diffps.attention import minmax_normalize
 from diffps.cache import TensorCache
-from diffps.cache_identity import open_cache
-from diffps.hooks import Layer, find_layers, list_layers
+from diffps.compact import HiddenStateProjector
+from diffps.hooks import Layer, list_layers
 from diffps.latents import LatentNoiser, encode_moments, image_digest
-from diffps.loading import DiffusionFolder, check_parts, parse_dtype
-from diffps.text import encode_text
+from diffps.loading import check_parts, open_folder, parse_dtype
+from diffps.text_file import get_text
 from diffps.unet_forward import UNetFeatures, nonfinite_names
 
 logger = logging.getLogger(__name__)
@@ -56,17 +57,18 @@ class DiffusionBackbone(Backbone):
         map_stride: int = 8,
         latent_cache: TensorCache | None = None,
         feature_cache: TensorCache | None = None,
+        projector: HiddenStateProjector | None = None,
     ) -> None:
         """
         Args:
-            unet: gives ``out_layers`` and ``map_layers``.
+            unet: gives ``out_layers`` and ``map_layers``, or what ``projector`` makes them from.
             map_layers: averaged, after resizing to ``map_stride``, into the feature ``attn``.
-            latent_cache, feature_cache: used where given.
+            latent_cache, feature_cache: used where given; the latter holds what ``unet`` gives.
         """
         super().__init__()
         # in a list, so that torch does not register them
         self._frozen = [vae, unet.unet]
-        self._unet, self._noiser = unet, noiser
+        self._unet, self._noiser, self._projector = unet, noiser, projector
         self.out_layers, self.map_layers = list(out_layers), list(map_layers)
         self.map_stride = map_stride
         self.latent_cache, self.feature_cache = latent_cache, feature_cache
@@ -87,57 +89,13 @@ class DiffusionBackbone(Backbone):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         config = cfg.MODEL.DIFFPS.BACKBONE
         _check_input(cfg, input_shape)
-        folder = DiffusionFolder(
-            config.MODEL, config.REVISION, config.VARIANT, config.LOCAL_FILES_ONLY
-        )
+        folder = open_folder(config)
         dtype = parse_dtype(config.DTYPE)
-        text = encode_text(
-            folder,
-            config.PROMPT,
-            words=[*cfg.MODEL.DIFFPS.SFAN.PARTS, *config.WORDS],
-            map_word=config.ATTN.WORD if len(config.ATTN.LAYERS) else None,
-        )
         unet = folder.load_unet(dtype, config.FAMILY)
+        text = get_text(cfg, folder, unet)
         vae = folder.load_vae(dtype)
-        latent_stride = 2 ** (len(vae.config.block_out_channels) - 1)
         check_parts(unet, vae, text.context.shape[2], config.MODEL)
-
-        available = list_layers(unet, latent_stride)
-        kinds = ("q", "k", "v", "xq", "vit", "res")
-        out_layers = find_layers(config.OUT_FEATURES, available, f"{_KEY}.OUT_FEATURES", kinds)
-        maps = [name if "map" in name else f"{name}_map" for name in config.ATTN.LAYERS]
-        map_layers = find_layers(maps, available, f"{_KEY}.ATTN.LAYERS", ("map",))
-        if not out_layers and not map_layers:
-            raise ValueError(f"{_KEY}.OUT_FEATURES and ATTN.LAYERS are both empty.")
-        noiser = LatentNoiser(
-            folder.load_alphas_cumprod(),
-            config.TIMESTEP,
-            config.NOISE,
-            config.VAE_SAMPLE,
-            vae.config.scaling_factor,
-        )
-        caches = open_cache(config, vae, unet, text, noiser, [*out_layers, *map_layers])
-        features = UNetFeatures(
-            unet,
-            [*out_layers, *map_layers],
-            text,
-            timestep=config.TIMESTEP,
-            latent_stride=latent_stride,
-            map_heads=config.ATTN.HEADS,
-            truncate=config.TRUNCATE,
-            upcast=config.UPCAST_ATTENTION,
-            on_nonfinite=config.NONFINITE,
-            compile_blocks=config.COMPILE,
-        )
-        return {
-            "vae": vae,
-            "unet": features,
-            "noiser": noiser,
-            "out_layers": out_layers,
-            "map_layers": map_layers,
-            "map_stride": config.ATTN.STRIDE,
-            **caches,
-        }
+        return assemble(cfg, vae, unet, text, folder.load_alphas_cumprod())
 
     @property
     def cache(self) -> TensorCache | None:
@@ -172,6 +130,14 @@ class DiffusionBackbone(Backbone):
                 "encoder was let go. Add words to MODEL.DIFFPS.BACKBONE.WORDS or SFAN.PARTS."
             )
         return self._word_vectors[[self._words.index(word) for word in words]]
+
+    def share_frozen(self, other: "DiffusionBackbone") -> None:
+        """Lets this copy of ``other`` hold the same frozen weights instead of a copy of them.
+
+        From then on both must stay on one device. ``SOLVER.EMA`` calls it.
+        """
+        self._frozen, self._unet, self._projector = other._frozen, other._unet, other._projector
+        self.latent_cache, self.feature_cache = other.latent_cache, other.feature_cache
 
     def _apply(self, fn, recurse: bool = True) -> "DiffusionBackbone":
         """Takes the frozen weights along when the model is moved."""
@@ -208,6 +174,8 @@ class DiffusionBackbone(Backbone):
                 some_keys = [keys[i] if keys else None for i in indices]
                 for i, result in zip(indices, self._run_group(crops, size, some_keys), strict=True):
                     results[i] = result
+        if self._projector is not None:
+            results = [self._projector(result, images.device) for result in results]
         size = tuple(map(self._round_up, images.shape[2:]))
         return self._collate(results, sizes, size, images.device)
 

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-CACHE_KINDS = ("none", "latent", "feature")
+CACHE_KINDS = ("none", "latent", "feature", "compact")
 _FORMAT = 1  # raise it when the meaning of entries changes
 _SUFFIX = ".safetensors"
 _READERS = 4

@@ -71,7 +71,9 @@ def fill_cache(
     """
     cache = backbone.cache
     if cache is None:
-        raise ValueError("set MODEL.DIFFPS.BACKBONE.CACHE.KIND to 'latent' or 'feature'.")
+        raise ValueError(
+            "set MODEL.DIFFPS.BACKBONE.CACHE.KIND to 'latent', 'feature' or 'compact'."
+        )
     check_repeatable_images(cfg, is_train)
     records = DatasetCatalog.get(dataset_name)[part[0] :: part[1]]
     flips = is_train and cfg.INPUT.RANDOM_FLIP == "horizontal"
@@ -79,8 +81,7 @@ def fill_cache(
     loader = DataLoader(
         images, batch_size=None, num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=_as_it_is
     )
-    counts = CacheCounts()
-    per_image = 2 if flips else 1
+    counts, per_image = CacheCounts(), 2 if flips else 1
     bar = tqdm(loader, desc=dataset_name, unit="image", disable=not progress)
     for items in bar:
         if not items:

@@ -17,8 +17,10 @@ def add_diffps_config(cfg: CN) -> None:
     diffps = cfg.MODEL.DIFFPS
     _add_input(diffps)
     _add_backbone(diffps)
+    _add_resnet(diffps)
     _add_detection(diffps)
     _add_reid(diffps)
+    _add_embedder(diffps)
 
 
 def _add_input(diffps: CN) -> None:
@@ -59,8 +61,14 @@ def _add_backbone(diffps: CN) -> None:
     # Condition of the UNet, and further words whose text vectors are wanted beside SFAN.PARTS.
     backbone.PROMPT = "person"
     backbone.WORDS = []
+    # File of tools/encode_diffps_text.py that holds all of this encoded: the text encoder and the
+    # tokenizer are then neither loaded nor needed. Empty: encode at build.
+    backbone.TEXT_EMBEDS_FILE = ""
     # End the UNet's forward after the last activation that is wanted. Gives the same bits.
     backbone.TRUNCATE = True
+    # On a CPU in float32: 3x3 convolutions by Winograd's method. About 1.4 times as fast; results
+    # differ in the last bits, and their weights take 16/9 of the memory.
+    backbone.WINOGRAD = True
     # Keep attention layers in float32 whatever DTYPE is.
     backbone.UPCAST_ATTENTION = False
     # Infinities or NaN in the activations: "upcast" runs the image again with UPCAST_ATTENTION and
@@ -70,7 +78,12 @@ def _add_backbone(diffps: CN) -> None:
     # Compiling takes minutes, at the first image of a size.
     backbone.COMPILE = False
 
-    # Cross-attention map "attn" for DGRPN.
+    _add_attention_map(backbone)
+    _add_cache(backbone)
+
+
+def _add_attention_map(backbone: CN) -> None:
+    """The cross-attention map "attn" for DGRPN."""
     backbone.ATTN = CN()
     # Layers, heads and resolution differ: the release takes head [1] of u3r0 (stride 8), pictures
     # of the paper have the 40 x 40 cells of up-level 1. Several are averaged; [] heads: all.
@@ -82,14 +95,29 @@ def _add_backbone(diffps: CN) -> None:
     # Stride of the map given; maps of other strides are resized (bilinear).
     backbone.ATTN.STRIDE = 8
 
-    # Results kept on disk.
+
+def _add_cache(backbone: CN) -> None:
+    """Results of the frozen model, kept on disk."""
     backbone.CACHE = CN()
-    # "none", "latent" (mean and std of the VAE, 0.4 MB per image of 1280 x 1280) or "feature" (all
-    # outputs, 86 MB). Flipped and otherwise transformed images count as images of their own.
+    # "none", "latent" (mean and std of the VAE, 0.4 MB per image of 1280 x 1280), "feature" (all
+    # outputs, 86 MB) or "compact" (53 MB: the hidden states that outputs are frozen projections of,
+    # which are applied at reading). Flipped and otherwise transformed images count as images of
+    # their own.
     backbone.CACHE.KIND = "none"
     backbone.CACHE.DIR = ""
     # Gigabytes (1e9 bytes) after which nothing is added; 0: no limit.
     backbone.CACHE.MAX_GB = 0.0
+
+
+def _add_resnet(diffps: CN) -> None:
+    """A trainable backbone to compare with: MODEL.BACKBONE.NAME ResNetActivations."""
+    # Widths and depths of its trunk are those of MODEL.SLIM_RESNET, names of its activations those
+    # of BACKBONE.OUT_FEATURES.
+    diffps.RESNET = CN()
+    # Channels of the activations of up-levels 1, 2 and 3 (strides 32, 16 and 8).
+    diffps.RESNET.CHANNELS = [1280, 640, 320]
+    # Length of the vectors that stand for SFAN's words.
+    diffps.RESNET.TEXT_DIM = 1024
 
 
 def _add_detection(diffps: CN) -> None:
@@ -124,7 +152,8 @@ def _add_detection(diffps: CN) -> None:
     # Inner channels of the bottlenecks (512 in ResNet-50); their output has four times as many.
     diffps.HEAD.RES5_WIDTH = 512
     # File with ImageNet weights of a torchvision ResNet-50, or "torchvision" to download them, or
-    # empty for random ones.
+    # empty for random ones. Read when a training starts, for what MODEL.WEIGHTS lack; neither a
+    # resumed training nor an evaluation needs them.
     diffps.HEAD.RES5_WEIGHTS = ""
     # Initialization of box predictor and embedder: "v1", "v2" (all normal with std 0.01, also the
     # norms; release, PRW) or "v2_keep_norm".
@@ -134,7 +163,7 @@ def _add_detection(diffps: CN) -> None:
 
 
 def _add_reid(diffps: CN) -> None:
-    """MSFRN, SFAN, embedder and OIM. Length of the embedding: MODEL.REID.EMBED_DIM."""
+    """MSFRN and SFAN."""
     # Multi-scale frequency refinement network (Eq. 5). ENABLED False adds up the levels unrefined.
     diffps.MSFRN = CN()
     diffps.MSFRN.ENABLED = True
@@ -147,7 +176,7 @@ def _add_reid(diffps: CN) -> None:
     diffps.MSFRN.DIM = 1024
     # Refinement of sub-bands: "code" (bands replaced by non-negative ones) or "paper" (gates only).
     diffps.MSFRN.FRM_MODE = "code"
-    # Also refine the low-pass band (paper: True), and add the input to the result.
+    # Also refine the low-pass band (paper: True), and add the input to the result (paper: False).
     diffps.MSFRN.REFINE_LL = False
     diffps.MSFRN.RESIDUAL = True
 
@@ -167,7 +196,9 @@ def _add_reid(diffps: CN) -> None:
     # Map features to the text space with a 1x1 convolution first; needed if the widths differ.
     diffps.SFAN.PROJECT = False
 
-    # Re-ID RoIs and multi-granularity embedder.
+
+def _add_embedder(diffps: CN) -> None:
+    """Re-ID RoIs, embedder and OIM. Length of the embedding: MODEL.REID.EMBED_DIM."""
     diffps.REID = CN()
     # Pooled height and width, in cells.
     diffps.REID.POOL = [24, 12]

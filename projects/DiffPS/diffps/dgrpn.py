@@ -9,6 +9,8 @@ Naming:
     peaks: (x, y) cells. Extents s_w, s_h: standard deviations around a peak, in cells.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -18,6 +20,19 @@ from detectron2.modeling.proposal_generator import RPN
 from torch import Tensor, nn
 
 _NORMS = ("image", "batch")
+
+
+class AttentionPeaks(NamedTuple):
+    """Where the attention peaks and how far each peak reaches (Eq. 1 and 2)."""
+
+    scores: Tensor
+    """S, (B, H, W) float32: the attention above the threshold."""
+    cells: Tensor
+    """(B, K, 2) int64, (x, y) by falling score."""
+    valid: Tensor
+    """(B, K) bool; the other entries are not to be used."""
+    extents: Tensor
+    """(B, K, 2) float32: s_w and s_h in cells."""
 
 
 class AttentionModulator(nn.Module):
@@ -83,13 +98,19 @@ class AttentionModulator(nn.Module):
         is the one of the nearest peak whatever beta is: only that distance needs a graph.
         """
         with torch.no_grad():
-            scores = self.scores(attention[:, 0])
-            peaks, valid = self.peaks(scores)
-            distance = self._nearest(scores, peaks, valid)
+            distance = _nearest(self.find_peaks(attention))
         has_peak = torch.isfinite(distance)
         beta = self.beta.float().abs() + 1e-6
         g = torch.exp(-distance.masked_fill(~has_peak, 0.0) / beta)
         return (g * has_peak)[:, None]
+
+    @torch.no_grad()
+    def find_peaks(self, attention: Tensor) -> AttentionPeaks:
+        """Eq. 1 and 2: (B, 1, H, W) -> the peaks that :meth:`gaussians` puts its Gaussians at."""
+        scores = self.scores(attention[:, 0])
+        cells, valid = self.peaks(scores)
+        extents = torch.stack(self.extents(scores, cells), dim=2)
+        return AttentionPeaks(scores, cells, valid, extents)
 
     def scores(self, attention: Tensor) -> Tensor:
         """S of Eq. 1: (B, H, W) -> (B, H, W) float32."""
@@ -135,17 +156,17 @@ class AttentionModulator(nn.Module):
                     (variance_x, variance_y))  # fmt: skip
         return s_w, s_h
 
-    def _nearest(self, scores: Tensor, peaks: Tensor, valid: Tensor) -> Tensor:
-        """Least ((X - x) / s_w)^2 + ((Y - y) / s_h)^2 over the valid peaks, (B, H, W); inf without
-        any."""
-        height, width = scores.shape[1:]
-        s_w, s_h = self.extents(scores, peaks)
-        x = torch.arange(width, device=scores.device)
-        y = torch.arange(height, device=scores.device)
-        dx = ((x - peaks[..., 0, None]) / s_w[..., None]).square()
-        dy = ((y - peaks[..., 1, None]) / s_h[..., None]).square()
-        dx = dx.masked_fill(~valid[..., None], float("inf"))
-        return (dx[:, :, None, :] + dy[:, :, :, None]).amin(dim=1)
+
+def _nearest(peaks: AttentionPeaks) -> Tensor:
+    """Least ((X - x) / s_w)^2 + ((Y - y) / s_h)^2 over the valid peaks, (B, H, W); inf without
+    any."""
+    height, width = peaks.scores.shape[1:]
+    x = torch.arange(width, device=peaks.scores.device)
+    y = torch.arange(height, device=peaks.scores.device)
+    dx = ((x - peaks.cells[..., 0, None]) / peaks.extents[..., 0, None]).square()
+    dy = ((y - peaks.cells[..., 1, None]) / peaks.extents[..., 1, None]).square()
+    dx = dx.masked_fill(~peaks.valid[..., None], float("inf"))
+    return (dx[:, :, None, :] + dy[:, :, :, None]).amin(dim=1)
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()

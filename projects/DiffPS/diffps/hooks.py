@@ -8,6 +8,8 @@ A layer has a short name, used as feature name, and a long one; either may stand
     short      long                                    what it is
     u1r2_q     up-level1-repeat2-vit-block0-self-q     output of to_q of the self-attention, before
                                                        it is split into heads; _k, _v likewise
+    u1r2_n     up-level1-repeat2-vit-block0-self-norm  the normed hidden state that q, k and v are
+                                                       projections of; _xn: that of cross-attention
     u1r2_xq    up-level1-repeat2-vit-block0-cross-q    output of to_q of the cross-attention
     u1r2_map   up-level1-repeat2-vit-block0-cross-map  cross-attention probabilities of one word
     u1r2_vit   up-level1-repeat2-vit-out               output of the whole attention module
@@ -30,6 +32,8 @@ _KINDS = {
     "q": "self-q",
     "k": "self-k",
     "v": "self-v",
+    "n": "self-norm",
+    "xn": "cross-norm",
     "xq": "cross-q",
     "map": "cross-map",
     "vit": "vit-out",
@@ -37,6 +41,8 @@ _KINDS = {
 }
 _WHOLE = ("vit", "res")  # kinds that belong to no single transformer block
 _SUBMODULES = {
+    "n": "norm1",
+    "xn": "norm2",
     "q": "attn1.to_q",
     "k": "attn1.to_k",
     "v": "attn1.to_v",
@@ -56,14 +62,14 @@ class Layer:
     name: str
     """Short name."""
     kind: str
-    """``q``, ``k``, ``v``, ``xq``, ``map``, ``vit`` or ``res``."""
+    """``q``, ``k``, ``v``, ``n``, ``xn``, ``xq``, ``map``, ``vit`` or ``res``."""
     module: str
     """Path of the module whose output it is (for ``map``: that its output is computed from)."""
     channels: int
     stride: int
     """Pixels of the image per cell."""
     heads: int = 0
-    """Attention heads; 0 for ``vit`` and ``res``."""
+    """Attention heads of the block; 0 for ``vit`` and ``res``."""
 
 
 def list_layers(unet: nn.Module, latent_stride: int = 8) -> dict[str, Layer]:
@@ -97,11 +103,17 @@ def _block_layers(
             prefix = base + (f"b{index}" if index else "")
             for kind, part in _SUBMODULES.items():
                 module = f"{place}.transformer_blocks.{index}.{part}"
-                width = 1 if kind == "map" else transformer.get_submodule(part).out_features
-                heads = transformer.get_submodule(part.partition(".")[0]).heads
-                found.append(Layer(f"{prefix}_{kind}", kind, module, width, stride, heads))
+                name, width = f"{prefix}_{kind}", _width(kind, transformer.get_submodule(part))
+                found.append(Layer(name, kind, module, width, stride, transformer.attn2.heads))
         found.append(Layer(f"{base}_vit", "vit", place, channels, stride))
     return [(layer.name, layer) for layer in found]
+
+
+def _width(kind: str, module: nn.Module) -> int:
+    """Channels of the output of a part of a transformer block; maps are of one word."""
+    if kind == "map":
+        return 1
+    return module.normalized_shape[0] if kind in ("n", "xn") else module.out_features
 
 
 def short_name(name: str) -> str | None:

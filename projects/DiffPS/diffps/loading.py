@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 
 _KEY = "MODEL.DIFFPS.BACKBONE"
@@ -64,6 +65,8 @@ class DiffusionFolder:
     revision: str = ""
     variant: str = ""
     local_files_only: bool = False
+    needs_text: bool = True
+    """Whether tokenizer and text encoder must be there."""
 
     def __post_init__(self) -> None:
         looks_like_path = self.model.startswith((".", "/", "~")) or self.model.count("/") != 1
@@ -82,7 +85,8 @@ class DiffusionFolder:
                 "(.ckpt, .safetensors) must be converted with diffusers first; "
                 "tools/make_tiny_diffusion.py writes a tiny model."
             )
-        for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        text = ("text_encoder", "tokenizer") if self.needs_text else ()
+        for part in ("unet", "vae", *text, "scheduler"):
             self._check_part(part)
 
     @property
@@ -99,7 +103,8 @@ class DiffusionFolder:
 
     def has(self, part: str) -> bool:
         """Whether the model states a part, e.g. ``text_encoder_2``, in its index."""
-        return part in self._index()
+        entry = self._index().get(part)
+        return bool(entry and entry[0])  # [null, null] is how an index says that there is none
 
     def load_unet(self, dtype: torch.dtype, family: str) -> nn.Module:
         """Loads the UNet, frozen.
@@ -154,7 +159,7 @@ class DiffusionFolder:
 
             # asked for explicitly, or diffusers complains where accelerate is not installed
             options["low_cpu_mem_usage"] = is_accelerate_available()
-        quiet = _no_progress_bars() if self.is_local else nullcontext()
+        quiet = no_progress_bars() if self.is_local else nullcontext()
         with self._explained(part), quiet:
             model, info = model_class.from_pretrained(
                 self.model, torch_dtype=dtype, output_loading_info=True, **options
@@ -191,7 +196,8 @@ class DiffusionFolder:
             if self.is_local:
                 raise ValueError(
                     f"{_KEY}.MODEL {self.model!r}: its part {part!r} cannot be loaded, files are "
-                    f"damaged, missing or do not fit together: {reason}"
+                    f"damaged, missing or do not fit together: {reason} Download or convert this "
+                    "part again."
                 ) from e
             raise RuntimeError(
                 f"{_KEY}.MODEL {self.model!r} is no folder here, and {part!r} of it could not be "
@@ -200,18 +206,31 @@ class DiffusionFolder:
             ) from e
 
 
+def open_folder(config: CfgNode) -> DiffusionFolder:
+    """The model that ``MODEL.DIFFPS.BACKBONE`` names."""
+    return DiffusionFolder(
+        config.MODEL,
+        config.REVISION,
+        config.VARIANT,
+        config.LOCAL_FILES_ONLY,
+        needs_text=not config.TEXT_EMBEDS_FILE,
+    )
+
+
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Bars for reading a file that takes seconds spoil logs; downloads keep theirs."""
+def no_progress_bars() -> Iterator[None]:
+    """Bars for files that take seconds to read or write spoil logs; downloads keep theirs."""
+    from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    shown = [m for m in (diffusers_logging, transformers_logging) if m.is_progress_bar_enabled()]
+    for module in shown:
+        module.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
+        for module in shown:
+            module.enable_progress_bar()
 
 
 def check_family(shape: UNetShape, family: str, model: str) -> None:

@@ -29,6 +29,8 @@ from diffps.det_aggregator import DetAggregator
 from diffps.dgrpn import DGRPN
 from diffps.initialization import initialize
 from diffps.msfrn import MSFRN
+from diffps.res5 import Res5
+from diffps.resnet_activations import ResNetActivations  # noqa: F401
 from diffps.roi_heads import DiffPSROIHeads
 
 
@@ -105,6 +107,15 @@ class DiffPS(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    def load_initial_weights(self) -> None:
+        """Reads what ``MODEL.DIFFPS.HEAD.RES5_WEIGHTS`` names, where no checkpoint was loaded.
+
+        The trainer calls it when a training starts; training loops of your own must.
+        """
+        for module in self.modules():
+            if isinstance(module, Res5):
+                module.load_initial_weights()
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalises the images and pads them to one size."""

@@ -6,6 +6,9 @@ Shape shorthand in this file:
 "Level": all activations of one resolution; the first level is the coarsest.
 """
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -13,9 +16,35 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from diffps.det_aggregator import feature_shape
-from diffps.dwt import haar_dwt, haar_idwt
+from diffps.dwt import SubBands, haar_dwt, haar_idwt
 
 _MODES = ("code", "paper")
+
+
+class Refinement(NamedTuple):
+    """What a :class:`FrequencyRefinement` does to a map."""
+
+    bands: SubBands
+    """Before; (B, P, h, w) each."""
+    refined_bands: SubBands
+    """After, strengths included."""
+    gates: tuple[Tensor | None, ...]
+    """(B, P, 1, 1) in [0, 1] for each of LL, LH, HL, HH; None for a band that is left as it is."""
+    output: Tensor
+    """(B, P, H, W)."""
+
+
+class MergedLevel(NamedTuple):
+    """One level of an :class:`MSFRN`, from coarse to fine."""
+
+    names: list[str]
+    """Activations that went into it."""
+    summed: Tensor
+    """(B, P, H, W): their mix plus the coarser level, before refinement."""
+    refinement: Refinement | None
+    """None for the coarsest level, and for all with MSFRN.ENABLED False."""
+    output: Tensor
+    """(B, P, H, W): what the next level is given."""
 
 
 class LinearProjection(nn.Sequential):
@@ -60,10 +89,15 @@ class SubBandRefinement(nn.Module):
         self.gate = nn.Conv2d(dim, dim, kernel_size=1)
 
     def forward(self, band: Tensor) -> Tensor:
+        return self.refine(band)[0]
+
+    def refine(self, band: Tensor) -> tuple[Tensor, Tensor]:
+        """The refined band and the gate that it was multiplied by, (B, P, 1, 1)."""
         filtered = self.depthwise(band)
         if self.mode == "code":
             band = filtered = self.mix(filtered)
-        return band * torch.sigmoid(self.gate(filtered.mean(dim=(2, 3), keepdim=True)))
+        gate = torch.sigmoid(self.gate(filtered.mean(dim=(2, 3), keepdim=True)))
+        return band * gate, gate
 
 
 class FrequencyRefinement(nn.Module):
@@ -89,15 +123,23 @@ class FrequencyRefinement(nn.Module):
         self.gamma = nn.Parameter(torch.ones(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        ll, *high = haar_dwt(x)
+        return self.refine(x).output
+
+    def refine(self, x: Tensor) -> Refinement:
+        """The refined map, with its sub-bands before and after."""
+        bands = haar_dwt(x)
+        ll, ll_gate = bands[0], None
         if self.refine_ll is not None:
-            ll = self.refine_ll(ll)
-        high = [
-            refine(band) * gamma
-            for refine, band, gamma in zip(self.refine_high, high, self.gamma, strict=True)
-        ]
-        refined = haar_idwt((ll, *(band.to(ll.dtype) for band in high)), x.shape[-2:])
-        return x + refined if self.residual else refined
+            ll, ll_gate = self.refine_ll.refine(ll)
+        refined, gates = [ll], [ll_gate]
+        for refine, band, gamma in zip(self.refine_high, bands[1:], self.gamma, strict=True):
+            band, gate = refine.refine(band)
+            refined.append((band * gamma).to(ll.dtype))
+            gates.append(gate)
+        output = haar_idwt(tuple(refined), x.shape[-2:])
+        if self.residual:
+            output = x + output
+        return Refinement(bands, tuple(refined), tuple(gates), output)
 
 
 class Level(nn.Module):
@@ -205,12 +247,23 @@ class MSFRN(nn.Module):
         Returns:
             (B, P, H, W) at the resolution of the last level.
         """
-        maps = [
-            level([features[name] for name in names])
-            for level, names in zip(self.collect, self.levels, strict=True)
-        ]
-        merged = maps[0]
-        for x, norm, refine in zip(maps[1:], self.norm, self.refine, strict=True):
-            coarse = F.interpolate(merged, x.shape[-2:], mode="bilinear", align_corners=False)
-            merged = refine(norm(x + coarse))
+        merged = None
+        for level in self.merge(features):
+            merged = level.output
         return self.output(merged)
+
+    def merge(self, features: dict[str, Tensor]) -> Iterator[MergedLevel]:
+        """The levels one after another, coarsest first, with all that happens in between."""
+        merged = None
+        for index, (names, collect) in enumerate(zip(self.levels, self.collect, strict=True)):
+            x, refinement = collect([features[name] for name in names]), None
+            if merged is None:
+                merged = x
+            else:
+                coarse = F.interpolate(merged, x.shape[-2:], mode="bilinear", align_corners=False)
+                x = self.norm[index - 1](x + coarse)
+                refine = self.refine[index - 1]
+                if isinstance(refine, FrequencyRefinement):
+                    refinement = refine.refine(x)
+                merged = x if refinement is None else refinement.output
+            yield MergedLevel(names, x, refinement, merged)

@@ -102,6 +102,11 @@ class ReIDHead(nn.Module):
             "loss_weight": oim.LOSS_WEIGHT,
         }
 
+    def pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """What SFAN is given: (N, C, h, w) float32 of all boxes; arguments as in :meth:`embed`."""
+        # float32: the pooler gives the boxes the dtype of the map, and half is too coarse for them
+        return self.pooler([features[self.in_feature].float()], boxes)
+
     def embed(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """Embeds boxes of all images.
 
@@ -112,8 +117,7 @@ class ReIDHead(nn.Module):
         Returns:
             (N, D) float32 of unit length, boxes of the first image first; (0, D) for no boxes.
         """
-        # float32: the pooler gives the boxes the dtype of the map, and half is too coarse for them
-        pooled = self.sfan(self.pooler([features[self.in_feature].float()], boxes))
+        pooled = self.sfan(self.pool(features, boxes))
         output = self.res5(pooled)
         return self.embedder([pooled, output] if self.use_input_map else [output])
 

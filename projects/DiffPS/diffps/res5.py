@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
+from detectron2.utils import comm
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -20,13 +21,17 @@ class Res5(nn.Sequential):
     """Three bottlenecks, the first of stride 2: (N, C, h, w) -> (N, 4 width, h/2, w/2).
 
     At C = 1024 and width 512 it is ``layer4`` of torchvision's ResNet-50. Its batch norms train.
+
+    It starts from random weights. Those of ImageNet are read where a training starts, by
+    :meth:`load_initial_weights`, and not when it is built: a model that is resumed, tested or
+    searched with needs no such file and no network.
     """
 
     def __init__(self, in_channels: int, width: int, weights: str = "") -> None:
         """
         Args:
             in_channels: C. width: inner channels of the bottlenecks.
-            weights: see :func:`read_res5_weights`; empty for random ones.
+            weights: source of the initial weights, see :func:`read_res5_weights`; empty: random.
         """
         if in_channels == 4 * width:
             # Detectron2's block then has no convolution on its shortcut, which cannot stride.
@@ -46,8 +51,8 @@ class Res5(nn.Sequential):
         )
         super().__init__(*blocks)
         self.out_channels = 4 * width
-        if weights:
-            self._load(read_res5_weights(weights), weights)
+        self.initial_weights = weights
+        self._is_loaded = False
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, in_channels: int) -> "Res5":
@@ -60,7 +65,16 @@ class Res5(nn.Sequential):
             return no_rows(self, x, self.out_channels, h, w)
         return super().forward(x)
 
-    def _load(self, weights: dict[str, Tensor], source: str) -> None:
+    def load_initial_weights(self) -> None:
+        """Reads the initial weights, unless weights have been loaded from a checkpoint before.
+
+        Raises:
+            FileNotFoundError, RuntimeError: see :func:`read_res5_weights`.
+            ValueError: they are those of another network.
+        """
+        if not self.initial_weights or self._is_loaded:
+            return
+        source, weights = self.initial_weights, read_res5_weights(self.initial_weights)
         wanted = {
             name: value
             for name, value in self.state_dict().items()
@@ -75,6 +89,10 @@ class Res5(nn.Sequential):
             )
         self.load_state_dict({name: weights[name] for name in wanted}, strict=False)
 
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        self._is_loaded |= f"{prefix}0.conv1.weight" in state_dict
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 def read_res5_weights(source: str) -> dict[str, Tensor]:
     """Reads ``layer4`` of a torchvision ResNet.
@@ -88,9 +106,10 @@ def read_res5_weights(source: str) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: no such file.
+        RuntimeError: the download failed.
     """
     if source == "torchvision":
-        state = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=True)
+        state = _download()
     elif not os.path.isfile(source):
         raise FileNotFoundError(
             f"MODEL.DIFFPS.HEAD.RES5_WEIGHTS: no file {source!r}. Use 'torchvision' to download "
@@ -105,6 +124,22 @@ def read_res5_weights(source: str) -> dict[str, Tensor]:
         for name, value in state.items()
         if name.startswith("layer4.")
     }
+
+
+def _download() -> dict[str, Tensor]:
+    """ImageNet weights of ResNet-50; one process of a machine fetches them, the others wait."""
+    weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
+    try:
+        if comm.get_local_rank() == 0:
+            weights.get_state_dict(progress=True)
+        comm.synchronize()
+        return weights.get_state_dict(progress=False)
+    except OSError as e:  # what urllib raises without a network
+        raise RuntimeError(
+            "MODEL.DIFFPS.HEAD.RES5_WEIGHTS is 'torchvision', but the weights cannot be downloaded "
+            f"({e}). Fetch {weights.url} on another machine and give the path of the file, or '' "
+            "to start from random weights."
+        ) from e
 
 
 def _our_name(name: str) -> str:

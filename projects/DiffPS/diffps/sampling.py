@@ -44,7 +44,11 @@ class RoISampler:
         if mode not in _MODES:
             raise ValueError(f"MODEL.DIFFPS.HEAD.SAMPLER is '{mode}'; it must be one of {_MODES}.")
         if not 0 < neg_iou <= pos_iou <= 1:
-            raise ValueError(f"IoU of background {neg_iou} and of persons {pos_iou}: 0 < a <= b.")
+            raise ValueError(
+                f"RoIs are background below {neg_iou} and persons from {pos_iou} on: IoUs must be "
+                "within (0, 1], the first not above the second (MODEL.ROI_HEADS.IOU_THRESHOLDS; "
+                "for re-ID MODEL.DIFFPS.REID.NEG_IOU, POS_IOU)."
+            )
         self.matcher = Matcher([neg_iou, pos_iou], [0, -1, 1])
         self.batch_size, self.mode, self.name = batch_size, mode, name
         self.max_positive = int(batch_size * positive_fraction)

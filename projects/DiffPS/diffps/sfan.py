@@ -5,12 +5,25 @@ Shape shorthand in this file:
     N: RoIs. C: channels. h, w: cells of a pooled RoI. K: body parts, one word each.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from torch import Tensor, nn
 
 _NORMS = ("part", "spatial", "sigmoid")
+
+
+class SemanticWeights(NamedTuple):
+    """What SFAN weights RoI features with, and why."""
+
+    part_maps: Tensor
+    """S, (N, K, h, w) float32: the normalised likeness to each part."""
+    part_weights: Tensor
+    """w, (K,): share of each part; sums to one."""
+    total: Tensor
+    """(N, 1, h, w) float32: the factor that the features are multiplied by."""
 
 
 class SFAN(nn.Module):
@@ -56,6 +69,10 @@ class SFAN(nn.Module):
             raise ValueError(f"MODEL.DIFFPS.SFAN.NORM is '{norm}'; it must be one of {_NORMS}.")
         if temperature <= 0:
             raise ValueError(f"MODEL.DIFFPS.SFAN.TEMPERATURE is {temperature}; it must be > 0.")
+        if len(text_vectors) == 0:
+            raise ValueError(
+                "MODEL.DIFFPS.SFAN.PARTS is empty: name at least one, or set SFAN.ENABLED False."
+            )
         text_dim = text_vectors.shape[1]
         if channels != text_dim and not project:
             raise ValueError(
@@ -103,10 +120,15 @@ class SFAN(nn.Module):
                 return s.sigmoid()
             return s.flatten(2).softmax(dim=2).view_as(s) * (s.shape[2] * s.shape[3])
 
+    def weigh(self, x: Tensor) -> SemanticWeights:
+        """The factor of every cell, with the maps it is made of: (N, C, h, w) -> see there."""
+        part_maps = self.part_maps(x)
+        part_weights = self.part_weights.softmax(dim=0)
+        total = (part_weights.view(1, -1, 1, 1) * part_maps).sum(dim=1, keepdim=True)
+        if self.skip:
+            total = 1 + self.alpha * (total - 1)
+        return SemanticWeights(part_maps, part_weights, total)
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> the same shape and dtype."""
-        weights = self.part_weights.softmax(dim=0).view(1, -1, 1, 1)
-        m = (weights * self.part_maps(x)).sum(dim=1, keepdim=True)
-        if self.skip:
-            m = 1 + self.alpha * (m - 1)
-        return x * m.to(x.dtype)
+        return x * self.weigh(x).total.to(x.dtype)

@@ -5,7 +5,7 @@ Shape shorthand: T tokens (77), D width of the condition.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from diffps.loading import DiffusionFolder
 
 _KEY = "MODEL.DIFFPS.BACKBONE"
 _WORD_POSITION = 1  # after the start token
+_WORD_END = "</w>"  # in the vocabulary of CLIP
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class TextConditioning:
     """Word -> (D,) float32: its position in the encoding of the word alone."""
     token: int
     """Position in the prompt of the word whose attention map is wanted."""
+    positions: dict[str, int] = field(default_factory=dict)
+    """Word of the prompt that is one token -> its (first) position; the start token is 0."""
 
 
 @torch.no_grad()
@@ -59,7 +62,7 @@ def encode_text(
         vectors[word] = _encode(encoders, word, f"{_KEY}.WORDS")[0][0, _WORD_POSITION].clone()
     if len(_tokens(tokenizer, prompt)) == 1:
         vectors.setdefault(prompt, context[0, _WORD_POSITION].clone())
-    return TextConditioning(context, pooled, vectors, token)
+    return TextConditioning(context, pooled, vectors, token, _word_positions(tokenizer, prompt))
 
 
 def _encode(encoders: list, text: str, key: str) -> tuple[Tensor, Tensor | None]:
@@ -90,6 +93,15 @@ def _encode(encoders: list, text: str, key: str) -> tuple[Tensor, Tensor | None]
 def _tokens(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text, without start and end."""
     return tokenizer(text).input_ids[1:-1]
+
+
+def _word_positions(tokenizer: Any, prompt: str) -> dict[str, int]:
+    """Words of a prompt that are one token, with their position."""
+    positions: dict[str, int] = {}
+    for index, token in enumerate(tokenizer.convert_ids_to_tokens(_tokens(tokenizer, prompt))):
+        if token.endswith(_WORD_END):  # what does not end a word is a piece of one
+            positions.setdefault(token.removesuffix(_WORD_END), _WORD_POSITION + index)
+    return positions
 
 
 def _single_token(tokenizer: Any, word: str, what: str) -> int:

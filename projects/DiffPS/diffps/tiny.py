@@ -8,6 +8,7 @@ and uses the real ones, without a download. ``tools/make_tiny_diffusion.py`` is 
 
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from diffps.loading import no_progress_bars
+
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 FAMILIES = ("sd15", "sd21", "sdxl")
+RANDOM_PARTS = ("unet", "vae", "text_encoder")
 WORDS = (
     *("person", "head", "shirts", "pants", "shoes"),
     *("a", "of", "in", "with", "and", "the", "on", "at", "no", "two", "three", "photo", "street"),
@@ -71,10 +75,9 @@ def write_tiny_diffusion(
     sizes = sizes or TinySizes()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipeline = _build_pipeline(sizes, family)
+        pipeline = build_pipeline(sizes, family)
     save_pipeline(pipeline, folder, dtype)
-    for name in ("tokenizer", "tokenizer_2")[: 2 if family == "sdxl" else 1]:
-        _write_vocabulary(Path(folder) / name, sizes.words)
+    write_vocabularies(folder, sizes.words)
     return os.fspath(folder)
 
 
@@ -87,10 +90,61 @@ def save_pipeline(pipeline: Any, folder: str | os.PathLike, dtype: torch.dtype) 
     for model in (pipeline.unet, pipeline.vae):
         for weight in model.parameters():
             weight.data = weight.data.to(dtype)
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    with no_progress_bars():
+        pipeline.save_pretrained(folder, safe_serialization=True)
 
 
-def _build_pipeline(sizes: TinySizes, family: str) -> Any:
+def write_random_like(
+    model: str | os.PathLike,
+    folder: str | os.PathLike,
+    seed: int = 0,
+    keep: Sequence[str] = (),
+    dtype: torch.dtype = torch.float16,
+) -> str:
+    """Writes a copy of a small model with random weights in the place of those that it has.
+
+    Args:
+        model: folder in diffusers format, of the family ``sd15`` or ``sd21``.
+        folder: made if it is not there.
+        keep: parts whose weights stay: ``unet``, ``vae`` or ``text_encoder``.
+
+    Returns:
+        The folder.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    unknown = [part for part in keep if part not in RANDOM_PARTS]
+    if unknown:
+        raise ValueError(f"parts to keep are {unknown}; allowed: {RANDOM_PARTS}")
+    if not Path(model, "model_index.json").is_file():
+        raise FileNotFoundError(f"{model} is no folder in diffusers format: no model_index.json")
+    with no_progress_bars():
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            model, local_files_only=True, low_cpu_mem_usage=False
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for part in RANDOM_PARTS:
+            # drawn in any case: what is kept does not change the others
+            old = getattr(pipeline, part)
+            new = type(old)(old.config) if part == "text_encoder" else type(old).from_config(
+                old.config)  # fmt: skip
+            if part not in keep:
+                setattr(pipeline, part, new)
+    save_pipeline(pipeline, folder, dtype)
+    for name in ("vocab.json", "merges.txt"):
+        source = Path(model, "tokenizer", name)
+        if source.is_file():
+            Path(folder, "tokenizer", name).write_bytes(source.read_bytes())
+    return os.fspath(folder)
+
+
+def build_pipeline(sizes: TinySizes, family: str, prediction: str = "epsilon") -> Any:
+    """Builds the pipeline of diffusers with random weights, drawn by the global generator.
+
+    Args:
+        prediction: what the UNet is to predict, ``epsilon`` or ``v_prediction``.
+    """
     from diffusers import (
         EulerDiscreteScheduler,
         StableDiffusionPipeline,
@@ -109,6 +163,7 @@ def _build_pipeline(sizes: TinySizes, family: str) -> Any:
             beta_end=0.012,
             beta_schedule="scaled_linear",
             steps_offset=1,
+            prediction_type=prediction,
         ),
     }
     if family == "sdxl":
@@ -194,8 +249,10 @@ def build_tokenizer(words: Iterable[str] = WORDS, max_tokens: int = 77) -> "CLIP
     """Builds a CLIP tokenizer for which every one of ``words`` is one token."""
     from transformers import CLIPTokenizer
 
-    vocabulary, merges = build_vocabulary(words)
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_tokens)
+    # by way of files, which every version of transformers takes
+    with tempfile.TemporaryDirectory() as folder:
+        paths = _write_vocabulary(Path(folder), words)
+        return CLIPTokenizer(*map(str, paths), model_max_length=max_tokens)
 
 
 def build_vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -235,10 +292,17 @@ def _encode(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
     return symbols
 
 
-def _write_vocabulary(folder: Path, words: Iterable[str]) -> None:
-    """Adds the two files that transformers before version 5 read."""
+def write_vocabularies(folder: str | os.PathLike, words: Iterable[str]) -> None:
+    """Adds to every tokenizer of a folder the two files that transformers before 5 reads."""
+    for place in sorted(Path(folder).glob("tokenizer*")):
+        _write_vocabulary(place, words)
+
+
+def _write_vocabulary(place: Path, words: Iterable[str]) -> tuple[Path, Path]:
+    """Writes ``vocab.json`` and ``merges.txt``; returns their paths."""
     vocabulary, merges = build_vocabulary(words)
-    text = json.dumps(vocabulary, ensure_ascii=False)
-    (folder / "vocab.json").write_text(text, encoding="utf-8")
+    paths = place / "vocab.json", place / "merges.txt"
+    paths[0].write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *map(" ".join, merges), ""]
-    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    paths[1].write_text("\n".join(lines), encoding="utf-8")
+    return paths

@@ -58,7 +58,7 @@ class UNetFeatures:
         self.dtype = next(unet.parameters()).dtype
         self.upcast = False
         self._check_heads(layers)
-        use_fused_attention(unet)
+        use_fused_attention(unet, text.context)
         if upcast:
             self._upcast()
         self.tap = ActivationTap(list(layers), latent_stride, self._map)
@@ -134,9 +134,18 @@ class UNetFeatures:
         }
 
     def _map(self, layer: Layer, query: Tensor) -> Tensor:
+        return self.word_map(layer, query, self.map_heads, self.text.token)
+
+    def word_map(self, layer: Layer, query: Tensor, heads: Sequence[int], token: int) -> Tensor:
+        """Attention probability of one token of the text, see :func:`diffps.attention.word_map`.
+
+        Args:
+            layer: a cross-attention (kind ``xq`` or ``map``). query: (B, N, C), its output.
+            heads: to be averaged; empty: all. token: position in the text.
+        """
         attn = self.unet.get_submodule(layer.module.rpartition(".")[0])
         context = self.text.context.to(query.device, attn.to_k.weight.dtype)
-        return word_map(query, attn.to_k(context), attn.heads, self.map_heads, self.text.token)
+        return word_map(query, attn.to_k(context), attn.heads, heads, token)
 
     def _check_heads(self, layers: Sequence[Layer]) -> None:
         for layer in layers:

@@ -52,6 +52,35 @@ def test_sd15_has_the_same_attention(tiny_sd15):
     assert all(torch.equal(got[path], expected[path]) for path in PATHS)
 
 
+def test_keys_of_a_fixed_text_are_computed_once_and_give_the_same_bits(tiny_sd):
+    unet, expected, _, context = run(tiny_sd, use_fused_attention)
+    use_fused_attention(unet, context)
+    calls = []
+    for name, module in unet.named_modules():
+        if name.endswith(("attn2.to_k", "attn2.to_v")):
+            module.register_forward_hook(lambda *args: calls.append(args))
+    g = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 4, 16, 8, generator=g)
+    other = torch.zeros_like(context)  # passed on by the UNet, and ignored
+    with torch.no_grad():
+        got, _ = plain_features(unet, latents, 0, other, PATHS)
+        again, _ = plain_features(unet, latents, 0, other, PATHS)
+        assert len(calls) == 2 * 16
+        for path in PATHS:
+            assert torch.equal(got[path], again[path])
+            torch.testing.assert_close(got[path], expected[path], atol=1e-5, rtol=1e-5)
+        # one image: the same bits as with keys computed at every call
+        use_fused_attention(unet)
+        one, _ = plain_features(unet, latents[:1], 0, context, PATHS)
+        use_fused_attention(unet, context)
+        fixed, _ = plain_features(unet, latents[:1], 0, other, PATHS)
+        assert all(torch.equal(one[path], fixed[path]) for path in PATHS)
+        # another type: computed anew
+        calls.clear()
+        plain_features(unet.double(), latents[:1].double(), 0, other.double(), PATHS)
+        assert len(calls) == 2 * 16
+
+
 @pytest.mark.parametrize("heads", [[0], [1], [1, 0], []])
 def test_one_column_equals_the_slice_of_the_whole_map(tiny_sd, heads):
     unet, _, maps, context = run(tiny_sd, use_fused_attention, map_path=MAP_PATH)

@@ -19,6 +19,7 @@ from diffps.backbone import DiffusionBackbone
 from diffps.loading import DiffusionFolder
 from diffps.text import encode_text
 from person_search.engine import build_optimizer
+from person_search.engine.ema import AveragedWeights
 
 ATTN2 = "up_blocks.3.attentions.0.transformer_blocks.0.attn2"
 
@@ -178,6 +179,15 @@ def test_follows_to_and_copies(tiny_sd):
     double = nn.Sequential(again).to(torch.float64)
     assert {p.dtype for part in again._frozen for p in part.parameters()} == {torch.float64}
     assert double[0].word_vectors(["head"]).dtype == torch.float64
+
+
+def test_averaged_weights_hold_no_second_unet(tiny_sd):
+    """SOLVER.EMA works on a copy of the model; the frozen part of it stays one."""
+    model = nn.Sequential(tiny_backbone(tiny_sd), nn.Conv2d(16, 2, 1))
+    copied = AveragedWeights(model, 0.9).module[0]
+    assert copied is not model[0] and copied._frozen is model[0]._frozen
+    expected, got = model[0](random_images(1)), copied(random_images(1))
+    assert all(torch.equal(expected[name], x) for name, x in got.items())
 
 
 def test_is_repeatable_by_default_and_random_where_asked_for(tiny_sd, backbone):

@@ -4,58 +4,27 @@
 import pytest
 import torch
 from diffps_plain import SD21_LAYERS, plain_features
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffps.attention import use_fused_attention
 from diffps.hooks import ActivationTap, find_layers, list_layers
 from diffps.loading import FAMILIES, UNetShape
+from diffps.random_model import build_unet, build_vae
 from diffps.text import TextConditioning
 from diffps.unet_forward import UNetFeatures
-
-SD = {"block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2}
-CONFIGS = {
-    "sd15": SD | {"attention_head_dim": 8, "cross_attention_dim": 768},
-    "sd21": SD
-    | {
-        "attention_head_dim": (5, 10, 20, 20),
-        "cross_attention_dim": 1024,
-        "use_linear_projection": True,
-    },
-    "sdxl": {
-        "block_out_channels": (320, 640, 1280),
-        "layers_per_block": 2,
-        "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
-
-
-def meta_unet(family):
-    """The UNet without memory for its weights."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**CONFIGS[family])
-    return unet.eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize(
     "family, millions", [("sd15", 859.520964), ("sd21", 865.910724), ("sdxl", 2567.463684)]
 )
 def test_families_have_their_published_size_and_shape(family, millions):
-    unet = meta_unet(family)
+    unet = build_unet(family, "meta")
     assert sum(p.numel() for p in unet.parameters()) / 1e6 == pytest.approx(millions, abs=1e-6)
     assert UNetShape.of_config(unet.config) == FAMILIES[family]
 
 
 def test_layers_of_sd21():
-    layers = list_layers(meta_unet("sd21"))
+    layers = list_layers(build_unet("sd21", "meta"))
     for name, (path, channels, stride) in SD21_LAYERS.items():
         layer = layers[name]
         assert (layer.module, layer.channels, layer.stride) == (path, channels, stride)
@@ -64,7 +33,7 @@ def test_layers_of_sd21():
 
 
 def test_layers_of_sdxl():
-    layers = list_layers(meta_unet("sdxl"))
+    layers = list_layers(build_unet("sdxl", "meta"))
     assert (layers["u0r2b9_q"].channels, layers["u0r2b9_q"].stride) == (1280, 32)
     assert (layers["u1r0b1_k"].channels, layers["u1r0b1_k"].stride) == (640, 16)
     assert (layers["u2r2_res"].channels, layers["u2r2_res"].stride) == (320, 8)
@@ -76,7 +45,7 @@ def test_layers_of_sdxl():
     [((1280, 1280), 9.025, 6.995), ((960, 1664), 8.683, 6.745)],  # 2 x multiply-adds, in 1e12
 )
 def test_cost_of_the_truncated_forward(size, whole, cut):
-    unet = meta_unet("sd21")
+    unet = build_unet("sd21", "meta")
     use_fused_attention(unet)
     layers = find_layers(list(SD21_LAYERS), list_layers(unet), "")
     tap = ActivationTap(layers, 8, None)
@@ -94,13 +63,7 @@ def test_cost_of_the_truncated_forward(size, whole, cut):
 
 
 def test_size_and_cost_of_the_vae_encoder():
-    with torch.device("meta"):
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-        )
+    vae = build_vae("sd21", "meta")
     parts = (vae.encoder, vae.quant_conv)
     assert sum(p.numel() for part in parts for p in part.parameters()) == 34_163_664
     with FlopCounterMode(display=False) as counter:
@@ -108,22 +71,10 @@ def test_size_and_cost_of_the_vae_encoder():
     assert counter.get_total_flops() / 1e12 == pytest.approx(8.107, abs=1e-3)
 
 
-def random_unet(family):
-    """The UNet with weights that keep activations in bounds; much faster than the default init."""
-    unet = meta_unet(family).to_empty(device="cpu")
-    for name, weight in unet.named_parameters():
-        if weight.ndim > 1:
-            bound = (3 / weight[0].numel()) ** 0.5
-            weight.uniform_(-bound, bound)
-        else:
-            weight.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-    return unet
-
-
 @pytest.mark.slow
 def test_sd21_with_random_weights():
     """3.5 GB of float32 weights, an image of 128 x 64: hooks, shapes, truncation, map."""
-    unet = random_unet("sd21")
+    unet = build_unet("sd21")
     latents, context = torch.randn(1, 4, 16, 8), torch.randn(1, 77, 1024)
     paths = [path for path, _, _ in SD21_LAYERS.values()]
     attn2 = "up_blocks.3.attentions.0.transformer_blocks.0.attn2"

@@ -255,6 +255,60 @@ def test_hits_and_misses_may_be_mixed_in_a_batch(tiny_sd, tmp_path, kind):
         torch.testing.assert_close(x, expected[name], atol=2e-4, rtol=2e-4)
 
 
+# ---- compact: hidden states instead of what they are projected to -------------------------------
+EVERY_KIND = ["u1r2_q", "u3r0_k", "u3r0_v", "u3r0_q", "u2r1_xq", "u1r0_vit", "d1r0_res"]
+
+
+@pytest.mark.parametrize("overrides", [{}, {"OUT_FEATURES": EVERY_KIND, "ATTN__LAYERS": []}])
+def test_compact_entries_give_the_same_features(tiny_sd, tmp_path, overrides):
+    expected = tiny_backbone(tiny_sd, **overrides)(images())
+    fresh = cached(tiny_sd, tmp_path, "compact", **overrides)(images())
+    again = cached(tiny_sd, tmp_path, "compact", **overrides)
+    for part in again._frozen:
+        part.forward = part.encode = None
+    read = again(images())
+    assert list(fresh) == list(read) == list(expected) and again.cache.hits == 2
+    for name, x in expected.items():
+        torch.testing.assert_close(fresh[name], x, atol=1e-5, rtol=1e-5)
+        assert torch.equal(read[name], fresh[name])
+
+
+def test_compact_entries_hold_each_hidden_state_once(tiny_sd, tmp_path):
+    for kind in ("feature", "compact"):
+        cached(tiny_sd, tmp_path / kind, kind)(images(1), keys=[KEY])
+    (feature,), (compact,) = ((tmp_path / kind).rglob("*.safetensors") for kind in
+                              ("feature", "compact"))  # fmt: skip
+    stored = load_file(compact)
+    assert sorted(stored) == ["u1r2_n", "u2r1_n", "u2r2_n", "u3r0_map", "u3r0_n", "u3r1_n"]
+    # widths 32, 24, 16 at strides 32, 16, 8: of four activations of 16 channels, two remain
+    cells = 64 * 128 // 64
+    saved = 4 * 2 * 16 * cells
+    assert sum(x.nbytes for x in load_file(feature).values()) - saved == sum(
+        x.nbytes for x in stored.values()
+    )
+
+
+@pytest.mark.parametrize("dtype, limit", [("float16", 2e-3), ("bfloat16", 2e-2)])
+def test_compact_entries_in_half_precision(tiny_sd, tmp_path, dtype, limit):
+    """As exact as a feature cache of that type."""
+    expected = cached(tiny_sd, tmp_path, "feature", DTYPE=dtype)(images(1))
+    got = cached(tiny_sd, tmp_path, "compact", DTYPE=dtype)(images(1))
+    for name, x in expected.items():
+        assert (got[name] - x).norm() / x.norm() < limit, name
+
+
+def test_projection_beyond_float16_comes_in_float32(tiny_sd, tmp_path):
+    backbone = cached(tiny_sd, tmp_path, "compact", DTYPE="float16")
+    small = backbone(images(1), keys=[KEY])["u3r1_k"]
+    attn = backbone._frozen[1].get_submodule("up_blocks.3.attentions.1.transformer_blocks.0.attn1")
+    with torch.no_grad():
+        attn.to_k.weight *= 2**17 / 4
+        attn.to_k.weight *= 4
+    large = backbone(images(1), keys=[KEY])["u3r1_k"]
+    assert large.isfinite().all() and large.max() > 65504
+    assert (large / 2**17 - small).norm() / small.norm() < 1e-2
+
+
 def test_flipped_images_are_entries_of_their_own(tiny_sd, tmp_path):
     backbone = cached(tiny_sd, tmp_path, "feature")
     backbone(images(1))
@@ -307,6 +361,8 @@ def test_half_precision_is_stored_as_it_is(tiny_sd, tmp_path):
         ("feature", {"PROMPT": "shoes"}),
         ("feature", {"ATTN__HEADS": [0]}),
         ("feature", {"NOISE": "seeded"}),
+        ("compact", {"OUT_FEATURES": ["u3r0_k"]}),
+        ("compact", {"TIMESTEP": 10}),
     ],
 )
 def test_other_settings_have_other_entries(tiny_sd, tmp_path, kind, change):
@@ -330,6 +386,12 @@ def test_latents_are_shared_by_settings_that_do_not_concern_them(tiny_sd, tmp_pa
     other = cached(tiny_sd, tmp_path, "latent", TIMESTEP=10, NOISE="random", VAE_SAMPLE=True)
     other(images(1))
     assert other.latent_cache.hits == 1
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_its_key(tiny_sd, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"CACHE\.DIR cannot be used, (Not a|File exists).*/file"):
+        cached(tiny_sd, tmp_path / "file", "latent")
 
 
 def test_weights_digest_sees_every_tensor():

@@ -64,7 +64,7 @@ def tool(repo_root):
     return module
 
 
-@pytest.mark.parametrize("kind", ["latent", "feature"])
+@pytest.mark.parametrize("kind", ["latent", "feature", "compact"])
 def test_training_and_evaluation_find_every_image(cfg, records, tool, capsys, kind):
     cfg.MODEL.DIFFPS.BACKBONE.CACHE.KIND = kind
     assert tool.build_caches(cfg)
@@ -131,7 +131,7 @@ def test_random_sizes_cannot_be_cached(cfg, records):
 
 def test_no_cache_to_fill(cfg, records, tool):
     cfg.MODEL.DIFFPS.BACKBONE.CACHE.KIND = "none"
-    with pytest.raises(ValueError, match="CACHE.KIND to 'latent' or 'feature'"):
+    with pytest.raises(ValueError, match="CACHE.KIND to 'latent', 'feature' or 'compact'"):
         tool.build_caches(cfg)
 
 

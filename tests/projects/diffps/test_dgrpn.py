@@ -196,7 +196,7 @@ def test_det_aggregator():
     assert (output < 0).any(), "there is no ReLU at the end"
     output.square().sum().backward()
     expected.square().sum().backward()
-    torch.testing.assert_close(x.grad, y.grad, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(x.grad, y.grad, atol=1e-5, rtol=1e-5)
 
 
 def test_parameters_of_the_full_size():

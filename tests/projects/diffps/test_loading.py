@@ -143,6 +143,43 @@ def test_loading_says_nothing(tiny_sd, capfd):
     assert not captured.out and not captured.err
 
 
+def test_folders_as_they_are_published(broken, capfd):
+    """What the tiny folder does not have: old names in the VAE, half-precision files of their own,
+    another scheduler, weights that nothing uses, and parts that stand in the index as absent."""
+    vae_file = broken / "vae" / UNET_FILE
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights, renamed = load_file(vae_file), {}
+    for name, weight in weights.items():
+        for new, former in old.items():
+            if "attentions" in name:
+                name = name.replace(f".{new}.", f".{former}.")
+        renamed[name] = weight
+    assert renamed.keys() != weights.keys()
+    save_file(renamed, vae_file.with_name(UNET_FILE.replace(".saf", ".fp16.saf")))
+    vae_file.unlink()
+    for part, name in (("unet", UNET_FILE), ("text_encoder", "model.safetensors")):
+        file = broken / part / name
+        content = load_file(file)
+        if part == "text_encoder":
+            content["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+        save_file(content, file.with_name(name.replace(".saf", ".fp16.saf")), {"format": "pt"})
+        file.unlink()
+    settings = {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "set_alpha_to_one": False}
+    edit_json(broken / "scheduler" / "scheduler_config.json", **settings)
+    index = {"safety_checker": [None, None], "text_encoder_2": [None, None]}
+    edit_json(broken / "model_index.json", **index)
+
+    capfd.readouterr()
+    backbone = tiny_backbone(broken, VARIANT="fp16")
+    captured = capfd.readouterr()
+    assert not captured.out and not captured.err
+    vae = backbone._frozen[0].state_dict()
+    for name, weight in weights.items():
+        if name in vae:
+            torch.testing.assert_close(vae[name], weight.float())
+    assert any("attentions.0.to_q" in name for name in vae)
+
+
 # ---- text ---------------------------------------------------------------------------------------
 def test_rows_are_position_one_of_each_words_own_prompt(tiny_sd):
     folder = DiffusionFolder(tiny_sd)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from diffps_model_tiny import EMBED_DIM, IMAGE_SIZE, tiny_cfg, tiny_model, training_input
 
@@ -135,6 +136,49 @@ def _queries():
     instances = training_input(2)["instances"]
     instances.pred_boxes = instances.gt_boxes
     return instances
+
+
+def test_other_families_by_config(tiny_sd15, tiny_sdxl):
+    """Overrides as README lists them: SD 1.5 has other text, SDXL also other levels and strides."""
+    sdxl = {
+        "DIFFPS__BACKBONE__OUT_FEATURES": ["u0r2b1_q", "u1r1_v", "u1r2_q", "u2r1_res"],
+        "DIFFPS__BACKBONE__ATTN__LAYERS": ["u1r2"],
+        "DIFFPS__MSFRN__LEVELS": [["u0r2b1_q"], ["u1r1_v", "u1r2_q"], ["u2r1_res"]],
+        "DIFFPS__DET_AGG__IN_FEATURE": "u2r1_res",
+    }
+    for folder, overrides in ((tiny_sd15, {}), (tiny_sdxl, sdxl)):
+        model = tiny_model(folder, DIFFPS__SFAN__PROJECT=True, **overrides)
+        losses = losses_of(model, [training_input(2)])
+        sum(losses.values()).backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+        item = {"image": training_input()["image"], "queries": _queries()}
+        (output,) = model.eval()([item])
+        assert output["query_feats"].shape == (2, EMBED_DIM)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 50)])
+def test_images_smaller_than_64_pixels(tiny_sd, size):
+    """Beside one of usual size, in training with a person and in testing."""
+    h, w = size
+    small = {
+        "image": torch.full((3, h, w), 90, dtype=torch.uint8),
+        "instances": Instances(
+            size,
+            gt_boxes=Boxes(torch.tensor([[0.0, 0.0, w, h]])),
+            gt_classes=torch.zeros(1, dtype=torch.int64),
+            gt_pids=torch.tensor([1]),
+        ),
+    }
+    model = tiny_model(tiny_sd)
+    losses = losses_of(model, [small, training_input(2)])
+    total = sum(losses.values())
+    total.backward()
+    assert torch.isfinite(total)
+    queries = Instances(size, pred_boxes=small["instances"].gt_boxes)
+    (output,) = model.eval()([{"image": small["image"], "queries": queries}])
+    assert output["instances"].image_size == size
+    torch.testing.assert_close(output["query_feats"].norm(dim=1), torch.ones(1))
 
 
 @pytest.mark.parametrize("drop_background", [False, True])

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """RoI sampler, ResNet stage, predictor, embedder, initialization, and the losses of detection."""
 
+import urllib.error
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,7 +92,7 @@ def test_an_image_without_people_gives_background_with_all_fields():
 def test_sampler_settings_name_their_key():
     with pytest.raises(ValueError, match="MODEL.DIFFPS.HEAD.SAMPLER"):
         RoISampler(0.5, 0.5, 8, mode="all")
-    with pytest.raises(ValueError, match="0.8 and of persons 0.5"):
+    with pytest.raises(ValueError, match="below 0.8.*from 0.5 on.*DIFFPS.REID.NEG_IOU, POS_IOU"):
         RoISampler(0.5, 0.8, 8)
 
 
@@ -111,6 +113,7 @@ def test_res5_is_layer4_of_torchvision(resnet, tmp_path):
     torch.save(resnet.state_dict(), path)
     res5 = Res5(1024, 512, weights=path)
     assert parameters(res5) == 14_964_736
+    res5.load_initial_weights()
     x = torch.randn(2, 1024, 6, 4)
     with torch.no_grad():
         expected = resnet.layer4(x)
@@ -128,9 +131,34 @@ def test_res5_refuses_what_does_not_fit(tmp_path):
     path = str(tmp_path / "other.pth")
     torch.save({"layer4.0.conv1.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="lacks.*RES5_WIDTH 512"):
-        Res5(16, 8, weights=path)
+        Res5(16, 8, weights=path).load_initial_weights()
     with pytest.raises(ValueError, match="RES5_WIDTH is 8 on maps of 32 channels"):
         Res5(32, 8)
+
+
+def test_initial_weights_are_read_only_where_no_checkpoint_was_loaded():
+    """An evaluation or a resumed training must not ask for the file, let alone for a network."""
+    res5 = Res5(16, 8, weights="nowhere.pth")
+    with pytest.raises(FileNotFoundError, match="MODEL.DIFFPS.HEAD.RES5_WEIGHTS"):
+        res5.load_initial_weights()
+    holder = torch.nn.Sequential(res5)
+    holder.load_state_dict({"1.x": torch.zeros(1)}, strict=False)  # nothing of this part
+    with pytest.raises(FileNotFoundError):
+        res5.load_initial_weights()
+    saved = torch.nn.Sequential(Res5(16, 8)).state_dict()
+    holder.load_state_dict(saved)
+    res5.load_initial_weights()
+    assert all(torch.equal(saved[name], x) for name, x in holder.state_dict().items())
+
+
+def test_a_download_that_fails_says_what_to_do(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torchvision.models.ResNet50_Weights, "get_state_dict", unreachable)
+    message = "RES5_WEIGHTS is 'torchvision'.*no route to host.*resnet50-.*pth.*random weights"
+    with pytest.raises(RuntimeError, match=message):
+        read_res5_weights("torchvision")
 
 
 @pytest.mark.parametrize("size", [(6, 4), (5, 3)])

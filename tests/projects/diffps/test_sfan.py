@@ -113,3 +113,5 @@ def test_wrong_settings_name_their_key():
         key = next(iter(switch)).upper()
         with pytest.raises(ValueError, match=f"MODEL.DIFFPS.SFAN.{key}"):
             make(**switch)
+    with pytest.raises(ValueError, match="MODEL.DIFFPS.SFAN.PARTS is empty"):
+        SFAN(text_vectors=torch.zeros(0, C), channels=C)

@@ -9,7 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffps.tiny import WORDS, TinySizes, build_tokenizer, build_vocabulary, write_tiny_diffusion
+from diffps.tiny import (
+    WORDS,
+    TinySizes,
+    build_tokenizer,
+    build_vocabulary,
+    write_random_like,
+    write_tiny_diffusion,
+)
 
 
 def read_unet(folder):
@@ -92,3 +99,36 @@ def test_the_command(tmp_path, repo_root, child_env):
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith(f"{tmp_path / 'x'}: 1.")
     assert (tmp_path / "x" / "model_index.json").is_file()
+
+
+# ---- random twins ------------------------------------------------------------------------------
+def test_random_twin_has_the_shape_and_other_weights(tmp_path, tiny_sd):
+    twin = write_random_like(tiny_sd, tmp_path / "twin", seed=5)
+    ours, theirs = read_unet(twin), read_unet(tiny_sd)
+    assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {
+        k: (v.shape, v.dtype) for k, v in theirs.items()
+    }
+    assert not torch.equal(ours["conv_in.weight"], theirs["conv_in.weight"])
+    names = {str(p.relative_to(tiny_sd)) for p in Path(tiny_sd).rglob("*") if p.is_file()}
+    assert names == {str(p.relative_to(twin)) for p in Path(twin).rglob("*") if p.is_file()}
+
+
+def test_random_twin_keeps_the_parts_asked_for(tmp_path, tiny_sd):
+    twin = write_random_like(tiny_sd, tmp_path / "twin", seed=5, keep=["vae", "text_encoder"])
+    whole = write_random_like(tiny_sd, tmp_path / "whole", seed=5)
+    vae = Path("vae/diffusion_pytorch_model.safetensors")
+    text = Path("text_encoder/model.safetensors")
+    for part in (vae, text):
+        kept, old = load_file(Path(twin) / part), load_file(Path(tiny_sd) / part)
+        assert all(torch.equal(kept[key], old[key]) for key in old)
+        drawn = load_file(Path(whole) / part)
+        assert any(not torch.equal(drawn[key], old[key]) for key in old)
+    ours, others = read_unet(twin), read_unet(whole)
+    assert all(torch.equal(ours[key], others[key]) for key in ours)
+
+
+def test_random_twin_of_nothing_is_refused(tmp_path, tiny_sd):
+    with pytest.raises(FileNotFoundError, match=r"no model_index\.json"):
+        write_random_like(tmp_path, tmp_path / "twin")
+    with pytest.raises(ValueError, match=r"\['decoder'\].*unet.*vae"):
+        write_random_like(tiny_sd, tmp_path / "twin", keep=["decoder"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.structures import pairwise_iou
@@ -18,7 +19,7 @@ from tiny_runs import compare_interrupted
 
 from diffps import add_diffps_config
 from person_search.config import add_person_search_config
-from person_search.engine import build_optimizer, launch
+from person_search.engine import PersonSearchTrainer, build_optimizer, launch
 
 DATASET = "tiny_for_diffps_tests"
 
@@ -35,12 +36,19 @@ def dataset(tmp_path):
         logger.setLevel(level)
 
 
-def test_resumed_equals_uninterrupted(tiny_sd, dataset, tmp_path):
-    """Weights, optimizer, look-up table and queue, bit for bit; also with random latents."""
+@pytest.mark.parametrize(
+    "opts", [(), ("SOLVER.ACCUMULATION_STEPS", 2, "SOLVER.EMA.ENABLED", True)], ids=["plain", "ema"]
+)
+def test_resumed_equals_uninterrupted(tiny_sd, dataset, tmp_path, opts):
+    """Weights, optimizer, look-up table and queue, bit for bit; also with random latents.
+
+    And where a step is made in two parts, and an average of the weights is kept.
+    """
     cfgs = []
     for run in ("whole", "broken"):
         random = {"DIFFPS__BACKBONE__NOISE": "random", "DIFFPS__BACKBONE__VAE_SAMPLE": True}
         cfgs.append(run_cfg(tiny_sd, dataset, tmp_path / run, **random))
+        cfgs[-1].merge_from_list(list(opts))
         cfgs[-1].freeze()
     losses = compare_interrupted(*cfgs)
     assert len(set(losses.values())) == 8
@@ -48,6 +56,20 @@ def test_resumed_equals_uninterrupted(tiny_sd, dataset, tmp_path):
     saved = torch.load(tmp_path / "whole" / "model_final.pth", weights_only=True)["model"]
     assert saved["roi_heads.reid_head.oim.lut"].norm(dim=1).tolist() == pytest.approx([1.0] * 3)
     assert not [name for name in saved if name.startswith("backbone")]
+
+
+def test_an_evaluation_passes_every_image_once(tiny_sd, dataset, tmp_path):
+    """And asks for no weights that only a training starts from."""
+    cfg = run_cfg(tiny_sd, dataset, tmp_path, DIFFPS__HEAD__RES5_WEIGHTS="nowhere.pth")
+    cfg.MODEL.REID.NUM_PIDS = 3
+    model = build_model(cfg)
+    passed = []
+    model.backbone.register_forward_hook(lambda m, args, out: passed.append(len(args[0])))
+    results = PersonSearchTrainer.test(cfg, model)
+    assert set(results) == {"detection", "search"}
+    assert sum(passed) == len(DatasetCatalog.get(dataset)) and len(results["search"]) > 3
+    with pytest.raises(FileNotFoundError, match="MODEL.DIFFPS.HEAD.RES5_WEIGHTS.*nowhere.pth"):
+        PersonSearchTrainer(cfg).resume_or_load(resume=False)
 
 
 @pytest.mark.slow

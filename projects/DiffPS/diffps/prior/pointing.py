@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does the attention of a word find what the word means? Measured against annotated boxes.
+
+Shape shorthand: I images, (h, w) cells of a map, S pixels per cell, E heads.
+
+*Pointing accuracy*: share of the images with boxes in which the peak of the map lies in a box.
+*Energy*: mean of the map inside the boxes over its mean outside, averaged (geometrically) over the
+images. By chance the first is the share of cells inside boxes, the second 1.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import BoxMode
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffps.attention import word_map
+from diffps.data import budget_size
+from diffps.hooks import find_layers, list_layers
+from diffps.latents import LatentNoiser, encode_moments
+from diffps.loading import DiffusionFolder
+from diffps.prior.captions import PART_SPANS, PERSON
+from diffps.text import encode_text
+from diffps.unet_forward import UNetFeatures
+
+Box = Sequence[float]
+"""(x1, y1, x2, y2) in pixels of the image as the model sees it."""
+
+
+@dataclass
+class Pointing:
+    """Sums over images; those without a cell inside or outside of boxes do not count."""
+
+    images: int = 0
+    hits: int = 0
+    share: float = 0.0
+    log_energy: float = 0.0
+
+    def add(self, attention: np.ndarray, boxes: Sequence[Box], stride: float) -> None:
+        """Counts one image.
+
+        Args:
+            attention: (h, w), not negative.
+            stride: S.
+        """
+        inside = cells_inside(attention.shape, boxes, stride)
+        if not inside.any() or inside.all():
+            return
+        self.images += 1
+        self.hits += bool(inside.flat[int(attention.argmax())])
+        self.share += float(inside.mean())
+        tiny = 1e-12
+        ratio = (attention[inside].mean() + tiny) / (attention[~inside].mean() + tiny)
+        self.log_energy += math.log(ratio)
+
+    @property
+    def accuracy(self) -> float:
+        """Pointing accuracy in percent; NaN without images."""
+        return 100 * self.hits / self.images if self.images else math.nan
+
+    @property
+    def chance(self) -> float:
+        """Pointing accuracy of a random cell in percent."""
+        return 100 * self.share / self.images if self.images else math.nan
+
+    @property
+    def energy(self) -> float:
+        """Attention inside over outside; 1: no difference."""
+        return math.exp(self.log_energy / self.images) if self.images else math.nan
+
+
+def cells_inside(shape: tuple[int, int], boxes: Sequence[Box], stride: float) -> np.ndarray:
+    """(h, w) bool: cells whose middle lies in a box."""
+    inside = np.zeros(shape, bool)
+    y = (np.arange(shape[0])[:, None] + 0.5) * stride
+    x = (np.arange(shape[1])[None, :] + 0.5) * stride
+    for x1, y1, x2, y2 in boxes:
+        inside |= (x >= x1) & (x < x2) & (y >= y1) & (y < y2)
+    return inside
+
+
+def part_boxes(boxes: Sequence[Box], word: str) -> list[Box]:
+    """Boxes of what a word means: of persons, or of a part by its usual place in a person."""
+    top, bottom = PART_SPANS.get(word, (0.0, 1.0))
+    return [(x1, y1 + top * (y2 - y1), x2, y1 + bottom * (y2 - y1)) for x1, y1, x2, y2 in boxes]
+
+
+@dataclass
+class Picture:
+    """An image as the model sees it, and its annotated people, identity known or not."""
+
+    image: Tensor
+    """(3, H, W) float in [-1, 1], RGB, sides multiples of 64."""
+    boxes: list[Box] = field(default_factory=list)
+
+
+def read_picture(record: dict, max_pixels: int = 256 * 320) -> Picture:
+    """Reads the image of a dataset record and resizes it as ``DiffPSMapper`` does.
+
+    Args:
+        record: Detectron2's dict with ``file_name`` and ``annotations``.
+        max_pixels: budget of the size.
+    """
+    image = torch.from_numpy(read_image(record["file_name"], "RGB").copy())
+    old = tuple(image.shape[:2])
+    new = budget_size(old, max_pixels)
+    image = image.permute(2, 0, 1)[None].float()
+    image = F.interpolate(image, new, mode="bilinear", align_corners=False)[0]
+    factors = np.array([new[1] / old[1], new[0] / old[0]] * 2)
+    boxes = [
+        BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)
+        for a in record["annotations"]
+    ]
+    return Picture(image / 127.5 - 1, [tuple(np.array(box) * factors) for box in boxes])
+
+
+class AttentionMaps:
+    """Cross-attention maps of single-word prompts, per layer and head.
+
+    Args:
+        model: folder in diffusers format.
+        layers: places such as ``u3r0``.
+        timestep: that the UNet is told; the latent is scaled for it but gets no noise.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        layers: Sequence[str],
+        words: Sequence[str] = (PERSON,),
+        timestep: int = 0,
+        noise: str = "none",
+    ) -> None:
+        folder = DiffusionFolder(model, local_files_only=True)
+        self.vae = folder.load_vae(torch.float32)
+        self.noiser = LatentNoiser(
+            folder.load_alphas_cumprod(), timestep, noise, False, self.vae.config.scaling_factor
+        )
+        self.passes: dict[str, UNetFeatures] = {}
+        for word in words:
+            unet = folder.load_unet(torch.float32, "any")
+            names = [f"{place}_xq" for place in layers]
+            self.layers = find_layers(names, list_layers(unet), "layers", ("xq",))
+            text = encode_text(folder, word, map_word="")
+            self.passes[word] = UNetFeatures(unet, self.layers, text, timestep=timestep)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> dict[str, dict[str, Tensor]]:
+        """Computes the maps.
+
+        Args:
+            images: (I, 3, H, W) in [-1, 1].
+
+        Returns:
+            Word -> place -> (I, E, h, w) probabilities.
+        """
+        moments = encode_moments(self.vae, images)
+        keys = [str(index) for index in range(len(images))]
+        latents = self.noiser(moments, keys)
+        maps: dict[str, dict[str, Tensor]] = {}
+        for word, features in self.passes.items():
+            outputs = features(latents, tuple(images.shape[2:]))
+            maps[word] = {}
+            for layer in self.layers:
+                query = outputs[layer.name]
+                heads = self._heads(features, layer.module, query, layer.heads)
+                maps[word][layer.name.removesuffix("_xq")] = heads
+        return maps
+
+    def _heads(self, features: UNetFeatures, module: str, query: Tensor, heads: int) -> Tensor:
+        attn: nn.Module = features.unet.get_submodule(module.rpartition(".")[0])
+        key = attn.to_k(features.text.context)
+        flat = query.flatten(2).transpose(1, 2)
+        each = [word_map(flat, key, heads, [e], features.text.token) for e in range(heads)]
+        return torch.cat(each, dim=1).unflatten(2, query.shape[2:])
+
+
+def measure(
+    maps: AttentionMaps, pictures: Sequence[Picture], batch: int = 8
+) -> dict[tuple[str, str, str], Pointing]:
+    """Measures all words, layers and heads.
+
+    Returns:
+        (word, place, head) -> result; head is a number or ``all``, their mean.
+    """
+    results: dict[tuple[str, str, str], Pointing] = {}
+    for start in range(0, len(pictures), batch):
+        some = pictures[start : start + batch]
+        for word, places in maps(torch.stack([p.image for p in some])).items():
+            for place, values in places.items():
+                whole = torch.cat([values, values.mean(1, keepdim=True)], dim=1).numpy()
+                stride = some[0].image.shape[1] / whole.shape[2]
+                for picture, heads in zip(some, whole, strict=True):
+                    boxes = part_boxes(picture.boxes, word)
+                    for number, head in enumerate(heads):
+                        name = "all" if number == len(heads) - 1 else str(number)
+                        result = results.setdefault((word, place, name), Pointing())
+                        result.add(head, boxes, stride)
+    return results

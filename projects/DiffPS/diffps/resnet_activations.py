@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DiffPS without a prior: a trainable ResNet with FPN in the place of the frozen diffusion model.
+
+It gives activations of the same names, strides and channels, so that all parts behind it are the
+same. It starts from random weights and trains with them. Two things it does not have. There is no
+attention map: ``MODEL.DIFFPS.DGRPN.ENABLED`` must be False. And there is no text: the vectors that
+SFAN asks for are fixed random directions, to which ``MODEL.DIFFPS.SFAN.PROJECT`` learns to map.
+
+Shape shorthand: B images, (H, W) pixels of the batch, C channels.
+"""
+
+import re
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+
+from person_search.modeling import build_slim_resnet_fpn_backbone
+
+_LEVELS = {1: "p5", 2: "p4", 3: "p3"}
+"""Up-level of a Stable Diffusion 1 or 2 UNet -> the level of an FPN of the same stride."""
+
+
+@BACKBONE_REGISTRY.register()
+class ResNetActivations(Backbone):
+    """The slim ResNet and FPN of the shared core, and a 1x1 convolution per activation.
+
+    An FPN, because a UNet too brings what its coarse levels see to the fine ones.
+    """
+
+    size_divisibility = 64
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        trunk: Backbone,
+        out_features: Sequence[str],
+        channels: Sequence[int],
+        text_dim: int,
+    ) -> None:
+        """
+        Args:
+            trunk: gives ``p3``, ``p4`` and ``p5``, strides 8, 16 and 32.
+            out_features: names like ``u2r1_v``; the digit after u decides on the level.
+            channels: of the activations of each up-level from 1 to 3.
+            text_dim: length of the vectors in place of text vectors.
+        """
+        super().__init__()
+        self.trunk, self.text_dim = trunk, text_dim
+        self._level_of = {name: _LEVELS[_up_level(name)] for name in out_features}
+        shapes = trunk.output_shape()
+        self._out_features = list(out_features)
+        self._out_feature_channels = {n: channels[_up_level(n) - 1] for n in out_features}
+        self._out_feature_strides = {n: shapes[self._level_of[n]].stride for n in out_features}
+        self.project = nn.ModuleDict(
+            {
+                name: Conv2d(
+                    shapes[self._level_of[name]].channels,
+                    self._out_feature_channels[name],
+                    kernel_size=1,
+                    bias=False,
+                )
+                for name in out_features
+            }
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        resnet = cfg.MODEL.DIFFPS.RESNET
+        if len(resnet.CHANNELS) != len(_LEVELS):
+            raise ValueError(
+                f"MODEL.DIFFPS.RESNET.CHANNELS is {list(resnet.CHANNELS)}; it must have three "
+                "entries, for up-levels 1, 2 and 3."
+            )
+        if cfg.MODEL.DIFFPS.DGRPN.ENABLED:
+            raise ValueError(
+                "ResNetActivations has no attention map: set MODEL.DIFFPS.DGRPN.ENABLED False."
+            )
+        return {
+            "trunk": build_slim_resnet_fpn_backbone(cfg, input_shape),
+            "out_features": list(cfg.MODEL.DIFFPS.BACKBONE.OUT_FEATURES),
+            "channels": list(resnet.CHANNELS),
+            "text_dim": resnet.TEXT_DIM,
+        }
+
+    def word_vectors(self, words: Sequence[str]) -> Tensor:
+        """Random directions, the same ones every time: (n, ``text_dim``) of unit length."""
+        generator = torch.Generator().manual_seed(0)
+        return F.normalize(torch.randn(len(words), self.text_dim, generator=generator), dim=1)
+
+    def forward(
+        self,
+        images: Tensor,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        keys: Sequence[str | None] | None = None,
+    ) -> dict[str, Tensor]:
+        """Runs the network.
+
+        Args:
+            images: (B, 3, H, W) RGB in [-1, 1].
+            image_sizes, keys: as :class:`diffps.backbone.DiffusionBackbone` takes them; not used.
+
+        Returns:
+            Name -> (B, C, H / stride, W / stride).
+        """
+        # to whole cells of the coarsest activation, as the diffusion model does it
+        height, width = (-(-n // 64) * 64 for n in images.shape[2:])
+        images = F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]))
+        levels = self.trunk(images)
+        return {name: self.project[name](levels[self._level_of[name]]) for name in self.project}
+
+
+def _up_level(name: str) -> int:
+    """``u2r1_v`` -> 2."""
+    match = re.fullmatch(r"u([123])r\d+_\w+", name)
+    if match is None:
+        raise ValueError(
+            f"MODEL.DIFFPS.BACKBONE.OUT_FEATURES: ResNetActivations can stand in for activations "
+            f"of up-levels 1 to 3 only (u1r2_q, u3r0_k, ...), not for {name!r}."
+        )
+    return int(match[1])

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looking inside DiffPS: figures of the frozen model and of the parts behind it.
+
+``probe`` asks the UNet, ``pca`` and ``maps`` turn tensors into colors in the right place, ``sheet``
+lays panels out, ``backbone_figures`` and ``head_figures`` are the figures.
+``tools/visualize_diffusion.py`` is the command.
+"""
+
+from diffps.vis.backbone_figures import (
+    AttentionOptions,
+    draw_attention,
+    draw_pca,
+    group_by_level,
+)
+from diffps.vis.head_figures import HeadsView, draw_dgrpn, draw_msfrn, draw_sfan
+from diffps.vis.probe import DiffusionProbe
+from diffps.vis.sheet import stack_sheets
+from diffps.vis.subject import Subject, make_subject
+
+__all__ = [
+    "AttentionOptions",
+    "DiffusionProbe",
+    "HeadsView",
+    "Subject",
+    "draw_attention",
+    "draw_dgrpn",
+    "draw_msfrn",
+    "draw_pca",
+    "draw_sfan",
+    "group_by_level",
+    "make_subject",
+    "stack_sheets",
+]

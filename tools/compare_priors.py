@@ -1,0 +1,241 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Compares, in small and on synthetic data, DiffPS on three backbones.
+
+    python tools/compare_priors.py [--output output/priors] [--seeds 1] [--prior FOLDER]
+
+    trained   a tiny diffusion model that was trained on synthetic scenes, frozen (the prior)
+    random    the same one with random weights in UNet and text encoder, frozen; the VAE is kept
+    scratch   no prior: a ResNet with FPN of like cost, which trains together with the heads
+
+The heads and their recipe are the same. The number of iterations differs, so that all trainings
+take about the same CPU time: the frozen ones read their activations from a cache, and the ResNet
+is paid for in every iteration. Data, caches and trainings are made by the commands that a user
+types; what exists already is used again, an interrupted training goes on. ``priors.md`` and
+``priors.json`` in the output folder hold the figures, mean and spread over the seeds.
+
+Variants are the leaves of configs/DiffPS/priors; options after ``--`` override config keys of all
+trainings, e.g. ``-- SOLVER.MAX_ITER 3000``.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from demo import DATA_OPTIONS
+from reproduce_trends import mean_and_spread
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = Path("configs/DiffPS/priors")
+PRIOR = Path("projects/DiffPS/weights/tiny_diffusion")
+VARIANTS = ("trained", "random", "scratch")
+METRICS = (("search", "mAP"), ("search", "top1"), ("detection", "AP50"))
+COSTS = (
+    ("mflop", "backbone, MFLOP per image"),
+    ("cache_minutes", "cache, CPU minutes"),
+    ("minutes", "training, CPU minutes"),
+)
+TITLES = {
+    "trained": "UNet trained on synthetic scenes, frozen",
+    "random": "the same UNet with random weights, frozen",
+    "scratch": "ResNet, trained with the heads",
+}
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+# figures[variant][seed]: "search/mAP", ... and the names of COSTS
+Figures = dict[str, dict[int, dict[str, float]]]
+
+
+def markdown(figures: Figures) -> str:
+    """One row per variant."""
+    titles = ["search mAP", "top-1", "detection AP50", *(title for _, title in COSTS)]
+    columns = [*(f"{t}/{m}" for t, m in METRICS), *(name for name, _ in COSTS)]
+    lines = ["| backbone | seeds | " + " | ".join(titles) + " |", "|---" * (2 + len(titles)) + "|"]
+    for variant in VARIANTS:
+        by_seed = figures.get(variant)
+        if not by_seed:
+            continue
+        cells = [mean_and_spread([row[c] for row in by_seed.values()]) for c in columns[:3]]
+        for column in columns[3:]:
+            values = [row[column] for row in by_seed.values()]
+            mean = sum(values) / len(values)
+            cells.append(f"{mean:.0f}" if column == "mflop" else f"{mean:.1f}")
+        lines.append(f"| {TITLES[variant]} | {len(by_seed)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+class Comparison:
+    """Runs commands of the project, each writing to a log file of its own."""
+
+    def __init__(self, output: Path, prior: Path, data: Path | None, overrides: list[str]) -> None:
+        self.output, self.prior, self.overrides = output.resolve(), prior.resolve(), overrides
+        self.data = data.resolve() if data else self.output / "data"
+        self.make_data = data is None
+        self.costs_file = self.output / "costs.json"
+        env = {"DETECTRON2_DATASETS": str(self.data), "OMP_NUM_THREADS": "1"}
+        self.env = {**os.environ, **env}
+
+    def command(self, name: str, command: str) -> float:
+        """Runs a Python command; returns the CPU minutes that it took."""
+        log = self.output / "logs" / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        before = _cpu_minutes()
+        with log.open("ab") as file:
+            code = subprocess.run(
+                [sys.executable, *shlex.split(command)],
+                cwd=ROOT,
+                env=self.env,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            ).returncode
+        if code:
+            raise SystemExit(f"{name} failed (exit status {code}); its output is in {log}.")
+        return _cpu_minutes() - before
+
+    def prepare(self) -> None:
+        """The data set and the model of random weights, the same for all seeds."""
+        if not (self.prior / "model_index.json").is_file():
+            raise SystemExit(
+                f"--prior {self.prior} is no folder in diffusers format; "
+                "tools/train_tiny_diffusion.py makes one."
+            )
+        if self.make_data:
+            console.print("Drawing the data set.")
+            root = self.data / "synthetic"
+            self.command(
+                "data", f"-m person_search.data.synthetic --root {root} --quiet {DATA_OPTIONS}"
+            )
+        if not self.folder("random").is_dir():
+            self.command(
+                "random",
+                f"tools/make_tiny_diffusion.py {self.folder('random')} --like {self.prior} "
+                "--keep vae",
+            )
+
+    def folder(self, variant: str) -> Path:
+        """The diffusion model of a variant; ``scratch`` does not read it."""
+        return self.output / "random_diffusion" if variant == "random" else self.prior
+
+    def keys(self, variant: str) -> str:
+        """Config of a variant, as arguments of a command."""
+        keys = f"--config-file {CONFIGS}/{variant}.yaml "
+        if variant != "scratch":
+            keys += (
+                f"MODEL.DIFFPS.BACKBONE.MODEL {self.folder(variant)} "
+                f"MODEL.DIFFPS.BACKBONE.CACHE.DIR {self.output / 'cache'} "
+            )
+        return keys + shlex.join(self.overrides)
+
+    def run(self, variant: str, seed: int) -> dict[str, float]:
+        """One training and its evaluation, or what an earlier run found."""
+        name = f"{variant}_seed{seed}"
+        out, costs = self.output / name, self.read_costs()
+        shared = costs.setdefault(variant, {})
+        if "mflop" not in shared:
+            shared["mflop"] = backbone_mflop(self.keys(variant))
+        if variant != "scratch" and "cache_minutes" not in shared:
+            shared["cache_minutes"] = self.command(
+                f"{variant}_cache", f"tools/build_diffps_cache.py {self.keys(variant)}"
+            )
+        shared.setdefault("cache_minutes", 0.0)
+        self.write_costs(costs)
+        if not (out / "results.json").is_file():
+            minutes = self.command(
+                name,
+                f"train_net.py --num-gpus 0 --resume {self.keys(variant)} "
+                f"SEED {seed} OUTPUT_DIR {out}",
+            )
+            costs[name] = {"minutes": minutes}
+            self.write_costs(costs)
+        result = json.loads((out / "results.json").read_text())
+        figures = {f"{t}/{m}": result[t][m] for t, m in METRICS}
+        return figures | shared | costs[name]
+
+    def read_costs(self) -> dict[str, dict[str, float]]:
+        return json.loads(self.costs_file.read_text()) if self.costs_file.is_file() else {}
+
+    def write_costs(self, costs: dict[str, dict[str, float]]) -> None:
+        self.costs_file.write_text(json.dumps(costs, indent=2) + "\n")
+
+
+def backbone_mflop(arguments: str) -> float:
+    """Millions of floating-point operations (2 per multiplication) of the backbone for one image.
+
+    VAE and UNet, as far as it runs, or the ResNet; convolutions and matrix products are counted.
+    """
+    import torch
+    from detectron2.modeling import build_backbone
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from person_search.config import build_config
+
+    _, config, *keys = shlex.split(arguments)
+    cfg = build_config(config, [*keys, "MODEL.DIFFPS.BACKBONE.CACHE.KIND", "none"])
+    backbone = build_backbone(cfg).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        backbone(torch.zeros(1, 3, *cfg.MODEL.DIFFPS.INPUT.SIZE))
+    return counter.get_total_flops() / 1e6
+
+
+def _cpu_minutes() -> float:
+    """CPU time of all commands that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (usage.ru_utime + usage.ru_stime) / 60
+
+
+def write_report(output: Path, figures: Figures) -> str:
+    """Writes ``priors.md`` and ``priors.json``; returns the former."""
+    text = markdown(figures)
+    (output / "priors.md").write_text(text)
+    (output / "priors.json").write_text(json.dumps(figures, indent=2) + "\n")
+    return text
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/priors"))
+    parser.add_argument("--prior", type=Path, default=PRIOR, help="folder of the trained model")
+    parser.add_argument("--data", type=Path, help="folder that has synthetic/CUHK-SYSU already; "
+                        "drawn into the output folder otherwise")  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=1, help="trainings per variant")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("overrides", nargs="*", help="after --: KEY VALUE pairs for all trainings")
+    args = parser.parse_args()
+    if args.seeds < 1:
+        parser.error("--seeds must be at least 1.")
+    if len(args.overrides) % 2:
+        parser.error(f"config overrides come as KEY VALUE pairs, not {args.overrides}.")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    os.chdir(ROOT)
+    args.output.mkdir(parents=True, exist_ok=True)
+    comparison = Comparison(args.output, args.prior, args.data, args.overrides)
+    comparison.prepare()
+    figures: Figures = {}
+    # Seed by seed, so that a run that is stopped early has compared all variants.
+    for seed in range(1, args.seeds + 1):
+        for variant in args.variants:
+            row = comparison.run(variant, seed)
+            figures.setdefault(variant, {})[seed] = row
+            console.print(
+                f"{variant}, seed {seed}: search mAP {row['search/mAP']:.1f}, top-1 "
+                f"{row['search/top1']:.1f}, AP50 {row['detection/AP50']:.1f}"
+            )
+            write_report(args.output, figures)
+    console.print(write_report(args.output, figures))
+    console.print(f"Table:  {args.output / 'priors.md'}")
+
+
+if __name__ == "__main__":
+    main()
