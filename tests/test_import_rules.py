@@ -32,7 +32,10 @@ CORE_MAY_IMPORT = {
     "evaluation": {"schema", "utils", "config", "layers", "data"},
     "vis": {"schema", "utils", "config", "layers"},
     "engine": {"schema", "utils", "config", "layers", "data", "modeling", "evaluation", "vis"},
-    "search": {"schema", "utils", "config", "data", "modeling", "evaluation", "vis", "engine"},
+    "search": {
+        *("schema", "utils", "config", "data", "modeling", "evaluation", "vis", "engine"),
+        "program",
+    },
     "program": {"utils", "engine"},
     "testing": {"schema", "utils", "config", "layers", "data", "modeling", "evaluation", "engine"},
 }

@@ -16,6 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from person_search.program import run_program
+
 GALLERY_HELP = "folder of the gallery"
 
 
@@ -127,16 +129,17 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def _run(args: argparse.Namespace) -> int:
+    from person_search.search.commands import COMMANDS
+
+    return COMMANDS[args.command](args)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Runs a command; imports what it needs after the command line has been read."""
     args = parse_args(words)
-    from person_search.utils.quiet import quiet_libraries
-
-    quiet_libraries()
-    from person_search.search.commands import run
-
     try:
-        return run(args)
+        return run_program(_run, args)
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
         return 130

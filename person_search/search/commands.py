@@ -29,18 +29,9 @@ from person_search.search.sources import (
 )
 from person_search.search.store import GalleryStore
 from person_search.search.table import SearchFilter, format_time
-from person_search.utils.backend import check_backend
 
 FAULTS = 2
 """Exit status of ``verify`` if something is wrong."""
-
-
-def run(args: argparse.Namespace) -> int:
-    """Carries out a command line and returns the exit status."""
-    setup_logger(name="person_search", abbrev_name="person_search")
-    with friendly_errors(args.traceback):
-        check_backend()
-        return COMMANDS[args.command](args)
 
 
 def run_index(args: argparse.Namespace) -> int:
