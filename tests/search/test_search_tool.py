@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -177,7 +178,15 @@ def test_interrupted_and_finished_by_two_processes(
     ]  # fmt: skip
     for i in range(300):  # so many that it cannot be done before it is told to stop
         shutil.copy(pictures[i % 4], tmp_path / "pictures" / f"copy{i:03d}.png")
-    run = subprocess.Popen(command, env=child_env, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command,
+        env=child_env,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell starts background jobs deaf to Ctrl-C, and the tests may be part of one
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     while not written(tmp_path / "g") and run.poll() is None:
         time.sleep(0.05)
     os.kill(run.pid, signal.SIGINT)
