@@ -23,12 +23,11 @@ import json
 import os
 import resource
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 from demo import DATA_OPTIONS
-from reproduce_trends import mean_and_spread
+from reproduce_trends import mean_and_spread, run_logged
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,19 +82,8 @@ class Comparison:
 
     def command(self, name: str, command: str) -> float:
         """Runs a Python command; returns the CPU minutes that it took."""
-        log = self.output / "logs" / f"{name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
         before = _cpu_minutes()
-        with log.open("ab") as file:
-            code = subprocess.run(
-                [sys.executable, *shlex.split(command)],
-                cwd=ROOT,
-                env=self.env,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            ).returncode
-        if code:
-            raise SystemExit(f"{name} failed (exit status {code}); its output is in {log}.")
+        run_logged(command, self.output / "logs" / f"{name}.log", self.env)
         return _cpu_minutes() - before
 
     def prepare(self) -> None:

@@ -145,6 +145,21 @@ def markdown(figures: Figures, verdicts: list[Verdict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def run_logged(command: str, log: Path, env: dict[str, str]) -> None:
+    """Runs a Python command, its output added to a file; ends the program if it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        code = subprocess.run(
+            [sys.executable, *shlex.split(command)],
+            cwd=ROOT,
+            env=env,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        ).returncode
+    if code:
+        raise SystemExit(f"{log.stem} failed (exit status {code}); its output is in {log}.")
+
+
 class Runner:
     """Runs commands of the project, each writing to a log file of its own."""
 
@@ -155,18 +170,7 @@ class Runner:
         self.env = {**os.environ, "DETECTRON2_DATASETS": str(output.resolve() / "data")}
 
     def command(self, name: str, command: str) -> None:
-        log = self.output / "logs" / f"{name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
-            code = subprocess.run(
-                [sys.executable, *shlex.split(command)],
-                cwd=ROOT,
-                env=self.env,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            ).returncode
-        if code:
-            raise SystemExit(f"{name} failed (exit status {code}); its output is in {log}.")
+        run_logged(command, self.output / "logs" / f"{name}.log", self.env)
 
     def prepare(self) -> None:
         """Data, teacher and its embeddings; the same for all variants and seeds."""
