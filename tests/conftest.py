@@ -12,8 +12,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import HealthCheck, settings
 
+import person_search.data  # noqa: F401  (registers the built-in data sets, which are to stay)
 from person_search.utils import backend_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +70,19 @@ def restore_loggers() -> Iterator[None]:
     for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
         logger.handlers[:], logger.propagate = handlers, propagate
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def forget_datasets() -> Iterator[None]:
+    """Takes away the data sets that a test registered, so that others may use their names.
+
+    What fixtures of a wider scope registered is there before and stays.
+    """
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
 
 
 @pytest.fixture(scope="session")

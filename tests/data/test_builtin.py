@@ -29,16 +29,6 @@ def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def forget():
-    """Removes what a test has registered."""
-    before = set(DatasetCatalog)
-    yield
-    for name in set(DatasetCatalog) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
 def test_registering_again_changes_nothing() -> None:
     register_builtin_datasets()
     register_builtin_datasets()
@@ -89,7 +79,7 @@ def test_the_folder_is_datasets_where_the_variable_is_not_set(tmp_path, monkeypa
     assert len(DatasetCatalog.get("prw_train")) == 2
 
 
-def test_a_folder_of_ones_own(tmp_path: Path, forget) -> None:
+def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     root = small_cuhk_sysu(tmp_path / "mine")
     register_cuhk_sysu("mine", root, gallery_sizes=(50,))
     register_cuhk_sysu("mine", root, gallery_sizes=(50,))
@@ -106,7 +96,7 @@ def records_with(pids: list[int]) -> list[dict]:
     return [{"annotations": [{"person_id": pid} for pid in pids]}]
 
 
-def test_identities_of_any_other_data_set_are_counted(forget) -> None:
+def test_identities_of_any_other_data_set_are_counted() -> None:
     DatasetCatalog.register("counted", lambda: records_with([1, -1, 0, 1]))
     assert get_num_pids("counted") == 2
     DatasetCatalog.register("gap", lambda: records_with([0, 2]))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,12 +36,9 @@ def blocks_of(path: Path, language: str = "python") -> list[tuple[int, str]]:
 
 @pytest.fixture
 def clean_registries():
-    """Takes away what a guide registers."""
-    names, models = set(DatasetCatalog.list()), set(dict(META_ARCH_REGISTRY))
+    """Takes away the models that a guide registers."""
+    models = set(dict(META_ARCH_REGISTRY))
     yield
-    for name in set(DatasetCatalog.list()) - names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
     for name in set(dict(META_ARCH_REGISTRY)) - models:
         META_ARCH_REGISTRY._obj_map.pop(name)
 
