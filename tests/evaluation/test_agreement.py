@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from person_search.evaluation import evaluate_detection, evaluate_search, search_metrics
+from person_search.evaluation import evaluate_detection, evaluate_search, similarities
 from person_search.evaluation.box_metrics import overlapping_pairs
 
 from .cases import random_case
@@ -84,8 +84,8 @@ def test_block_sizes_change_nothing(monkeypatch, block, chunk):
     case = random_case(7, ties=False)
     protocols = list(case.protocols.values())
     whole = evaluate_search(case.pooled(), protocols)
-    monkeypatch.setattr(search_metrics, "MAX_BLOCK_QUERIES", block)
-    monkeypatch.setattr(search_metrics, "GALLERY_CHUNK", chunk)
+    monkeypatch.setattr(similarities, "MAX_BLOCK_QUERIES", block)
+    monkeypatch.setattr(similarities, "GALLERY_CHUNK", chunk)
     for a, b in zip(whole, evaluate_search(case.pooled(), protocols), strict=True):
         np.testing.assert_array_equal(a.ap, b.ap)
         np.testing.assert_array_equal(a.best_rank, b.best_rank)
