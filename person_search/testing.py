@@ -92,7 +92,7 @@ class PersonSearchDatasetTests:
         for protocol in self.load_protocols():
             for query, image in zip(protocol.positive_query, protocol.positive_image, strict=True):
                 if protocol.gallery is None:
-                    assert image not in protocol.excluded[query], protocol.name
+                    assert image not in protocol.excluded_images(query), protocol.name
                 else:
                     assert image in protocol.gallery[query], protocol.name
 

@@ -7,8 +7,10 @@ from person_search.evaluation.evaluator import PersonSearchEvaluator
 from person_search.evaluation.options import SearchOptions
 from person_search.evaluation.predictions import PooledPredictions
 from person_search.evaluation.search_metrics import SearchScores, evaluate_search, rank_gallery
+from person_search.evaluation.settings import EvaluationSettings
 
 __all__ = [
+    "EvaluationSettings",
     "PersonSearchEvaluator",
     "PooledPredictions",
     "SearchOptions",

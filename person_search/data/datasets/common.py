@@ -156,6 +156,14 @@ def make_query(query_id: int, box: Sequence[float]) -> dict:
     }
 
 
+def pad_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns (n, longest) int32 of n rows of different lengths, padded with -1."""
+    padded = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int32)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return padded
+
+
 def check_split(split: str) -> None:
     """Raises ``ValueError`` unless ``split`` is ``train`` or ``test``."""
     if split not in ("train", "test"):
