@@ -28,6 +28,7 @@ IRREGULARITY_KINDS = {
     "no_boxes": "image without any box; kept",
     "twice_in_image": "one person labelled twice in one image; both kept",
     "unmatched_label": "labelled box that the image's box list does not hold; label not used",
+    "subset_box": "box of a subset that is not exactly one of its image; used as it stands",
     "claimed_twice": "one box claimed by two persons; the first one keeps it",
     "listed_twice": "a gallery lists one image twice; kept as listed",
     "own_image": "a gallery holds the query's own image; kept as listed",
