@@ -235,12 +235,12 @@ class _Ranking:
         for protocol, options in jobs:
             if id(protocol) not in checked:
                 checked[id(protocol)] = check_protocol(protocol, p.image_ids)
-            rules = {"iou_rule": options.iou_rule, "iou_thresh": options.iou_thresh}
-            key = (id(protocol), options.duplicates, *rules.values())
+            key = (id(protocol), options.duplicates, options.iou_rule, options.iou_thresh)
             if key not in indices:
                 indices[key] = index_protocol(
                     protocol, p.image_ids, p.boxes, p.det_offsets, options.duplicates,
-                    checked=checked[id(protocol)], **rules,
+                    iou_rule=options.iou_rule, iou_thresh=options.iou_thresh,
+                    checked=checked[id(protocol)],
                 )  # fmt: skip
             slots = np.array([slot_of[q.query_id] for q in protocol.queries])
             if id(protocol) not in self._plan:

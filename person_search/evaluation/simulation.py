@@ -210,7 +210,7 @@ def open_protocols(data: SimulatedSet) -> list[SearchProtocol]:
     longest = max(map(len, frames))
     frames = [np.pad(f, (0, longest - len(f)), constant_values=-1) for f in frames]
     own_images = np.array([query.image_id for query in queries], np.int32)
-    excluded = {
+    excluded: dict[str, dict[str, np.ndarray]] = {
         "all": {"excluded": own_images[:, None]},
         "multi_view": {"excluded": np.stack(frames), "excluded_row": camera[own_images]},
     }

@@ -197,13 +197,13 @@ def _listed_protocol(tables: AnnotationTables, name: str, table: GalleryTable) -
     queries = make_queries(tables)
     taking_part = np.flatnonzero(table.takes_part)
     gallery = table.gallery[taking_part]
-    if table.match_query is None:
+    if table.matches is None:
         index, image, boxes = _matches_of(tables, [queries[row] for row in taking_part], gallery)
     else:
         new_index = np.full(len(queries), -1, np.int32)
         new_index[taking_part] = np.arange(len(taking_part))
-        index = new_index[table.match_query]
-        image, boxes = table.match_image, table.match_boxes
+        index, image, boxes = table.matches
+        index = new_index[index]
     return SearchProtocol(
         name=name,
         queries=[queries[row] for row in taking_part],
