@@ -75,7 +75,7 @@ class PersonSearchDatasetTests:
             for record in self.load("test")
             for query in record["queries"]
         }
-        all_listed = {}
+        all_listed: dict[int, tuple] = {}
         for protocol in self.load_protocols():  # each may hold a part of the queries
             listed = {q.query_id: (q.image_id, tuple(q.box)) for q in protocol.queries}
             assert len(listed) == len(protocol.queries), "query_id is not unique"

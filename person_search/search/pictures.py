@@ -44,21 +44,21 @@ def read_picture(path: str | os.PathLike, image_format: str = "RGB") -> np.ndarr
         raise BadImageError(f"cannot read the picture '{path}': {plain_reason(e)}") from e
 
 
-def clip_box(box: Sequence[float], width: int, height: int) -> np.ndarray:
+def clip_box(box: Sequence[float] | np.ndarray, width: int, height: int) -> np.ndarray:
     """The (4,) part of a box that lies in a picture of the given size.
 
     Raises:
         ValueError: it has no area, or none of it lies in the picture.
     """
-    box = np.asarray(box, np.float64)
-    if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] <= box[:2]).any():
+    given = np.asarray(box, np.float64)
+    if given.shape != (4,) or not np.isfinite(given).all() or (given[2:] <= given[:2]).any():
         raise ValueError(
-            f"the box {box.tolist()} has no area; give x1 y1 x2 y2 with x1 < x2 and y1 < y2."
+            f"the box {given.tolist()} has no area; give x1 y1 x2 y2 with x1 < x2 and y1 < y2."
         )
-    clipped = box.clip(0, [width, height, width, height])
+    clipped = given.clip(0, [width, height, width, height])
     if (clipped[2:] <= clipped[:2]).any():
         raise ValueError(
-            f"the box {box.tolist()} lies outside the picture, which is {width} x {height} "
+            f"the box {given.tolist()} lies outside the picture, which is {width} x {height} "
             "pixels (width x height)."
         )
     return clipped
