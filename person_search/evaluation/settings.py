@@ -102,6 +102,9 @@ class EvaluationSettings:
             "topk": list(self.topk),
             **options,
             "variants": list(self.variants),
+            "det_iou_threshs": list(self.det_iou_threshs),
+            "det_score_threshs": list(self.det_score_threshs),
+            "coco_ap": self.coco_ap,
         }
 
     @classmethod
