@@ -29,6 +29,8 @@ EXTRAS = {
     "diffps": ["transformers>=4.44"],
     # The approximate index of large galleries; exact search needs nothing more.
     "search": ["faiss-cpu>=1.8"],
+    # The page that searches a gallery in a web browser.
+    "page": ["fastapi>=0.115", "uvicorn>=0.30"],
     # Further backbones of PSDiff's teachers (MODEL.PSDIFF.TEACHER.BACKBONE timm/<name>).
     "timm": ["timm>=1.0"],
     # Event files beside the JSON and log output of every run.
@@ -48,12 +50,15 @@ EXTRAS = {
     "dev": [
         "coverage>=7.10",  # from here on it follows child processes
         "faiss-cpu>=1.8",  # so that the approximate index is tested
+        "fastapi>=0.115",  # so that the page is tested
         "hypothesis>=6.100",
         "mypy==2.4.1",
+        "playwright>=1.48",  # drives a Chromium that is installed; it brings none
         "pre-commit>=3.5",
         "pytest>=8",
         "timm>=1.0",  # so that its backbones are tested
         "transformers>=4.44",  # so that DiffPS is tested
+        "uvicorn>=0.30",
         "pytest-cov>=6",
         "pytest-xdist>=3.5",
         "ruff==0.17.5",  # pinned here and nowhere else: every caller goes through dev/linter.sh
@@ -90,6 +95,7 @@ setup(
     python_requires=">=3.11",
     packages=PACKAGES,
     package_dir=PACKAGE_DIR,
+    package_data={"person_search.search.page": ["static/*"]},
     entry_points=ENTRY_POINTS,
     install_requires=[
         # detectron2 itself is left out: pip cannot say "the real one or compat/detectron2-lite"

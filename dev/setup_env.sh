@@ -5,7 +5,9 @@
 #   dev/setup_env.sh            what demo, training and search need
 #   dev/setup_env.sh --dev      also the tools of the tests and of the linter
 #   dev/setup_env.sh --real     also what a source checkout of the real Detectron2 imports
-#   dev/setup_env.sh --diffps   also diffusers and transformers
+#   dev/setup_env.sh --diffps   also transformers
+#   dev/setup_env.sh --page     also the page for the browser, person-search serve
+#   dev/setup_env.sh --search   also FAISS, for galleries of more than 200,000 persons
 #
 # Environment: PYTHON (default python3), VENV (default .venv).
 set -euo pipefail
@@ -21,8 +23,8 @@ fail() { printf '[setup] error: %s\n' "$*" >&2; exit 1; }
 
 for argument in "$@"; do
   case $argument in
-    --dev | --real | --diffps) EXTRAS+=("${argument#--}") ;;
-    *) fail "unknown option '$argument'; known are --dev, --real and --diffps" ;;
+    --dev | --real | --diffps | --page | --search) EXTRAS+=("${argument#--}") ;;
+    *) fail "unknown option '$argument'; known are --dev, --real, --diffps, --page, --search" ;;
   esac
 done
 

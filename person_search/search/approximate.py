@@ -150,7 +150,7 @@ def build_index(
     folder: Path,
     segments: Sequence[str],
     parts: Sequence[np.ndarray],
-    target_recall: float = 0.99,
+    target_recall: float = 0.995,
     seed: int = 0,
 ) -> IndexDescription:
     """Builds the index of a gallery and replaces the one before; the caller holds the lock.

@@ -5,6 +5,8 @@
         --config-file configs/PSDiff/psdiff_slim_synthetic.yaml --weights model_final_ema.pth
     person-search query --gallery galleries/street --query street.jpg --box 120 40 160 170 \\
         --config-file configs/PSDiff/psdiff_slim_synthetic.yaml --weights model_final_ema.pth
+    person-search serve --gallery galleries/street \\
+        --config-file configs/PSDiff/psdiff_slim_synthetic.yaml --weights model_final_ema.pth
     person-search info --gallery galleries/street
 
 ``index`` can be interrupted and started again at any time. Pictures that cannot be read are named
@@ -29,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_index(commands.add_parser("index", help="add pictures and videos to a gallery"))
     _add_query(commands.add_parser("query", help="search a gallery for a person"))
+    _add_serve(commands.add_parser("serve", help="search a gallery with a web browser"))
     for name, text in (
         ("info", "what is in a gallery"),
         ("verify", "read every byte of a gallery and name all damage"),
@@ -103,6 +106,18 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     add("--method", choices=("auto", "exact", "approximate"), default="auto")
 
 
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    add = parser.add_argument
+    add("--host", default="127.0.0.1",
+        help="address to answer at (127.0.0.1: this machine only); there is no login")  # fmt: skip
+    add("--port", type=int, default=8017, help="0 for any that is free (8017)")
+    add("--allow-host", action="append", default=[], metavar="NAME",
+        help="name that browsers may use, besides localhost and addresses")  # fmt: skip
+    add("--max-upload", type=float, default=20.0, metavar="MB", help="of one picture (20)")
+    add("--open", action="store_true", help="show the page in the browser")
+
+
 def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line and checks what can be checked without a model."""
     parser = build_parser()
@@ -114,6 +129,8 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
             args.every = 1 / args.fps
         if not args.every > 0:
             parser.error(f"--every is {args.every:g}; it must be above 0")
+    if args.command == "serve" and not args.max_upload > 0:
+        parser.error(f"--max-upload is {args.max_upload:g}; it must be above 0")
     if args.command == "query":
         if args.top < 1:
             parser.error(f"--top is {args.top}; it must be at least 1")
@@ -141,5 +158,6 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         return run_program(_run, args)
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
+        hint = " The same command goes on where it stopped." if args.command == "index" else ""
+        print(f"\nInterrupted.{hint}", file=sys.stderr)
         return 130

@@ -4,6 +4,7 @@
 import argparse
 import logging
 from collections.abc import Callable
+from contextlib import closing
 
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -15,6 +16,9 @@ from person_search.search.errors import GalleryError
 from person_search.search.gallery import Gallery
 from person_search.search.indexing import IndexReport, index_pictures
 from person_search.search.maintenance import compact, verify
+from person_search.search.page import server
+from person_search.search.page.session import PageSession
+from person_search.search.page.uploads import UploadLimits
 from person_search.search.pictures import clip_box, read_picture
 from person_search.search.planning import IndexOptions
 from person_search.search.query import QueryPerson, detected_person, fuse, person_in_box
@@ -173,6 +177,19 @@ def _why_nobody(gallery: Gallery, wanted: SearchFilter) -> str:
     return " besides the query's own picture (--include-own searches that, too)."
 
 
+def run_serve(args: argparse.Namespace) -> int:
+    """Opens the page; what can be wrong with address and gallery is told before the model loads."""
+    server.check_installed()
+    Gallery.open(args.gallery)
+    with closing(server.bind(args.host, args.port)) as listening:
+        cfg = build_config(args.config_file, args.opts)
+        searcher = PersonSearcher.from_config(cfg, args.weights)
+        limits = UploadLimits(picture_bytes=round(1e6 * args.max_upload))
+        session = PageSession(args.gallery, searcher, limits)
+        server.serve(session, listening, args.allow_host, args.open)
+    return 0
+
+
 def run_info(args: argparse.Namespace) -> int:
     """Prints what is in a gallery."""
     gallery = Gallery.open(args.gallery)
@@ -243,6 +260,7 @@ def run_compact(args: argparse.Namespace) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "index": run_index,
     "query": run_query,
+    "serve": run_serve,
     "info": run_info,
     "verify": run_verify,
     "compact": run_compact,

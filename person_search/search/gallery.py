@@ -99,7 +99,7 @@ class Gallery:
         top: int | None = 10,
         *,
         wanted: SearchFilter | None = None,
-        skip: Collection[str | os.PathLike] = (),
+        skip: Collection[str | os.PathLike | int] = (),
         per_picture: bool = True,
         method: str = "auto",
     ) -> list[Match]:
@@ -109,7 +109,8 @@ class Gallery:
             query_feat: (D,) of unit length.
             top: how many at most; None for all.
             wanted: which persons may be found; None for all.
-            skip: pictures and videos to be left out, e.g. the query's own.
+            skip: files (whole videos, too) or numbers of pictures and frames to be left out, e.g.
+                the query's own.
             per_picture: name each picture or frame once, with its most similar person.
             method: "exact", "approximate", or "auto": approximate in a large gallery that has an
                 index, unless a filter leaves few persons.
@@ -150,8 +151,25 @@ class Gallery:
 
     def read_scene(self, match: Match) -> np.ndarray:
         """The picture or frame of a match as (H, W, 3) uint8 RGB."""
-        path = self.picture_path(match.picture)
-        return read_picture(path) if match.frame is None else read_frame(path, match.frame)
+        return self.read_picture(match.picture)
+
+    def read_picture(self, picture: int) -> np.ndarray:
+        """A picture or frame as (H, W, 3) uint8 RGB."""
+        path, frame = self.picture_path(picture), int(self.pictures.frames[picture])
+        return read_picture(path) if frame < 0 else read_frame(path, frame)
+
+    def persons_in(self, picture: int) -> tuple[np.ndarray, np.ndarray]:
+        """Who was detected in a picture or frame.
+
+        Returns:
+            (n, 5) float32: x1 y1 x2 y2 score; (n, D) float32 embeddings of unit length.
+        """
+        rows = np.flatnonzero(self.picture_of_row == picture)
+        if not len(rows):
+            return np.zeros((0, 5), np.float32), np.zeros((0, self.store.manifest.dim), np.float32)
+        segment = int(np.searchsorted(self._starts, rows[0], side="right")) - 1
+        rows -= self._starts[segment]  # a picture lies in one segment
+        return np.array(self.boxes[segment][rows]), np.array(self.vectors[segment][rows])
 
     def _rows_of_index(self) -> tuple[np.ndarray, np.ndarray]:
         """Our rows in the order of the index, and those that were added after it was built."""
@@ -166,10 +184,11 @@ class Gallery:
         return row_of_index, np.flatnonzero(later)
 
     def _allowed_rows(
-        self, wanted: SearchFilter, skip: Collection[str | os.PathLike]
+        self, wanted: SearchFilter, skip: Collection[str | os.PathLike | int]
     ) -> np.ndarray | None:
         """(N,) bool, or None for all rows."""
-        skipped = self._numbers_of(skip)
+        skipped = [one for one in skip if isinstance(one, int)]
+        skipped += self._numbers_of([one for one in skip if not isinstance(one, int)])
         if wanted == SearchFilter() and not skipped:
             return self._live
         mask = self.pictures.allowed(wanted)

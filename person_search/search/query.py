@@ -8,11 +8,13 @@ Boxes and points are pixels of the picture as people see it (EXIF orientation ap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from person_search.search.pictures import clip_box, read_picture
 from person_search.search.searcher import PersonSearcher
+from person_search.search.videos import read_frame
 
 
 @dataclass(frozen=True)
@@ -23,17 +25,37 @@ class QueryPerson:
         path: the picture. box: the person in it, XYXY.
         reid_feat: (D,) of unit length.
         score: of the detection, None for a box that somebody has drawn.
+        frame: index of the frame if ``path`` is a video.
+        name: what people call the picture; "" for the name of its file.
     """
 
     path: str
     box: tuple[float, float, float, float]
     reid_feat: np.ndarray
     score: float | None = None
+    frame: int | None = None
+    name: str = ""
+
+    @property
+    def shown_name(self) -> str:
+        """What to call the picture where people read it."""
+        return self.name or Path(self.path).name
+
+    def read(self) -> np.ndarray:
+        """The picture or frame as (H, W, 3) uint8 RGB."""
+        return read_picture(self.path) if self.frame is None else read_frame(self.path, self.frame)
 
     def to_json(self) -> dict:
         """Plain types, without the embedding."""
-        score = {} if self.score is None else {"score": round(self.score, 4)}
-        return {"image": self.path, "box": [round(v, 1) for v in self.box], **score}
+        known = {
+            "frame": self.frame,
+            "score": None if self.score is None else round(self.score, 4),
+        }
+        return {
+            "image": self.name or self.path,
+            "box": [round(v, 1) for v in self.box],
+            **{key: value for key, value in known.items() if value is not None},
+        }
 
 
 def person_in_box(

@@ -17,7 +17,6 @@ from person_search.data import BadImageError
 from person_search.evaluation.predictions import write_atomically
 from person_search.search.errors import UnsafePathError
 from person_search.search.gallery import Gallery
-from person_search.search.pictures import read_picture
 from person_search.search.query import QueryPerson
 from person_search.search.sheets import QUERY_TITLE
 from person_search.search.table import Match, format_time
@@ -64,7 +63,7 @@ def write_results(result: SearchResult, folder: Path, shown: int) -> list[Path]:
         their paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    scenes = [_scene(result.gallery, match) for match in result.matches[:shown]]
+    scenes = _scenes(result, shown)
     contents = {
         RESULTS: json_lines(result).encode(),
         SHEET: encode_picture(_sheet(result, scenes), ".png"),
@@ -92,6 +91,15 @@ def json_lines(result: SearchResult) -> str:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
+def report_html(result: SearchResult, shown: int) -> str:
+    """The report alone, with ``shown`` matches."""
+    return _report(result, _scenes(result, shown))
+
+
+def _scenes(result: SearchResult, shown: int) -> list[np.ndarray | None]:
+    return [_scene(result.gallery, match) for match in result.matches[:shown]]
+
+
 def _scene(gallery: Gallery, match: Match) -> np.ndarray | None:
     """The picture of a match; None if it is gone, unreadable or not to be opened."""
     try:
@@ -106,15 +114,15 @@ def _sheet(result: SearchResult, scenes: Sequence[np.ndarray | None]):
             np.full((90, 120, 3), 128, np.uint8) if scene is None else scene,
             match.box if scene is not None else (0, 0, 120, 90),
             f"{match.rank}.  similarity {match.sim:.2f}",
-            note=_place(match) + ("" if scene is not None else " (cannot be read any more)"),
+            note=place_of(match) + ("" if scene is not None else " (cannot be read any more)"),
         )
         for match, scene in zip(result.matches, scenes, strict=False)
     ]
     query = result.queries[0]
     more = len(result.queries) - 1
-    note = Path(query.path).name + (f" and {more} more" if more else "")
+    note = query.shown_name + (f" and {more} more" if more else "")
     return draw_search_sheet(
-        SheetCell(read_picture(query.path), query.box, QUERY_TITLE, "query", note=note),
+        SheetCell(query.read(), query.box, QUERY_TITLE, "query", note=note),
         cells,
         title=TITLE,
         caption=f"Left: the person searched for. Right: in {result.describe()}, those with the "
@@ -125,10 +133,10 @@ def _sheet(result: SearchResult, scenes: Sequence[np.ndarray | None]):
 def _report(result: SearchResult, scenes: Sequence[np.ndarray | None]) -> str:
     queries = [
         ReportCell(
-            read_picture(query.path),
+            query.read(),
             query.box,
-            Path(query.path).name,
-            f"The person searched for, in {Path(query.path).name}",
+            query.shown_name,
+            f"The person searched for, in {query.shown_name}",
             [("box", _numbers(query.box))],
         )
         for query in result.queries
@@ -138,7 +146,7 @@ def _report(result: SearchResult, scenes: Sequence[np.ndarray | None]) -> str:
             scene,
             match.box,
             f"{match.rank}.",
-            f"Rank {match.rank}: a person in {_place(match)}, similarity {match.sim:.2f}",
+            f"Rank {match.rank}: a person in {place_of(match)}, similarity {match.sim:.2f}",
             _facts(match),
             match.sim,
         )
@@ -155,7 +163,7 @@ def _report(result: SearchResult, scenes: Sequence[np.ndarray | None]) -> str:
 
 
 def _facts(match: Match) -> list[tuple[str, str]]:
-    facts = [("picture", _place(match))]
+    facts = [("picture", place_of(match))]
     if match.time is not None:
         facts.append(("time", format_time(match.time)))
     if match.camera:
@@ -163,7 +171,8 @@ def _facts(match: Match) -> list[tuple[str, str]]:
     return [*facts, ("detection", f"{match.score:.2f}"), ("box", _numbers(match.box))]
 
 
-def _place(match: Match) -> str:
+def place_of(match: Match) -> str:
+    """Name of the picture, or of the video with the time since its start."""
     name = Path(match.path).name
     if match.offset is None:
         return name

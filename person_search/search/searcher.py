@@ -25,6 +25,9 @@ from person_search.engine import PersonSearchTrainer
 from person_search.search.identity import ModelIdentity, config_identity
 from person_search.search.pictures import clip_box, read_picture
 
+MIN_SIDE = 2.0
+"""Pixels of the picture; see :meth:`PersonSearcher.detect`."""
+
 
 class PersonSearcher:
     """Detects and embeds persons in pictures with a person search model.
@@ -131,13 +134,17 @@ class PersonSearcher:
     def detect(self, picture: np.ndarray) -> Instances:
         """All persons above the score threshold, on the CPU, in the frame of the picture.
 
+        Boxes with a side below ``MIN_SIDE`` are left out: a sparse detector can narrow a box down
+        to a line, which shows nobody.
+
         Args:
             picture: (H, W, 3) uint8 in ``image_format``.
         """
         item, _ = self.model_input(picture)
         item["height"], item["width"] = picture.shape[:2]
         instances = self.model([item])[0]["instances"].to("cpu")
-        return instances[instances.scores >= self.score_thresh]
+        large = instances.pred_boxes.nonempty(MIN_SIDE)
+        return instances[(instances.scores >= self.score_thresh) & large]
 
     def model_input(self, picture: np.ndarray) -> tuple[dict, T.Transform]:
         """The model's input for a picture, and the resizing between them."""

@@ -49,6 +49,8 @@ class Feature:
 
 FEATURES = (
     Feature("libraries of DiffPS", ("transformers", "tokenizers"), "pip install -e .[diffps]"),
+    Feature("page for the browser", ("fastapi", "uvicorn"), "pip install -e .[page]"),
+    Feature("approximate search", ("faiss",), "pip install -e .[search]"),
     Feature("TensorBoard event files", ("tensorboard",), "pip install -e .[tensorboard]"),
     Feature("tests and lint", ("pytest", "hypothesis", "ruff"), "pip install -e .[dev]"),
 )

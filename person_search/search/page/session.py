@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the page can ask for, without HTTP: a gallery, its model, and the user's own pictures.
+
+A picture has an id: ``g-<edition>-<number>`` for a picture or frame of the gallery, of which a new
+edition begins whenever the gallery on disk has changed, and ``u-<token>`` for an upload. Nothing
+that a browser sends is ever used as a path.
+
+Shape shorthand in this file: n persons of one picture, D length of an embedding.
+Boxes are XYXY pixels of the picture as people see it (EXIF orientation applied).
+"""
+
+import math
+import os
+import re
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from person_search.data import BadImageError
+from person_search.search.errors import UnsafePathError
+from person_search.search.gallery import Gallery
+from person_search.search.page.rendering import Decoded
+from person_search.search.page.uploads import UnknownPictureError, UploadLimits, Uploads
+from person_search.search.pictures import clip_box, read_picture
+from person_search.search.query import QueryPerson, fuse
+from person_search.search.results import SearchResult, place_of
+from person_search.search.searcher import PersonSearcher
+from person_search.search.table import Match, SearchFilter, format_time
+
+MAX_PERSONS = 10
+MAX_TOP = 200
+MAX_LISTED = 200
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A person that somebody has chosen.
+
+    Args:
+        picture: id of the picture.
+        person: number of a detected person in it; None for a drawn box.
+        box: that was drawn; None for a detected person.
+    """
+
+    picture: str
+    person: int | None = None
+    box: tuple[float, float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A search.
+
+    Args:
+        persons: pictures of the same person.
+        top: matches that are wanted.
+        wanted: filters.
+        every_person: list all persons of a picture, not only the most similar.
+        include_own: search the pictures that the persons were chosen from, too.
+    """
+
+    persons: Sequence[Choice]
+    top: int = 24
+    wanted: SearchFilter = field(default_factory=SearchFilter)
+    every_person: bool = False
+    include_own: bool = False
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A picture by its id.
+
+    Args:
+        path: of the file. frame: of a video. number: in the gallery; None for an upload.
+        name: shown to people.
+    """
+
+    id: str
+    path: str
+    name: str
+    number: int | None = None
+    frame: int | None = None
+
+
+@dataclass(frozen=True)
+class _Persons:
+    """Persons who were detected: boxes (n, 4), scores (n,), embeddings (n, D)."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    feats: np.ndarray
+
+
+class PageSession:
+    """One gallery with its model; may be used by several threads, one of which computes at a time.
+
+    Args:
+        folder: of the gallery.
+        searcher: the model of the gallery.
+        limits: of uploads.
+
+    Raises:
+        GalleryError: there is no such gallery. OtherModelError: it is of another model.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        searcher: PersonSearcher,
+        limits: UploadLimits | None = None,
+    ) -> None:
+        self.folder = folder
+        self.searcher = searcher
+        self.decoded = Decoded()
+        self._lock = threading.RLock()  # gallery and model
+        self._detected: dict[str, _Persons] = {}  # of uploads
+        with ExitStack() as stack:
+            self.uploads = Uploads(limits)
+            stack.callback(self.uploads.close)
+            self._open()
+            stack.pop_all()
+
+    def close(self) -> None:
+        """Deletes the uploads."""
+        self.uploads.close()
+
+    def _open(self) -> None:
+        seen = signature(self.folder)  # before reading: what comes later makes the next edition
+        self.gallery = Gallery.open(self.folder, self.searcher.identity)
+        self._signature = seen
+        self._edition = secrets.token_hex(4)
+
+    # ---- what there is ---------------------------------------------------------------------------
+
+    def describe(self) -> dict:
+        """The gallery in a few facts; takes in what was indexed in the meantime."""
+        with self._lock:
+            if signature(self.folder) != self._signature:
+                self._open()
+            table = self.gallery.pictures
+            times = table.times[~np.isnan(table.times)]
+            return {
+                "name": os.path.basename(os.path.abspath(self.folder)),
+                "edition": self._edition,
+                "pictures": len(table),
+                "persons": len(self.gallery),
+                "cameras": [name for name in table.camera_names if name],
+                "since": format_time(times.min()) if len(times) else None,
+                "until": format_time(times.max()) if len(times) else None,
+                "upload_bytes": self.uploads.limits.picture_bytes,
+                "max_persons": MAX_PERSONS,
+                "max_top": MAX_TOP,
+            }
+
+    def list_pictures(self, offset: int, limit: int, camera: str = "") -> dict:
+        """Pictures and frames of the gallery in its order.
+
+        Args:
+            offset, limit: which of them. camera: only of this one; "" for all.
+        """
+        with self._lock:
+            wanted = SearchFilter(cameras=frozenset([camera] if camera else []))
+            numbers = np.flatnonzero(self.gallery.pictures.allowed(wanted))
+            shown = numbers[max(offset, 0) :][: min(max(limit, 1), MAX_LISTED)]
+            return {
+                "total": len(numbers),
+                "pictures": [self._facts(int(number)) for number in shown],
+            }
+
+    def picture(self, key: str) -> dict:
+        """One picture: name, size, and the persons detected in it, the surest first."""
+        picture = self._resolve(key)
+        height, width = self.read(key).shape[:2]
+        persons = self._persons(picture)
+        return {
+            "id": key,
+            "name": picture.name,
+            "width": width,
+            "height": height,
+            "persons": [
+                {"person": i, "box": _rounded(persons.boxes[i]), "score": round(float(score), 4)}
+                for i, score in enumerate(persons.scores)
+            ],
+        }
+
+    def read(self, key: str) -> np.ndarray:
+        """The pixels of a picture, (H, W, 3) uint8 RGB, not to be written to.
+
+        Raises:
+            UnknownPictureError: there is none with this id.
+            FileNotFoundError, BadImageError: its file is gone or unreadable.
+            UnsafePathError: the gallery names a file outside its folder.
+        """
+        picture = self._resolve(key)
+        gallery, number = self.gallery, picture.number
+        with _names_in_errors(picture):
+            if number is None:
+                return self.decoded.get(key, lambda: read_picture(picture.path))
+            return self.decoded.get(key, lambda: gallery.read_picture(number))
+
+    # ---- what can be done ------------------------------------------------------------------------
+
+    def upload(self, content: bytes, name: str) -> dict:
+        """Takes in a picture and detects the persons in it; what :meth:`picture` returns.
+
+        Raises:
+            UploadTooLargeError, UploadTypeError, BadImageError.
+        """
+        token = self.uploads.add(content, name)
+        try:
+            return self.picture(f"u-{token}")
+        except Exception:
+            self.uploads.remove(token)
+            raise
+
+    def search(self, request: Request) -> SearchResult:
+        """Ranks the gallery.
+
+        Raises:
+            ValueError: nobody, too many, a box beside the picture, a camera that is not known.
+            UnknownPictureError: a picture that is not there any more.
+        """
+        if not 1 <= len(request.persons) <= MAX_PERSONS:
+            raise ValueError(
+                f"{len(request.persons)} persons are chosen; choose 1 to {MAX_PERSONS} pictures of "
+                "the same person."
+            )
+        if not 1 <= request.top <= MAX_TOP:
+            raise ValueError(f"{request.top} matches are wanted; 1 to {MAX_TOP} can be listed.")
+        with self._lock:
+            unknown = request.wanted.cameras - set(self.gallery.pictures.camera_names)
+            if unknown:
+                raise ValueError(f"the gallery knows no camera '{sorted(unknown)[0]}'.")
+            pictures = [self._resolve(choice.picture) for choice in request.persons]
+            queries = [
+                self._query(choice, picture)
+                for choice, picture in zip(request.persons, pictures, strict=True)
+            ]
+            own = [picture.number for picture in pictures if picture.number is not None]
+            matches = self.gallery.search(
+                fuse([query.reid_feat for query in queries]),
+                request.top,
+                wanted=request.wanted,
+                skip=() if request.include_own else own,
+                per_picture=not request.every_person,
+            )
+            return SearchResult(queries, self.gallery, matches, _settings(request))
+
+    def match_facts(self, match: Match) -> dict:
+        """A match for the browser: as in ``results.jsonl``, with an id in place of the path."""
+        facts = match.to_json()
+        del facts["image"]
+        return {"picture": self._key(match.picture), "name": place_of(match), **facts}
+
+    # ---- within ----------------------------------------------------------------------------------
+
+    def _key(self, number: int) -> str:
+        return f"g-{self._edition}-{number}"
+
+    def _facts(self, number: int) -> dict:
+        table = self.gallery.pictures
+        time, offset = float(table.times[number]), float(table.offsets[number])
+        name = os.path.basename(table.paths[number])
+        return {
+            "id": self._key(number),
+            "name": name if math.isnan(offset) else f"{name} at {offset:.1f} s",
+            "camera": table.camera_names[table.cameras[number]],
+            "time": None if math.isnan(time) else format_time(time),
+        }
+
+    def _resolve(self, key: str) -> _Picture:
+        """
+        Raises:
+            UnknownPictureError, UnsafePathError.
+        """
+        if key.startswith("u-"):
+            upload = self.uploads.get(key[2:])
+            return _Picture(key, str(upload.path), upload.name)
+        found = re.fullmatch(r"g-([0-9a-f]{8})-([0-9]{1,12})", key)
+        if found is None:
+            raise UnknownPictureError(f"'{key[:60]}' is no id of a picture.")
+        with self._lock:
+            number, table = int(found[2]), self.gallery.pictures
+            if found[1] != self._edition:
+                raise UnknownPictureError(
+                    "the gallery has changed in the meantime; load the page again."
+                )
+            if number >= len(table):
+                raise UnknownPictureError(f"the gallery has no picture {number}.")
+            name, frame = self._facts(number)["name"], int(table.frames[number])
+            try:
+                path = str(self.gallery.picture_path(number))
+            except UnsafePathError as e:
+                raise UnsafePathError(
+                    f"the picture '{name}' leaves the folder that was indexed. It is not opened."
+                ) from e
+            return _Picture(key, path, name, number, None if frame < 0 else frame)
+
+    def _persons(self, picture: _Picture) -> _Persons:
+        """Who is in a picture: of the gallery, as it was indexed; of an upload, detected now."""
+        with self._lock:
+            if picture.number is not None:
+                rows, feats = self.gallery.persons_in(picture.number)
+                return _sorted(rows[:, :4], rows[:, 4], feats)
+            if picture.id not in self._detected:
+                found = self.searcher.detect(self._for_model(picture))
+                boxes, scores = found.pred_boxes.tensor.numpy(), found.scores.numpy()
+                self._detected[picture.id] = _sorted(boxes, scores, found.reid_feats.numpy())
+                while len(self._detected) > self.uploads.limits.count:
+                    del self._detected[next(iter(self._detected))]
+            return self._detected[picture.id]
+
+    def _for_model(self, picture: _Picture) -> np.ndarray:
+        """The pixels in the order of the channels that the model wants."""
+        if picture.frame is None:
+            with _names_in_errors(picture):
+                return read_picture(picture.path, self.searcher.image_format)
+        frame = self.read(picture.id)
+        bgr = self.searcher.image_format == "BGR"
+        return np.ascontiguousarray(frame[:, :, ::-1]) if bgr else frame
+
+    def _query(self, choice: Choice, picture: _Picture) -> QueryPerson:
+        if choice.box is not None:
+            pixels = self._for_model(picture)
+            box = clip_box(choice.box, pixels.shape[1], pixels.shape[0])
+            feat, score = self.searcher.embed_in(pixels, [box])[0], None
+        else:
+            persons, person = self._persons(picture), choice.person
+            if person is None or not 0 <= person < len(persons.scores):
+                raise ValueError(
+                    f"person {person} is chosen in '{picture.name}', where {len(persons.scores)} "
+                    "were detected (counted from 0)."
+                )
+            box, feat = persons.boxes[person], persons.feats[person]
+            score = float(persons.scores[person])
+        x1, y1, x2, y2 = map(float, box)
+        return QueryPerson(picture.path, (x1, y1, x2, y2), feat, score, picture.frame, picture.name)
+
+
+@contextmanager
+def _names_in_errors(picture: _Picture) -> Iterator[None]:
+    """Puts the name of a picture in the place of its path, which is nobody's business."""
+    try:
+        yield
+    except (BadImageError, FileNotFoundError) as e:
+        raise type(e)(str(e).replace(picture.path, picture.name)) from e
+
+
+def signature(folder: str | os.PathLike) -> tuple:
+    """Changes whenever something is added to a gallery or taken out."""
+    found = []
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if name in ("gallery.json", "index.json", "entries.log"):
+                with suppress(FileNotFoundError):  # a compaction has just taken it away
+                    status = os.stat(os.path.join(place, name))
+                    found.append((place, name, status.st_size, status.st_mtime_ns))
+    return tuple(sorted(found))
+
+
+def _settings(request: Request) -> dict:
+    wanted = request.wanted
+    return {
+        "method": "auto",
+        "top": request.top,
+        "min_score": wanted.min_score,
+        "cameras": sorted(wanted.cameras),
+        "since": None if wanted.since is None else format_time(wanted.since),
+        "until": None if wanted.until is None else format_time(wanted.until),
+    }
+
+
+def _sorted(boxes: np.ndarray, scores: np.ndarray, feats: np.ndarray) -> _Persons:
+    order = np.argsort(-scores, kind="stable")
+    return _Persons(boxes[order], scores[order], feats[order])
+
+
+def _rounded(box: np.ndarray) -> list[float]:
+    return [round(float(v), 1) for v in box]

@@ -1,0 +1,442 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page over HTTP: what it answers, and what it refuses. The browser has a file of its own."""
+
+import io
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from galleries import write_video
+from page_tiny import (
+    BLUE,
+    GREEN,
+    LEFT,
+    RED,
+    RIGHT,
+    Page,
+    make_gallery,
+    paint_halves,
+    picture_bytes,
+    running,
+    searcher,
+)
+from PIL import Image
+
+from person_search.search import GalleryStore, find_sources, index_pictures
+from person_search.search.page.rendering import Decoded
+from person_search.search.page.uploads import UnknownPictureError, UploadLimits, Uploads
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A page whose gallery no test changes."""
+    with running(make_gallery(tmp_path_factory.mktemp("page"))) as page:
+        yield page
+
+
+def key_of(page: Page, name: str) -> str:
+    listed = page.get("/api/pictures?limit=100").json["pictures"]
+    return next(one["id"] for one in listed if one["name"].startswith(name))
+
+
+def names(answer) -> list[str]:
+    assert answer.status == 200, answer.body
+    return [match["name"] for match in answer.json["matches"]]
+
+
+# ---- the gallery ---------------------------------------------------------------------------------
+
+
+def test_facts_of_the_gallery(shared: Page) -> None:
+    facts = shared.get("/api/gallery").json
+    assert (facts["pictures"], facts["persons"], facts["cameras"]) == (4, 8, ["gate", "hall"])
+    assert (facts["since"], facts["until"]) == ("2026-05-01 12:00:00", "2026-05-01 14:00:00")
+
+
+def test_pictures_are_listed_in_parts_and_by_camera(shared: Page) -> None:
+    first, second = (shared.get(f"/api/pictures?offset={offset}&limit=3").json for offset in (0, 3))
+    assert first["total"] == second["total"] == 4
+    assert [one["name"] for one in first["pictures"] + second["pictures"]] == [
+        "a.png", "b.png", "c.png", "d.png",
+    ]  # fmt: skip
+    hall = shared.get("/api/pictures?camera=hall").json
+    assert [(one["name"], one["time"]) for one in hall["pictures"]] == [
+        ("c.png", "2026-05-01 14:00:00"), ("d.png", None),
+    ]  # fmt: skip
+
+
+def test_persons_of_a_picture_are_those_of_the_gallery(shared: Page) -> None:
+    found = shared.get(f"/api/pictures/{key_of(shared, 'a.png')}").json
+    assert (found["width"], found["height"], found["name"]) == (100, 80, "a.png")
+    assert found["persons"] == [
+        {"person": 0, "box": list(LEFT), "score": 0.9},
+        {"person": 1, "box": list(RIGHT), "score": 0.6},
+    ]
+
+
+def test_images_are_scaled_and_crops_show_the_box(shared: Page) -> None:
+    key = key_of(shared, "a.png")
+    answer = shared.get(f"/api/pictures/{key}/image?side=64")
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert "max-age" in answer.headers["cache-control"]
+    assert Image.open(io.BytesIO(answer.body)).size == (64, 51)
+    assert Image.open(io.BytesIO(shared.get(f"/api/pictures/{key}/image").body)).size == (100, 80)
+    crop = Image.open(io.BytesIO(shared.get(f"/api/pictures/{key}/crop?box=60,10,90,70").body))
+    assert np.allclose(np.asarray(crop).mean(axis=(0, 1)), GREEN, atol=12)
+    drawn = Image.open(
+        io.BytesIO(shared.get(f"/api/pictures/{key}/image?side=640&box=60,20,90,70").body)
+    )
+    assert drawn.size == (640, 512)
+    pixels = np.asarray(drawn).astype(int)
+    assert (abs(pixels[:, 382] - (112, 48, 140)).sum(axis=1) < 60).any(), "the line of the box"
+
+
+# ---- searches ------------------------------------------------------------------------------------
+
+
+def test_a_person_of_the_gallery_is_found_elsewhere(shared: Page) -> None:
+    key = key_of(shared, "a.png")
+    body = {"persons": [{"picture": key, "person": 0}]}
+    answer = shared.post("/api/search", body)
+    assert names(answer)[:2] == ["c.png", "d.png"], "the own picture is left out"
+    first = answer.json["matches"][0]
+    assert first["similarity"] == pytest.approx(1, abs=1e-3) and first["box"] == list(LEFT)
+    assert (first["camera"], first["time"]) == ("hall", "2026-05-01 14:00:00")
+    assert "image" not in first, "no path leaves the server"
+    assert names(shared.post("/api/search", {**body, "include_own": True}))[0] == "a.png"
+    assert len(names(shared.post("/api/search", {**body, "every_person": True}))) == 6
+    assert names(shared.post("/api/search", {**body, "top": 1})) == ["c.png"]
+
+
+def test_a_drawn_box_and_a_detected_person_mean_the_same(shared: Page) -> None:
+    key = key_of(shared, "b.png")
+    drawn = shared.post("/api/search", {"persons": [{"picture": key, "box": [55, 5, 95, 75]}]})
+    picked = shared.post("/api/search", {"persons": [{"picture": key, "person": 1}]})
+    assert names(drawn) == names(picked) and names(drawn)[0] == "c.png"
+
+
+def test_filters(shared: Page) -> None:
+    person = {"persons": [{"picture": key_of(shared, "a.png"), "person": 1}]}
+    assert names(shared.post("/api/search", {**person, "cameras": ["gate"]})) == ["b.png"]
+    late = {"since": "2026-05-01T13:30", "until": "2026-05-01T14:00"}
+    assert names(shared.post("/api/search", {**person, **late})) == ["c.png"]
+    matches = shared.post("/api/search", {**person, "min_score": 0.7}).json["matches"]
+    assert {match["score"] for match in matches} == {0.9}
+
+
+def test_pictures_of_the_same_person_are_averaged(shared: Page) -> None:
+    """Red and green average to yellow, which the greenish red of d.png is nearest to."""
+    keys = [key_of(shared, "a.png"), key_of(shared, "b.png")]
+    persons = [{"picture": key, "person": 0} for key in keys]
+    answer = shared.post("/api/search", {"persons": persons})
+    assert names(answer)[0] == "d.png" and set(names(answer)) == {"c.png", "d.png"}
+
+
+def test_an_upload_is_searched_for(shared: Page) -> None:
+    content = picture_bytes((BLUE, RED))
+    sent = shared.post("/api/uploads", content, x_file_name="my%20picture.png")
+    assert sent.status == 200, sent.body
+    assert sent.json["name"] == "my picture.png" and len(sent.json["persons"]) == 2
+    body = {"persons": [{"picture": sent.json["id"], "person": 0}]}
+    assert names(shared.post("/api/search", body))[0] in ("b.png", "c.png")
+    report = shared.post("/api/search/report.html", body)
+    assert report.status == 200 and b"my picture.png" in report.body
+    assert report.body.count(b"data:image/jpeg") == 2 + 2 * 4
+    head, *lines = shared.post("/api/search/results.jsonl", body).body.decode().splitlines()
+    assert json.loads(head)["query"][0]["image"] == "my picture.png" and len(lines) == 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_kinds_of_pictures(shared: Page, kind: str) -> None:
+    sent = shared.post("/api/uploads", picture_bytes(kind=kind))
+    assert (sent.status, sent.json["width"], sent.json["height"]) == (200, 100, 80)
+
+
+def test_unusual_pictures(shared: Page) -> None:
+    """CMYK, 16 bits, and one that has to be turned."""
+    for picture, kind in (
+        (Image.new("CMYK", (100, 80), (0, 255, 255, 0)), "JPEG"),
+        (Image.fromarray(np.full((80, 100), 40000, np.uint16)), "PNG"),
+    ):
+        buffer = io.BytesIO()
+        picture.save(buffer, kind)
+        assert shared.post("/api/uploads", buffer.getvalue()).status == 200
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    sent = shared.post("/api/uploads", picture_bytes(kind="JPEG", exif=turned)).json
+    assert (sent["width"], sent["height"]) == (80, 100)
+
+
+# ---- what changes --------------------------------------------------------------------------------
+
+
+def test_new_pictures_of_the_gallery_are_taken_in(tmp_path: Path) -> None:
+    gallery = make_gallery(tmp_path)
+    with running(gallery) as page:
+        old = key_of(page, "a.png")
+        paint_halves(tmp_path / "pictures" / "e.png", (RED, RED))
+        index_pictures(searcher(), gallery, find_sources([tmp_path / "pictures"]))
+        assert page.get(f"/api/pictures/{old}").status == 200, "until the page is loaded again"
+        assert page.get("/api/gallery").json["pictures"] == 5
+        answer = page.get(f"/api/pictures/{old}")
+        assert answer.status == 404 and "has changed" in answer.json["error"]
+        person = {"picture": key_of(page, "a.png"), "person": 0}
+        assert "e.png" in names(page.post("/api/search", {"persons": [person]}))[:2]
+
+
+def test_frames_of_a_video(tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
+    write_video(tmp_path / "films" / "film.avi")
+    index_pictures(searcher(), tmp_path / "g", find_sources([tmp_path / "films"]))
+    with running(tmp_path / "g") as page:
+        listed = page.get("/api/pictures").json["pictures"]
+        assert [one["name"] for one in listed] == [f"film.avi at {i}.0 s" for i in range(3)]
+        key = listed[1]["id"]
+        assert page.get(f"/api/pictures/{key}/image").status == 200
+        for choice in ({"person": 0}, {"box": [5, 5, 30, 40]}):
+            body = {"persons": [{"picture": key, **choice}]}
+            found = page.post("/api/search", body)
+            assert sorted(names(found)) == ["film.avi at 0:00.0", "film.avi at 0:02.0"]
+            assert page.post("/api/search/report.html", body).status == 200
+
+
+def test_a_picture_that_is_gone(tmp_path: Path) -> None:
+    with running(make_gallery(tmp_path)) as page:
+        key = key_of(page, "c.png")
+        (tmp_path / "pictures" / "c.png").unlink()
+        answer = page.get(f"/api/pictures/{key}/image")
+        assert answer.status == 404 and "there is no picture 'c.png'" in answer.json["error"]
+        person = {"picture": key_of(page, "a.png"), "person": 0}
+        report = page.post("/api/search/report.html", {"persons": [person]})
+        assert b"cannot be read any more" in report.body
+
+
+def test_an_empty_gallery(tmp_path: Path) -> None:
+    strict = searcher()
+    strict.score_thresh = 0.99
+    paint_halves(tmp_path / "a.png", (RED, BLUE))
+    index_pictures(strict, tmp_path / "g", find_sources([tmp_path / "a.png"]))
+    with running(tmp_path / "g") as page:
+        sent = page.post("/api/uploads", picture_bytes()).json
+        answer = page.post("/api/search", {"persons": [{"picture": sent["id"], "person": 0}]})
+        assert names(answer) == [] and answer.json["searched"] == "1 picture (0 persons)"
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+def bomb() -> bytes:
+    """A PNG of 300 bytes that claims to be 60,000 x 60,000."""
+    head = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "words"),
+    [
+        (b"", 415, "empty"),
+        (b"GIF89a no picture", 415, "no picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "no picture"),
+        (picture_bytes(kind="GIF"), 415, "kind GIF; bmp, jpg, png, webp are taken"),
+        (picture_bytes(kind="TIFF"), 415, "kind TIFF"),
+        (picture_bytes()[:150], 422, "cannot read"),
+        (bomb(), 415, "no picture"),
+    ],
+    ids=["empty", "damaged-gif", "svg", "gif", "tiff", "cut off", "bomb"],
+)
+def test_uploads_that_are_refused(shared: Page, content: bytes, status: int, words: str) -> None:
+    kept = len(shared.session.uploads)
+    answer = shared.post("/api/uploads", content)
+    assert answer.status == status and words in answer.json["error"]
+    assert len(shared.session.uploads) == kept
+    assert str(shared.session.uploads._folder.name) not in answer.json["error"]
+
+
+def test_size_of_uploads(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    with running(make_gallery(tmp_path), UploadLimits(picture_bytes=5000)) as page:
+        assert page.post("/api/uploads", picture_bytes()).status == 200
+        answer = page.post("/api/uploads", buffer.getvalue())
+        assert answer.status == 413 and "larger than 0.005 MB" in answer.json["error"]
+        # without a length that is announced, too
+        answer = page.post("/api/uploads", iter([buffer.getvalue()[:4000]] * 3))
+        assert answer.status == 413
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"persons": []}, "0 persons are chosen"),
+        ({"persons": [{"picture": "?", "person": 0}] * 11}, "11 persons are chosen"),
+        ({"persons": [{"picture": "?", "person": 2}]}, "2 were detected"),
+        ({"persons": [{"picture": "?", "person": -1}]}, "2 were detected"),
+        ({"persons": [{"picture": "?"}]}, "person None is chosen"),
+        ({"persons": [{"picture": "?", "box": [10, 10, 10, 50]}]}, "no area"),
+        ({"persons": [{"picture": "?", "box": [200, 10, 300, 50]}]}, "outside the picture"),
+        ({"persons": [{"picture": "?", "box": [10, 10, 50]}]}, "body.persons.0.box.3"),
+        ({"persons": [{"picture": "?", "file": "x"}]}, "body.persons.0.file"),
+        ({"top": 0}, "1 to 200"),
+        ({"top": 201}, "1 to 200"),
+        ({"cameras": ["attic"]}, "no camera 'attic'"),
+        ({"since": "tomorrow"}, "'tomorrow' is no time"),
+    ],
+)
+def test_searches_that_are_refused(shared: Page, change: dict, words: str) -> None:
+    key = key_of(shared, "a.png")
+    good = {"persons": [{"picture": key, "person": 0}]}
+    body = json.loads(json.dumps({**good, **change}).replace('"?"', f'"{key}"'))
+    answer = shared.post("/api/search", body)
+    assert answer.status == 422 and words in answer.json["error"]
+
+
+@pytest.mark.parametrize("box", ["", "1,2,3", "a,b,c,d", "nan,0,9,9", "9,9,1,1", "200,0,300,9"])
+def test_boxes_that_are_none(shared: Page, box: str) -> None:
+    answer = shared.get(f"/api/pictures/{key_of(shared, 'a.png')}/crop?box={box}")
+    assert answer.status == 422 and "box" in answer.json["error"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["g-00000000-0", "g-x-0", "u-nothing", "..%2F..%2Fetc%2Fpasswd", "%2Fetc%2Fpasswd", "g-{}-99"],
+)
+def test_ids_that_were_never_given_out(shared: Page, key: str) -> None:
+    key = key.format(shared.get("/api/gallery").json["edition"])
+    for path in ("", "/image", "/crop?box=0,0,9,9"):
+        answer = shared.get(f"/api/pictures/{key}{path}")
+        assert answer.status == 404 and b"root:" not in answer.body
+
+
+def test_paths_out_of_the_static_folder(shared: Page) -> None:
+    for path in ("../app.py", "..%2Fapp.py", "%2e%2e/app.py", "/etc/passwd", "no.js"):
+        assert shared.get(f"/static/{path}").status == 404
+
+
+def test_an_entry_that_leaves_the_folder_is_not_shown(tmp_path: Path) -> None:
+    """A link that was put in the place of a picture after indexing."""
+    with running(make_gallery(tmp_path)) as page:
+        key = key_of(page, "a.png")
+        paint_halves(tmp_path / "secret.png", (RED, RED))
+        (tmp_path / "pictures" / "a.png").unlink()
+        (tmp_path / "pictures" / "a.png").symlink_to(tmp_path / "secret.png")
+        for path in ("", "/image", "/crop?box=0,0,9,9"):
+            answer = page.get(f"/api/pictures/{key}{path}")
+            assert answer.status == 403 and "leaves the folder" in answer.json["error"]
+        drawn = {"persons": [{"picture": key, "box": [0, 0, 50, 80]}]}
+        assert page.post("/api/search", drawn).status == 403
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"host": "localhost:1234"}, 200),
+        ({"host": "192.168.0.7:1234"}, 200),
+        ({"host": "[::1]:1234"}, 200),
+        ({"host": "cameras.example:1234"}, 200),
+        ({"host": "evil.example"}, 403),
+        ({"host": "localhost.evil.example"}, 403),
+        ({"host": "[:"}, 403),
+        ({"host": "localhost:1", "origin": "http://localhost:1"}, 200),
+        ({"host": "localhost:1", "origin": "http://localhost:2"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec_fetch_site": "same-origin"}, 200),
+        ({"sec_fetch_site": "cross-site"}, 403),
+        ({"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate"}, 200),
+    ],
+)
+def test_who_is_answered(tmp_path_factory, guarded: Page, headers: dict, status: int) -> None:
+    assert guarded.get("/api/gallery", **headers).status == status
+    if "origin" in headers:
+        assert guarded.post("/api/uploads", picture_bytes(), **headers).status == status
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    gallery = make_gallery(tmp_path_factory.mktemp("guarded"))
+    with running(gallery, names=("Cameras.example",)) as page:
+        yield page
+
+
+def test_what_a_browser_may_do_with_answers(shared: Page) -> None:
+    for path in ("/", "/static/page.js", "/api/gallery", "/nothing"):
+        headers = shared.get(path).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert shared.get("/docs").status == shared.get("/openapi.json").status == 404
+
+
+# ---- what is kept --------------------------------------------------------------------------------
+
+
+def test_the_oldest_uploads_are_forgotten() -> None:
+    content = picture_bytes()
+    uploads = Uploads(UploadLimits(count=3))
+    first, second, third = (uploads.add(content, name) for name in "abc")
+    uploads.get(first)  # was used
+    fourth = uploads.add(content, "d")
+    with pytest.raises(UnknownPictureError, match="not kept any more"):
+        uploads.get(second)
+    assert [uploads.get(key).name for key in (first, third, fourth)] == ["a", "c", "d"]
+    folder = uploads.get(first).path.parent
+    assert len(list(folder.iterdir())) == 3 and folder.stat().st_mode & 0o777 == 0o700
+    uploads.close()
+    assert not folder.exists()
+
+
+def test_uploads_are_bounded_in_bytes() -> None:
+    content = picture_bytes()
+    uploads = Uploads(UploadLimits(total_bytes=2 * len(content) + 1))
+    for name in "abcd":
+        last = uploads.add(content, name)
+    assert len(uploads) == 2 and uploads.get(last).name == "d"
+    uploads.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("C:\\pictures\\me.jpg", "me.jpg"),
+        ("a\nb\x00.png", "ab.png"),
+        ("", "picture"),
+        ("x" * 300 + ".png", "x" * 96 + ".png"),
+    ],
+)
+def test_names_of_uploads(name: str, kept: str) -> None:
+    uploads = Uploads()
+    assert uploads.get(uploads.add(picture_bytes(), name)).name == kept
+    uploads.close()
+
+
+def test_decoded_pictures_are_kept_up_to_a_number_of_pixels() -> None:
+    decoded, read = Decoded(pixels=250), []
+
+    def get(key: str) -> None:
+        decoded.get(key, lambda: read.append(key) or np.zeros((10, 10, 3), np.uint8))
+
+    for key in "aabacab":
+        get(key)
+    assert "".join(read) == "abcb"
+
+
+def test_another_models_gallery_is_refused(tmp_path: Path) -> None:
+    gallery = make_gallery(tmp_path)
+    manifest = GalleryStore(gallery).folder / "gallery.json"
+    manifest.write_text(manifest.read_text().replace('"ColorModel"', '"Other"'))
+    with pytest.raises(ValueError, match="made by another model"), running(gallery):
+        pass

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page in a real browser without a window: mouse, keyboard, phone.
+
+Chromium is looked for on the machine (Debian: ``apt install chromium``); PERSON_SEARCH_CHROMIUM
+names another. The pictures that are taken lie in the folder of PERSON_SEARCH_SCREENSHOTS, if set.
+"""
+
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from page_tiny import BLUE, GREEN, RED, Page, make_gallery, picture_bytes, running
+from PIL import Image
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = os.environ.get("PERSON_SEARCH_CHROMIUM") or next(
+    filter(None, map(shutil.which, NAMES)), ""
+)
+needs_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with running(make_gallery(tmp_path_factory.mktemp("browser"))) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[object]:
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium, page_server: Page) -> Iterator[Callable]:
+    """Returns ``visit(**options of the browser)``, which opens the page.
+
+    Any message in the browser's console that is not asked for fails the test.
+    """
+    contexts, complaints, expected = [], [], []
+
+    def open_page(expect: str = "", **options):
+        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        context.set_default_timeout(15_000)
+        contexts.append(context)
+        expected.append(expect)
+        tab = context.new_page()
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.goto(page_server.address)
+        tab.wait_for_selector("#gallery:has-text('4 pictures, 8 detected persons')")
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    wanted = [text for text in expected if text]
+    assert [text for text in complaints if not any(w in text for w in wanted)] == []
+
+
+@pytest.fixture
+def look(tmp_path: Path) -> Callable:
+    """Returns ``look(tab, name)``, which takes a picture of the tab and gives it back."""
+    folder = Path(os.environ.get("PERSON_SEARCH_SCREENSHOTS") or tmp_path)
+
+    def take(tab, name: str, **options) -> np.ndarray:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = tab.screenshot(path=folder / f"{name}.png", **options)
+        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+    return take
+
+
+def choose_file(tab, colors=(RED, BLUE), name: str = "me.png") -> None:
+    tab.set_input_files("#file", {"name": name, "mimeType": "image/png",
+                                  "buffer": picture_bytes(colors)})  # fmt: skip
+    tab.wait_for_selector(f"#hint:has-text('{name}')")
+
+
+def found(tab) -> list[str]:
+    """Names of the pictures found, once they are there."""
+    tab.wait_for_selector("#status:has-text('found.')")
+    return tab.locator(".matches dd:nth-of-type(1)").all_inner_texts()
+
+
+def until(tab, true: str) -> None:
+    """Waits for an expression in the page; the browser's own waiting is against the page's CSP."""
+    deadline = time.monotonic() + 15
+    while not tab.evaluate(true):
+        assert time.monotonic() < deadline, true
+        time.sleep(0.02)
+
+
+def until_first_is(tab, name: str) -> None:
+    until(tab, f"document.querySelector('.matches dd')?.innerText === '{name}'")
+
+
+def images_are_loaded(tab) -> bool:
+    """Whether no picture that is to be seen is broken. Those further down are brought into view."""
+    for image in tab.locator("img:visible").all():
+        image.scroll_into_view_if_needed()
+    until(tab, "[...document.images].every(i => !i.offsetParent || i.complete)")
+    return tab.evaluate("[...document.images].every(i => !i.offsetParent || i.naturalWidth > 0)")
+
+
+@needs_browser
+def test_pick_a_person_and_search(visit, look) -> None:
+    tab = visit()
+    choose_file(tab)
+    assert tab.locator("#search").is_disabled()
+    tab.locator(".person").nth(1).click()
+    assert tab.locator(".person[aria-pressed=true]").count() == 1
+    assert tab.locator("#chosen li").count() == 1
+    tab.click("#search")
+    names = found(tab)
+    assert len(names) == 4 and set(names[:2]) == {"b.png", "c.png"}
+    assert images_are_loaded(tab)
+    seen = look(tab, "found", full_page=True)
+    for color in (RED, GREEN, BLUE):  # the scenes are to be seen
+        assert (abs(seen.astype(int) - color).sum(axis=2) < 40).mean() > 0.01
+    assert tab.evaluate("document.activeElement.id") == "found-title", "where a reader goes on"
+
+
+@needs_browser
+def test_draw_a_box_with_the_mouse(visit, look) -> None:
+    """Also across a detected person, whose button must not take the click."""
+    tab = visit()
+    choose_file(tab, (RED, GREEN))
+    stage = tab.locator("#stage").bounding_box()
+    at = lambda x, y: (stage["x"] + x * stage["width"], stage["y"] + y * stage["height"])  # noqa: E731
+    tab.mouse.move(*at(0.6, 0.1))
+    tab.mouse.down()
+    tab.mouse.move(*at(0.8, 0.5))
+    tab.mouse.move(*at(0.9, 0.8))
+    tab.mouse.up()
+    assert tab.locator("#drawn").is_visible()
+    assert tab.locator(".person[aria-pressed=true]").count() == 0
+    numbers = [float(tab.input_value(f"#{name}")) for name in ("x1", "y1", "x2", "y2")]
+    assert np.allclose(numbers, [60, 8, 90, 64], atol=1)
+    look(tab, "drawn")
+    tab.click("#search")
+    assert found(tab)[0] in ("a.png", "b.png")
+    tab.locator(".person").first.click()  # now somebody else
+    assert tab.locator("#drawn").is_hidden() and tab.locator("#chosen li").count() == 1
+
+
+@needs_browser
+def test_everything_with_the_keyboard(visit) -> None:
+    tab = visit()
+    choose_file(tab, (RED, GREEN))
+    assert tab.evaluate("document.activeElement.id") == "mark-title"
+    tab.keyboard.press("Tab")
+    label = tab.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert label == "Person 1 of 2 from the left, detected with 90 %"
+    tab.keyboard.press("Enter")
+    assert tab.locator(".person").first.get_attribute("aria-pressed") == "true"
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.id") == "draw"
+    tab.keyboard.press("Space")
+    assert tab.evaluate("document.activeElement.id") == "drawn"
+    for key in ("ArrowRight", "ArrowDown", "Shift+ArrowRight", "Shift+ArrowUp"):
+        tab.keyboard.press(key)
+    numbers = [tab.input_value(f"#{name}") for name in ("x1", "y1", "x2", "y2")]
+    assert numbers == ["42", "22", "64", "60"]
+    assert tab.locator(".person[aria-pressed=true]").count() == 0
+    tab.locator("#numbers summary").press("Enter")
+    tab.locator("#x1").fill("55")
+    tab.locator("#x1").press("Enter")
+    tab.locator("#search").press("Enter")
+    assert found(tab)[0] in ("a.png", "b.png"), "green"
+    tab.locator(".pictures").first.press("Enter")
+    assert tab.locator("#large").is_visible()
+    first = tab.inner_text("#large-title")
+    tab.keyboard.press("ArrowRight")
+    assert first.startswith("1. ") and tab.inner_text("#large-title").startswith("2. ")
+    tab.keyboard.press("Escape")
+    assert tab.locator("#large").is_hidden()
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone(visit, look, scheme: str) -> None:
+    tab = visit(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True,
+                device_scale_factor=2, color_scheme=scheme)  # fmt: skip
+
+    def nothing_sticks_out() -> bool:
+        return tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+    assert nothing_sticks_out()
+    choose_file(tab, name="a rather long name of a picture from a telephone_2026-05-01.jpg")
+    tab.locator(".person").first.tap()
+    tab.locator("#filters summary").tap()
+    tab.locator("#numbers summary").tap()
+    assert nothing_sticks_out()
+    small = [
+        box
+        for one in tab.locator("button:visible:not(.person), .button:visible").all()
+        if (box := one.bounding_box()) and min(box["width"], box["height"]) < 36
+    ]
+    assert small == [], "what a finger has to hit is large enough"
+    look(tab, f"phone_{scheme}_marked", full_page=True)
+    tab.locator("#search").tap()
+    assert len(found(tab)) == 4 and nothing_sticks_out() and images_are_loaded(tab)
+    look(tab, f"phone_{scheme}_found", full_page=True)
+    tab.locator(".pictures").first.tap()
+    assert tab.locator("#large").is_visible() and nothing_sticks_out()
+    look(tab, f"phone_{scheme}_large")
+
+
+@needs_browser
+def test_draw_with_a_finger(visit) -> None:
+    """Without "Draw a box" a finger scrolls."""
+    tab = visit(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    choose_file(tab)
+    touch_action = "getComputedStyle(document.getElementById('stage')).touchAction"
+    assert tab.evaluate(touch_action) == "auto"
+    tab.locator("#draw").tap()
+    assert tab.evaluate(touch_action) == "none"
+    box = tab.locator("#stage").bounding_box()
+    devtools = tab.context.new_cdp_session(tab)
+    for kind, x, y in (("touchStart", 0.1, 0.2), ("touchMove", 0.3, 0.5), ("touchMove", 0.4, 0.8)):
+        point = {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]}
+        devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+    devtools.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    numbers = [float(tab.input_value(f"#{name}")) for name in ("x1", "y1", "x2", "y2")]
+    assert np.allclose(numbers, [10, 16, 40, 64], atol=2)
+    assert tab.locator("#chosen li").count() == 1
+
+
+@needs_browser
+def test_pictures_of_the_gallery_and_several_of_one_person(visit, look) -> None:
+    tab = visit()
+    tab.click("#browse summary")
+    tab.wait_for_selector(".thumbs li")
+    assert tab.locator(".thumbs span").all_inner_texts() == ["a.png", "b.png", "c.png", "d.png"]
+    tab.select_option("#browse-cameras", "hall")
+    tab.wait_for_selector("#shown:has-text('2 of 2')")
+    tab.select_option("#browse-cameras", "")
+    tab.wait_for_selector("#shown:has-text('4 of 4')")
+    look(tab, "browse")
+    tab.click(".thumbs button[title='a.png']")
+    tab.wait_for_selector("#hint:has-text('a.png')")
+    tab.locator(".person").first.click()
+    tab.click("#another")
+    tab.click(".thumbs button[title='b.png']")
+    tab.wait_for_selector("#hint:has-text('b.png')")
+    tab.locator(".person").first.click()
+    assert tab.locator("#chosen li").count() == 2 and tab.locator("#same").is_visible()
+    tab.click("#search")
+    assert found(tab)[0] == "d.png", "between red and green"
+    tab.locator("#chosen button").nth(1).click()
+    assert tab.locator("#chosen li").count() == 1
+    tab.click("#search")
+    until_first_is(tab, "c.png")
+    tab.click(".thumbs button[title='d.png']")  # another search begins
+    tab.wait_for_selector("#hint:has-text('d.png')")
+    assert tab.locator("#chosen li").count() == 0 and tab.locator("#search").is_disabled()
+
+
+@needs_browser
+def test_search_again_filter_and_save(visit, tmp_path: Path) -> None:
+    tab = visit(accept_downloads=True)
+    choose_file(tab)
+    tab.locator(".person").first.click()
+    tab.click("#filters summary")
+    tab.get_by_role("checkbox", name="gate").uncheck()
+    tab.click("#search")
+    assert found(tab) == ["c.png", "d.png"]
+    tab.get_by_role("checkbox", name="hall").uncheck()
+    tab.click("#search")
+    assert tab.inner_text("#error") == "No camera is chosen in the filters."
+    tab.get_by_role("checkbox", name="hall").check()
+    tab.get_by_role("checkbox", name="gate").check()
+    tab.locator(".again").first.click()
+    until_first_is(tab, "a.png")
+    assert "c.png" not in tab.locator(".matches dd:nth-of-type(1)").all_inner_texts()
+    for button, name in (("#save-report", "report.html"), ("#save-lines", "results.jsonl")):
+        with tab.expect_download() as download:
+            tab.click(button)
+        assert download.value.suggested_filename == name
+        download.value.save_as(tmp_path / name)
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert json.loads(lines[1])["image"].endswith("a.png") and len(lines) == 4
+
+
+@needs_browser
+def test_what_goes_wrong_is_told(visit) -> None:
+    tab = visit(expect="Failed to load resource")
+    tab.set_input_files("#file", {"name": "me.png", "mimeType": "image/png", "buffer": b"no"})
+    tab.wait_for_selector("#error:has-text('The file is no picture that can be read')")
+    assert tab.locator("#mark").is_hidden()
+    tab.route("**/api/uploads", lambda route: route.abort())
+    tab.set_input_files("#file", {"name": "me.png", "mimeType": "image/png", "buffer": b"no"})
+    tab.wait_for_selector("#error:has-text('does not answer')")
+    tab.unroute("**/api/uploads")
+    choose_file(tab)
+    assert tab.locator("#error").is_hidden()
+
+
+@needs_browser
+def test_drop_and_paste(visit) -> None:
+    tab = visit()
+    for event, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
+        tab.evaluate(
+            """([event, field, bytes]) => {
+              const given = new DataTransfer();
+              given.items.add(new File([new Uint8Array(bytes)], `${event}.png`));
+              document.dispatchEvent(event === "drop"
+                ? new DragEvent(event, {[field]: given, bubbles: true, cancelable: true})
+                : new ClipboardEvent(event, {[field]: given, bubbles: true, cancelable: true}));
+            }""",
+            [event, field, list(picture_bytes())],
+        )
+        tab.wait_for_selector(f"#hint:has-text('{event}.png')")
