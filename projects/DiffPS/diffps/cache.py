@@ -22,7 +22,6 @@ import logging
 import os
 import re
 import time
-import uuid
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+
+from person_search.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -145,15 +146,12 @@ class TensorCache:
         if not self._has_room(size):
             return False
         path = self.path(key)
-        temporary = path.with_name(f"{key}.{uuid.uuid4().hex}.tmp")
         metadata = {"identity": self.identity, "key": key, "checksum": checksum(tensors)}
         try:
-            path.parent.mkdir(exist_ok=True)
             # through Python's own files, which say what is wrong with the disk
-            temporary.write_bytes(save(tensors, metadata))
-            os.replace(temporary, path)
+            write_atomically(path, save(tensors, metadata))
         except OSError as e:
-            self._stop_writing(e, temporary)
+            self._stop_writing(e)
             return False
         self.bytes += size
         self._since_count += 1
@@ -174,11 +172,7 @@ class TensorCache:
         self._writable = False
         return False
 
-    def _stop_writing(self, error: OSError, temporary: Path) -> None:
-        try:
-            temporary.unlink(missing_ok=True)
-        except OSError:
-            logger.debug(f"{temporary} cannot be removed")
+    def _stop_writing(self, error: OSError) -> None:
         what = "the disk is full" if error.errno in _FULL else "writing fails"
         logger.warning(
             f"{what} ({error}): the {self.kind} cache "
@@ -193,12 +187,10 @@ class TensorCache:
         path = self.folder / "identity.json"
         if path.is_file():
             return
-        temporary = path.with_name(f"identity.{uuid.uuid4().hex}.tmp")
         try:
-            temporary.write_text(text + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+            write_atomically(path, (text + "\n").encode())
         except OSError as e:
-            self._stop_writing(e, temporary)
+            self._stop_writing(e)
 
     def _remove_leftovers(self) -> None:
         for path in self.folder.rglob("*.tmp"):

@@ -9,7 +9,6 @@ import resource
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -155,11 +154,10 @@ def test_a_full_disk_is_told_once_and_the_run_goes_on(tmp_path, caplog, monkeypa
     cache = make(tmp_path)
     cache.put(KEY, entry())
 
-    def full(path, data):
-        path.touch()
+    def full(source, target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "replace", full)
     assert not cache.put("ab" * 20, entry(1)) and not cache.put("cd" * 20, entry(2))
     messages = [r.message for r in caplog.records]
     assert len(messages) == 1 and "the disk is full" in messages[0]

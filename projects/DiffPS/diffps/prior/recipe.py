@@ -18,6 +18,7 @@ from diffps.prior.scenes import SceneOptions, Scenes, draw_scenes, load_scenes
 from diffps.prior.trainer import Schedule, Stage
 from diffps.prior.vae import AutoencoderLoss, encode_scenes, set_scaling_factor
 from diffps.tiny import TinySizes, build_pipeline, save_pipeline, write_vocabularies
+from person_search.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,6 @@ class PriorTraining:
             if all(state[key] == value for key, value in identity.items()):
                 return state["moments"]
         moments = encode_scenes(vae, scenes, progress=self.progress)
-        partial = path.with_suffix(".partial")
-        torch.save({**identity, "moments": moments}, partial)
-        os.replace(partial, path)
+        state = {**identity, "moments": moments}
+        write_atomically(path, lambda file: torch.save(state, file))
         return moments

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from person_search.utils.files import write_atomically
+
 logger = logging.getLogger(__name__)
 
 Loss = Callable[[torch.Generator], dict[str, Tensor]]
@@ -171,8 +173,6 @@ class Stage:
         """Writes the checkpoint; one that is there is replaced in one go."""
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
         state = {
             "iteration": self.iteration,
             "model": self.model.state_dict(),
@@ -182,8 +182,7 @@ class Stage:
             "schedule": asdict(self.schedule),
             "seed": self.seed,
         }
-        torch.save(state, partial)
-        os.replace(partial, self.path)
+        write_atomically(self.path, lambda file: torch.save(state, file))
 
     def load(self) -> bool:
         """Takes up the checkpoint; returns False if there is none.

@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from person_search.utils.files import write_atomically
 from psdiff.teachers.crops import BoxesOf, SceneCrops, training_boxes
 from psdiff.teachers.embeddings import (
     TeacherEmbeddings,
@@ -119,9 +120,7 @@ class _Parts:
             logger.warning("%s is of another teacher or data set: starting anew.", folder)
             self.remove()
         os.makedirs(folder, exist_ok=True)
-        with open(stamp + ".partial", "w") as file:
-            json.dump(source, file, indent=2)
-        os.replace(stamp + ".partial", stamp)
+        write_atomically(stamp, json.dumps(source, indent=2).encode())
 
     @staticmethod
     def _read_stamp(path: str) -> dict[str, str] | None:
