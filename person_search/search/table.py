@@ -29,6 +29,29 @@ class SearchFilter:
     since: float | None = None
     until: float | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_score <= 1:
+            raise ValueError(f"the lowest score is {self.min_score:g}; scores are from 0 to 1.")
+        if self.since is not None and self.until is not None and self.since > self.until:
+            raise ValueError(
+                f"the time begins at {format_time(self.since)} and ends before that, at "
+                f"{format_time(self.until)}."
+            )
+
+    def describe(self) -> str:
+        """In words, e.g. "camera gate, from 2026-05-01 08:00:00 on"; "" if nothing is asked for."""
+        parts = []
+        if self.cameras:
+            names = sorted(self.cameras)
+            parts.append(f"camera{'s' if len(names) > 1 else ''} {', '.join(names)}")
+        if self.since is not None:
+            parts.append(f"from {format_time(self.since)} on")
+        if self.until is not None:
+            parts.append(f"until {format_time(self.until)}")
+        if self.min_score > 0:
+            parts.append(f"detection score at least {self.min_score:g}")
+        return ", ".join(parts)
+
 
 @dataclass(frozen=True)
 class Match:
