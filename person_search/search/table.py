@@ -43,7 +43,7 @@ class SearchFilter:
         parts = []
         if self.cameras:
             names = sorted(self.cameras)
-            parts.append(f"camera{'s' if len(names) > 1 else ''} {', '.join(names)}")
+            parts.append(f"{'camera' if len(names) == 1 else 'cameras'} {', '.join(names)}")
         if self.since is not None:
             parts.append(f"from {format_time(self.since)} on")
         if self.until is not None:
@@ -95,6 +95,11 @@ class Match:
             "similarity": round(self.sim, 4),
             **{key: value for key, value in known.items() if value is not None},
         }
+
+
+def count(number: int, noun: str, nouns: str = "") -> str:
+    """A number with its noun, e.g. "1 picture" and "2 pictures"."""
+    return f"{number} {noun if number == 1 else nouns or noun + 's'}"
 
 
 def format_time(seconds: float) -> str:
