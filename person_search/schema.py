@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What data sets, models and evaluator agree on: values, records and the protocol type.
 
-Shape shorthand: Q queries; X gallery and E excluded images of one query; P positives.
+Shape shorthand: Q queries; X gallery and E excluded images of one query; G lists of excluded
+images; P positives.
 Boxes are absolute XYXY pixels of the original image everywhere in this file.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -55,6 +56,9 @@ class SearchProtocol:
             twice.
         positive_box: (P, 4) float32, the person's box in that image.
         excluded: (Q, E) int32 ``image_id``s padded with -1; only read where ``gallery`` is None.
+            (G, E) where ``excluded_row`` is given.
+        excluded_row: (Q,) the row of ``excluded`` that holds for each query, so that queries of one
+            camera can share a list; None: row q is that of query q.
     """
 
     name: str
@@ -64,6 +68,28 @@ class SearchProtocol:
     positive_image: np.ndarray
     positive_box: np.ndarray
     excluded: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    excluded_row: np.ndarray | None = None
+
+    def excluded_images(self, query: int) -> np.ndarray:
+        """(E,) ``image_id``s that one query must not search, without padding."""
+        if not self.excluded.size:
+            return np.zeros(0, np.int32)
+        row = query if self.excluded_row is None else self.excluded_row[query]
+        return self.excluded[row][self.excluded[row] >= 0]
+
+    def of_query(self, query: int) -> "SearchProtocol":
+        """The same protocol with a single query, that of the given index."""
+        rows = np.flatnonzero(np.asarray(self.positive_query) == query)
+        return replace(
+            self,
+            queries=[self.queries[query]],
+            gallery=None if self.gallery is None else self.gallery[[query]],
+            positive_query=np.zeros(len(rows), np.int32),
+            positive_image=self.positive_image[rows],
+            positive_box=self.positive_box[rows],
+            excluded=self.excluded_images(query)[None],
+            excluded_row=None,
+        )
 
 
 def record_problems(record: dict, is_test: bool, tolerance: float = 0.0) -> list[str]:

@@ -75,7 +75,7 @@ class PersonSearchDatasetTests:
             for record in self.load("test")
             for query in record["queries"]
         }
-        all_listed = {}
+        all_listed: dict[int, tuple] = {}
         for protocol in self.load_protocols():  # each may hold a part of the queries
             listed = {q.query_id: (q.image_id, tuple(q.box)) for q in protocol.queries}
             assert len(listed) == len(protocol.queries), "query_id is not unique"
@@ -92,7 +92,7 @@ class PersonSearchDatasetTests:
         for protocol in self.load_protocols():
             for query, image in zip(protocol.positive_query, protocol.positive_image, strict=True):
                 if protocol.gallery is None:
-                    assert image not in protocol.excluded[query], protocol.name
+                    assert image not in protocol.excluded_images(query), protocol.name
                 else:
                     assert image in protocol.gallery[query], protocol.name
 

@@ -141,6 +141,22 @@ def small_cuhk_sysu(root: Path, **changes: object) -> Path:
     return write_cuhk_sysu(root, **(content | changes))
 
 
+def write_subset(root: Path, file: str, variable: str, rows: list[tuple]) -> None:
+    """Adds a subset of CUHK-SYSU: (query image, box, gallery) per query, with a third field."""
+    fields = ["imname", "idlocate", "ishard"]
+
+    def scene(name, box):
+        return name, idlocate(box), ishard(box)
+
+    entries = []
+    for name, box, gallery in rows:
+        query = struct([*fields, "idname"], [(*scene(name, box), "p1")])
+        entries.append((query, struct(fields, [scene(*item) for item in gallery]), 1))
+    path = root / "annotation" / "test" / "subset" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {variable: struct(["Query", "Gallery", "Extra"], entries)})
+
+
 def write_prw(
     root: Path,
     frames: dict[str, list[tuple]],

@@ -196,7 +196,7 @@ def plain_search(p, protocol, num_queries: int) -> np.ndarray:
         if protocol.gallery is not None:
             images = [i for i in protocol.gallery[number].tolist() if i >= 0]
         else:
-            excluded = set(protocol.excluded[number].tolist())
+            excluded = set(protocol.excluded_images(number).tolist())
             images = [i for i in range(len(p.image_ids)) if i not in excluded]
         sims, right = [], []
         for image in images:

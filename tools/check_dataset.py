@@ -122,6 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     for kind in IRREGULARITY_KINDS:
         if kind in by_kind:
             show_lines(console, IRREGULARITY_KINDS[kind], by_kind[kind], args.limit)
+    if report.notes:
+        show_lines(console, "Not there", report.notes, args.limit)
     if report.errors:
         show_lines(console, "[red]Errors", report.errors, args.limit)
         return 1

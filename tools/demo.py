@@ -148,7 +148,7 @@ def main() -> None:
     steps = Steps(args.datasets.resolve())
     steps.seconds["installation"] = round(time.time() - began, 1)
     run_steps(steps, args.output, args.datasets)
-    report(args.output, steps.seconds, time.time() - began)
+    report(args.output, args.datasets, steps.seconds, time.time() - began)
 
 
 def keep_first_times(path: Path, seconds: dict[str, float]) -> dict[str, float]:
@@ -158,7 +158,7 @@ def keep_first_times(path: Path, seconds: dict[str, float]) -> dict[str, float]:
     return json.loads(path.read_text())["seconds"]
 
 
-def report(out: Path, seconds: dict[str, float], total: float) -> None:
+def report(out: Path, datasets: Path, seconds: dict[str, float], total: float) -> None:
     """Writes metrics.json and prints the table, the times and the paths of the pictures."""
     trained = results_of(out / "train")
     chance = json.loads((out / "chance.json").read_text())
@@ -185,6 +185,21 @@ def report(out: Path, seconds: dict[str, float], total: float) -> None:
     console.print(f"Figures:  {out / 'metrics.json'}")
     for picture in sorted(out.glob("*.jpg")):
         console.print(f"Picture:  {picture}")
+    console.print("Next:     search in any pictures with the browser (docs/search.md), for example")
+    for command in next_commands(out, datasets):
+        console.print(f"          {command}", soft_wrap=True)
+
+
+def next_commands(out: Path, datasets: Path) -> list[str]:
+    """Index the synthetic pictures with the trained model, and open the page."""
+    train = out / "train"
+    model = f"--config-file {train / 'config.yaml'} --weights {train / 'model_final_ema.pth'}"
+    gallery, pictures = out / "gallery", datasets / "synthetic" / "CUHK-SYSU" / "Image" / "SSM"
+    return [
+        "dev/setup_env.sh --page",
+        f".venv/bin/person-search index --gallery {gallery} --source {pictures} {model}",
+        f".venv/bin/person-search serve --gallery {gallery} --open {model}",
+    ]
 
 
 if __name__ == "__main__":

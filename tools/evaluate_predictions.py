@@ -38,7 +38,12 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--variants", nargs="+", default=[],
-        help="options to add, e.g. cws cbgm best_det strict gt cws+cbgm",
+        help="options to add, e.g. cws cbgm best_det strict gt fixed cws+cbgm",
+    )  # fmt: skip
+    parser.add_argument(
+        "--search-iou", type=float, metavar="IOU",
+        help="IoU from which a detection can be the person searched for; small people need less, "
+        "but not with the variant 'fixed' (default: 0.5, TEST.PERSON_SEARCH.SEARCH_IOU_THRESH)",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, help="folder for results and plots")
     parser.add_argument("--plots", action="store_true", help="also write the plots (--output)")
@@ -84,6 +89,8 @@ def score_file(cfg, args: argparse.Namespace, path: Path, name: str):
     settings = settings_from_config(keys)
     if args.variants:
         settings["variants"] = args.variants
+    if args.search_iou is not None:
+        settings["search_iou_thresh"] = args.search_iou
     evaluator = PersonSearchEvaluator(
         dataset,
         output_dir=args.output / name if args.output else None,

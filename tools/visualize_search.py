@@ -8,7 +8,9 @@
 
 An evaluation saves them with TEST.PERSON_SEARCH.DUMP_PREDICTIONS True. Writes search_1.jpg (a
 success), search_2.jpg (the median) and search_3.jpg (a failure), chosen by average precision alone,
-and chance.json: the figures that the same detections get with random embeddings.
+and chance.json: the figures that the same detections get with random embeddings. Ranked and judged
+as in the section "search" of the results; --protocol and --variant choose another section, e.g.
+--protocol multi_view --variant cws+cbgm that of search_multi_view_cws_cbgm.
 """
 
 import argparse
@@ -27,6 +29,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, help="config of the evaluation")
     parser.add_argument("--predictions", required=True, type=Path, help="NAME_predictions.npz")
     parser.add_argument("--output", required=True, type=Path, help="folder to write to")
+    parser.add_argument("--protocol", help="what is searched (default: the first of the config)")
+    parser.add_argument(
+        "--variant", default="",
+        help="how, as in TEST.PERSON_SEARCH.VARIANTS, e.g. cbgm, cws+cbgm, best_det, gt",
+    )  # fmt: skip
     parser.add_argument("--query-id", type=int, nargs="+", help="draw these queries instead")
     parser.add_argument("--top", type=int, default=9, help="entries of the ranked list to show")
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
@@ -45,26 +52,30 @@ def visualize(args: argparse.Namespace) -> None:
     from person_search.data import register_config_datasets
     from person_search.evaluation import PersonSearchEvaluator, chance_level
     from person_search.evaluation.predictions import write_atomically
-    from person_search.search import describe_outcome, draw_checked_search, rank_query
+    from person_search.search import (
+        describe_options,
+        describe_outcome,
+        draw_checked_search,
+        rank_query,
+    )
     from person_search.vis import encode_picture
 
     cfg = build_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
     register_config_datasets(cfg)
-    keys = cfg.TEST.PERSON_SEARCH
     dataset = dataset_of(cfg)
+    cfg = choose_section(cfg, args.protocol, args.variant)
     evaluator = PersonSearchEvaluator(cfg, dataset, args.output)
     evaluator.load_predictions(args.predictions)
-    protocol = evaluator.protocol(protocol_name(cfg, dataset))
+    options = evaluator.settings.search
+    protocol = evaluator.protocol(evaluator.sections[0].protocol)
     (scores,) = evaluator.score_protocols([protocol])
     files = {r["image_id"]: r["file_name"] for r in DatasetCatalog.get(dataset)}
     args.output.mkdir(parents=True, exist_ok=True)
 
-    options = {"similarity": keys.SIMILARITY, "query_source": keys.QUERY_SOURCE}
     for number, (kind, query) in enumerate(examples(args.query_id, scores), 1):
-        entries = rank_query(
-            evaluator.predictions, protocol, query, duplicates=keys.DUPLICATES, **options
-        )
+        entries = rank_query(evaluator.predictions, protocol, query, options)
         outcome = describe_outcome(scores, query, gallery_size(protocol, query, files), args.top)
+        outcome = f"{outcome} {describe_options(options)}".rstrip()
         sheet = draw_checked_search(
             protocol.queries[query], entries, files.__getitem__,
             kind=kind, outcome=outcome, top=args.top,
@@ -73,9 +84,8 @@ def visualize(args: argparse.Namespace) -> None:
         content = encode_picture(sheet, ".jpg")
         write_atomically(path, lambda file, content=content: file.write(content))
         print(f"{path}: query {protocol.queries[query].query_id}, {kind}. {outcome}")
-    chance = chance_level(
-        protocol, evaluator.predictions, topk=keys.TOPK, duplicates=keys.DUPLICATES
-    )
+    topk = evaluator.settings.topk
+    chance = chance_level(protocol, evaluator.predictions, topk=topk, options=options)
     text = json.dumps(chance, indent=2) + "\n"
     write_atomically(args.output / "chance.json", lambda file: file.write(text.encode()))
     print(f"{args.output / 'chance.json'}: search mAP by chance {chance['mAP']:.1f} %")
@@ -89,12 +99,24 @@ def dataset_of(cfg) -> str:
     return names[0]
 
 
-def protocol_name(cfg, dataset: str) -> str:
-    """The first protocol of the evaluation, whose figures are called ``search``."""
-    from detectron2.data import MetadataCatalog
+def choose_section(cfg, protocol: str | None, variant: str):
+    """Returns a config whose headline ``search`` is the section to be drawn."""
+    from person_search.evaluation import EvaluationSettings
+    from person_search.evaluation.options import OPTION_VALUES
+    from person_search.evaluation.settings import settings_from_config
 
-    names = cfg.TEST.PERSON_SEARCH.PROTOCOLS
-    return (names or MetadataCatalog.get(dataset).default_search_protocols)[0]
+    cfg = cfg.clone()
+    cfg.defrost()
+    keys = cfg.TEST.PERSON_SEARCH
+    if protocol:
+        keys.PROTOCOLS = [protocol]
+    keys.VARIANTS = []
+    if variant:
+        settings = EvaluationSettings.from_arguments(settings_from_config(keys), None)
+        options = settings.search.changed(variant)
+        for name in OPTION_VALUES:
+            keys[name.upper()] = getattr(options, name)
+    return cfg
 
 
 def examples(query_ids: list[int] | None, scores) -> list[tuple[str, int]]:
@@ -112,8 +134,7 @@ def gallery_size(protocol, query: int, files: dict[int, str]) -> int:
     """Number of different images that are searched for a query."""
     if protocol.gallery is not None:
         return len(set(protocol.gallery[query].tolist()) - {-1})
-    excluded = protocol.excluded[query].tolist() if protocol.excluded.size else []
-    return len(set(files) - set(excluded))
+    return len(set(files) - set(protocol.excluded_images(query).tolist()))
 
 
 def main() -> int:

@@ -88,7 +88,7 @@ def add_person_search_config(cfg: CN) -> None:
     # CUHK-SYSU: g50, g100 (default), g500, g1000, g2000, g4000, occlusion, low_resolution.
     # PRW: all (default), multi_view. The first one is "search", others are search_<protocol>.
     cfg.TEST.PERSON_SEARCH.PROTOCOLS = []
-    # The next five keys apply to all sections without a suffix.
+    # The next seven keys apply to all sections without a suffix.
     # "cosine", or "cws": cosine times the score of the gallery detection.
     cfg.TEST.PERSON_SEARCH.SIMILARITY = "cosine"
     # "plain", or "cbgm": re-scored with the other people of the query image.
@@ -101,7 +101,11 @@ def add_person_search_config(cfg: CN) -> None:
     # What is searched: "det", the detections, or "gt", the true boxes with score 1 (upper bound of
     # re-ID). The model embeds the true boxes in the same pass.
     cfg.TEST.PERSON_SEARCH.GALLERY_BOXES = "det"
-    # Further options to score from the same pass: values of the five keys above, joined by "+".
+    # IoU from which a box of the ranked list can be the person: "adaptive", at most
+    # SEARCH_IOU_THRESH and less for small people, or "fixed", SEARCH_IOU_THRESH for everybody.
+    cfg.TEST.PERSON_SEARCH.IOU_RULE = "adaptive"
+    cfg.TEST.PERSON_SEARCH.SEARCH_IOU_THRESH = 0.5
+    # Further options to score from the same pass: words that the keys above take, joined by "+".
     # ["cbgm", "cws+cbgm", "gt"] adds search_<protocol>_cbgm, search_<protocol>_cws_cbgm and
     # search_<protocol>_gt for every protocol.
     cfg.TEST.PERSON_SEARCH.VARIANTS = []

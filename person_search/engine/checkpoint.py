@@ -309,18 +309,20 @@ def _examples(names: list[str]) -> str:
 
 def _describe_write_failure(path: str, error: BaseException) -> str:
     # torch hides the cause of a failed write behind its own error
-    seen, cause = set(), error
+    seen: set[int] = set()
+    cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError) and id(cause) not in seen:
         seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
     number = getattr(cause, "errno", None)
     reason = os.strerror(number) if number else str(cause or error).splitlines()[0]
-    hint = {
+    hints: dict[int | None, str] = {
         errno.ENOSPC: "free some space",
         errno.EDQUOT: "free some of your quota",
         errno.EFBIG: "raise the file size limit (ulimit -f)",
         errno.EACCES: "make the folder writable",
-    }.get(number, "check the disk of OUTPUT_DIR")
+    }
+    hint = hints.get(number, "check the disk of OUTPUT_DIR")
     return f"Could not write {path!r}: {reason}. Earlier checkpoints are intact; {hint}."
 
 

@@ -120,7 +120,8 @@ def _log_to_files(text: str) -> None:
     for handler in logger.handlers:
         stream = getattr(handler, "stream", None)
         name = getattr(stream, "name", None)
-        if isinstance(name, str) and os.path.isfile(name) and not stream.closed:
+        closed = getattr(stream, "closed", True)
+        if isinstance(name, str) and os.path.isfile(name) and not closed:
             handler.handle(
                 logger.makeRecord(logger.name, logging.ERROR, "", 0, text, (), sys.exc_info())
             )

@@ -4,14 +4,19 @@
 from person_search.evaluation.chance import chance_level
 from person_search.evaluation.detection_metrics import evaluate_detection
 from person_search.evaluation.evaluator import PersonSearchEvaluator
+from person_search.evaluation.options import SearchOptions
 from person_search.evaluation.predictions import PooledPredictions
-from person_search.evaluation.search_metrics import SearchScores, evaluate_search
+from person_search.evaluation.search_metrics import SearchScores, evaluate_search, rank_gallery
+from person_search.evaluation.settings import EvaluationSettings
 
 __all__ = [
+    "EvaluationSettings",
     "PersonSearchEvaluator",
     "PooledPredictions",
+    "SearchOptions",
     "SearchScores",
     "chance_level",
     "evaluate_detection",
     "evaluate_search",
+    "rank_gallery",
 ]

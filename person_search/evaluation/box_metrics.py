@@ -38,20 +38,22 @@ def box_area(boxes: np.ndarray) -> np.ndarray:
     return np.prod(np.clip(boxes[..., 2:] - boxes[..., :2], 0.0, None), axis=-1)
 
 
-def adaptive_iou_threshold(boxes: np.ndarray) -> np.ndarray:
+def adaptive_iou_threshold(boxes: np.ndarray, limit: float = DEFAULT_IOU_THRESH) -> np.ndarray:
     """IoU from which a detection counts as the person in the box, lower for small people.
 
-    ``min(0.5, w * h / ((w + 10) * (h + 10)))``: a box that is off by five pixels on each side of a
-    small person must still count. Acts below about 24 x 24 or 15 x 48 pixels.
+    ``min(limit, w * h / ((w + 10) * (h + 10)))``: a box that is off by five pixels on each side of
+    a small person must still count. With a limit of 0.5 it acts below about 24 x 24 or 15 x 48
+    pixels; the higher the limit, the larger the people for whom it does.
 
     Args:
         boxes: (M, 4) XYXY ground truth.
+        limit: the threshold of large people.
 
     Returns:
-        (M,) float64 in [0, 0.5].
+        (M,) float64 in [0, limit].
     """
     sides = np.clip(np.asarray(boxes, np.float64)[:, 2:] - boxes[:, :2], 0.0, None)
-    return np.minimum(DEFAULT_IOU_THRESH, (sides / (sides + SMALL_BOX_MARGIN)).prod(axis=1))
+    return np.minimum(limit, (sides / (sides + SMALL_BOX_MARGIN)).prod(axis=1))
 
 
 def expand_ranges(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from person_search.evaluation.options import SearchOptions
 from person_search.evaluation.predictions import PooledPredictions
-from person_search.evaluation.search_metrics import evaluate_search
+from person_search.evaluation.search_metrics import evaluate_searches
 from person_search.schema import SearchProtocol
 
 CHANCE_EMBED_DIM = 16
@@ -20,7 +21,7 @@ def chance_level(
     *,
     num_draws: int = 10,
     topk: Sequence[int] = (1, 5, 10),
-    duplicates: str = "seqnet",
+    options: SearchOptions | None = None,
 ) -> dict[str, float]:
     """Search figures for random unit embeddings of detections and queries.
 
@@ -32,7 +33,7 @@ def chance_level(
         seed: same seed, same figures.
         num_draws: how often to draw; the figures are the mean.
         topk: as in the evaluation compared with.
-        duplicates: as in the evaluation compared with.
+        options: as in the evaluation compared with; None for the defaults.
 
     Returns:
         ``mAP``, ``top<k>``, ``recall`` in percent.
@@ -41,6 +42,7 @@ def chance_level(
         raise ValueError(f"num_draws is {num_draws}, must be at least 1")
     rng = np.random.default_rng(seed)
     query_ids = np.array([q.query_id for q in protocol.queries], np.int64)
+    gt = detections.gt_arrays
     draws = []
     for _ in range(num_draws):
         drawn = replace(
@@ -48,8 +50,9 @@ def chance_level(
             reid_feats=_random_directions(rng, len(detections.boxes)),
             query_ids=query_ids,
             query_feats=_random_directions(rng, len(query_ids)),
+            gt_feats=None if gt is None else _random_directions(rng, len(gt[1])),
         )
-        (scores,) = evaluate_search(drawn, [protocol], duplicates=duplicates)
+        (scores,) = evaluate_searches(drawn, [(protocol, options or SearchOptions())])
         draws.append(scores.summary(topk))
     return {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]}
 

@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from person_search.evaluation.box_metrics import DEFAULT_IOU_THRESH
+
 OPTION_VALUES: dict[str, tuple[str, ...]] = {
     "similarity": ("cosine", "cws"),
     "matching": ("plain", "cbgm"),
     "query_source": ("gt_box", "best_det"),
     "duplicates": ("seqnet", "strict"),
     "gallery_boxes": ("det", "gt"),
+    "iou_rule": ("adaptive", "fixed"),
 }
 """The options and their allowed values, the default first; no value occurs in two of them."""
 
@@ -67,6 +70,10 @@ class SearchOptions:
         duplicates: see :func:`~person_search.evaluation.protocol_index.index_protocol`.
         gallery_boxes: ``det``: the model's detections; ``gt``: the true boxes with score 1, the
             upper bound that a perfect detector would give.
+        iou_rule: how well a box must overlap the person: ``adaptive``: ``iou_thresh``, but less for
+            small people, see :func:`~person_search.evaluation.box_metrics.adaptive_iou_threshold`;
+            ``fixed``: ``iou_thresh`` for everybody.
+        iou_thresh: in (0, 1].
         cbgm: read where ``matching`` is ``cbgm``.
     """
 
@@ -75,6 +82,8 @@ class SearchOptions:
     query_source: str = "gt_box"
     duplicates: str = "seqnet"
     gallery_boxes: str = "det"
+    iou_rule: str = "adaptive"
+    iou_thresh: float = DEFAULT_IOU_THRESH
     cbgm: CbgmSettings = field(default_factory=CbgmSettings)
 
     def __post_init__(self) -> None:
@@ -84,6 +93,11 @@ class SearchOptions:
                 raise ValueError(
                     f"{name} is {value!r}, allowed: {allowed} ({CONFIG_PREFIX}.{name.upper()})"
                 )
+        if not 0.0 < self.iou_thresh <= 1.0:
+            raise ValueError(
+                f"the IoU threshold of the search is {self.iou_thresh}, must lie in (0, 1] "
+                f"({CONFIG_PREFIX}.SEARCH_IOU_THRESH)"
+            )
 
     def changed(self, variant: str) -> "SearchOptions":
         """These options with the values of a variant such as ``cws+cbgm`` in place of its own.

@@ -173,21 +173,40 @@ def write_atomically(path: str | os.PathLike, write: Any) -> None:
         raise
 
 
+_LOOKED_UP_AT_ONCE = 1 << 20
+
+
 def find_rows(
-    table: np.ndarray, wanted: np.ndarray | Sequence[int], what: str, where: str
+    table: np.ndarray,
+    wanted: np.ndarray | Sequence[int],
+    what: str,
+    where: str,
+    dtype: type[np.integer] = np.int64,
 ) -> np.ndarray:
     """Looks up the position of each wanted number in a table of distinct integers.
+
+    Returns:
+        An array of the shape of ``wanted`` and of the given type. Besides it, memory is needed only
+        for some millions of numbers at a time.
 
     Raises:
         ValueError: some are not there; the first ones, ``what`` and ``where`` are named.
     """
-    wanted = np.asarray(wanted, np.int64)
+    wanted = np.asarray(wanted)
+    rows = np.zeros(wanted.shape, dtype)
     order = np.argsort(table, kind="stable")
-    slot = np.searchsorted(table, wanted, sorter=order).clip(0, max(len(table) - 1, 0))
-    rows = order[slot] if len(table) else np.zeros(wanted.shape, np.int64)
-    known = table[rows] == wanted if len(table) else np.zeros(wanted.shape, bool)
-    if not known.all():
-        missing = np.unique(wanted[~known])
+    flat, flat_rows, unknown = wanted.reshape(-1), rows.reshape(-1), [np.zeros(0, np.int64)]
+    for first in range(0, len(flat), _LOOKED_UP_AT_ONCE):
+        part = slice(first, first + _LOOKED_UP_AT_ONCE)
+        values = flat[part].astype(np.int64)
+        known = np.zeros(len(values), bool)
+        if len(table):
+            slot = np.searchsorted(table, values, sorter=order).clip(0, len(table) - 1)
+            flat_rows[part] = order[slot]
+            known = table[order[slot]] == values
+        unknown.append(np.unique(values[~known]))
+    missing = np.unique(np.concatenate(unknown))
+    if len(missing):
         raise ValueError(
             f"{where}: {len(missing)} {what}(s) are not there, first ones: {missing[:5].tolist()}"
         )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A search protocol checked against a data set and turned into row numbers of its arrays.
 
-Shape shorthand: Q queries, X gallery images, E excluded images, P positives, S scored positives
-(one per query and image), H hits, I images, N detections.
+Shape shorthand: Q queries, X gallery images, E excluded images, G lists of excluded images,
+P positives, S scored positives (one per query and image), H hits, I images, N detections.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from person_search.evaluation.box_metrics import (
+    DEFAULT_IOU_THRESH,
     adaptive_iou_threshold,
     expand_ranges,
     overlapping_pairs,
@@ -18,7 +19,8 @@ from person_search.evaluation.predictions import find_rows
 from person_search.schema import SearchProtocol
 
 NO_IMAGE = -1
-_ROWS_AT_ONCE = 4096
+_ELEMENTS_AT_ONCE = 1 << 22
+"""Numbers that are copied at once; 16 MB."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class ProtocolIndex:
         name: of the protocol.
         num_gt: (Q,) gallery images that hold the person (see ``duplicates``).
         gallery: (Q, X) image rows padded with -1, or None: all images but those in ``excluded``.
-        excluded: (Q, E) image rows padded with -1.
+        excluded: (G, E) image rows padded with -1.
+        excluded_row: (Q,) row of ``excluded`` of each query.
         det_offsets: (I + 1,) of the detections.
         hit_offsets: (Q + 1,) slices of the two arrays below.
         hit_positive: (H,) number of the scored positive, ascending.
@@ -41,6 +44,7 @@ class ProtocolIndex:
     num_gt: np.ndarray
     gallery: np.ndarray | None
     excluded: np.ndarray
+    excluded_row: np.ndarray
     det_offsets: np.ndarray
     hit_offsets: np.ndarray
     hit_positive: np.ndarray
@@ -59,7 +63,7 @@ class ProtocolIndex:
         num_images = len(self.det_offsets) - 1
         if self.gallery is None:
             keep = np.ones(self.det_offsets[-1], bool)
-            keep[self._detections_of(self.excluded[query])] = False
+            keep[self._detections_of(self.excluded[self.excluded_row[query]])] = False
             return np.flatnonzero(keep)
         images = self.gallery[query]
         images = images[images != NO_IMAGE]
@@ -80,6 +84,10 @@ def index_protocol(
     det_boxes: np.ndarray,
     det_offsets: np.ndarray,
     duplicates: str = "seqnet",
+    *,
+    iou_rule: str = "adaptive",
+    iou_thresh: float = DEFAULT_IOU_THRESH,
+    checked: "CheckedProtocol | None" = None,
 ) -> ProtocolIndex:
     """Prepares a protocol for detections; the similarities are not needed yet.
 
@@ -91,11 +99,14 @@ def index_protocol(
         duplicates: one of ``seqnet``, ``strict``. An image listed twice as a positive of one
             query: ``seqnet`` counts it twice as ground truth and scores it once, against the first
             box; ``strict`` takes it once.
+        iou_rule, iou_thresh: see :class:`~person_search.evaluation.options.SearchOptions`.
+        checked: what :func:`check_protocol` gave, if it was called before.
 
     Raises:
         ValueError: the protocol contradicts itself or the data set, see :func:`check_protocol`.
     """
-    gallery, excluded, positive_image = check_protocol(protocol, image_ids)
+    checked = checked or check_protocol(protocol, image_ids)
+    positive_image = checked.positive_image
     positive_query = np.asarray(protocol.positive_query, np.int64)
     num_queries = len(protocol.queries)
     # unique() returns the first occurrence and sorts by query, then image
@@ -103,15 +114,17 @@ def index_protocol(
     scored = np.unique(keys, return_index=True)[1]
     counted = positive_query if duplicates == "seqnet" else positive_query[scored]
     boxes = np.asarray(protocol.positive_box, np.float64).reshape(-1, 4)[scored]
+    min_iou = adaptive_iou_threshold(boxes, iou_thresh) if iou_rule == "adaptive" else iou_thresh
     hit_positive, hit_det, _ = overlapping_pairs(
-        boxes, positive_image[scored], adaptive_iou_threshold(boxes), det_boxes, det_offsets
+        boxes, positive_image[scored], min_iou, det_boxes, det_offsets
     )
     hits_per_query = np.bincount(positive_query[scored][hit_positive], minlength=num_queries)
     return ProtocolIndex(
         name=protocol.name,
         num_gt=np.bincount(counted, minlength=num_queries),
-        gallery=gallery,
-        excluded=excluded,
+        gallery=checked.gallery,
+        excluded=checked.excluded,
+        excluded_row=checked.excluded_row,
         det_offsets=det_offsets,
         hit_offsets=np.concatenate([[0], np.cumsum(hits_per_query)]),
         hit_positive=hit_positive,
@@ -119,14 +132,23 @@ def index_protocol(
     )
 
 
-def check_protocol(
-    protocol: SearchProtocol, image_ids: np.ndarray
-) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """Checks what a wrong protocol would otherwise turn into a wrong figure.
+@dataclass(frozen=True)
+class CheckedProtocol:
+    """A protocol without faults, with rows of the data set in place of image ids.
 
-    Returns:
-        the image rows of the gallery (Q, X) or None, of the excluded images (Q, E), and of the
-        positives (P,).
+    Args:
+        gallery, excluded, excluded_row: see :class:`ProtocolIndex`.
+        positive_image: (P,) image rows.
+    """
+
+    gallery: np.ndarray | None
+    excluded: np.ndarray
+    excluded_row: np.ndarray
+    positive_image: np.ndarray
+
+
+def check_protocol(protocol: SearchProtocol, image_ids: np.ndarray) -> CheckedProtocol:
+    """Checks what a wrong protocol would otherwise turn into a wrong figure.
 
     Raises:
         ValueError: no queries, arrays of the wrong length, a query id used twice, an image that the
@@ -135,16 +157,21 @@ def check_protocol(
     where = f"protocol '{protocol.name}'"
     _check_queries_and_lengths(protocol, where)
     find_rows(image_ids, np.array([q.image_id for q in protocol.queries]), "image_id", where)
-    gallery, excluded = None, np.zeros((len(protocol.queries), 0), np.int32)
+    num_queries = len(protocol.queries)
+    gallery, excluded, row_of = None, np.zeros((num_queries, 0), np.int32), np.arange(num_queries)
     if protocol.gallery is not None:
         gallery = _to_rows(protocol.gallery, image_ids, where)
     elif np.size(protocol.excluded):
         excluded = _to_rows(protocol.excluded, image_ids, where)
+        if protocol.excluded_row is not None:
+            row_of = _check_excluded_row(protocol, where)
     listed = excluded if gallery is None else gallery
-    if len(listed) != len(protocol.queries):
-        raise ValueError(f"{where}: {len(listed)} gallery rows for {len(protocol.queries)} queries")
+    is_shared = gallery is None and protocol.excluded_row is not None
+    if len(listed) != num_queries and not is_shared:
+        raise ValueError(f"{where}: {len(listed)} gallery rows for {num_queries} queries")
     positive_image = find_rows(image_ids, protocol.positive_image, "image_id", where)
-    is_listed = _row_holds(listed, np.asarray(protocol.positive_query, np.int64), positive_image)
+    positive_query = np.asarray(protocol.positive_query, np.int64)
+    is_listed = _row_holds(listed, row_of[positive_query], positive_image)
     outside = np.flatnonzero(is_listed if gallery is None else ~is_listed)
     if len(outside):
         first = outside[0]
@@ -153,7 +180,18 @@ def check_protocol(
             f"{where}: {len(outside)} positives lie outside the gallery of their query, first: "
             f"image_id {protocol.positive_image[first]} of query_id {query.query_id}"
         )
-    return gallery, excluded, positive_image
+    return CheckedProtocol(gallery, excluded, row_of, positive_image)
+
+
+def _check_excluded_row(protocol: SearchProtocol, where: str) -> np.ndarray:
+    rows = np.asarray(protocol.excluded_row, np.int64)
+    if rows.shape != (len(protocol.queries),):
+        raise ValueError(
+            f"{where}: excluded_row has the shape {rows.shape} for {len(protocol.queries)} queries"
+        )
+    if not (0 <= rows.min() and rows.max() < len(protocol.excluded)):
+        raise ValueError(f"{where}: excluded_row must lie in [0, {len(protocol.excluded)})")
+    return rows
 
 
 def _check_queries_and_lengths(protocol: SearchProtocol, where: str) -> None:
@@ -174,16 +212,17 @@ def _check_queries_and_lengths(protocol: SearchProtocol, where: str) -> None:
 
 def _to_rows(listed: np.ndarray, image_ids: np.ndarray, where: str) -> np.ndarray:
     """Turns (Q, X) image ids into int32 rows of the data set; the padding stays."""
-    rows = np.full(np.shape(listed), NO_IMAGE, np.int32)
-    real = np.asarray(listed) != NO_IMAGE
-    rows[real] = find_rows(image_ids, np.asarray(listed)[real], "image_id", where)
+    padding = len(image_ids)
+    rows = find_rows(np.append(image_ids, NO_IMAGE), listed, "image_id", where, np.int32)
+    rows[rows == padding] = NO_IMAGE
     return rows
 
 
 def _row_holds(matrix: np.ndarray, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
     """(P,) bool: whether ``values[p]`` stands in ``matrix[rows[p]]``."""
     held = np.zeros(len(rows), bool)
-    for first in range(0, len(rows), _ROWS_AT_ONCE):
-        part = slice(first, first + _ROWS_AT_ONCE)
+    at_once = max(_ELEMENTS_AT_ONCE // max(matrix.shape[1], 1), 1)
+    for first in range(0, len(rows), at_once):
+        part = slice(first, first + at_once)
         held[part] = (matrix[rows[part]] == values[part, None]).any(axis=1)
     return held

@@ -48,7 +48,8 @@ def summary_line(
     ]
     shown = ("similarity", "matching", "query_source", "duplicates", "gallery_boxes")
     options = ", ".join(str(settings[k]) for k in shown)
-    return f"{'; '.join(parts)} ({options}); {info['seconds']:.1f} s"
+    overlap = f"{settings['iou_rule']} IoU >= {settings['search_iou_thresh']:g}"
+    return f"{'; '.join(parts)} ({options}, {overlap}); {info['seconds']:.1f} s"
 
 
 def results_table(results: Results) -> str:

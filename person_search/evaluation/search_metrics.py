@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Search figures: mAP, top-k and recall of ranked gallery detections, for any protocol.
 
-Shape shorthand: Q queries of a protocol, U distinct queries of all protocols, N detections,
-D length of the embedding, B queries of one block, K positives found for one query.
+Shape shorthand: Q queries of a protocol, N detections, G entries of one ranked list, K positives
+found for one query.
 
 Rules, for one query (those of SeqNet's evaluation, which the field compares by):
 
 * The entries of the ranked list are the *detections* of all gallery images.
 * In a gallery image that holds the person, the entry of highest similarity among those with
-  IoU >= :func:`~person_search.evaluation.box_metrics.adaptive_iou_threshold` is the positive. All
-  other entries of that image are negatives, also a second box on the same person.
+  IoU >= :func:`~person_search.evaluation.box_metrics.adaptive_iou_threshold` is the positive (with
+  the rule ``fixed``: among those with IoU >= the threshold itself). All other entries of that image
+  are negatives, also a second box on the same person.
 * ``AP = (1 / num_gt) * sum over positives p of positives(sim >= s_p) / entries(sim >= s_p)`` with
   ``num_gt`` the gallery images that hold the person, found or not. This is the average precision
   of the list times the recall.
@@ -23,24 +24,25 @@ Dot products are summed up in float64 and then rounded to float32: equal embeddi
 similarities on every machine and in blocks of every size.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from person_search.evaluation.box_metrics import first_of_each, overlapping_pairs
+from person_search.evaluation.box_metrics import first_of_each
 from person_search.evaluation.cbgm import ContextMatcher, companions
 from person_search.evaluation.detection_metrics import precision_steps
 from person_search.evaluation.options import SearchOptions
 from person_search.evaluation.predictions import PooledPredictions
-from person_search.evaluation.protocol_index import ProtocolIndex, index_protocol
-from person_search.schema import Query, SearchProtocol
-
-MAX_BLOCK_QUERIES = 256
-MAX_BLOCK_BYTES = 128 * 2**20
-GALLERY_CHUNK = 8192
-"""Gallery rows that are turned into float64 at once."""
+from person_search.evaluation.protocol_index import (
+    CheckedProtocol,
+    ProtocolIndex,
+    check_protocol,
+    index_protocol,
+)
+from person_search.evaluation.similarities import query_embeddings, weighted_blocks
+from person_search.schema import SearchProtocol
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,104 @@ def evaluate_searches(
     return [results[number] for number in range(len(jobs))]
 
 
+@dataclass(frozen=True)
+class RankedGallery:
+    """The ranked list of one query, as the figures are computed from it.
+
+    Args:
+        boxes: what was searched: the predictions, with the true boxes in place of the detections
+            where the options say so.
+        dets: (G,) rows of ``boxes``, best first.
+        sims: (G,) what they are ranked by, re-scored where the options say so.
+        is_positive: (G,) bool.
+        overlaps: (G,) bool: whether it reaches the IoU threshold; all positives do.
+        num_gt: gallery images that hold the person.
+    """
+
+    boxes: PooledPredictions
+    dets: np.ndarray
+    sims: np.ndarray
+    is_positive: np.ndarray
+    overlaps: np.ndarray
+    num_gt: int
+
+
+def rank_gallery(
+    predictions: PooledPredictions,
+    protocol: SearchProtocol,
+    query: int,
+    options: SearchOptions | None = None,
+) -> RankedGallery | None:
+    """The ranked list of one query, made by the code that computes the figures.
+
+    Args:
+        predictions, protocol: see :func:`evaluate_search`.
+        query: index into ``protocol.queries``.
+        options: None for the defaults.
+
+    Returns:
+        The whole list, which is empty if there is no detection in the gallery; None if the query
+        has no embedding (``best_det`` and no detection in the query image).
+    """
+    options = options or SearchOptions()
+    p = predictions.on_gt_boxes() if options.gallery_boxes == "gt" else predictions
+    search = next(_Ranking(p, [(protocol.of_query(query), options)]).searches(hopeless=True), None)
+    if search is None:
+        return None
+    order = np.argsort(-search.sims[search.gallery_dets], kind="stable")
+    dets = search.gallery_dets[order]
+    return RankedGallery(
+        boxes=p,
+        dets=dets,
+        sims=search.sims[dets],
+        is_positive=np.isin(dets, search.positive_dets()),
+        overlaps=np.isin(dets, search.hits[1]),
+        num_gt=int(search.index.num_gt[search.query]),
+    )
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One query under one protocol and one set of options, ready to be ranked.
+
+    Args:
+        index: of the protocol.
+        query: its number there.
+        sims: (N,) similarities of all detections, re-scored where the options say so.
+        gallery_dets: rows of the detections searched, in gallery order.
+        out: where the figures of the query go.
+    """
+
+    index: ProtocolIndex
+    query: int
+    sims: np.ndarray
+    gallery_dets: np.ndarray
+    out: SearchScores
+
+    @property
+    def hits(self) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`ProtocolIndex.hits_of`."""
+        return self.index.hits_of(self.query)
+
+    def positive_dets(self) -> np.ndarray:
+        """The first hit of each image in the order of the ranked list."""
+        hit_positive, hit_det = self.hits
+        return hit_det[first_of_each(hit_positive, -self.sims[hit_det], hit_det)]
+
+    def score(self) -> None:
+        """Fills the row of the query in ``out``; there must be a hit."""
+        positive_dets, out, query = self.positive_dets(), self.out, self.query
+        gallery_sims, positive_sims = self.sims[self.gallery_dets], self.sims[positive_dets]
+        num_gt = int(self.index.num_gt[query])
+        out.precisions[query] = precision_steps(gallery_sims, positive_sims)
+        out.ap[query] = out.precisions[query].sum() / num_gt
+        out.recall[query] = len(positive_dets) / num_gt
+        best = positive_sims.max()
+        tied = self.gallery_dets[gallery_sims == best]
+        tied_before = int(np.isin(tied, positive_dets).argmax())
+        out.best_rank[query] = np.count_nonzero(gallery_sims > best) + tied_before + 1
+
+
 class _Ranking:
     """All searches in one set of gallery boxes."""
 
@@ -127,16 +227,21 @@ class _Ranking:
             source: query_embeddings(p, self._queries, source)
             for source in dict.fromkeys(options.query_source for _, options in jobs)
         }
-        indices: dict[tuple[int, str], ProtocolIndex] = {}
+        checked: dict[int, CheckedProtocol] = {}
+        indices: dict[tuple, ProtocolIndex] = {}
         # per protocol: the query in every slot (or -1), and what to compute for it
         self._plan: dict[int, tuple[np.ndarray, list]] = {}
         self._scores = []
         for protocol, options in jobs:
-            key = (id(protocol), options.duplicates)
+            if id(protocol) not in checked:
+                checked[id(protocol)] = check_protocol(protocol, p.image_ids)
+            key = (id(protocol), options.duplicates, options.iou_rule, options.iou_thresh)
             if key not in indices:
                 indices[key] = index_protocol(
-                    protocol, p.image_ids, p.boxes, p.det_offsets, options.duplicates
-                )
+                    protocol, p.image_ids, p.boxes, p.det_offsets, options.duplicates,
+                    iou_rule=options.iou_rule, iou_thresh=options.iou_thresh,
+                    checked=checked[id(protocol)],
+                )  # fmt: skip
             slots = np.array([slot_of[q.query_id] for q in protocol.queries])
             if id(protocol) not in self._plan:
                 number_in_slot = np.full(len(self._queries), -1)
@@ -149,10 +254,20 @@ class _Ranking:
         self._kinds = list(dict.fromkeys((o.query_source, o.similarity) for _, o in jobs))
 
     def run(self) -> list[SearchScores]:
+        for search in self.searches():
+            search.score()
+        return self._scores
+
+    def searches(self, hopeless: bool = False) -> Iterator[_Search]:
+        """All searches of queries that have an embedding.
+
+        Args:
+            hopeless: also those that cannot find the person because no detection overlaps it.
+        """
         for first, sims in self._blocks():
             for row in range(len(next(iter(sims.values())))):
-                self._score_slot(first + row, {kind: block[row] for kind, block in sims.items()})
-        return self._scores
+                own = {kind: block[row] for kind, block in sims.items()}
+                yield from self._searches_of(first + row, own, hopeless)
 
     def _blocks(self) -> Iterator[tuple[int, dict[tuple[str, str], np.ndarray]]]:
         """Similarities of some queries at a time, for each (query source, similarity)."""
@@ -167,8 +282,10 @@ class _Ranking:
     def _weights(self, similarity: str) -> np.ndarray | None:
         return self._p.scores if similarity == "cws" else None
 
-    def _score_slot(self, slot: int, sims: dict[tuple[str, str], np.ndarray]) -> None:
-        """Scores one query under all jobs that have it."""
+    def _searches_of(
+        self, slot: int, sims: dict[tuple[str, str], np.ndarray], hopeless: bool
+    ) -> Iterator[_Search]:
+        """One query under all jobs that have it."""
         matchers: dict[SearchOptions, ContextMatcher] = {}
         for number_in_slot, jobs in self._plan.values():
             query = number_in_slot[slot]
@@ -176,7 +293,9 @@ class _Ranking:
                 continue
             gallery_dets = None
             for index, options, scores in jobs:
-                if not scores.has_feat[query] or index.hits_of(query)[0].size == 0:
+                if not scores.has_feat[query]:
+                    continue
+                if not hopeless and index.hits_of(query)[0].size == 0:
                     continue
                 if gallery_dets is None:
                     gallery_dets = index.gallery_detections(query)
@@ -185,7 +304,7 @@ class _Ranking:
                     if options not in matchers:
                         matchers[options] = self._matcher(slot, options)
                     row = matchers[options].rescore(row, gallery_dets)
-                _score_query(index, query, row, gallery_dets, scores)
+                yield _Search(index, int(query), row, gallery_dets, scores)
 
     def _matcher(self, slot: int, options: SearchOptions) -> ContextMatcher:
         query = self._queries[slot]
@@ -196,97 +315,6 @@ class _Ranking:
         rows = companions(self._p, query, image, options.cbgm.k2, det)
         weights = self._weights(options.similarity)
         return ContextMatcher(self._p, self._p.reid_feats[rows], weights, options.cbgm)
-
-
-def query_embeddings(
-    predictions: PooledPredictions, queries: Sequence[Query], source: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Collects one embedding per query.
-
-    Returns:
-        (U, D) embeddings; (U,) bool: whether there is one (rows without are zero); (U,) the
-        detection that it was taken from, -1 for none.
-    """
-    no_dets = np.full(len(queries), -1)
-    if source == "gt_box":
-        wanted = np.array([q.query_id for q in queries])
-        rows = predictions.query_rows(wanted, "embeddings of queries")
-        return predictions.query_feats[rows], np.ones(len(queries), bool), no_dets
-    images = predictions.image_rows(np.array([q.image_id for q in queries]), "query images")
-    boxes = np.array([q.box for q in queries], np.float64).reshape(-1, 4)
-    row, det, iou = overlapping_pairs(
-        boxes, images, 0.0, predictions.boxes, predictions.det_offsets
-    )
-    best = first_of_each(row, -iou, det)
-    feats = np.zeros((len(queries), predictions.embed_dim), predictions.reid_feats.dtype)
-    feats[row[best]] = predictions.reid_feats[det[best]]
-    dets = no_dets
-    dets[row[best]] = det[best]
-    return feats, dets >= 0, dets
-
-
-def similarity_blocks(
-    query_feats: np.ndarray, gallery_feats: np.ndarray, weights: np.ndarray | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Multiplies queries with the gallery, some queries at a time.
-
-    Args:
-        query_feats: (U, D).
-        gallery_feats: (N, D).
-        weights: (N,) factors of the gallery columns, or None.
-
-    Yields:
-        the number of the block's first query, and (B, N) float32 similarities.
-    """
-    for first, sims in weighted_blocks(query_feats, gallery_feats, {"": weights}):
-        yield first, sims[""]
-
-
-def weighted_blocks(
-    query_feats: np.ndarray,
-    gallery_feats: np.ndarray,
-    weights: Mapping[Any, np.ndarray | None],
-    num_arrays: int = 1,
-) -> Iterator[tuple[int, dict[Any, np.ndarray]]]:
-    """As :func:`similarity_blocks`, with several weightings of one product.
-
-    Args:
-        query_feats, gallery_feats: see there.
-        weights: the weightings by name.
-        num_arrays: how many results of this size are held at once, here and elsewhere.
-    """
-    num_gallery = len(gallery_feats)
-    fitting = MAX_BLOCK_BYTES // (4 * max(num_gallery, 1) * num_arrays)
-    block = int(np.clip(fitting, 1, MAX_BLOCK_QUERIES))
-    for first in range(0, len(query_feats), block):
-        queries = query_feats[first : first + block].astype(np.float64)
-        sims = {name: np.empty((len(queries), num_gallery), np.float32) for name in weights}
-        for start in range(0, num_gallery, GALLERY_CHUNK):
-            columns = slice(start, start + GALLERY_CHUNK)
-            products = queries @ gallery_feats[columns].astype(np.float64).T
-            for name, factors in weights.items():
-                weighted = products if factors is None else products * factors[columns]
-                sims[name][:, columns] = weighted
-        yield first, sims
-
-
-def _score_query(
-    index: ProtocolIndex, query: int, sims: np.ndarray, gallery_dets: np.ndarray, out: SearchScores
-) -> None:
-    """Fills row ``query`` of ``out`` from the (N,) similarities of all detections."""
-    hit_positive, hit_det = index.hits_of(query)
-    # the first hit of each image in the order of the ranked list
-    chosen = first_of_each(hit_positive, -sims[hit_det], hit_det)
-    positive_dets = hit_det[chosen]
-    gallery_sims, positive_sims = sims[gallery_dets], sims[positive_dets]
-    num_gt = int(index.num_gt[query])
-    out.precisions[query] = precision_steps(gallery_sims, positive_sims)
-    out.ap[query] = out.precisions[query].sum() / num_gt
-    out.recall[query] = len(positive_dets) / num_gt
-    best = positive_sims.max()
-    tied = gallery_dets[gallery_sims == best]
-    tied_before = int(np.isin(tied, positive_dets).argmax())
-    out.best_rank[query] = np.count_nonzero(gallery_sims > best) + tied_before + 1
 
 
 def _empty_scores(

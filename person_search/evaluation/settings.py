@@ -98,9 +98,13 @@ class EvaluationSettings:
         return {
             "score_thresh": self.score_thresh,
             "det_iou_thresh": self.det_iou_thresh,
+            "search_iou_thresh": self.search.iou_thresh,
             "topk": list(self.topk),
             **options,
             "variants": list(self.variants),
+            "det_iou_threshs": list(self.det_iou_threshs),
+            "det_score_threshs": list(self.det_score_threshs),
+            "coco_ap": self.coco_ap,
         }
 
     @classmethod
@@ -110,8 +114,9 @@ class EvaluationSettings:
         """Sorts the evaluator's keyword arguments into settings, options and CBGM parameters.
 
         Args:
-            arguments: fields of this class but ``search``, of :class:`SearchOptions` but ``cbgm``,
-                and ``cbgm_k1``, ``cbgm_k2`` (0: the data set's own), ``cbgm_mode``.
+            arguments: fields of this class but ``search``, those of :class:`SearchOptions` that
+                have names as values, ``search_iou_thresh``, and ``cbgm_k1``, ``cbgm_k2`` (0: the
+                data set's own), ``cbgm_mode``.
             cbgm_of_dataset: (k1, k2), or None.
         """
         arguments = dict(arguments)
@@ -119,7 +124,11 @@ class EvaluationSettings:
         given = (arguments.pop("cbgm_k1", 0), arguments.pop("cbgm_k2", 0))
         k1, k2 = (value or default for value, default in zip(given, own, strict=True))
         cbgm = CbgmSettings(k1, k2, arguments.pop("cbgm_mode", "max"))
-        options = {name: arguments.pop(name) for name in OPTION_VALUES if name in arguments}
+        options: dict[str, Any] = {
+            name: arguments.pop(name) for name in OPTION_VALUES if name in arguments
+        }
+        if "search_iou_thresh" in arguments:
+            options["iou_thresh"] = arguments.pop("search_iou_thresh")
         sequences = ("topk", "variants", "det_iou_threshs", "det_score_threshs")
         arguments |= {name: tuple(arguments[name]) for name in sequences if name in arguments}
         return cls(**arguments, search=SearchOptions(**options, cbgm=cbgm))
@@ -129,6 +138,6 @@ def settings_from_config(keys: CfgNode) -> dict[str, Any]:
     """Reads ``cfg.TEST.PERSON_SEARCH`` as the evaluator's keyword arguments."""
     names = [name.upper() for name in OPTION_VALUES]
     names += ["SCORE_THRESH", "DET_IOU_THRESH", "TOPK", "VARIANTS", "COCO_AP"]
-    names += ["DET_IOU_THRESHS", "DET_SCORE_THRESHS"]
+    names += ["SEARCH_IOU_THRESH", "DET_IOU_THRESHS", "DET_SCORE_THRESHS"]
     arguments = {name.lower(): keys[name] for name in names}
     return arguments | {f"cbgm_{name.lower()}": keys.CBGM[name] for name in ("K1", "K2", "MODE")}

@@ -209,18 +209,22 @@ def open_protocols(data: SimulatedSet) -> list[SearchProtocol]:
     frames = [np.flatnonzero(camera == c).astype(np.int32) for c in range(NUM_CAMERAS)]
     longest = max(map(len, frames))
     frames = [np.pad(f, (0, longest - len(f)), constant_values=-1) for f in frames]
+    own_images = np.array([query.image_id for query in queries], np.int32)
+    excluded: dict[str, dict[str, np.ndarray]] = {
+        "all": {"excluded": own_images[:, None]},
+        "multi_view": {"excluded": np.stack(frames), "excluded_row": camera[own_images]},
+    }
     protocols = []
-    for name in ("all", "multi_view"):
-        positives, excluded = [], []
+    for name, left_out in excluded.items():
+        positives = []
         for query in queries:
             own = rows[query.person_id]
-            left_out = np.array([query.image_id], np.int32)
+            same = images[own] == query.image_id
             if name == "multi_view":
-                left_out = frames[camera[query.image_id]]
-            positives.append(own[~np.isin(images[own], left_out)])
-            excluded.append(left_out)
+                same = camera[images[own]] == camera[query.image_id]
+            positives.append(own[~same])
         arrays = _positives(data, positives)
-        protocols.append(SearchProtocol(name, queries, None, *arrays, excluded=np.stack(excluded)))
+        protocols.append(SearchProtocol(name, queries, None, *arrays, **left_out))
     return protocols
 
 

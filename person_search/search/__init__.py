@@ -32,6 +32,7 @@ _MODULE_OF = {
     "choose_examples": "ranking",
     "clip_box": "pictures",
     "compact": "maintenance",
+    "describe_options": "sheets",
     "describe_outcome": "sheets",
     "detected_person": "query",
     "draw_checked_search": "sheets",

@@ -107,12 +107,12 @@ def _write_anew(store: GalleryStore, old: tuple[str, ...]) -> tuple[str, Compact
         for segment, contents, live in zip(old, segments, live_entries(segments), strict=True):
             vectors, boxes = map_rows(store.segment_folder(segment), contents.rows, dim)
             for entry in live:
-                rows = slice(entry.first, entry.first + entry.rows)
+                own = slice(entry.first, entry.first + entry.rows)
                 writer.append(
                     replace(entry, first=0, rows=0, crc=0),
-                    boxes[rows, :4],
-                    boxes[rows, 4],
-                    vectors[rows],
+                    boxes[own, :4],
+                    boxes[own, 4],
+                    vectors[own],
                 )
                 pictures += not entry.error and (entry.frame or 0) >= 0
         writer.sync()

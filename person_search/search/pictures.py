@@ -49,7 +49,7 @@ def read_picture(path: str | os.PathLike, image_format: str = "RGB") -> np.ndarr
 
 
 def clip_box(
-    box: Sequence[float], width: int, height: int, name: str | os.PathLike = ""
+    box: Sequence[float] | np.ndarray, width: int, height: int, name: str | os.PathLike = ""
 ) -> np.ndarray:
     """The (4,) part of a box that lies in a picture of the given size.
 
@@ -61,11 +61,11 @@ def clip_box(
     Raises:
         ValueError: it has no area, or none of it lies in the picture.
     """
-    box = np.asarray(box, np.float64)
-    shown = " ".join(f"{value:g}" for value in box.flat)
-    if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] <= box[:2]).any():
+    given = np.asarray(box, np.float64)
+    shown = " ".join(f"{value:g}" for value in given.flat)
+    if given.shape != (4,) or not np.isfinite(given).all() or (given[2:] <= given[:2]).any():
         raise ValueError(f"the box {shown} has no area; give x1 y1 x2 y2 with x1 < x2 and y1 < y2.")
-    clipped = box.clip(0, [width, height, width, height])
+    clipped = given.clip(0, [width, height, width, height])
     if (clipped[2:] <= clipped[:2]).any():
         which = f"the picture '{name}'" if name else "the picture"
         raise ValueError(

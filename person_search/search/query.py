@@ -137,6 +137,6 @@ def fuse(reid_feats: Sequence[np.ndarray]) -> np.ndarray:
     return (mean / length).astype(np.float32)
 
 
-def _as_box(values: Sequence[float]) -> tuple[float, float, float, float]:
+def _as_box(values: Sequence[float] | np.ndarray) -> tuple[float, float, float, float]:
     x1, y1, x2, y2 = map(float, values)
     return x1, y1, x2, y2

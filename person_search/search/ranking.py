@@ -8,9 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from person_search.evaluation import PooledPredictions, SearchScores
-from person_search.evaluation.protocol_index import index_protocol
-from person_search.evaluation.search_metrics import query_embeddings, similarity_blocks
+from person_search.evaluation import PooledPredictions, SearchOptions, SearchScores, rank_gallery
 from person_search.schema import SearchProtocol
 
 
@@ -39,50 +37,38 @@ def rank_query(
     predictions: PooledPredictions,
     protocol: SearchProtocol,
     query: int,
-    *,
-    similarity: str = "cosine",
-    duplicates: str = "seqnet",
-    query_source: str = "gt_box",
+    options: SearchOptions | None = None,
 ) -> list[RankedEntry]:
-    """Ranks the gallery of one query as :func:`person_search.evaluation.evaluate_search` does.
+    """The list by which :func:`person_search.evaluation.evaluate_search` scores a query.
 
     Args:
         predictions: pooled over the test set.
         protocol: of that test set.
         query: index into ``protocol.queries``.
-        similarity, duplicates, query_source: as in the evaluation.
+        options: as in the evaluation, e.g. ``evaluator.settings.search``; None for the defaults.
 
     Returns:
         The whole list, best first; empty if the query has no embedding or its gallery no detection.
     """
-    p = predictions
-    index = index_protocol(protocol, p.image_ids, p.boxes, p.det_offsets, duplicates)
-    feats, has_feat, _ = query_embeddings(p, [protocol.queries[query]], query_source)
-    if not has_feat[0]:
+    ranked = rank_gallery(predictions, protocol, query, options)
+    if ranked is None:
         return []
-    weights = p.scores if similarity == "cws" else None
-    ((_, sims),) = similarity_blocks(feats, p.reid_feats, weights)
-    sims = sims[0]
-    dets = index.gallery_detections(query)
-    dets = dets[np.argsort(-sims[dets], kind="stable")]
-    hits = slice(index.hit_offsets[query], index.hit_offsets[query + 1])
-    positive_of = dict(zip(index.hit_det[hits], index.hit_positive[hits], strict=True))
-    images = np.searchsorted(p.det_offsets, dets, side="right") - 1
-    entries, taken = [], set()
-    for rank, (det, image) in enumerate(zip(dets, images, strict=True), 1):
-        positive = positive_of.get(det)
-        verdict = "other" if positive is None else "repeat" if positive in taken else "match"
-        taken.add(positive)
-        entries.append(
-            RankedEntry(
-                rank,
-                int(p.image_ids[image]),
-                tuple(float(v) for v in p.boxes[det]),
-                float(sims[det]),
-                verdict,
-            )
+    p = ranked.boxes
+    images = np.searchsorted(p.det_offsets, ranked.dets, side="right") - 1
+    verdicts = np.select([ranked.is_positive, ranked.overlaps], ["match", "repeat"], "other")
+    return [
+        RankedEntry(rank, image_id, tuple(box), sim, verdict)
+        for rank, (image_id, box, sim, verdict) in enumerate(
+            zip(
+                p.image_ids[images].tolist(),
+                p.boxes[ranked.dets].tolist(),
+                ranked.sims.tolist(),
+                verdicts.tolist(),
+                strict=True,
+            ),
+            start=1,
         )
-    return entries
+    ]
 
 
 def choose_examples(scores: SearchScores) -> list[tuple[str, int]]:

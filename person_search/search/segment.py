@@ -225,7 +225,9 @@ class SegmentWriter:
             OSError: the disk is full, for example; the picture is then not in the gallery.
         """
         rows = 0 if boxes is None else len(boxes)
-        if rows:
+        if boxes is not None and rows:
+            if scores is None or reid_feats is None:
+                raise ValueError("boxes come with scores and embeddings; one of them is absent.")
             vectors = np.ascontiguousarray(reid_feats, FLOAT)
             table = np.column_stack([boxes, scores]).astype(FLOAT)
             if vectors.shape != (rows, self.dim) or table.shape != (rows, BOX_COLUMNS):

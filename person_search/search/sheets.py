@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from person_search.evaluation import SearchScores
+from person_search.evaluation import SearchOptions, SearchScores
+from person_search.evaluation.options import OPTION_VALUES
 from person_search.schema import Query
 from person_search.search.pictures import read_picture
 from person_search.search.ranking import RankedEntry
@@ -20,6 +21,15 @@ KIND_TITLES = {
     "median": "The median query: half of all queries do better, half do worse",
     "failure": "A failure: the most similar person found is the wrong one",
 }
+OPTION_SENTENCES = {
+    "cws": "A similarity is multiplied with the score of its detection.",
+    "cbgm": "The best scenes are matched again with the other people of the query's picture.",
+    "best_det": "The person is described by the detection that overlaps the query's box best.",
+    "gt": "The boxes are the true ones, not found by the model.",
+    "strict": "A picture that the gallery lists twice counts once.",
+    "fixed": "People of every size need the same overlap.",
+}
+"""What the values of options that are not the default do, for the reader of a sheet."""
 QUERY_TITLE = "Query: where is this person?"
 
 
@@ -60,6 +70,15 @@ def draw_checked_search(
         caption="Left: the person searched for. Right: those in other pictures whom the model "
         "finds most similar, best first, each in the scene and enlarged. " + outcome,
     )
+
+
+def describe_options(options: SearchOptions) -> str:
+    """How the list was made where that is not the usual way; empty for the default options."""
+    values = (getattr(options, name) for name in OPTION_VALUES)
+    sentences = [OPTION_SENTENCES[value] for value in values if value in OPTION_SENTENCES]
+    if options.iou_thresh != SearchOptions.iou_thresh:
+        sentences.append(f"A box is right from an IoU of {options.iou_thresh:g} on.")
+    return " ".join(sentences)
 
 
 def describe_outcome(scores: SearchScores, query: int, num_images: int, top: int = 9) -> str:

@@ -66,9 +66,10 @@ class DenoisingPanel:
     @property
     def best(self) -> int | None:
         """Row of the detection that is most similar to the query."""
-        if self.sims is None or not len(self.persons):
+        sims = self.sims
+        if sims is None or not len(self.persons):
             return None
-        return max(self.persons, key=lambda row: self.sims[row])
+        return max(self.persons, key=lambda row: sims[row])
 
     @property
     def note(self) -> str:
@@ -77,7 +78,7 @@ class DenoisingPanel:
             return f"{len(self.boxes)} random boxes"
         count = len(self.persons)
         found = {0: "nobody found", 1: "1 detection"}.get(count, f"{count} detections")
-        if self.best is None:
+        if self.best is None or self.sims is None:
             return found
         return f"{found}, best match R {self.sims[self.best]:.2f}"
 
@@ -222,10 +223,13 @@ def _with_faint_boxes(
 
 def _draw_labels(picture: Image.Image, boxes: np.ndarray, panel: DenoisingPanel) -> None:
     """Writes D, and R below it, at each detection; where there is no room, nothing."""
+    scores = panel.scores
+    if scores is None:  # then nothing is a detection
+        return
     draw = ImageDraw.Draw(picture)
     taken: list[tuple[int, int, int, int]] = []
     for row in sorted(panel.persons, key=lambda row: row != panel.best):  # the best match first
-        lines = [f"D {panel.scores[row]:.2f}"]
+        lines = [f"D {scores[row]:.2f}"]
         if panel.sims is not None:
             lines.append(f"R {panel.sims[row]:.2f}".replace("-", "\N{MINUS SIGN}"))
         width = max(round(font(LABEL_SIZE, bold=True).getlength(line)) for line in lines) + 7

@@ -30,8 +30,8 @@ def encode_picture(picture: Image.Image, suffix: str, max_bytes: int = MAX_BYTES
                 return content
         if min(picture.size) * _SHRINK < _SMALLEST_SIDE:
             return content
-        size = tuple(round(side * _SHRINK) for side in picture.size)
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+        width, height = (round(side * _SHRINK) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _variants(picture: Image.Image, suffix: str) -> Iterator[bytes]:

@@ -35,7 +35,8 @@ def color_of(person_id: int) -> Color:
         return NEUTRAL_COLOR
     # turning the hue by the golden ratio keeps neighbors apart
     hue = (0.72 + 0.8 * (person_id * 0.618033988749895 % 1)) % 1
-    return tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.85, 0.72))
+    red, green, blue = (round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.85, 0.72))
+    return red, green, blue
 
 
 def draw_record(image: np.ndarray, record: dict, long_side: int = 1000) -> Image.Image:
@@ -52,15 +53,15 @@ def draw_record(image: np.ndarray, record: dict, long_side: int = 1000) -> Image
     """
     scene = to_picture(image)
     scale = long_side / max(scene.size)
-    size = tuple(max(1, round(side * scale)) for side in scene.size)
-    scene = scene.resize(size, Image.Resampling.LANCZOS)
+    width, height = (max(1, round(side * scale)) for side in scene.size)
+    scene = scene.resize((width, height), Image.Resampling.LANCZOS)
     queries = record.get("queries", [])
     boxes = [(a["person_id"], _xyxy(a) * scale) for a in record["annotations"]]
     for query in queries:
         x1, y1, x2, y2 = _xyxy(query) * scale
         draw_box(scene, (x1 - 6, y1 - 6, x2 + 6, y2 + 6), QUERY_COLOR, width=5)
     for person_id, box in boxes:
-        draw_box(scene, box, color_of(person_id), dashed=person_id == UNLABELED_PID)
+        draw_box(scene, box.tolist(), color_of(person_id), dashed=person_id == UNLABELED_PID)
     draw = ImageDraw.Draw(scene)  # texts last: no box covers one
     for person_id, box in boxes:
         text = "unlabeled" if person_id == UNLABELED_PID else f"id {person_id}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from json_trees import small_document, write_json_set
-from mat_trees import small_cuhk_sysu, small_prw, write_image
+from mat_trees import small_cuhk_sysu, small_prw, write_image, write_subset
 
 from person_search.data.datasets.check import FORMATS, check_dataset
 from person_search.data.datasets.json_check import check_json_dataset
@@ -69,6 +69,9 @@ def test_counts_of_prw(prw: Path) -> None:
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_the_published_counts_are_counted(format_name, cuhk_sysu, prw) -> None:
     root = {"cuhk_sysu": cuhk_sysu, "prw": prw}[format_name]
+    row = ("s6.jpg", (260, 5, 30, 80), [("s5.jpg", (80, 5, 40, 80)), ("s7.jpg", None)])
+    write_subset(cuhk_sysu, "Occlusion.mat", "Occlusion1", [row])
+    write_subset(cuhk_sysu, "Resolution.mat", "Test_Size", [row])
     report = check_dataset(format_name, root)
     assert set(FORMATS[format_name].published) <= set(found(report))
     assert all(count.differs for count in report.counts if count.published is not None)
@@ -195,6 +198,13 @@ def test_the_command_lists_oddities_up_to_the_limit(tool, tmp_path: Path, capsys
     assert tool.main([*args, "--limit", "1"]) == 0
     output = capsys.readouterr().out
     assert output.count("c1s1_000001.jpg.mat: row") == 1 and "and 2 more" in output
+
+
+def test_the_command_names_what_is_not_there(tool, cuhk_sysu: Path, capsys) -> None:
+    assert tool.main(["cuhk_sysu", "--root", str(cuhk_sysu), "--no-compare"]) == 0
+    printed = capsys.readouterr().out
+    assert "Not there: 2" in printed and "Occlusion.mat does not exist" in printed
+    assert "Fit for use" in printed
 
 
 def test_the_command_on_a_missing_set(tool, tmp_path, monkeypatch, capsys) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mat_trees import idlocate, ishard, small_cuhk_sysu, struct, write_cuhk_sysu
+from mat_trees import idlocate, ishard, small_cuhk_sysu, struct, write_cuhk_sysu, write_subset
 from scipy.io import loadmat, savemat
 
 from person_search.data import load_cuhk_sysu, load_cuhk_sysu_protocol
@@ -339,22 +339,6 @@ def test_a_set_without_any_query(tmp_path: Path) -> None:
     protocol = load_cuhk_sysu_protocol(root, "g100")
     assert protocol.queries == [] and protocol.gallery.shape == (0, 0)
     assert load_cuhk_sysu(root, "test")[0]["queries"] == []
-
-
-def write_subset(root: Path, file: str, variable: str, rows: list[tuple]) -> None:
-    """Writes a subset protocol: (query image, box, gallery) per query, with a third field."""
-    fields = ["imname", "idlocate", "ishard"]
-
-    def scene(name, box):
-        return name, idlocate(box), ishard(box)
-
-    entries = []
-    for name, box, gallery in rows:
-        query = struct([*fields, "idname"], [(*scene(name, box), "p1")])
-        entries.append((query, struct(fields, [scene(*item) for item in gallery]), 1))
-    path = root / "annotation" / "test" / "subset" / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    savemat(path, {variable: struct(["Query", "Gallery", "Extra"], entries)})
 
 
 S4, S5, S6 = (200, 5, 60, 80), (80, 5, 40, 80), (260, 5, 30, 80)

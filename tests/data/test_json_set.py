@@ -114,7 +114,8 @@ def test_protocol_multi_view_searches_other_cameras(tmp_path: Path) -> None:
     assert len(load_json_protocol(path, "all").queries) == 5
     protocol = load_json_protocol(path, "multi_view")
     assert [q.query_id for q in protocol.queries] == [0, 1, 3, 4]
-    assert protocol.excluded.tolist() == [[11, 12], [13, 14], [11, 12], [13, 14]]
+    assert protocol.excluded.tolist() == [[11, 12], [13, 14]]
+    assert protocol.excluded_row.tolist() == [0, 1, 0, 1]
     assert protocol.positive_image.tolist() == [14, 12, 13, 11, 12]
 
 

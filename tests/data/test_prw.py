@@ -160,7 +160,9 @@ def test_protocol_all_leaves_out_the_own_frame_only(root: Path) -> None:
 
 def test_protocol_multi_view_leaves_out_the_camera(root: Path) -> None:
     protocol = load_prw_protocol(root, "multi_view")
-    assert protocol.excluded.tolist() == [[0, 1], [0, 1], [2, -1]]
+    assert protocol.excluded.tolist() == [[0, 1], [2, -1]]
+    assert protocol.excluded_row.tolist() == [0, 0, 1]
+    assert [protocol.excluded_images(q).tolist() for q in range(3)] == [[0, 1], [0, 1], [2]]
     pairs = list(
         zip(protocol.positive_query.tolist(), protocol.positive_image.tolist(), strict=True)
     )

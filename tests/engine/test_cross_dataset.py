@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of one data set in a model of another: identity tables stay behind, and it is said."""
 
+import json
 import logging
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from tiny_model import TinyPersonSearch, register_tiny_dataset, unregister_dataset
 from torch import nn
 
+from person_search.data import get_num_pids
 from person_search.engine import AtomicCheckpointer, IncompatibleCheckpointError
 from person_search.modeling.oim import OIMLoss
 
@@ -88,3 +93,49 @@ def test_figures_do_not_depend_on_the_tables(tmp_path):
     AtomicCheckpointer(target).load(path, checkpointables=[], need_whole=True)
     scene = torch.rand(2, 3)
     torch.testing.assert_close(target.embed(scene), source.embed(scene), rtol=0, atol=0)
+
+
+@META_ARCH_REGISTRY.register()
+class TinyWithMemory(TinyPersonSearch):
+    """The tiny model with the identity memory that DiffPS is trained with."""
+
+    @configurable
+    def __init__(self, *, num_pids: int, embed_dim: int, **arguments):
+        super().__init__(num_pids=0, embed_dim=embed_dim, **arguments)
+        self.oim = OIMLoss(num_pids, embed_dim, 6)
+
+
+@pytest.fixture
+def other_set(tmp_path: Path):
+    """A data set of other pictures, with two identities in place of three."""
+    name = "tiny_for_crossing"
+    records = register_tiny_dataset(name, tmp_path / "others", num_images=4)
+    for annotation in (a for record in records for a in record["annotations"]):
+        annotation["person_id"] = min(annotation["person_id"], 1)
+    assert get_num_pids(name) == 2
+    yield name
+    unregister_dataset(name)
+
+
+def test_the_command_scores_another_data_set(run, make_cfg, other_set, tmp_path) -> None:
+    """As the README has it, and with the other data set's own config: the same figures."""
+    architecture = ("MODEL.META_ARCHITECTURE", "TinyWithMemory")
+    cfg = make_cfg("source", *architecture, "MODEL.REID.NUM_PIDS", 3)
+    torch.manual_seed(0)
+    path = save(tmp_path, build_model(cfg))
+    found, told = [], []
+    for number, opts in enumerate(((), ("DATASETS.TRAIN", f"('{other_set}',)"))):
+        folder = tmp_path / f"run{number}"
+        run(
+            "--eval-only", "MODEL.WEIGHTS", path, *architecture, "DATASETS.TEST",
+            f"('{other_set}',)", "TEST.PERSON_SEARCH.SCORE_THRESH", "0.0",
+            "TEST.PERSON_SEARCH.VARIANTS", "['gt']", "OUTPUT_DIR", str(folder), *opts,
+        )  # fmt: skip
+        found.append(json.loads((folder / "inference" / f"{other_set}_results.json").read_text()))
+        lines = (folder / "log.txt").read_text().splitlines()
+        told.append([line for line in lines if "Identity tables of another" in line])
+    assert [len(lines) for lines in told] == [0, 1]
+    assert "oim.lut (3, 8) -> (2, 8)" in told[1][0]
+    assert found[0]["dataset"] == other_set and found[0]["num_images"] == 4
+    assert 0 < found[0]["results"]["search_all_gt"]["mAP"] < 100
+    assert found[0]["results"] == found[1]["results"]

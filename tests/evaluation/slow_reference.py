@@ -89,8 +89,9 @@ def search_reference(
     query_source: str = "gt_box",
     topk: tuple[int, ...] = (1, 5, 10),
     cbgm: tuple[int, int, str] | None = None,
+    overlap: tuple[str, float] = ("adaptive", 0.5),
 ) -> dict[str, float]:
-    """``dets`` stands in the order of the data set; ``cbgm`` is (k1, k2, mode)."""
+    """``dets`` is in the order of the data set; ``cbgm``: k1, k2, mode; ``overlap``: rule, IoU."""
     aps, recalls, hits = [], [], {k: [] for k in topk}
     for number, query in enumerate(protocol.queries):
         feat, feat_det = query_feats.get(query.query_id), None
@@ -107,7 +108,7 @@ def search_reference(
                 k1, k2, mode = cbgm
                 context = (k1, mode, companions(dets[query.image_id], query, k2, feat_det))
             entries, num_gt, num_tp = rank_gallery(
-                dets, feat, protocol, number, similarity, duplicates, context
+                dets, feat, protocol, number, similarity, duplicates, context, overlap
             )
             ap = ranked_ap(entries, num_gt)
             recall = num_tp / num_gt if num_gt else 0.0
@@ -129,10 +130,11 @@ def rank_gallery(
     similarity: str,
     duplicates: str,
     context: tuple[int, str, list[list[float]]] | None = None,
+    overlap: tuple[str, float] = ("adaptive", 0.5),
 ) -> tuple[list[tuple[float, bool]], int, int]:
     """(similarity, is positive) of every entry in gallery order; num_gt; images with a positive."""
     if protocol.gallery is None:
-        excluded = protocol.excluded[number] if protocol.excluded.size else []
+        excluded = list(protocol.excluded[number]) if protocol.excluded.size else []
         gallery = [image_id for image_id in dets if image_id not in excluded]
     else:
         gallery = [int(image_id) for image_id in protocol.gallery[number] if image_id != -1]
@@ -163,7 +165,9 @@ def rank_gallery(
         positive = None
         if boxes:
             w, h = boxes[0][2] - boxes[0][0], boxes[0][3] - boxes[0][1]
-            threshold = min(0.5, (w * h) / ((w + 10) * (h + 10)))
+            rule, threshold = overlap
+            if rule == "adaptive":
+                threshold = min(threshold, (w * h) / ((w + 10) * (h + 10)))
             for d in sorted(range(len(sims)), key=lambda d: -sims[d]):
                 if iou(found.boxes[d], boxes[0]) >= threshold:
                     positive = d

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from person_search.evaluation import evaluate_detection, evaluate_search, search_metrics
+from person_search.evaluation import evaluate_detection, evaluate_search, similarities
 from person_search.evaluation.box_metrics import overlapping_pairs
 
 from .cases import random_case
@@ -53,6 +53,25 @@ def test_search_equals_the_literal_implementation(seed, ties, option, num_images
         assert (scores.ap <= 1 + 1e-12).all() and (scores.recall <= 1).all()
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    ties=st.booleans(),
+    rule=st.sampled_from(["adaptive", "fixed"]),
+    iou_thresh=st.sampled_from([0.1, 0.3, 0.5, 0.7, 1.0]),
+)
+def test_search_under_any_iou_threshold(seed, ties, rule, iou_thresh):
+    case = random_case(seed, ties=ties)
+    protocols = list(case.protocols.values())
+    options = {"iou_rule": rule, "iou_thresh": iou_thresh}
+    found = evaluate_search(case.pooled(), protocols, **options)
+    for protocol, scores in zip(protocols, found, strict=True):
+        expected = search_reference(
+            case.dets, case.query_feats, protocol, overlap=(rule, iou_thresh)
+        )
+        assert scores.summary() == pytest.approx(expected, abs=TOLERANCE), protocol.name
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), ties=st.booleans(), iou_thresh=st.sampled_from([0.3, 0.5, 0.7]))
 def test_detection_equals_the_literal_implementation(seed, ties, iou_thresh):
@@ -84,8 +103,8 @@ def test_block_sizes_change_nothing(monkeypatch, block, chunk):
     case = random_case(7, ties=False)
     protocols = list(case.protocols.values())
     whole = evaluate_search(case.pooled(), protocols)
-    monkeypatch.setattr(search_metrics, "MAX_BLOCK_QUERIES", block)
-    monkeypatch.setattr(search_metrics, "GALLERY_CHUNK", chunk)
+    monkeypatch.setattr(similarities, "MAX_BLOCK_QUERIES", block)
+    monkeypatch.setattr(similarities, "GALLERY_CHUNK", chunk)
     for a, b in zip(whole, evaluate_search(case.pooled(), protocols), strict=True):
         np.testing.assert_array_equal(a.ap, b.ap)
         np.testing.assert_array_equal(a.best_rank, b.best_rank)

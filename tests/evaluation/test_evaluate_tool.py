@@ -16,10 +16,12 @@ from PIL import Image
 from person_search.evaluation import PersonSearchEvaluator
 
 from .cases import random_case, registered
+from .slow_reference import search_reference
 from .test_options import with_gt
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "tool_case"
+ALL = ("--set", "TEST.PERSON_SEARCH.SCORE_THRESH", 0.0)
 
 
 @pytest.fixture
@@ -104,6 +106,29 @@ def test_several_files_protocols_and_options_with_plots(run, file, case, tmp_pat
             assert len(picture.convert("RGB").getcolors(1 << 20)) > 50
 
 
+def test_threshold_of_the_overlap(run, file, case, tmp_path):
+    """Chosen on the command line, used for the figures and written beside them."""
+    found = {}
+    for name, options in (
+        ("half", ()),
+        ("lax", ("--search-iou", 0.1)),
+        ("hard", ("--search-iou", 0.9)),
+    ):
+        out = tmp_path / name
+        code, _, errors = run(file, "--variants", "fixed", "--output", out, *options, *ALL)
+        assert code == 0, errors
+        content = json.loads((out / "mine" / f"{NAME}_results.json").read_text())
+        figures = content["results"]["search"], content["results"]["search_g7_fixed"]
+        found[name] = content["settings"]["search_iou_thresh"], *[f["recall"] for f in figures]
+    for name, thresh in (("half", 0.5), ("lax", 0.1), ("hard", 0.9)):
+        expected = [
+            search_reference(case.dets, case.query_feats, case.protocols["g7"], overlap=overlap)
+            for overlap in (("adaptive", thresh), ("fixed", thresh))
+        ]
+        assert found[name] == pytest.approx((thresh, *[e["recall"] for e in expected]))
+    assert found["lax"][2] > found["hard"][2]
+
+
 def test_protocols_whose_files_are_absent_are_passed_over(run, file):
     def absent():
         raise FileNotFoundError("TestG4000.mat does not exist")
@@ -124,6 +149,7 @@ def test_protocols_whose_files_are_absent_are_passed_over(run, file):
         (["FILE", "--protocols", "g50"], "has no search protocol ['g50']"),
         (["FILE", "--variants", "cbgn"], "'cbgn' is not known"),
         (["FILE", "--plots"], "--plots needs --output"),
+        (["FILE", "--search-iou", "0"], "must lie in (0, 1]"),
         (["FILE", "FILE"], "different names are needed"),
         (["FILE", "--names", "a", "b"], "1 different names are needed"),
         (["FILE", "--set", "TEST.PERSON_SEARCH.CBMG.K1", "3"], "Did you mean"),

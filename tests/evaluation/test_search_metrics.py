@@ -119,6 +119,47 @@ def test_small_person_needs_less_overlap():
     assert figures(case)["mAP"] == 0  # the same IoU, threshold 0.5
 
 
+def test_threshold_of_the_overlap_by_hand():
+    # IoU 60 / 140 = 0.43 with a person of 10 x 10 pixels (adaptive: 0.25), then of 100 x 100 (0.83)
+    small, shifted = [0.0, 0.0, 10.0, 10.0], [4.0, 0.0, 14.0, 10.0]
+    for size, expected in (
+        (1, {("adaptive", 0.5): 100, ("fixed", 0.5): 0, ("fixed", 0.4): 100, ("adaptive", 1): 100}),
+        (10, {("adaptive", 0.5): 0, ("adaptive", 0.4): 100, ("fixed", 0.4): 100, ("fixed", 1): 0}),
+    ):
+        case = make_case([[((size * np.array(shifted)).tolist(), 0.9, 0.8)]], [0], [0])
+        box = size * np.array([small], np.float32)
+        case.protocols["hand"] = replace(case.protocols["hand"], positive_box=box)
+        for (rule, thresh), value in expected.items():
+            assert figures(case, iou_rule=rule, iou_thresh=thresh)["mAP"] == value, (size, rule)
+    # above 0.5 the rule for small people acts on larger ones: 100 x 100 needs 0.83, not 1
+    nearly = [5.0, 0.0, 105.0, 100.0]  # IoU 95 / 105 = 0.905
+    case = make_case([[(nearly, 0.9, 0.8)]], [0], [0])
+    box = np.array([[0.0, 0.0, 100.0, 100.0]], np.float32)
+    case.protocols["hand"] = replace(case.protocols["hand"], positive_box=box)
+    assert figures(case, iou_thresh=1.0)["mAP"] == 100
+    assert figures(case, iou_thresh=0.95, iou_rule="fixed")["mAP"] == 0
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, 1.01, float("nan")])
+def test_wrong_threshold_of_the_overlap(value):
+    case = make_case(THREE_IMAGES, [0, 1, 2], [0])
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\].*SEARCH_IOU_THRESH"):
+        figures(case, iou_thresh=value)
+
+
+def test_queries_share_a_list_of_excluded_images():
+    case = random_case(11, ties=False)
+    protocol, pooled = case.protocols["others"], case.pooled()
+    lists = np.concatenate([protocol.excluded[::-1], protocol.excluded])
+    row_of = len(lists) - 1 - np.arange(len(protocol.queries))[::-1]
+    shared = replace(protocol, excluded=lists, excluded_row=row_of)
+    expected, found = evaluate_search(pooled, [protocol, shared])
+    assert 0 < expected.ap.sum() and found.ap.tolist() == expected.ap.tolist()
+    assert found.best_rank.tolist() == expected.best_rank.tolist()
+    for query in range(len(protocol.queries)):
+        assert shared.excluded_images(query).tolist() == protocol.excluded_images(query).tolist()
+
+
 def test_best_detection_as_query():
     nearly = [0.0, 0.0, 50.0, 90.0]
     dets = [
@@ -227,6 +268,14 @@ BAD_PROTOCOLS = [
     ({"gallery": np.array([[0], [1]])}, "2 gallery rows for 1 queries"),
     ({"gallery": np.array([[0, 1]])}, "image_id 2 of query_id 1"),
     ({"gallery": None, "excluded": np.array([[2]])}, "image_id 2 of query_id 1"),
+    (
+        {"gallery": None, "excluded": np.array([[-1]]), "excluded_row": np.array([0, 0])},
+        r"excluded_row has the shape \(2,\) for 1 queries",
+    ),
+    (
+        {"gallery": None, "excluded": np.array([[-1]]), "excluded_row": np.array([1])},
+        r"excluded_row must lie in \[0, 1\)",
+    ),
     ({"positive_query": np.array([0, 0])}, r"lengths \[2, 3, 3\]"),
     ({"positive_query": np.array([0, 0, 1])}, r"must lie in \[0, 1\)"),
     ({"positive_image": np.array([0, 1, 9])}, r"image_id.*\[9\]"),

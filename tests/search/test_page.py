@@ -92,7 +92,7 @@ def test_images_are_scaled_and_crops_show_the_box(shared: Page) -> None:
     )
     assert drawn.size == (640, 512)
     pixels = np.asarray(drawn).astype(int)
-    assert (abs(pixels[:, 383] - (112, 48, 140)).sum(axis=1) < 60).any(), "the line of the box"
+    assert (abs(pixels[:, 382] - (112, 48, 140)).sum(axis=1) < 60).any(), "the line of the box"
 
 
 # ---- searches ------------------------------------------------------------------------------------

@@ -4,9 +4,19 @@
 import numpy as np
 import pytest
 
-from person_search.evaluation import PooledPredictions, SearchScores, evaluate_search
+from person_search.evaluation import (
+    PooledPredictions,
+    SearchOptions,
+    SearchScores,
+    evaluate_search,
+)
 from person_search.schema import Query, SearchProtocol
-from person_search.search import choose_examples, describe_outcome, rank_query
+from person_search.search import (
+    choose_examples,
+    describe_options,
+    describe_outcome,
+    rank_query,
+)
 
 PERSON = [10.0, 10.0, 50.0, 110.0]
 NEAR = [12.0, 10.0, 52.0, 110.0]
@@ -59,7 +69,7 @@ def test_list_of_a_query(predictions, protocol) -> None:
 
 
 def test_similarity_weighted_by_score(predictions, protocol) -> None:
-    entries = rank_query(predictions, protocol, 0, similarity="cws")
+    entries = rank_query(predictions, protocol, 0, SearchOptions(similarity="cws"))
     # 0.9 cos 30 = 0.78, 0.8 cos 20 = 0.75, 0.7 cos 10 = 0.69, 0.6 cos 40 = 0.46
     assert [e.verdict for e in entries] == ["match", "repeat", "other", "other"]
     assert entries[0].sim == pytest.approx(0.9 * np.cos(np.radians(30)), abs=1e-6)
@@ -68,7 +78,7 @@ def test_similarity_weighted_by_score(predictions, protocol) -> None:
 def test_query_without_embedding(predictions, protocol) -> None:
     far = Query(5, 13, tuple(PERSON), 1)  # image 13 has no detection to take it from
     moved = SearchProtocol(**{**vars(protocol), "queries": [far]})
-    assert rank_query(predictions, moved, 0, query_source="best_det") == []
+    assert rank_query(predictions, moved, 0, SearchOptions(query_source="best_det")) == []
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "cws"])
@@ -78,7 +88,8 @@ def test_agrees_with_the_evaluator(seed: int, similarity: str) -> None:
     predictions, protocol = random_case(np.random.default_rng(seed))
     (scores,) = evaluate_search(predictions, [protocol], similarity=similarity)
     for query in range(len(protocol.queries)):
-        entries = rank_query(predictions, protocol, query, similarity=similarity)
+        options = SearchOptions(similarity=similarity)
+        entries = rank_query(predictions, protocol, query, options)
         ranks = np.array([e.rank for e in entries if e.verdict == "match"])
         assert scores.best_rank[query] == (ranks[0] if len(ranks) else 0)
         num_gt = scores.num_gt[query]
@@ -141,3 +152,10 @@ def test_outcome_in_words(rank: int, text: str) -> None:
     outcome = describe_outcome(scores_of([0.456], [rank]), 0, 50)
     assert text in outcome and outcome.startswith("3 of the 50 searched pictures show")
     assert outcome.endswith("Average precision: 46 %.")
+
+
+def test_options_in_words() -> None:
+    assert describe_options(SearchOptions()) == ""
+    words = describe_options(SearchOptions().changed("cws+best_det"))
+    assert "multiplied with the score" in words and "described by the detection" in words
+    assert describe_options(SearchOptions(iou_thresh=0.3)).endswith("IoU of 0.3 on.")

@@ -82,6 +82,24 @@ def test_chosen_queries(visualize, tmp_path, capsys) -> None:
     assert not (tmp_path / "out" / "search_3.jpg").exists()
 
 
+def test_another_section(visualize, records, tmp_path, capsys) -> None:
+    """The list is that of the protocol and the options asked for, and so is the chance level."""
+    predictions = perfect_predictions(records)
+    gt = {
+        "gt_offsets": predictions.det_offsets,
+        "gt_boxes": predictions.boxes,
+        "gt_feats": np.roll(predictions.reid_feats, 1, axis=1),  # all look like somebody else
+    }
+    PooledPredictions(**{**vars(predictions), **gt}).save(tmp_path / "gt.npz")
+    assert visualize("--protocol", "all", "--variant", "cws+cbgm", predictions="gt.npz") == 0
+    printed = capsys.readouterr().out
+    assert "success" in printed and "other people of the query's picture" in printed
+    assert visualize("--variant", "gt", predictions="gt.npz") == 0
+    printed = capsys.readouterr().out
+    assert "failure" in printed and "success" not in printed and "true ones" in printed
+    assert json.loads((tmp_path / "out" / "chance.json").read_text())["recall"] == 100
+
+
 def test_a_failure_is_called_one(visualize, records, tmp_path, capsys) -> None:
     predictions = perfect_predictions(records)
     wrong = np.roll(predictions.query_feats, 1, axis=1)  # every query looks like somebody else
@@ -100,6 +118,9 @@ def test_a_failure_is_called_one(visualize, records, tmp_path, capsys) -> None:
         ((), "config.yaml", "is not a complete predictions file"),
         (("DATASETS.TEST", "('a','b')"), "p.npz", "name the one that was evaluated"),
         (("TEST.PERSON_SEARCH.PROTOCOLS", "['g7']"), "p.npz", "has no search protocol ['g7']"),
+        (("--protocol", "g7"), "p.npz", "has no search protocol ['g7']"),
+        (("--variant", "cbgn"), "p.npz", "'cbgn' is not known"),
+        (("--variant", "gt"), "p.npz", "no embeddings of the ground truth boxes"),
     ],
 )
 def test_wrong_input(more, predictions, text, visualize, capsys) -> None:

@@ -52,7 +52,12 @@ def _count_pids(counter: Callable, root: Root) -> int:
     return counter(_folder(root))
 
 
-def _register(name: str, root: Root, load: Callable[[], list[dict]], **metadata: object) -> None:
+def _register(
+    name: str,
+    root: Root | tuple[Root, Root | None],
+    load: Callable[[], list[dict]],
+    **metadata: object,
+) -> None:
     """Registers one data set; doing so again with the same root changes nothing."""
     if name in DatasetCatalog:
         known = MetadataCatalog.get(name).get("root")

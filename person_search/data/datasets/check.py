@@ -13,11 +13,11 @@ from pathlib import Path
 
 from person_search.data.datasets.common import DatasetLayout, IrregularityLog
 from person_search.data.datasets.cuhk_sysu import load_cuhk_sysu, load_cuhk_sysu_protocol
+from person_search.data.datasets.cuhk_sysu_check import check_subsets, readable_subsets
 from person_search.data.datasets.cuhk_sysu_files import (
     CUHK_SYSU_LAYOUT,
     SUBSETS,
     existing_protocols,
-    existing_subsets,
     protocol_path,
     reference_protocol,
 )
@@ -56,6 +56,7 @@ class DatasetFormat:
         box_tolerance: pixels by which boxes may reach over the border; infinite where the reader
             reports them as irregularities.
         published: count -> number in the original data set.
+        check_more: adds what only this format has to look at.
     """
 
     layout: DatasetLayout
@@ -66,18 +67,32 @@ class DatasetFormat:
     count_train_pids: Callable[[Path], int]
     box_tolerance: float
     published: dict[str, int]
+    check_more: Callable[[Path, "CheckReport"], None] | None = None
 
 
 def _cuhk_sysu_protocols(root: Path) -> list[str]:
     first = reference_protocol(root)
     others = [name for name in existing_protocols(root) if name != first]
-    return [first, *others, *existing_subsets(root)]
+    return [first, *others, *readable_subsets(root)]
+
+
+def _load_cuhk_sysu(root: Path, split: str, log: IrregularityLog) -> list[dict]:
+    """Reads a split without the subsets that are broken, which are reported by themselves."""
+    subsets = readable_subsets(root) if split == "test" else None
+    return load_cuhk_sysu(root, split, log, subsets=subsets)
+
+
+def _check_cuhk_sysu_subsets(root: Path, report: "CheckReport") -> None:
+    findings = check_subsets(root)
+    report.notes += findings.notes
+    report.errors += findings.errors
+    report.irregularities += findings.irregularities
 
 
 FORMATS = {
     "cuhk_sysu": DatasetFormat(
         layout=CUHK_SYSU_LAYOUT,
-        load=load_cuhk_sysu,
+        load=_load_cuhk_sysu,
         protocols=_cuhk_sysu_protocols,
         load_protocol=load_cuhk_sysu_protocol,
         protocol_file=protocol_path,
@@ -93,7 +108,10 @@ FORMATS = {
             "queries": 2900,
             "query images": 2725,
             "matches in g100": 5447,
+            "queries of occlusion": 187,
+            "queries of low_resolution": 290,
         },
+        check_more=_check_cuhk_sysu_subsets,
     ),
     "prw": DatasetFormat(
         layout=PRW_LAYOUT,
@@ -134,13 +152,17 @@ class Count:
 
 @dataclass
 class CheckReport:
-    """What ``check_dataset`` found; the set is fit for use if ``errors`` is empty."""
+    """What ``check_dataset`` found; the set is fit for use if ``errors`` is empty.
+
+    ``notes`` are about parts that need not be there.
+    """
 
     title: str
     root: Path
     counts: list[Count] = field(default_factory=list)
     irregularities: IrregularityLog = field(default_factory=IrregularityLog)
     errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def _count_split(split: str, records: list[dict], log: IrregularityLog) -> dict[str, int]:
@@ -258,6 +280,8 @@ def _read_all(kind: DatasetFormat, root: Path, report: CheckReport, decode: bool
         counts |= _count_split(split, records, log)
         if split == "train":
             counts["train identities"] = kind.count_train_pids(root)
+    if kind.check_more is not None:
+        kind.check_more(root, report)
     return counts | _read_protocols(kind, root, report)
 
 
@@ -278,6 +302,8 @@ def _read_protocols(kind: DatasetFormat, root: Path, report: CheckReport) -> dic
             counts["queries"] = len(protocol.queries)
             counts["query images"] = len({query.image_id for query in protocol.queries})
             counts["test identities"] = len({query.person_id for query in protocol.queries})
+        if name in SUBSETS:
+            counts[f"queries of {name}"] = len(protocol.queries)
         counts[f"matches in {name}"] = len(protocol.positive_query)
         shared = None if name in SUBSETS else first  # subsets have queries of their own
         report.errors += protocol_errors(kind.protocol_file(root, name), protocol, shared)

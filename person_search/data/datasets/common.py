@@ -28,6 +28,7 @@ IRREGULARITY_KINDS = {
     "no_boxes": "image without any box; kept",
     "twice_in_image": "one person labelled twice in one image; both kept",
     "unmatched_label": "labelled box that the image's box list does not hold; label not used",
+    "subset_box": "box of a subset that is not exactly one of its image; used as it stands",
     "claimed_twice": "one box claimed by two persons; the first one keeps it",
     "listed_twice": "a gallery lists one image twice; kept as listed",
     "own_image": "a gallery holds the query's own image; kept as listed",
@@ -154,6 +155,14 @@ def make_query(query_id: int, box: Sequence[float]) -> dict:
         "bbox": [float(value) for value in box],
         "bbox_mode": BoxMode.XYXY_ABS,
     }
+
+
+def pad_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns (n, longest) int32 of n rows of different lengths, padded with -1."""
+    padded = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int32)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return padded
 
 
 def check_split(split: str) -> None:

@@ -12,6 +12,7 @@ Shape shorthand: B boxes of all images, Q queries, X gallery images of one query
 import logging
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +60,9 @@ class _SubsetQuery:
 
 
 def _number_subset_queries(
-    root: Path, reference: dict[str, np.ndarray]
+    root: Path, reference: dict[str, np.ndarray], subsets_read: Sequence[str] | None = None
 ) -> dict[str, list[_SubsetQuery]]:
-    """Returns the queries of every subset that is there.
+    """Returns the queries of every subset that is there, or of those named.
 
     A query that the reference protocol has too (same image, same box) keeps its number. Any other
     gets the next one; it is the person whom the reference protocol has in that box, or a new one.
@@ -77,7 +78,7 @@ def _number_subset_queries(
         person_ids.setdefault(key, index)
     free = len(reference["query_image"])
     subsets: dict[str, list[_SubsetQuery]] = {}
-    for subset in existing_subsets(root):
+    for subset in existing_subsets(root) if subsets_read is None else subsets_read:
         arrays = read_protocol(root, subset)
         names, taken = arrays["names"].tolist(), set()
         subsets[subset] = []
@@ -225,7 +226,11 @@ def _make_annotations(
 
 
 def load_cuhk_sysu(
-    root: str | Path, split: str, irregularities: IrregularityLog | None = None
+    root: str | Path,
+    split: str,
+    irregularities: IrregularityLog | None = None,
+    *,
+    subsets: Sequence[str] | None = None,
 ) -> list[dict]:
     """Reads one split of CUHK-SYSU.
 
@@ -233,6 +238,7 @@ def load_cuhk_sysu(
         root: the folder that holds ``Image`` and ``annotation``.
         split: ``train`` or ``test``.
         irregularities: if given, collects what was odd; otherwise one warning per kind is logged.
+        subsets: those whose queries the test records carry; None: all whose files are there.
 
     Returns:
         Records sorted by file name. ``image_id`` is the position in the split. Annotations carry
@@ -263,7 +269,8 @@ def load_cuhk_sysu(
         labels = _label_test(protocol_path(root, name), protocol, images, log)
         records = _make_records(root, test_names, "test_sizes", images, labels, log)
         _attach_queries(protocol_path(root, name), records, test_names, protocol)
-        _attach_subset_queries(root, records, test_names, protocol)
+        numbered = _number_subset_queries(root, protocol, subsets)
+        _attach_subset_queries(root, records, test_names, protocol, numbered)
     if irregularities is None:
         log.warn(logger, f"CUHK-SYSU {split}")
     return records
@@ -287,12 +294,16 @@ def _attach_queries(
 
 
 def _attach_subset_queries(
-    root: Path, records: list[dict], names: list[str], reference: dict[str, np.ndarray]
+    root: Path,
+    records: list[dict],
+    names: list[str],
+    reference: dict[str, np.ndarray],
+    numbered: dict[str, list[_SubsetQuery]],
 ) -> None:
     """Adds the queries that only subsets have, in place."""
     index_of = {name: index for index, name in enumerate(names)}
     attached = set(range(len(reference["query_image"])))
-    for subset, queries in _number_subset_queries(root, reference).items():
+    for subset, queries in numbered.items():
         for query in queries:
             if query.name not in index_of:
                 raise ValueError(

@@ -35,8 +35,8 @@ def box_faults(tables: AnnotationTables, sizes: np.ndarray) -> list[str]:
     if not swapped:
         kept = tables.left_out == KEPT
         faults += _outside("annotations", tables.boxes, tables.box_image, kept, tables, sizes)
-    if tables.query_boxes is not None and not swapped:
-        boxes, images = tables.query_boxes, tables.query_image
+    boxes, images = tables.query_boxes, tables.query_image
+    if boxes is not None and images is not None and not swapped:
         faults += [
             f"queries[{row}]: the box {_show(boxes[row])} has no area"
             for row in np.flatnonzero((boxes[:, 2:] == 0).any(axis=1))

@@ -143,16 +143,20 @@ def _check_protocols(path: Path, tables: AnnotationTables, report: CheckReport) 
         counts[f"matches in {name}"] = len(protocol.positive_query)
         report.errors += protocol_errors(path, protocol)
         if protocol.gallery is not None:
-            _log_galleries(path, protocol, tables, report.irregularities)
+            _log_galleries(path, protocol, protocol.gallery, tables, report.irregularities)
     return counts
 
 
 def _log_galleries(
-    path: Path, protocol: SearchProtocol, tables: AnnotationTables, log: IrregularityLog
+    path: Path,
+    protocol: SearchProtocol,
+    gallery: np.ndarray,
+    tables: AnnotationTables,
+    log: IrregularityLog,
 ) -> None:
     """Reports galleries that list an image twice or hold the query's own image."""
     name_of = dict(zip(tables.image_ids.tolist(), tables.names, strict=True))
-    for query, row in zip(protocol.queries, protocol.gallery, strict=True):
+    for query, row in zip(protocol.queries, gallery, strict=True):
         where = f"{path}: {protocol.name}, query {query.query_id}"
         listed = Counter(row[row >= 0].tolist())
         for image_id in [image_id for image_id, times in listed.items() if times > 1]:

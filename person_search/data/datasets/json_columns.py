@@ -10,6 +10,7 @@ import reprlib
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class Section:
 
     def ids(self, key: str = "id", optional: bool = False, unique: bool = True) -> np.ndarray:
         """Returns (N,) int64 whole numbers 0..2^31 - 1; -1 where one is absent or wrong."""
-        kinds = {int, type(None)} if optional else {int}
+        kinds: set[type] = {int, NoneType} if optional else {int}
         values = self.column(key, kinds, "a whole number from 0", None)
         present = [value for value in values if value is not None]
         if present and (min(present) < 0 or max(present) > MAX_ID):
@@ -117,7 +118,7 @@ class Section:
             key: of the entries.
             optional: whether an entry may lack it.
         """
-        values = [entry.get(key) for entry in self.entries]
+        values: list[Any] = [entry.get(key) for entry in self.entries]
         plain = set(map(type, values)) <= {list} and set(map(len, values)) <= {4}
         if plain and set(map(type, chain.from_iterable(values))) <= {int, float}:
             try:
@@ -127,7 +128,7 @@ class Section:
             if np.isfinite(array).all():
                 return array
         missing = [np.nan] * 4
-        rows = []
+        rows: list[list[float]] = []
         for row, value in enumerate(values):
             if value is None and optional:
                 rows.append(missing)

@@ -8,6 +8,8 @@ Shape shorthand: N entries of a list, B annotations.
 
 import posixpath
 import re
+from types import NoneType
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +48,7 @@ def parse_document(document: dict) -> tuple[AnnotationTables, list[str]]:
     raw_pids = _person_ids(annotations)
     label_of, num_pids = _number_persons(document, raw_pids, findings)
     _report_unknown_persons(annotations, raw_pids, label_of)
-    annotation_part = {
+    annotation_part: dict[str, Any] = {
         "boxes": annotations.boxes(),
         "box_image": _image_rows(annotations, row_of),
         "labels": _labels(raw_pids, label_of),
@@ -60,7 +62,7 @@ def parse_document(document: dict) -> tuple[AnnotationTables, list[str]]:
     return tables, findings
 
 
-def _parse_images(images: Section) -> dict:
+def _parse_images(images: Section) -> dict[str, Any]:
     """Returns image_ids, names, sizes and cam_ids."""
     ids = images.ids()
     names = images.column("file_name", {str}, "the name of a file", "")
@@ -70,7 +72,7 @@ def _parse_images(images: Section) -> dict:
     plain = [posixpath.normpath(name) if name.strip() else name for name in names]
     rows = [row for row, name in enumerate(plain) if name.strip()]
     images.duplicates("file_name", [plain[row] for row in rows], rows)
-    optional = {int, type(None)}
+    optional: set[type] = {int, NoneType}
     sizes = np.zeros((len(images), 2), np.int64)
     for place, key in enumerate(("height", "width")):
         values = images.column(key, optional, "a whole number of pixels", 1)
@@ -178,7 +180,7 @@ def _parse_queries(
     row_of: dict[int, int],
     label_of: dict,
     findings: list[str],
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Returns query_ids, query_image, query_boxes and query_pids; nothing without ``queries``."""
     has_ids = any("id" in entry for entry in annotations.entries)
     annotation_ids = annotations.ids(optional=True) if has_ids else np.zeros(0, np.int64)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from person_search.data.datasets.common import xywh_to_xyxy
+from person_search.data.datasets.common import pad_rows, xywh_to_xyxy
 from person_search.data.datasets.json_boxes import usable_boxes
 from person_search.data.datasets.json_reader import read_tables
 from person_search.data.datasets.json_tables import AnnotationTables, GalleryTable
@@ -150,20 +150,20 @@ def _rule_protocol(tables: AnnotationTables, name: str) -> SearchProtocol:
     """``all`` or ``multi_view``."""
     places = _Places(tables)
     row_of = {image_id: row for row, image_id in enumerate(tables.image_ids.tolist())}
-    kept, excluded, positives = [], [], []
+    kept: list[Query] = []
+    own_images: list[int] = []
+    positives: list[np.ndarray] = []
     for query in make_queries(tables):
         own = row_of[query.image_id]
         rows = places.rows_of(query.person_id)
         if name == "all":
             searched = tables.box_image[rows] != own
-            left_out = np.array([own])
         else:
             searched = _of_other_camera(tables, own, tables.box_image[rows])
             if not searched.any():
                 continue
-            left_out = np.flatnonzero(~_of_other_camera(tables, own, np.arange(len(row_of))))
         kept.append(query)
-        excluded.append(tables.image_ids[left_out])
+        own_images.append(own)
         positives.append(rows[searched])
     rows = np.concatenate([np.zeros(0, np.int64), *positives])
     return SearchProtocol(
@@ -173,21 +173,37 @@ def _rule_protocol(tables: AnnotationTables, name: str) -> SearchProtocol:
         positive_query=_repeat_index(positives),
         positive_image=tables.image_ids[tables.box_image[rows]].astype(np.int32),
         positive_box=xywh_to_xyxy(tables.boxes[rows]).astype(np.float32),
-        excluded=_pad(excluded),
+        **_excluded_images(tables, np.array(own_images, np.int64), name == "multi_view"),
     )
+
+
+def _excluded_images(
+    tables: AnnotationTables, own: np.ndarray, other_cameras_only: bool
+) -> dict[str, np.ndarray]:
+    """Returns what queries in the images ``own`` must not search, as ``SearchProtocol`` wants it.
+
+    With ``other_cameras_only`` every one of these images has a camera.
+    """
+    if not other_cameras_only:
+        return {"excluded": tables.image_ids[own, None].astype(np.int32)}
+    everything = np.arange(len(tables.names))
+    _, first, row_of = np.unique(tables.cam_ids[own], return_index=True, return_inverse=True)
+    others = [_of_other_camera(tables, int(own[index]), everything) for index in first]
+    lists = pad_rows([tables.image_ids[~searched] for searched in others])
+    return {"excluded": lists, "excluded_row": row_of.astype(np.int32)}
 
 
 def _listed_protocol(tables: AnnotationTables, name: str, table: GalleryTable) -> SearchProtocol:
     queries = make_queries(tables)
     taking_part = np.flatnonzero(table.takes_part)
     gallery = table.gallery[taking_part]
-    if table.match_query is None:
+    if table.matches is None:
         index, image, boxes = _matches_of(tables, [queries[row] for row in taking_part], gallery)
     else:
         new_index = np.full(len(queries), -1, np.int32)
         new_index[taking_part] = np.arange(len(taking_part))
-        index = new_index[table.match_query]
-        image, boxes = table.match_image, table.match_boxes
+        index, image, boxes = table.matches
+        index = new_index[index]
     return SearchProtocol(
         name=name,
         queries=[queries[row] for row in taking_part],
@@ -218,14 +234,6 @@ def _matches_of(
 def _repeat_index(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the position of each part, as often as the part is long."""
     return np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
-
-
-def _pad(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns (Q, E) int32 of rows of different lengths, padded with -1."""
-    padded = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int32)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = row
-    return padded
 
 
 # ---- metadata that reads no file before it is asked ----------------------------------------------

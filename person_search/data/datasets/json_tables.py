@@ -33,6 +33,8 @@ class GalleryTable:
         match_query: (M,) int32 index of the query, or None: the rule decides.
         match_image: (M,) int32 image id.
         match_boxes: (M, 4).
+
+    The three come together; :attr:`matches` has them all.
     """
 
     gallery: np.ndarray
@@ -40,6 +42,13 @@ class GalleryTable:
     match_query: np.ndarray | None = None
     match_image: np.ndarray | None = None
     match_boxes: np.ndarray | None = None
+
+    @property
+    def matches(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """``match_query``, ``match_image``, ``match_boxes``; None where the rule decides."""
+        if self.match_query is None or self.match_image is None or self.match_boxes is None:
+            return None
+        return self.match_query, self.match_image, self.match_boxes
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,6 +36,9 @@ def make_document(
         protocols: of these records, the default one first. ``all`` and ``multi_view`` follow from
             the images, so only their queries are written.
         description: where the data come from.
+
+    Raises:
+        ValueError: another protocol than these two lists no galleries.
     """
     names = list(range(persons)) if isinstance(persons, int) else list(persons)
     document: dict = {
@@ -126,11 +129,16 @@ def _first_boxes(records: Sequence[dict]) -> dict[tuple[int, int], list[float]]:
 
 def _protocol_entry(protocol: SearchProtocol, query_ids: list[int], held: Mapping) -> dict:
     """Returns galleries, and the matches where they are not what the reader supposes."""
+    if protocol.gallery is None:
+        raise ValueError(
+            f"protocol '{protocol.name}' lists no galleries; without them a file can hold only "
+            f"{list(RULE_PROTOCOLS)}"
+        )
     rows = [row[row >= 0].tolist() for row in protocol.gallery]
     row_of = {query.query_id: row for query, row in zip(protocol.queries, rows, strict=True)}
     entry: dict = {"galleries": [row_of.get(query_id) for query_id in query_ids]}
     supposed = [
-        (index, image_id, tuple(np.float32(held[image_id, query.person_id]).tolist()))
+        (index, image_id, tuple(np.array(held[image_id, query.person_id], np.float32).tolist()))
         for index, (query, row) in enumerate(zip(protocol.queries, rows, strict=True))
         for image_id in row
         if (image_id, query.person_id) in held

@@ -97,7 +97,7 @@ def load_mot(
         side = _split_by_sequence(frames, [path.name for path in folders], options)
     else:
         side = _split_by_identity(frames, options)
-    result = {}
+    result: dict[str, tuple[list[dict], list[int | str]]] = {}
     for name in ("train", "test"):
         chosen = [frame for frame, tested in zip(frames, side[0], strict=True)
                   if tested == (name == "test")]  # fmt: skip
@@ -204,7 +204,7 @@ def _make_records(
     frames: list[_Frame], start: int, persons: list[int | str]
 ) -> tuple[list[dict], list[int | str]]:
     """Returns the records of a split, without queries, and the identities."""
-    label_of = {person: label for label, person in enumerate(persons)}
+    label_of: dict[int | str | None, int] = {person: label for label, person in enumerate(persons)}
     records = [
         {
             "file_name": str(frame.path),

@@ -116,24 +116,23 @@ def _read_info(path: Path) -> dict:
     try:
         parser.read_string(path.read_text())
         section = parser["Sequence"]
-        info = {
-            "imDir": section.get("imDir", "img1"),
-            "imExt": section.get("imExt", ".jpg"),
+        numbers = {
             "frameRate": section.getfloat("frameRate"),
             "imHeight": section.getint("imHeight"),
             "imWidth": section.getint("imWidth"),
         }
     except (configparser.Error, KeyError, ValueError) as e:
         raise ValueError(f"{path}: not the description of a MOT sequence: {e}") from e
-    for key in ("frameRate", "imHeight", "imWidth"):
-        if info[key] is None or info[key] <= 0:
-            raise ValueError(f"{path}: {key} is {info[key]}; a positive number is expected")
-    return info
+    for key, value in numbers.items():
+        if value is None or value <= 0:
+            raise ValueError(f"{path}: {key} is {value}; a positive number is expected")
+    names = {"imDir": section.get("imDir", "img1"), "imExt": section.get("imExt", ".jpg")}
+    return names | numbers
 
 
 def _read_table(path: Path) -> np.ndarray:
     """Returns (N, 7 to 10) float64, a row per line."""
-    rows = []
+    rows: list[list[float]] = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         if not line.strip():
             continue

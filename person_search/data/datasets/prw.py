@@ -6,7 +6,7 @@ code differs in rounding, with an effect below 0.1 points). Training identities 
 ``ID_train.mat`` (483 of them), test identities positions in ``ID_test.mat``; a training identity
 that walks through a test frame is unlabelled there.
 
-Shape shorthand: Q queries, E excluded frames of one query, P positives of all queries.
+Shape shorthand: P positives of all queries.
 """
 
 import logging
@@ -20,6 +20,7 @@ from person_search.data.datasets.common import (
     check_split,
     make_annotation,
     make_query,
+    pad_rows,
     xywh_to_xyxy,
 )
 from person_search.data.datasets.image_sizes import image_sizes
@@ -188,17 +189,17 @@ def load_prw(
 
 def _excluded_images(
     queries: list[Query], records: list[dict], other_cameras_only: bool
-) -> np.ndarray:
-    """Returns (Q, E) int32 images that each query must not search, padded with -1."""
+) -> dict[str, np.ndarray]:
+    """Returns the images that each query must not search, as ``SearchProtocol`` wants them."""
     if not other_cameras_only:
-        return np.array([[query.image_id] for query in queries], np.int32).reshape(-1, 1)
+        own = np.array([[query.image_id] for query in queries], np.int32)
+        return {"excluded": own.reshape(-1, 1)}
     cameras = np.array([record["cam_id"] for record in records])
     ids = np.array([record["image_id"] for record in records], np.int32)
-    rows = [ids[cameras == query.cam_id] for query in queries]
-    excluded = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int32)
-    for index, row in enumerate(rows):
-        excluded[index, : len(row)] = row
-    return excluded
+    of_queries = np.array([query.cam_id for query in queries])
+    different, row_of = np.unique(of_queries, return_inverse=True)
+    lists = pad_rows([ids[cameras == camera] for camera in different])
+    return {"excluded": lists, "excluded_row": row_of.astype(np.int32)}
 
 
 def load_prw_protocol(root: str | Path, name: str) -> SearchProtocol:
@@ -238,5 +239,5 @@ def load_prw_protocol(root: str | Path, name: str) -> SearchProtocol:
         positive_query=np.array(positive_query, np.int32),
         positive_image=np.array(positive_image, np.int32),
         positive_box=np.array(positive_box, np.float32).reshape(-1, 4),
-        excluded=_excluded_images(queries, records, name == "multi_view"),
+        **_excluded_images(queries, records, name == "multi_view"),
     )

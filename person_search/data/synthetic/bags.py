@@ -41,8 +41,8 @@ def draw_straps(fig: Figure) -> None:
             fig.canvas.line(fig.at(np.stack(points)), 0.02 * unit, STRAP, 116)
     if look.bag == "shoulder bag":
         outside = math.copysign(0.06, fig.front)  # on the chest or on the back
-        route = ((0.06, 0.0, 0.852), (0.0, outside, 0.70), (-0.1, 0.0, 0.55))
-        points = [fig.bones.body(*point) for point in route]
+        hanging = ((0.06, 0.0, 0.852), (0.0, outside, 0.70), (-0.1, 0.0, 0.55))
+        points = [fig.bones.body(*point) for point in hanging]
         fig.canvas.line(fig.at(np.stack(points)), 0.016 * unit, STRAP, 112)
 
 

@@ -71,7 +71,7 @@ def build_camera(
     view = View(width, height, horizon, eye, width * rng.uniform(0.35, 0.65))
     place = PlacePainter(rng, view).paint(kind)
     outdoors = kind in OUTDOORS
-    noise = rng.standard_normal((size[1] + 64, size[0] + 64)).astype(np.float32)
+    noise: np.ndarray = rng.standard_normal((size[1] + 64, size[0] + 64)).astype(np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), 0.6)
     noise *= (1.2 + 6.0 * difficulty * rng.random()) / noise.std()
     return Camera(

@@ -159,7 +159,7 @@ class FigureCanvas:
         material = self.material[y : y + height, x : x + width]
         shade = self.shade[y : y + height, x : x + width]
         sigma = max(0.6, 0.006 * self.unit)
-        light = cv2.GaussianBlur(shade.astype(np.float32), (0, 0), sigma)
+        light: np.ndarray = cv2.GaussianBlur(shade.astype(np.float32), (0, 0), sigma)
         texture = _fold_texture()
         zoom = max(0.25, self.unit / 260.0)
         rows, cols = math.ceil(height / zoom), math.ceil(width / zoom)

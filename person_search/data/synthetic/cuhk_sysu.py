@@ -266,9 +266,11 @@ def _write_attributes(folder: Path, casts: tuple[Cast, Cast]) -> None:
     """What each identity looks like, in words and as attributes, under its ``idname``."""
     content = {}
     for split, cast in zip(("train", "test"), casts, strict=True):
-        content[split] = {f"p{pid + 1}": attributes(cast, pid) | {
-            "look_alike_of": None if cast.alike[pid] is None else f"p{cast.alike[pid] + 1}"
-        } for pid in range(len(cast.looks))}  # fmt: skip
+        content[split] = {
+            f"p{pid + 1}": attributes(cast, pid)
+            | {"look_alike_of": None if alike is None else f"p{alike + 1}"}
+            for pid, alike in enumerate(cast.alike)
+        }
     (folder / "attributes.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

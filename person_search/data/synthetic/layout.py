@@ -99,7 +99,7 @@ def place_people(
     spots: list[Spot] = []
     boxes: list[tuple[float, float, float, float]] = []
     for stature in statures:
-        best, best_score = None, math.inf
+        best_score = math.inf
         for _ in range(40):
             high = math.exp(rng.uniform(math.log(smallest), math.log(largest)))
             edge = rng.random() < 0.12 * crowding

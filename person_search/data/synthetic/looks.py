@@ -187,7 +187,7 @@ def sample_looks(
     copies = min(copies, count - 1)
     looks: list[Look] = []
     for _ in range(count - copies):
-        best, best_gap = None, -1
+        best_gap = -1
         for _ in range(60):
             look = sample_look(rng)
             gap = min((look_distance(look, other) for other in (*taken, *looks)), default=7)

@@ -89,8 +89,8 @@ class Painter:
 
     def line(self, start, end, color, thickness: float) -> None:
         """Draws a straight line."""
-        fixed = [(round(p[0]), round(p[1])) for p in (start, end)]
-        cv2.line(self.picture, *fixed, tuple(map(float, color)), max(1, round(thickness)))
+        first, last = ((round(p[0]), round(p[1])) for p in (start, end))
+        cv2.line(self.picture, first, last, tuple(map(float, color)), max(1, round(thickness)))
 
     def grain(self, strength: float) -> None:
         """Adds fine and coarse noise, so that no surface is flat."""

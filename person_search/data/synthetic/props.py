@@ -77,8 +77,8 @@ def draw_prop(
     ground, middle = height - 0.04 * unit, width / 2
     palette = _prop_palette(rng)
     _draw_parts(canvas, kind, rng, middle, ground)
-    folds = tuple(int(v) for v in rng.integers(0, 512, 2))
-    color, alpha, (left, top) = canvas.render(palette, folds, ambient)
+    fold_x, fold_y = (int(v) for v in rng.integers(0, 512, 2))
+    color, alpha, (left, top) = canvas.render(palette, (fold_x, fold_y), ambient)
     size = tuple(max(1, round(side / _OVERSAMPLING)) for side in alpha.shape[::-1])
     color = cv2.resize(color, size, interpolation=cv2.INTER_AREA)
     alpha = cv2.resize(alpha, size, interpolation=cv2.INTER_AREA)

@@ -64,7 +64,8 @@ def frame_size(cfg: SyntheticConfig, camera: int) -> tuple[int, int]:
 def _write(folder: Path, cfg: SyntheticConfig, workers: int, progress: bool) -> dict:
     casts = make_casts(cfg, STREAM)
     raw = raw_ids(cfg.train_ids, cfg.test_ids)
-    specs, counts = [], (cfg.train_images, cfg.test_images)
+    specs: list[SceneSpec] = []
+    counts = (cfg.train_images, cfg.test_images)
     for part, (cast, count) in enumerate(zip(casts, counts, strict=True)):
         rng = generator(cfg, STREAM, 3_000_000 + part)
         cameras = [1 + (i + part) % CAMERAS for i in range(count)]
@@ -87,8 +88,8 @@ def _write(folder: Path, cfg: SyntheticConfig, workers: int, progress: bool) -> 
     content = {
         split: {
             str(raw[part][i]): attributes(cast, i)
-            | {"look_alike_of": None if cast.alike[i] is None else str(raw[part][cast.alike[i]])}
-            for i in range(len(cast.looks))
+            | {"look_alike_of": None if alike is None else str(raw[part][alike])}
+            for i, alike in enumerate(cast.alike)
         }
         for part, (split, cast) in enumerate(zip(("train", "test"), casts, strict=True))
     }
@@ -182,6 +183,7 @@ def _write_queries(
             options = by_camera[camera]
             negative = [option for option in options if option[1][1] < 0]
             name, row = (negative or options)[int(rng.integers(len(negative or options)))]
-            lines.append("{:d} {:.4f} {:.4f} {:.4f} {:.4f} {}\r\n".format(pid, *row[1:], name))
+            numbers = " ".join(f"{value:.4f}" for value in row[1:])
+            lines.append(f"{pid:d} {numbers} {name}\r\n")
     (folder / "query_info.txt").write_bytes("".join(lines).encode())
     return len(lines)

@@ -133,10 +133,10 @@ def _stage(
         spots[0] = Spot(0.06 * statures[0] * spots[0].scale, spots[0].y, spots[0].scale)
     sprites = []
     for owner, ((_, look), spot) in enumerate(zip(spec.people, spots, strict=True)):
-        folds = tuple(int(v) for v in rng.integers(0, 512, 2))
+        fold_x, fold_y = (int(v) for v in rng.integers(0, 512, 2))
         color, alpha, foot = draw_person(
             look, sample_pose(rng), look.stature * spot.scale, camera.light, camera.pitch,
-            camera.ambient, folds,
+            camera.ambient, (fold_x, fold_y),
         )  # fmt: skip
         color *= math.exp(rng.normal(0, 0.03 + 0.06 * spec.difficulty))
         left, top = round(spot.x) - foot[0], round(spot.y) - foot[1]

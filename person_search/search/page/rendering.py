@@ -70,7 +70,7 @@ def scene_jpeg(picture: np.ndarray, side: int, box: Sequence[float] | None = Non
     scene = image.resize(size, Image.Resampling.LANCZOS)
     if box is not None:
         x1, y1, x2, y2 = np.asarray(box, float) * np.array(size * 2) / (image.size * 2)
-        line = max(3, side // 200)  # to be seen on a phone that shows it at a fifth of its size
+        line = max(3, round(side**0.5 / 5))  # to be seen in a card or on a phone, scaled down
         around = (x1 - line, y1 - line, x2 + line, y2 + line)
         draw_box(scene, around, STATUS_COLORS["unknown"], line)
     return encode_picture(scene, ".jpg", MAX_BYTES)

@@ -353,7 +353,7 @@ def _names_in_errors(picture: _Picture) -> Iterator[None]:
 def signature(folder: str | os.PathLike) -> tuple:
     """Changes whenever something is added to a gallery or taken out."""
     found = []
-    for place, _, names in os.walk(folder):
+    for place, _, names in os.walk(os.fspath(folder)):
         for name in names:
             if name in ("gallery.json", "index.json", "entries.log"):
                 with suppress(FileNotFoundError):  # a compaction has just taken it away

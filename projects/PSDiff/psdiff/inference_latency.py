@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from detectron2.structures import Instances
@@ -18,9 +18,6 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from psdiff.inference_settings import InferenceSettings
-
-if TYPE_CHECKING:
-    from psdiff.meta_arch import PSDiff
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +85,19 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+class TimedModel(Protocol):
+    """What is needed of a PSDiff."""
+
+    backbone: Callable[[Tensor], dict[str, Tensor]]
+    device: torch.device
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> Any:
+        """An ``ImageList``."""
+
+    def reverse_process(self, settings: InferenceSettings) -> Any:
+        """A ``psdiff.inference.ReverseProcess``."""
+
+
 class LatencyMeter:
     """Measures a model once for each image size and setting, and remembers the figures.
 
@@ -103,7 +113,7 @@ class LatencyMeter:
 
     @torch.no_grad()
     def calibrate(
-        self, model: "PSDiff", settings: InferenceSettings, image_size: tuple[int, int]
+        self, model: TimedModel, settings: InferenceSettings, image_size: tuple[int, int]
     ) -> Calibration:
         """The time of one image (h, w) with these settings; measured the first time."""
         plain = settings.changed(steps=1, latency_budget_ms=0.0, embed_detections=False)
@@ -126,7 +136,7 @@ class LatencyMeter:
         return self._calibrations[key]
 
     def agreed_steps(
-        self, model: "PSDiff", settings: InferenceSettings, image_size: tuple[int, int]
+        self, model: TimedModel, settings: InferenceSettings, image_size: tuple[int, int]
     ) -> int:
         """The number of steps for ``settings.latency_budget_ms``: the same for every image and,
         in a distributed run, for every process.
