@@ -80,12 +80,12 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def score_file(cfg, args: argparse.Namespace, path: Path, name: str):
     """Prints the figures of one file; returns the evaluator, which holds them query by query."""
-    from person_search.evaluation import PersonSearchEvaluator, PooledPredictions
+    from person_search.evaluation import PersonSearchEvaluator, read_predictions
     from person_search.evaluation.report import results_table
     from person_search.evaluation.settings import settings_from_config
 
     keys = cfg.TEST.PERSON_SEARCH
-    dataset = dataset_of(path, args.dataset or PooledPredictions.load(path).info.get("dataset"))
+    dataset = dataset_of(path, args.dataset or read_predictions(path).info.get("dataset"))
     settings = settings_from_config(keys)
     if args.variants:
         settings["variants"] = args.variants
@@ -189,9 +189,9 @@ def detection_of(evaluator) -> tuple[tuple, str]:
 
 
 def save(path: Path, content: bytes) -> None:
-    from person_search.evaluation.predictions import write_atomically
+    from person_search.utils.files import write_atomically
 
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, content)
     print(path)
 
 

@@ -66,8 +66,8 @@ def load_records(dataset: str, image_root: Path | None) -> list[dict]:
 
 def visualize(args: argparse.Namespace) -> None:
     """Writes one PNG per chosen record."""
-    from person_search.evaluation.predictions import write_atomically
     from person_search.search import read_picture
+    from person_search.utils.files import write_atomically
     from person_search.vis import draw_record, encode_picture
 
     records = load_records(args.dataset, args.image_root)
@@ -77,7 +77,7 @@ def visualize(args: argparse.Namespace) -> None:
         picture = draw_record(read_picture(record["file_name"]), record, args.long_side)
         content = encode_picture(picture, ".png")
         path = args.output / f"{name}_{record['image_id']:06d}.png"
-        write_atomically(path, lambda file, content=content: file.write(content))
+        write_atomically(path, content)
         print(path)
 
 

@@ -154,9 +154,9 @@ def persons_among(boxes, scores, score_thresh: float, nms_thresh: float) -> list
 
 def write(path: Path, content: bytes) -> None:
     """Writes a file completely or not at all."""
-    from person_search.evaluation.predictions import write_atomically
+    from person_search.utils.files import write_atomically
 
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, content)
 
 
 def main() -> int:

@@ -272,12 +272,12 @@ def with_detections(cfg, path, subject, model):
 
 def write(path: Path, sheet):
     """Writes a PNG completely or not at all, says where, and returns the sheet."""
-    from person_search.evaluation.predictions import write_atomically
+    from person_search.utils.files import write_atomically
     from person_search.vis import encode_picture
 
     path.parent.mkdir(parents=True, exist_ok=True)
     content = encode_picture(sheet, path.suffix, max_bytes=3_000_000)
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, content)
     print(path, flush=True)
     return sheet
 

@@ -51,13 +51,13 @@ def visualize(args: argparse.Namespace) -> None:
     from person_search.config import build_config
     from person_search.data import register_config_datasets
     from person_search.evaluation import PersonSearchEvaluator, chance_level
-    from person_search.evaluation.predictions import write_atomically
     from person_search.search import (
         describe_options,
         describe_outcome,
         draw_checked_search,
         rank_query,
     )
+    from person_search.utils.files import write_atomically
     from person_search.vis import encode_picture
 
     cfg = build_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
@@ -82,12 +82,12 @@ def visualize(args: argparse.Namespace) -> None:
         )  # fmt: skip
         path = args.output / f"search_{number}.jpg"
         content = encode_picture(sheet, ".jpg")
-        write_atomically(path, lambda file, content=content: file.write(content))
+        write_atomically(path, content)
         print(f"{path}: query {protocol.queries[query].query_id}, {kind}. {outcome}")
     topk = evaluator.settings.topk
     chance = chance_level(protocol, evaluator.predictions, topk=topk, options=options)
     text = json.dumps(chance, indent=2) + "\n"
-    write_atomically(args.output / "chance.json", lambda file: file.write(text.encode()))
+    write_atomically(args.output / "chance.json", text.encode())
     print(f"{args.output / 'chance.json'}: search mAP by chance {chance['mAP']:.1f} %")
 
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from person_search.modeling import SwinWeightsError, adapt_swin_weights
+from person_search.utils.files import write_atomically
 
 TEMPORARY_SUFFIX = ".incomplete"
 _NUM_EXAMPLES = 5
@@ -92,7 +93,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._write(path, lambda file: file.write(last_filename_basename.encode()))
 
     def _write(self, path: str, writer: Callable[[BinaryIO], Any]) -> None:
-        write_atomically(self.path_manager.get_local_path(path), writer)
+        write_safely(self.path_manager.get_local_path(path), writer)
 
     # ---- reading -----------------------------------------------------------------------------
     def load(
@@ -246,30 +247,18 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return ""
 
 
-def write_atomically(path: str, writer: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file completely or not at all.
+def write_safely(path: str, write: bytes | Callable[[BinaryIO], Any]) -> None:
+    """Writes a file completely or not at all, and onto the disk; see ``write_atomically``.
 
-    Args:
-        path: replaced at the very end, after the new content has reached the disk.
-        writer: gets a binary file to write to.
+    What a killed process leaves behind has a name of its own, by which the next run finds it.
 
     Raises:
         CheckpointWriteError: writing failed; ``path`` is as before.
     """
-    temporary = path + TEMPORARY_SUFFIX
     try:
-        with open(temporary, "wb") as file:
-            writer(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(os.path.dirname(path))
+        write_atomically(path, write, durable=True, temporary=path + TEMPORARY_SUFFIX)
     except (OSError, RuntimeError) as e:  # torch reports a failed write as RuntimeError
-        _remove(temporary)
         raise CheckpointWriteError(_describe_write_failure(path, e)) from e
-    except BaseException:  # an interrupt: leave no litter
-        _remove(temporary)
-        raise
 
 
 def is_intact(path: str) -> bool:
@@ -329,13 +318,3 @@ def _describe_write_failure(path: str, error: BaseException) -> str:
 def _remove(path: str) -> None:
     with suppress(OSError):
         os.remove(path)
-
-
-def _sync_folder(folder: str) -> None:
-    """Makes a rename durable; not every file system can, and none needs it to be consistent."""
-    with suppress(OSError):
-        descriptor = os.open(folder or ".", os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from person_search.engine.checkpoint import CheckpointWriteError, write_atomically
+from person_search.engine.checkpoint import CheckpointWriteError, write_safely
 
 _NUM_EXAMPLES = 5
 _ADVICE = (
@@ -161,7 +161,7 @@ def _write(path: str, record: dict[str, Any]) -> str:
     text = json.dumps(record, indent=2, allow_nan=False)
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_safely(path, text.encode())
     except (CheckpointWriteError, OSError) as e:
         return str(e)
     return ""

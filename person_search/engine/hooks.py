@@ -19,7 +19,7 @@ from person_search.data.samplers import ResumableBatchSampler
 from person_search.engine.checkpoint import (
     AtomicCheckpointer,
     CheckpointWriteError,
-    write_atomically,
+    write_safely,
 )
 from person_search.engine.divergence import (
     all_finite,
@@ -219,9 +219,7 @@ class BestModelCheckpointer(HookBase):
         record = {"metric": self.metric, "value": value, "iteration": iteration}
         try:
             self.checkpointer.save(self.NAME, iteration=iteration)
-            write_atomically(
-                self._record_path(), lambda file: file.write(json.dumps(record).encode())
-            )
+            write_safely(self._record_path(), json.dumps(record).encode())
         except CheckpointWriteError as e:
             # The old value stays, so that the next better model is saved.
             logging.getLogger(__name__).error("%s The training goes on.", e)

@@ -25,7 +25,7 @@ from person_search.data import build_mapper
 from person_search.engine.checkpoint import (
     AtomicCheckpointer,
     CheckpointWriteError,
-    write_atomically,
+    write_safely,
 )
 from person_search.engine.ema import AveragedWeights, EMAHook
 from person_search.engine.hooks import BestModelCheckpointer, ResumableCheckpointer
@@ -189,7 +189,7 @@ class PersonSearchTrainer(DefaultTrainer):
             text = json.dumps(record, indent=2, default=float)
             path = os.path.join(cfg.OUTPUT_DIR, "results.json")
             try:
-                write_atomically(path, lambda file: file.write(text.encode()))
+                write_safely(path, text.encode())
             except CheckpointWriteError as e:  # the figures are in the log; a training goes on
                 logging.getLogger(__name__).error("%s", e)
         return results

@@ -5,6 +5,7 @@ from person_search.evaluation.chance import chance_level
 from person_search.evaluation.detection_metrics import evaluate_detection
 from person_search.evaluation.evaluator import PersonSearchEvaluator
 from person_search.evaluation.options import SearchOptions
+from person_search.evaluation.prediction_file import read_predictions, write_predictions
 from person_search.evaluation.predictions import PooledPredictions
 from person_search.evaluation.search_metrics import SearchScores, evaluate_search, rank_gallery
 from person_search.evaluation.settings import EvaluationSettings
@@ -19,4 +20,6 @@ __all__ = [
     "evaluate_detection",
     "evaluate_search",
     "rank_gallery",
+    "read_predictions",
+    "write_predictions",
 ]

@@ -24,6 +24,7 @@ from person_search.evaluation.collector import PredictionCollector
 from person_search.evaluation.detection_metrics import evaluate_detection
 from person_search.evaluation.ground_truth import GroundTruth, collect_ground_truth
 from person_search.evaluation.options import Section
+from person_search.evaluation.prediction_file import read_predictions, write_predictions
 from person_search.evaluation.prediction_fit import fit_to_dataset
 from person_search.evaluation.predictions import PooledPredictions, find_rows, pool_predictions
 from person_search.evaluation.protocol_index import check_protocol
@@ -254,7 +255,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
 
     def save_predictions(self, path: str | os.PathLike) -> None:
         """Writes the pooled predictions, see ``docs/predictions_format.md``."""
-        self.predictions.save(path)
+        write_predictions(self.predictions, path)
 
     def load_predictions(self, path: str | os.PathLike) -> None:
         """Takes over saved predictions; :meth:`score` then gives the figures without a model.
@@ -263,9 +264,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
             ValueError: the file is broken, belongs to other images, was cut at a higher score, or
                 lacks the embeddings of queries or true boxes where they are needed.
         """
-        loaded = fit_to_dataset(
-            PooledPredictions.load(path), self.ground_truth, self._dataset_name, path
-        )
+        loaded = fit_to_dataset(read_predictions(path), self.ground_truth, self._dataset_name, path)
         wanted = self.settings.score_thresh
         if loaded.info.get("score_thresh", wanted) > wanted:
             raise ValueError(

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from person_search.evaluation.predictions import PooledPredictions, write_atomically
+from person_search.evaluation.predictions import PooledPredictions
+from person_search.utils.files import write_atomically
 
 FORMAT = "person_search_predictions"
 FORMAT_VERSION = 1

@@ -9,11 +9,8 @@ score *other* boxes in the same way, put them in place of the detections, as
 ``docs/predictions_format.md``.
 """
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,43 +131,10 @@ class PooledPredictions:
         """Positions of ``query_ids`` among the queries; ValueError naming ``where`` if missing."""
         return find_rows(self.query_ids, query_ids, "query_id", where)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes one ``.npz`` file, whole or not at all; see ``docs/predictions_format.md``."""
-        from person_search.evaluation.prediction_file import write_predictions
-
-        write_predictions(self, path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "PooledPredictions":
-        """Reads what :meth:`save` or another program wrote, and checks it.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no predictions file, or its content cannot be right.
-        """
-        from person_search.evaluation.prediction_file import read_predictions
-
-        return read_predictions(path)
-
 
 def _check_offsets(name: str, offsets: np.ndarray, total: int) -> None:
     if offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
         raise ValueError(f"predictions: '{name}' must rise from 0 to {total}, the number of boxes")
-
-
-def write_atomically(path: str | os.PathLike, write: Any) -> None:
-    """Calls ``write(file)`` on a temporary file beside ``path`` and renames it when complete."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.chmod(temporary, 0o644)  # mkstemp allows the owner only
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 _LOOKED_UP_AT_ONCE = 1 << 20

@@ -10,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from person_search.evaluation.predictions import write_atomically
+from person_search.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def results_table(results: Results) -> str:
 def write_results(path: Path, content: dict[str, Any]) -> None:
     """Writes a results file as JSON; an undefined figure (nan) becomes null."""
     text = json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, text.encode())
 
 
 def try_to_write(path: Path, write: Callable[[Path], None]) -> bool:

@@ -23,7 +23,7 @@ import numpy as np
 
 from person_search.search.errors import GalleryError
 from person_search.search.exact import best_rows
-from person_search.search.store import write_synced
+from person_search.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +183,8 @@ def build_index(
     os.replace(folder / f".{file}", folder / file)
     rows = {name: len(part) for name, part in zip(segments, parts, strict=True)}
     description = IndexDescription(file, rows, cells, probes, round(recall, 4))
-    write_synced(folder / DESCRIPTION, (json.dumps(asdict(description), indent=2) + "\n").encode())
+    text = json.dumps(asdict(description), indent=2) + "\n"
+    write_atomically(folder / DESCRIPTION, text.encode(), durable=True)
     for path in [*folder.glob("index-*.faiss"), *folder.glob(".index-*.faiss")]:
         if path.name != file:
             path.unlink()

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from person_search.data import BadImageError
-from person_search.evaluation.predictions import write_atomically
 from person_search.search.errors import UnsafePathError
 from person_search.search.gallery import Gallery
 from person_search.search.query import QueryPerson
 from person_search.search.sheets import QUERY_TITLE
 from person_search.search.table import Match, SearchFilter, count, format_time
+from person_search.utils.files import write_atomically
 from person_search.vis import SheetCell, draw_search_sheet, encode_picture
 from person_search.vis.html_report import ReportCell, html_report
 from person_search.vis.search_sheet import MAX_QUERY_CROPS
@@ -71,7 +71,7 @@ def write_results(result: SearchResult, folder: Path, shown: int) -> list[Path]:
         REPORT: _report(result, scenes).encode(),
     }
     for name, content in contents.items():
-        write_atomically(folder / name, lambda file, content=content: file.write(content))
+        write_atomically(folder / name, content)
     return [folder / name for name in contents]
 
 

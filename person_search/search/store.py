@@ -23,6 +23,7 @@ from person_search.search.errors import GalleryError, UnsafePathError
 from person_search.search.file_lock import FileLock
 from person_search.search.identity import ModelIdentity
 from person_search.search.segment import Entry, SegmentContents, SegmentWriter, read_segment
+from person_search.utils.files import write_atomically
 
 MANIFEST, LOCK, SEGMENTS = "gallery.json", "gallery.lock", "segments"
 FORMAT, VERSION = "person-search gallery", 1
@@ -94,7 +95,7 @@ class GalleryStore:
                     f"'{folder}' is not empty (there is '{sorted(others)[0]}') and no gallery; "
                     "give a new folder for the gallery, beside that of the pictures."
                 )
-            write_synced(folder / MANIFEST, _dump(Manifest(dim, model)))
+            write_atomically(folder / MANIFEST, _dump(Manifest(dim, model)), durable=True)
         return cls(folder)
 
     @classmethod
@@ -127,7 +128,7 @@ class GalleryStore:
     def replace_manifest(self, **changes: object) -> None:
         """Writes the manifest with some fields changed; the caller holds the lock."""
         self.manifest = replace(self.manifest, **changes)  # type: ignore[arg-type]
-        write_synced(self.folder / MANIFEST, _dump(self.manifest))
+        write_atomically(self.folder / MANIFEST, _dump(self.manifest), durable=True)
 
     def add_root(self, root: Path) -> int:
         """The index of a folder of pictures, which is added if it is new; needs the lock."""
@@ -268,25 +269,6 @@ def live_entries(segments: Sequence[SegmentContents]) -> list[list[Entry]]:
         [segment.entries[line] for line in sorted(lines)]
         for segment, lines in zip(segments, kept, strict=True)
     ]
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Replaces a file as a whole; after a crash there is the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _dump(manifest: Manifest) -> bytes:

@@ -13,7 +13,7 @@ import pytest
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from person_search.evaluation import PersonSearchEvaluator
+from person_search.evaluation import PersonSearchEvaluator, write_predictions
 
 from .cases import random_case, registered
 from .slow_reference import search_reference
@@ -39,7 +39,7 @@ def case():
 def file(case, tmp_path) -> Path:
     p = with_gt(case)
     path = tmp_path / "mine_predictions.npz"
-    dataclasses.replace(p, info={"dataset": NAME, "score_thresh": 0.0}).save(path)
+    write_predictions(dataclasses.replace(p, info={"dataset": NAME, "score_thresh": 0.0}), path)
     return path
 
 
@@ -82,7 +82,7 @@ def test_table_of_the_default_protocol(run, file):
 def test_several_files_protocols_and_options_with_plots(run, file, case, tmp_path):
     other = tmp_path / "b.npz"
     p = dataclasses.replace(with_gt(case), info={"dataset": NAME})
-    dataclasses.replace(p, reid_feats=-p.reid_feats).save(other)
+    write_predictions(dataclasses.replace(p, reid_feats=-p.reid_feats), other)
     out = tmp_path / "out"
     code, printed, errors = run(
         file, other, "--names", "mine", "theirs", "--protocols", "every", "--variants", "cbgm",
@@ -165,6 +165,6 @@ def test_wrong_use(run, file, arguments, text, monkeypatch):
 
 def test_a_file_of_nobody_knows_what(run, case, tmp_path):
     path = tmp_path / "p.npz"
-    case.pooled().save(path)  # made on 'case'
+    write_predictions(case.pooled(), path)  # made on 'case'
     code, _, errors = run(path)
     assert code == 2 and "there is no test set 'case'" in errors and "--dataset" in errors

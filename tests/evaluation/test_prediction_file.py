@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from person_search.evaluation import PersonSearchEvaluator, PooledPredictions
+from person_search.evaluation import PersonSearchEvaluator, read_predictions
 
 from .cases import random_case, registered
 
@@ -195,4 +195,4 @@ def test_true_boxes_in_another_order_are_refused(case, tmp_path):
 def test_a_single_array_is_no_file_of_predictions(tmp_path):
     np.save(tmp_path / "p.npy", np.zeros(3))
     with pytest.raises(ValueError, match="it holds a single array"):
-        PooledPredictions.load(tmp_path / "p.npy")
+        read_predictions(tmp_path / "p.npy")

@@ -6,12 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from person_search.evaluation import PooledPredictions, evaluate_search
+from person_search.evaluation import evaluate_search, read_predictions, write_predictions
 from person_search.evaluation.prediction_file import ARRAY_NAMES
 from person_search.evaluation.predictions import (
     find_rows,
     pool_predictions,
-    write_atomically,
 )
 
 from .cases import random_case
@@ -67,8 +66,8 @@ def test_saved_file_gives_the_same_figures(tmp_path):
     case = random_case(2)
     pooled = case.pooled()
     path = tmp_path / "new" / "predictions.npz"
-    pooled.save(path)
-    loaded = PooledPredictions.load(path)
+    write_predictions(pooled, path)
+    loaded = read_predictions(path)
     for name in ARRAY_NAMES:
         np.testing.assert_array_equal(getattr(loaded, name), getattr(pooled, name))
     assert loaded.info == pooled.info
@@ -80,42 +79,28 @@ def test_saved_file_gives_the_same_figures(tmp_path):
 
 def test_loading_refuses_other_files(tmp_path):
     with pytest.raises(FileNotFoundError):
-        PooledPredictions.load(tmp_path / "none.npz")
+        read_predictions(tmp_path / "none.npz")
     for name, content in (("text.npz", b"hello"), ("empty.npz", b"")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name} is not a complete predictions file"):
-            PooledPredictions.load(tmp_path / name)
+            read_predictions(tmp_path / name)
     np.savez(tmp_path / "other.npz", boxes=np.zeros(3))
     with pytest.raises(ValueError, match="other.npz is not a complete predictions file"):
-        PooledPredictions.load(tmp_path / "other.npz")
+        read_predictions(tmp_path / "other.npz")
     whole = tmp_path / "whole.npz"
-    random_case(2).pooled().save(whole)
+    write_predictions(random_case(2).pooled(), whole)
     (tmp_path / "cut.npz").write_bytes(whole.read_bytes()[:500])
     with pytest.raises(ValueError, match="cut.npz is not a complete"):
-        PooledPredictions.load(tmp_path / "cut.npz")
+        read_predictions(tmp_path / "cut.npz")
 
 
 def test_loading_refuses_another_version(tmp_path, monkeypatch):
     path = tmp_path / "new.npz"
     monkeypatch.setattr("person_search.evaluation.prediction_file.FORMAT_VERSION", 99)
-    random_case(2).pooled().save(path)
+    write_predictions(random_case(2).pooled(), path)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="99.*expected.*Run the evaluation again"):
-        PooledPredictions.load(path)
-
-
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def write(file):
-        file.write(b"half")
-        raise OSError("No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, write)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+        read_predictions(path)
 
 
 def test_cut_at_a_higher_score():

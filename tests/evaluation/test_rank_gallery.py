@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from person_search.evaluation import PersonSearchEvaluator, SearchOptions
+from person_search.evaluation import PersonSearchEvaluator, SearchOptions, write_predictions
 from person_search.evaluation.options import OPTION_VALUES, CbgmSettings
 from person_search.evaluation.search_metrics import evaluate_searches
 from person_search.search import rank_query
@@ -78,7 +78,9 @@ def test_lists_of_an_evaluation(tmp_path):
         judge = PersonSearchEvaluator(
             name, protocols=["listed", "all", "others"], variants=variants, score_thresh=0.0
         )
-        dataclasses.replace(with_gt(case), info={"dataset": name}).save(tmp_path / "p.npz")
+        write_predictions(
+            dataclasses.replace(with_gt(case), info={"dataset": name}), tmp_path / "p.npz"
+        )
         judge.load_predictions(tmp_path / "p.npz")
         judge.score()
         assert len(judge.sections) == 27

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tiny_model import register_tiny_dataset, tiny_cfg, tiny_protocol, unregister_dataset
 
-from person_search.evaluation import PooledPredictions, chance_level
+from person_search.evaluation import PooledPredictions, chance_level, write_predictions
 
 DATASET = "tiny_for_pictures"
 
@@ -46,7 +46,7 @@ def perfect_predictions(records: list[dict], dataset: str = DATASET) -> PooledPr
 def visualize(run_tool, records, tmp_path) -> Callable[..., int]:
     """Returns ``run(*more)``: tools/visualize_search.py on predictions without a mistake."""
     (tmp_path / "config.yaml").write_text(tiny_cfg(tmp_path, DATASET).dump())
-    perfect_predictions(records).save(tmp_path / "p.npz")
+    write_predictions(perfect_predictions(records), tmp_path / "p.npz")
 
     def run(*more: object, predictions: str = "p.npz") -> int:
         return run_tool(
@@ -90,7 +90,7 @@ def test_another_section(visualize, records, tmp_path, capsys) -> None:
         "gt_boxes": predictions.boxes,
         "gt_feats": np.roll(predictions.reid_feats, 1, axis=1),  # all look like somebody else
     }
-    PooledPredictions(**{**vars(predictions), **gt}).save(tmp_path / "gt.npz")
+    write_predictions(PooledPredictions(**{**vars(predictions), **gt}), tmp_path / "gt.npz")
     assert visualize("--protocol", "all", "--variant", "cws+cbgm", predictions="gt.npz") == 0
     printed = capsys.readouterr().out
     assert "success" in printed and "other people of the query's picture" in printed
@@ -103,7 +103,9 @@ def test_another_section(visualize, records, tmp_path, capsys) -> None:
 def test_a_failure_is_called_one(visualize, records, tmp_path, capsys) -> None:
     predictions = perfect_predictions(records)
     wrong = np.roll(predictions.query_feats, 1, axis=1)  # every query looks like somebody else
-    PooledPredictions(**{**vars(predictions), "query_feats": wrong}).save(tmp_path / "wrong.npz")
+    write_predictions(
+        PooledPredictions(**{**vars(predictions), "query_feats": wrong}), tmp_path / "wrong.npz"
+    )
     assert visualize(predictions="wrong.npz") == 0
     printed = capsys.readouterr().out
     assert "failure" in printed and "success" not in printed

@@ -9,13 +9,14 @@ Each file holds the fingerprint of its sources: names, lengths in bytes and time
 import hashlib
 import logging
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from person_search.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -70,20 +71,10 @@ def write_cache(root: Path, name: str, key: str, arrays: dict[str, np.ndarray]) 
     problem = None
     for path in cache_paths(root, name):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # several processes may do this at once: each writes its own file, the last rename wins
-            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        except OSError as e:
-            problem = e
-            continue
-        try:
-            with os.fdopen(handle, "wb") as f:
-                np.savez(f, **members)
-            os.replace(temporary, path)
+            write_atomically(path, lambda file: np.savez(file, **members))
             return path
         except OSError as e:
             problem = e
-            Path(temporary).unlink(missing_ok=True)
     logger.warning(
         f"cannot keep {name} of {root} for the next run ({problem}); "
         "set PERSON_SEARCH_CACHE to a writable folder to save the time of reading it again"

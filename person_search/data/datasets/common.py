@@ -6,8 +6,6 @@ in an image). It is collected, not raised; what cannot be coped with raises ``Va
 """
 
 import logging
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -169,23 +167,3 @@ def check_split(split: str) -> None:
     """Raises ``ValueError`` unless ``split`` is ``train`` or ``test``."""
     if split not in ("train", "test"):
         raise ValueError(f"unknown split {split!r}; allowed: 'train', 'test'")
-
-
-def write_whole_file(path: Path, parts: Iterable[str]) -> None:
-    """Writes text to a file that is either complete or not there; folders are made.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(parts)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

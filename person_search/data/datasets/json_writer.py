@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from person_search.data.datasets.common import write_whole_file
 from person_search.data.datasets.json_tables import RULE_PROTOCOLS
 from person_search.schema import PERSON_CATEGORY_ID, UNLABELED_PID, SearchProtocol
+from person_search.utils.files import write_atomically
 
 _LISTS = ("persons", "images", "annotations", "queries")
 _CATEGORY = PERSON_CATEGORY_ID + 1  # COCO counts categories from 1
@@ -186,4 +186,4 @@ def write_document(path: str | Path, document: Mapping) -> None:
             opening = ","
         yield "\n}\n"
 
-    write_whole_file(Path(path), lines())
+    write_atomically(path, lambda file: file.writelines(line.encode() for line in lines()))

@@ -16,7 +16,7 @@ from . import matlab
 from .config import SyntheticConfig
 from .plan import TWINS_PER_TEST_SET, Cast, PicturePlan, generator, make_casts, plan_split
 from .scene import DrawnPerson, SceneSpec
-from .store import draw_pictures, write_atomically
+from .store import draw_pictures, write_data_set
 
 STREAM = 1
 _SUBSET_GALLERY = 100
@@ -63,7 +63,7 @@ def write_cuhk_sysu(
     def fill(folder: Path) -> dict:
         return _write(folder, cfg, workers, progress)
 
-    return write_atomically(Path(root), cfg.fingerprint("CUHK-SYSU"), dataclasses.asdict(cfg), fill)
+    return write_data_set(Path(root), cfg.fingerprint("CUHK-SYSU"), dataclasses.asdict(cfg), fill)
 
 
 def _write(folder: Path, cfg: SyntheticConfig, workers: int, progress: bool) -> dict:

@@ -12,7 +12,7 @@ from .config import SyntheticConfig
 from .cuhk_sysu import attributes
 from .plan import PicturePlan, generator, make_casts, plan_split
 from .scene import DrawnPerson, SceneSpec
-from .store import draw_pictures, write_atomically
+from .store import draw_pictures, write_data_set
 
 STREAM = 2
 CAMERAS = 6
@@ -51,7 +51,7 @@ def write_prw(
     def fill(folder: Path) -> dict:
         return _write(folder, cfg, workers, progress)
 
-    return write_atomically(Path(root), cfg.fingerprint("PRW"), dataclasses.asdict(cfg), fill)
+    return write_data_set(Path(root), cfg.fingerprint("PRW"), dataclasses.asdict(cfg), fill)
 
 
 def frame_size(cfg: SyntheticConfig, camera: int) -> tuple[int, int]:

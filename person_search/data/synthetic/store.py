@@ -54,7 +54,7 @@ def is_complete(root: Path, fingerprint: str) -> bool:
     return all(manifest.get(key) == value for key, value in measured.items())
 
 
-def write_atomically(
+def write_data_set(
     root: Path, fingerprint: str, options: dict, fill: Callable[[Path], dict]
 ) -> bool:
     """Has ``fill`` write the set, unless it is there.
