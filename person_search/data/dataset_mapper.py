@@ -183,7 +183,7 @@ class PersonSearchMapper:
 
     def _count_bad(self, name: str, error: Exception) -> None:
         """Logs a skipped picture; gives up where nothing can be read any more."""
-        logger.warning(f"skipping the image {name}, which cannot be read: {error}")
+        logger.warning(f"skipping the image {name}, which cannot be read: {plain_reason(error)}")
         self._bad_in_a_row += 1
         if self._bad_in_a_row >= _MAX_BAD_IN_A_ROW:
             raise BadImageError(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from detectron2.data import detection_utils
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 READ_ERRORS = (
     OSError,
@@ -117,5 +117,13 @@ def look_at_picture(path: str, decode: bool = False) -> PictureState:
 
 
 def plain_reason(error: Exception) -> str:
-    """Returns the text of a reading error, without the address of an object in it."""
-    return str(error).partition(" <")[0] or type(error).__name__
+    """Returns why a picture cannot be read, in words for its owner and without its name."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no picture of a known format, or its beginning is damaged"
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            f"it claims to have more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} million "
+            "pixels, which would fill the memory"
+        )
+    text = str(error).partition(" <")[0] or type(error).__name__
+    return f"it is cut short ({text})" if "truncated" in text.lower() else text

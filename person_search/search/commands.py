@@ -14,7 +14,7 @@ from person_search.engine import friendly_errors, launch
 from person_search.search.approximate import build_index, read_description
 from person_search.search.errors import GalleryError
 from person_search.search.gallery import Gallery
-from person_search.search.indexing import IndexReport, index_pictures
+from person_search.search.indexing import index_pictures
 from person_search.search.maintenance import compact, verify
 from person_search.search.page import server
 from person_search.search.page.session import PageSession
@@ -32,7 +32,8 @@ from person_search.search.sources import (
     read_table,
 )
 from person_search.search.store import GalleryStore
-from person_search.search.table import SearchFilter, format_time
+from person_search.search.table import SearchFilter, count, format_time
+from person_search.search.wording import describe_query, describe_run, match_lines
 
 FAULTS = 2
 """Exit status of ``verify`` if something is wrong."""
@@ -85,24 +86,6 @@ def _index_worker(args: argparse.Namespace, listing: Listing, options: IndexOpti
         print(args.gallery)
 
 
-def describe_run(report: IndexReport, listing: Listing) -> str:
-    """A run of ``index`` in a few lines."""
-    speed = report.pictures / report.seconds if report.seconds > 0 else 0.0
-    lines = [
-        f"{report.pictures} pictures with {report.persons} persons added in {report.seconds:.1f} s "
-        f"({speed:.2f} per second); {report.unchanged} files were there already."
-    ]
-    if report.removed:
-        lines.append(f"{report.removed} pictures taken out, their files being gone.")
-    if report.failed or report.left_out:
-        lines.append(f"{len(report.failed)} files could not be read, {len(report.left_out)} links "
-                     "were left out.")  # fmt: skip
-        lines += [f"  {path}" for path in [*report.failed, *report.left_out][:20]]
-    if listing.others:
-        lines.append(f"{listing.others} other files were not looked at.")
-    return "\n".join(lines)
-
-
 def run_query(args: argparse.Namespace) -> int:
     """Searches, writes the results and prints the best matches."""
     wanted = SearchFilter(
@@ -113,12 +96,13 @@ def run_query(args: argparse.Namespace) -> int:
     )
     for path, box in zip(args.query, args.box or [], strict=False):  # before the model is built
         height, width = read_picture(path).shape[:2]
-        clip_box(box, width, height)
+        clip_box(box, width, height, path)
     gallery = Gallery.open(args.gallery)
     _check_cameras(gallery, wanted)
     searcher = PersonSearcher.from_config(build_config(args.config_file, args.opts), args.weights)
     gallery.store.manifest.model.require(searcher.identity, args.gallery)
     queries = _find_queries(args, searcher)
+    print("\n".join(map(describe_query, queries)))
     matches = gallery.search(
         fuse([query.reid_feat for query in queries]),
         args.top,
@@ -135,14 +119,12 @@ def run_query(args: argparse.Namespace) -> int:
         "since": None if wanted.since is None else format_time(wanted.since),
         "until": None if wanted.until is None else format_time(wanted.until),
     }
-    result = SearchResult(queries, gallery, matches, settings)
+    result = SearchResult(queries, gallery, matches, settings, wanted)
     files = write_results(result, args.output, args.show)
-    for match in matches[: args.show]:
-        frame = "" if match.offset is None else f" at {match.offset:.1f} s"
-        print(f"{match.rank:3d}  similarity {match.sim:6.3f}  {match.path}{frame}")
+    lines = match_lines(matches, args.show)
     if not matches:
-        print(f"Nobody was found in {result.describe()}{_why_nobody(gallery, wanted)}")
-    print("\n".join(map(str, files)))
+        lines = [f"Nobody was found in {result.describe()}{_why_nobody(gallery, wanted)}"]
+    print("\n".join([*lines, *map(str, files)]))
     return 0
 
 
@@ -162,18 +144,23 @@ def _find_queries(args: argparse.Namespace, searcher: PersonSearcher) -> list[Qu
 def _check_cameras(gallery: Gallery, wanted: SearchFilter) -> None:
     unknown = sorted(wanted.cameras - set(gallery.pictures.camera_names))
     if unknown:
-        known = [name for name in gallery.pictures.camera_names if name]
+        known = ", ".join(name for name in gallery.pictures.camera_names if name)
         raise ValueError(f"--camera {unknown[0]}: the gallery knows {known or 'no camera'}.")
 
 
 def _why_nobody(gallery: Gallery, wanted: SearchFilter) -> str:
     if not len(gallery):
+        if gallery.failed and not len(gallery.pictures):
+            return (
+                f": the gallery is empty, and {count(len(gallery.failed), 'file')} could not be "
+                "read. 'person-search index --retry' names them."
+            )
         return (
             ": the gallery is empty. A lower TEST.PERSON_SEARCH.SCORE_THRESH, for 'index' into a "
             "new gallery, finds more."
         )
     if wanted != SearchFilter():
-        return " with these filters."
+        return "."
     return " besides the query's own picture (--include-own searches that, too)."
 
 
@@ -200,10 +187,10 @@ def run_info(args: argparse.Namespace) -> int:
     known_times = table.times[table.times == table.times]
     description = read_description(store.folder)
     facts = [
-        ("pictures and frames", f"{len(table)} ({len(gallery.failed)} files unreadable)"),
+        ("pictures and frames", f"{len(table)} ({count(len(gallery.failed), 'file')} unreadable)"),
         ("persons", f"{len(gallery)} ({rows - len(gallery)} of replaced or removed pictures)"),
         ("embeddings", f"length {manifest.dim}, {4 * rows * manifest.dim / 1e6:.1f} MB"),
-        ("on disk", f"{size / 1e6:.1f} MB in {len(manifest.segments)} segment(s)"),
+        ("on disk", f"{size / 1e6:.1f} MB in {count(len(manifest.segments), 'segment')}"),
         ("model", f"{manifest.model.architecture}, weights {manifest.model.weights[:12]}"),
         *(("folder", str(store.root_path(root))) for root in range(len(manifest.roots))),
         ("cameras", ", ".join(name for name in table.camera_names if name) or "unknown"),
@@ -233,7 +220,7 @@ def run_verify(args: argparse.Namespace) -> int:
     problems = verify(GalleryStore(args.gallery))
     for problem in problems:
         print(problem)
-    print(f"{len(problems)} problem(s)." if problems else "Everything is as it was written.")
+    print(f"{count(len(problems), 'problem')}." if problems else "Everything is as it was written.")
     return FAULTS if problems else 0
 
 
@@ -244,8 +231,8 @@ def run_compact(args: argparse.Namespace) -> int:
     for problem in report.damaged:
         print(f"Lost: {problem}")
     print(
-        f"{report.pictures} pictures with {report.persons} persons kept, {report.dropped_rows} "
-        "persons of replaced, removed or damaged pictures dropped."
+        f"{count(report.pictures, 'picture')} with {count(report.persons, 'person')} kept, "
+        f"{count(report.dropped_rows, 'person')} of replaced, removed or damaged pictures dropped."
     )
     if args.index:
         gallery = Gallery(store)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from detectron2.utils import comm
-from tqdm import tqdm
 
 from person_search.data import BadImageError
 from person_search.search.approximate import build_index, read_description
@@ -24,6 +23,7 @@ from person_search.search.gallery import APPROXIMATE_FROM, Gallery
 from person_search.search.pictures import read_picture
 from person_search.search.planning import IndexOptions, Plan, Task, make_plan, origin_of_frame
 from person_search.search.prefetch import read_ahead
+from person_search.search.progress import Progress
 from person_search.search.searcher import PersonSearcher
 from person_search.search.segment import END_OF_VIDEO, Entry, SegmentWriter
 from person_search.search.sources import Listing
@@ -82,7 +82,7 @@ def index_pictures(
         folder: of the gallery.
         listing: see ``find_sources``; of the first process.
         options: how.
-        progress: whether to show a progress bar; None: if the program runs in a terminal.
+        progress: whether to show a progress bar; None: in a terminal, and lines in a log elsewhere.
 
     Returns:
         What all processes together have done.
@@ -147,14 +147,8 @@ def _work(
         count_samples(task.source.file, options.every) if task.source.is_video else 1
         for task in tasks
     )
-    bar = tqdm(
-        total=total,
-        desc="index" if len(plan.segments) == 1 else f"index (1 of {len(plan.segments)} processes)",
-        unit="picture",
-        disable=None if progress is None and comm.is_main_process()
-        else not (progress and comm.is_main_process()),
-    )  # fmt: skip
-    with bar:
+    name = "index" if len(plan.segments) == 1 else f"index (1 of {len(plan.segments)} processes)"
+    with Progress(total, name, progress if comm.is_main_process() else False) as bar:
         for read in read_ahead(_read_all(tasks, plan.run, searcher.image_format, options)):
             if read.entry.error:
                 report.failed[read.file] = read.entry.error

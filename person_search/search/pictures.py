@@ -33,32 +33,43 @@ def read_picture(path: str | os.PathLike, image_format: str = "RGB") -> np.ndarr
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no picture '{path}'.")
     try:
+        if os.path.getsize(path) == 0:
+            raise OSError("the file is empty (0 bytes)")
         with Image.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(
                     f"it has {picture.width} x {picture.height} pixels, and at most "
                     f"{MAX_PIXELS // 1_000_000} million are taken"
                 )
+            # the sums of a PNG, which unpacking does not look at
+            picture.verify()
         return read_picture_file(os.fspath(path), image_format)
     except READ_ERRORS as e:
         raise BadImageError(f"cannot read the picture '{path}': {plain_reason(e)}") from e
 
 
-def clip_box(box: Sequence[float] | np.ndarray, width: int, height: int) -> np.ndarray:
+def clip_box(
+    box: Sequence[float] | np.ndarray, width: int, height: int, name: str | os.PathLike = ""
+) -> np.ndarray:
     """The (4,) part of a box that lies in a picture of the given size.
+
+    Args:
+        box: XYXY pixels.
+        width, height: of the picture.
+        name: of the picture, for the message.
 
     Raises:
         ValueError: it has no area, or none of it lies in the picture.
     """
     given = np.asarray(box, np.float64)
+    shown = " ".join(f"{value:g}" for value in given.flat)
     if given.shape != (4,) or not np.isfinite(given).all() or (given[2:] <= given[:2]).any():
-        raise ValueError(
-            f"the box {given.tolist()} has no area; give x1 y1 x2 y2 with x1 < x2 and y1 < y2."
-        )
+        raise ValueError(f"the box {shown} has no area; give x1 y1 x2 y2 with x1 < x2 and y1 < y2.")
     clipped = given.clip(0, [width, height, width, height])
     if (clipped[2:] <= clipped[:2]).any():
+        which = f"the picture '{name}'" if name else "the picture"
         raise ValueError(
-            f"the box {given.tolist()} lies outside the picture, which is {width} x {height} "
-            "pixels (width x height)."
+            f"the box {shown} lies outside {which}, which is {width} x {height} pixels "
+            "(width x height)."
         )
     return clipped

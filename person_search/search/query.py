@@ -68,7 +68,7 @@ def person_in_box(
         ValueError: the box has no area, or lies outside the picture.
     """
     picture = read_picture(path, searcher.image_format)
-    clipped = clip_box(box, picture.shape[1], picture.shape[0])
+    clipped = clip_box(box, picture.shape[1], picture.shape[0], path)
     (feat,) = searcher.embed_in(picture, [clipped])
     return QueryPerson(os.fspath(path), _as_box(clipped), feat)
 

@@ -18,10 +18,11 @@ from person_search.search.errors import UnsafePathError
 from person_search.search.gallery import Gallery
 from person_search.search.query import QueryPerson
 from person_search.search.sheets import QUERY_TITLE
-from person_search.search.table import Match, format_time
+from person_search.search.table import Match, SearchFilter, count, format_time
 from person_search.utils.files import write_atomically
 from person_search.vis import SheetCell, draw_search_sheet, encode_picture
 from person_search.vis.html_report import ReportCell, html_report
+from person_search.vis.search_sheet import MAX_QUERY_CROPS
 
 RESULTS, SHEET, REPORT = "results.jsonl", "sheet.png", "report.html"
 TITLE = "Who is this, and where else?"
@@ -40,20 +41,20 @@ class SearchResult:
         gallery: what was searched.
         matches: best first.
         settings: how, e.g. the filters; plain types.
+        wanted: the filters.
     """
 
     queries: Sequence[QueryPerson]
     gallery: Gallery
     matches: Sequence[Match]
     settings: dict
+    wanted: SearchFilter = SearchFilter()
 
     def describe(self) -> str:
-        """What was searched, e.g. "12 pictures (34 persons)"."""
-        pictures, persons = len(self.gallery.pictures), len(self.gallery)
-        return (
-            f"{pictures} picture{'' if pictures == 1 else 's'} "
-            f"({persons} person{'' if persons == 1 else 's'})"
-        )
+        """What was searched, e.g. "12 pictures (34 persons), only camera gate"."""
+        pictures = count(len(self.gallery.pictures), "picture")
+        text = f"{pictures} ({count(len(self.gallery), 'person')})"
+        return f"{text}, only {self.wanted.describe()}" if self.wanted.describe() else text
 
 
 def write_results(result: SearchResult, folder: Path, shown: int) -> list[Path]:
@@ -114,19 +115,25 @@ def _sheet(result: SearchResult, scenes: Sequence[np.ndarray | None]):
             np.full((90, 120, 3), 128, np.uint8) if scene is None else scene,
             match.box if scene is not None else (0, 0, 120, 90),
             f"{match.rank}.  similarity {match.sim:.2f}",
-            note=place_of(match) + ("" if scene is not None else " (cannot be read any more)"),
+            note=_note(result.gallery, match)
+            + ("" if scene is not None else " (cannot be read any more)"),
         )
         for match, scene in zip(result.matches, scenes, strict=False)
     ]
-    query = result.queries[0]
     more = len(result.queries) - 1
-    note = query.shown_name + (f" and {more} more" if more else "")
+    note = result.queries[0].shown_name + (f" and {more} more" if more else "")
+    query, *others = [
+        SheetCell(query.read(), query.box, QUERY_TITLE, "query", note=note)
+        for query in result.queries[:MAX_QUERY_CROPS]
+    ]
+    person = "the person searched for" + (f", in {more + 1} pictures" if more else "")
     return draw_search_sheet(
-        SheetCell(query.read(), query.box, QUERY_TITLE, "query", note=note),
+        query,
         cells,
+        more_queries=others,
         title=TITLE,
-        caption=f"Left: the person searched for. Right: in {result.describe()}, those with the "
-        f"most similar person, best first, each with that person enlarged. {HONESTY}",
+        caption=f"Left: {person}. Right: in {result.describe()}, those with the most similar "
+        f"person, best first, each with that person enlarged. {HONESTY}",
     )
 
 
@@ -137,7 +144,10 @@ def _report(result: SearchResult, scenes: Sequence[np.ndarray | None]) -> str:
             query.box,
             query.shown_name,
             f"The person searched for, in {query.shown_name}",
-            [("box", _numbers(query.box))],
+            [
+                *([] if query.score is None else [("detection", f"{query.score:.2f}")]),
+                ("box", _numbers(query.box)),
+            ],
         )
         for query in result.queries
     ]
@@ -147,23 +157,30 @@ def _report(result: SearchResult, scenes: Sequence[np.ndarray | None]) -> str:
             match.box,
             f"{match.rank}.",
             f"Rank {match.rank}: a person in {place_of(match)}, similarity {match.sim:.2f}",
-            _facts(match),
+            _facts(result.gallery, match),
             match.sim,
         )
         for match, scene in zip(result.matches, scenes, strict=False)
     ]
-    searched = f"Searched in {result.describe()}; "
+    searched = f"Searched in {result.describe()}. "
     if len(result.matches) > len(cells):
-        searched += f"the best {len(cells)} of {len(result.matches)} matches are shown. "
+        searched += f"The best {len(cells)} of {len(result.matches)} matches are shown. "
     else:
-        searched += f"{len(cells)} match{'' if len(cells) == 1 else 'es'}. "
+        searched += f"{count(len(cells), 'match', 'matches')}. "
     weights = result.gallery.store.manifest.model.weights[:12]
     footer = f"Gallery {result.gallery.store.folder}, model {weights}."
     return html_report(queries, cells, title=TITLE, summary=searched + HONESTY, footer=footer)
 
 
-def _facts(match: Match) -> list[tuple[str, str]]:
-    facts = [("picture", place_of(match))]
+def _note(gallery: Gallery, match: Match) -> str:
+    """Where and when, in one line."""
+    time = "" if match.time is None else format_time(match.time)
+    facts = (place_of(match, gallery.pictures.paths[match.picture]), match.camera, time)
+    return ", ".join(fact for fact in facts if fact)
+
+
+def _facts(gallery: Gallery, match: Match) -> list[tuple[str, str]]:
+    facts = [("picture", place_of(match, gallery.pictures.paths[match.picture]))]
     if match.time is not None:
         facts.append(("time", format_time(match.time)))
     if match.camera:
@@ -171,9 +188,14 @@ def _facts(match: Match) -> list[tuple[str, str]]:
     return [*facts, ("detection", f"{match.score:.2f}"), ("box", _numbers(match.box))]
 
 
-def place_of(match: Match) -> str:
-    """Name of the picture, or of the video with the time since its start."""
-    name = Path(match.path).name
+def place_of(match: Match, name: str = "") -> str:
+    """Name of the picture, or of the video with the time since its start.
+
+    Args:
+        match: in the picture.
+        name: the picture's, e.g. with its folders; "" for that of its file.
+    """
+    name = name or Path(match.path).name
     if match.offset is None:
         return name
     minutes, seconds = divmod(match.offset, 60)

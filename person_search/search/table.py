@@ -29,6 +29,29 @@ class SearchFilter:
     since: float | None = None
     until: float | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_score <= 1:
+            raise ValueError(f"the lowest score is {self.min_score:g}; scores are from 0 to 1.")
+        if self.since is not None and self.until is not None and self.since > self.until:
+            raise ValueError(
+                f"the time begins at {format_time(self.since)} and ends before that, at "
+                f"{format_time(self.until)}."
+            )
+
+    def describe(self) -> str:
+        """In words, e.g. "camera gate, from 2026-05-01 08:00:00 on"; "" if nothing is asked for."""
+        parts = []
+        if self.cameras:
+            names = sorted(self.cameras)
+            parts.append(f"{'camera' if len(names) == 1 else 'cameras'} {', '.join(names)}")
+        if self.since is not None:
+            parts.append(f"from {format_time(self.since)} on")
+        if self.until is not None:
+            parts.append(f"until {format_time(self.until)}")
+        if self.min_score > 0:
+            parts.append(f"detection score at least {self.min_score:g}")
+        return ", ".join(parts)
+
 
 @dataclass(frozen=True)
 class Match:
@@ -72,6 +95,11 @@ class Match:
             "similarity": round(self.sim, 4),
             **{key: value for key, value in known.items() if value is not None},
         }
+
+
+def count(number: int, noun: str, nouns: str = "") -> str:
+    """A number with its noun, e.g. "1 picture" and "2 pictures"."""
+    return f"{number} {noun if number == 1 else nouns or noun + 's'}"
 
 
 def format_time(seconds: float) -> str:

@@ -10,6 +10,10 @@ import numpy as np
 
 from person_search.data import BadImageError
 
+# What is wrong with a video is said once and by us. OpenCV reads this when it first needs FFmpeg,
+# on whose scale -8 is silence.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 COMPLETE = 0.98
 """Videos whose readable frames are a smaller share of those announced are said to stop early; many
@@ -130,9 +134,17 @@ def read_frame(path: str | os.PathLike, index: int) -> np.ndarray:
 
 
 def _open(path: str | os.PathLike) -> cv2.VideoCapture:
-    capture = cv2.VideoCapture(os.fspath(path), cv2.CAP_FFMPEG)
+    """Opens a video; OpenCV's own message about one that it cannot open is left out."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        capture = cv2.VideoCapture(os.fspath(path), cv2.CAP_FFMPEG)
+    finally:
+        cv2.utils.logging.setLogLevel(level)
     if not capture.isOpened():
-        raise BadImageError(f"cannot read the video '{path}': it is damaged, or is none.")
+        empty = os.path.isfile(path) and os.path.getsize(path) == 0
+        reason = "the file is empty (0 bytes)" if empty else "it is damaged, or is none"
+        raise BadImageError(f"cannot read the video '{path}': {reason}.")
     return capture
 
 

@@ -115,17 +115,30 @@ def paste_fitted(sheet: Image.Image, image: Image.Image, area: Area) -> Area:
 
 
 def draw_box(
-    picture: Image.Image, box: Sequence[float], color: Color, width: int = 3, dashed: bool = False
+    picture: Image.Image,
+    box: Sequence[float],
+    color: Color,
+    width: int = 3,
+    dashed: bool = False,
+    rim: int = 1,
 ) -> None:
-    """Draws a box with a thin white rim, which lifts it off any ground; clipped to the picture."""
+    """Draws a box with a white rim, which lifts it off any ground; clipped to the picture.
+
+    Args:
+        picture: that is drawn on.
+        box: its outer edge, rim included.
+        color: of the line.
+        width: of the line, and ``rim`` of the white on each side of it, in pixels.
+        dashed: a broken line.
+    """
     limits = (picture.width - 1, picture.height - 1) * 2
     left, top, right, bottom = (
         int(min(max(round(v), 0), most)) for v, most in zip(box, limits, strict=True)
     )
     draw = ImageDraw.Draw(picture)
-    draw.rectangle((left, top, right, bottom), outline=WHITE, width=width + 2)
+    draw.rectangle((left, top, right, bottom), outline=WHITE, width=width + 2 * rim)
     if not dashed:
-        inside = (left + 1, top + 1, max(right - 1, left + 1), max(bottom - 1, top + 1))
+        inside = (left + rim, top + rim, max(right - rim, left + rim), max(bottom - rim, top + rim))
         draw.rectangle(inside, outline=color, width=width)
         return
     dash = 4 * width

@@ -127,7 +127,8 @@ def _pictures(cell: ReportCell, kind: str) -> str:
     scene = picture.resize(size, Image.Resampling.LANCZOS)  # small ones too: the box has to fit
     x1, y1, x2, y2 = np.asarray(cell.box, float) * np.array(size * 2) / (picture.size * 2)
     color = STATUS_COLORS["query" if kind == "query" else "unknown"]
-    draw_box(scene, (x1 - 3, y1 - 3, x2 + 3, y2 + 3), color)
+    # thick: the browser shows the scene at well under half this size
+    draw_box(scene, (x1 - 8, y1 - 8, x2 + 8, y2 + 8), color, width=7, rim=3)
     crop = crop_person(picture, cell.box)
     crop.thumbnail(CROP_SIZE, Image.Resampling.LANCZOS)
     alt = html.escape(cell.alt)

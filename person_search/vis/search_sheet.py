@@ -52,6 +52,7 @@ CARD = (SCENE[0] + CROP_WIDTH + 3 * BORDER, STRIP + SCENE[1] + NOTE + BORDER)
 QUERY_WIDTH = 380
 QUERY_SCENE_HEIGHT = 280
 MAX_QUERY_ROWS = 3  # beyond that the query would be larger than it needs to be
+MAX_QUERY_CROPS = 4  # of several pictures of the same person; more would be too small
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,18 @@ def query_crop_area(card: Area) -> Area:
     return card[0] + BORDER, card[1] + top, card[2] - 2 * BORDER, card[3] - top - NOTE - BORDER
 
 
+def split_area(area: Area, count: int) -> list[Area]:
+    """``count`` parts of an area, side by side with a gap between them."""
+    left, top, width, height = area
+    part = (width - (count - 1) * BORDER) // count
+    return [(left + i * (part + BORDER), top, part, height) for i in range(count)]
+
+
 def draw_search_sheet(
     query: SheetCell,
     results: Sequence[SheetCell],
     *,
+    more_queries: Sequence[SheetCell] = (),
     title: str = "",
     caption: str = "",
     columns: int = 3,
@@ -142,6 +151,7 @@ def draw_search_sheet(
     Args:
         query: whom was searched for.
         results: best first; may be empty.
+        more_queries: further pictures of the same person; of the first few the person is shown.
         title: one line above everything.
         caption: sentences below the title: what is seen here.
         columns: results per row.
@@ -165,7 +175,7 @@ def draw_search_sheet(
         draw.text((MARGIN, top), line, TEXT_COLOR, font(19))
         top += 27
     _draw_legend(draw, used, (MARGIN, top + 6))
-    _draw_query(sheet, layout.query, query)
+    _draw_query(sheet, layout.query, [query, *more_queries])
     for cell, card in zip(results, layout.cards, strict=True):
         _draw_result(sheet, card, cell)
     if not results:
@@ -187,10 +197,13 @@ def _draw_legend(
         x += 56 + round(font(18).getlength(LEGEND[status])) + 40
 
 
-def _draw_query(sheet: Image.Image, card: Area, cell: SheetCell) -> None:
-    _draw_card(sheet, card, cell)
-    _draw_scene(sheet, query_scene_area(card), cell)
-    paste_fitted(sheet, crop_person(to_picture(cell.image), cell.box), query_crop_area(card))
+def _draw_query(sheet: Image.Image, card: Area, cells: Sequence[SheetCell]) -> None:
+    """The scene of the first picture, and the person in all of them."""
+    _draw_card(sheet, card, cells[0])
+    _draw_scene(sheet, query_scene_area(card), cells[0])
+    shown = cells[:MAX_QUERY_CROPS]
+    for cell, area in zip(shown, split_area(query_crop_area(card), len(shown)), strict=True):
+        paste_fitted(sheet, crop_person(to_picture(cell.image), cell.box), area)
 
 
 def _draw_result(sheet: Image.Image, card: Area, cell: SheetCell) -> None:

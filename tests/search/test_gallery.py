@@ -90,6 +90,27 @@ def test_filters(tmp_path) -> None:
     assert "p0" not in {m.path[-6:-4] for m in skipped} and len(skipped) == 3
 
 
+def test_filters_in_words() -> None:
+    assert SearchFilter().describe() == ""
+    wanted = SearchFilter(0.5, frozenset({"south", "north"}), 0.0, 90.0)
+    assert wanted.describe() == (
+        "cameras north, south, from 1970-01-01 00:00:00 on, until 1970-01-01 00:01:30, "
+        "detection score at least 0.5"
+    )
+    assert SearchFilter(cameras=frozenset({"gate"})).describe() == "camera gate"
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [({"since": 90.0, "until": 0.0}, "begins at 1970-01-01 00:01:30 and ends before that"),
+     ({"min_score": 7}, "the lowest score is 7; scores are from 0 to 1"),
+     ({"min_score": float("nan")}, "the lowest score is nan")],
+)  # fmt: skip
+def test_filters_that_nothing_can_pass(fields, text) -> None:
+    with pytest.raises(ValueError, match=text):
+        SearchFilter(**fields)
+
+
 def test_empty_gallery(tmp_path) -> None:
     for name, counts in (("none", []), ("nobody", [0, 0])):
         store, _ = write_gallery(tmp_path / name, counts)

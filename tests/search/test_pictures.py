@@ -43,6 +43,29 @@ def test_damaged_picture_is_named_in_one_line(kind: str, suffix: str, tmp_path) 
     assert "\n" not in str(caught.value) and "0x" not in str(caught.value)
 
 
+def test_what_a_person_reads_about_a_damaged_picture(tmp_path) -> None:
+    path = tmp_path / "bad.png"
+    for kind, text in (("empty", "the file is empty (0 bytes)"),
+                       ("text", "it is no picture of a known format, or its beginning is damaged"),
+                       ("cut", "it is cut short (")):  # fmt: skip
+        damaged(kind, path)
+        with pytest.raises(BadImageError) as caught:
+            read_picture(path)
+        assert str(caught.value).startswith(f"cannot read the picture '{path}': {text}")
+
+
+def test_bytes_of_a_png_that_have_changed_are_noticed(tmp_path) -> None:
+    """Pillow unpacks such a file into a wrong picture without a word."""
+    path = tmp_path / "bad.png"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, compress_level=0)  # so that any bytes can be unpacked
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(BadImageError, match="broken PNG"):
+        read_picture(path)
+
+
 def test_absent_picture(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no picture .*nothing.jpg"):
         read_picture(tmp_path / "nothing.jpg")
@@ -68,6 +91,8 @@ def test_box_without_area(box) -> None:
 def test_box_outside(box) -> None:
     with pytest.raises(ValueError, match="outside the picture, which is 100 x 80 pixels"):
         clip_box(box, 100, 80)
+    with pytest.raises(ValueError, match=r"outside the picture 'a.png', which is 100 x 80 pixels"):
+        clip_box(box, 100, 80, "a.png")
 
 
 @given(st.lists(st.floats(-300, 300), min_size=4, max_size=4))
@@ -81,7 +106,7 @@ def test_clipped_box_has_area_and_lies_inside(box) -> None:
 
 def test_huge_picture_is_refused_before_it_is_unpacked(tmp_path) -> None:
     for width, text in ((12_000, "it has 12000 x 10000 pixels, and at most 100 million"),
-                        (20_000, "exceeds limit")):  # fmt: skip
+                        (20_000, "claims to have more than 178 million pixels")):  # fmt: skip
         Image.new("1", (width, 10_000)).save(tmp_path / "bomb.png")
         assert (tmp_path / "bomb.png").stat().st_size < 100_000
         with pytest.raises(BadImageError, match=text):

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from person_search.search import (
     IndexOptions,
     OriginRules,
     PersonSearcher,
+    SearchFilter,
     SearchResult,
     detected_person,
     find_sources,
@@ -25,6 +27,7 @@ from person_search.search import (
     person_in_box,
     write_results,
 )
+from person_search.search.results import report_html
 
 RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
 HALVES = {(0, 0, 50, 80): RED, (50, 0, 100, 80): BLUE}
@@ -131,6 +134,30 @@ def test_report_is_one_file_that_needs_nothing_else(result, tmp_path) -> None:
     assert 'a<b>&"c.png' in names and "<gate>" in names, "escaped, so read back as they are"
     assert not any(tag in ("b", "gate") for tag, _ in page.tags)
     assert f"similarity {result.matches[0].sim:.3f}" in names
+
+
+def test_filters_and_places_stand_in_the_report(result, tmp_path) -> None:
+    """Whoever gets the report must see what was left out, and which of two a.jpg is meant."""
+    wanted = SearchFilter(0.25, frozenset({"<gate>"}), until=60.0)
+    filtered = replace(result, wanted=wanted)
+    words = "only camera <gate>, until 1970-01-01 00:01:00, detection score at least 0.25"
+    assert filtered.describe() == f"2 pictures (4 persons), {words}"
+    text = " ".join(Page(report_html(filtered, 2)).texts)
+    assert f"Searched in 2 pictures (4 persons), {words}. 2 matches." in text
+    assert "only" not in result.describe()
+    assert "The best 1 of 2 matches are shown." in " ".join(Page(report_html(result, 1)).texts)
+
+
+def test_equal_names_in_two_folders_differ_in_the_report(searcher, picture, tmp_path) -> None:
+    for name in ("gate", "yard"):
+        (tmp_path / "two" / name).mkdir(parents=True)
+        paint(tmp_path / "two" / name / "a.png", HALVES)
+    index_pictures(searcher, tmp_path / "h", find_sources([tmp_path / "two"], True), None, False)
+    gallery = Gallery.open(tmp_path / "h")
+    query = person_in_box(searcher, picture, (0, 0, 50, 80))
+    found = SearchResult([query], gallery, gallery.search(query.reid_feat, 2), {})
+    texts = Page(report_html(found, 2)).texts
+    assert {"gate/a.png", "yard/a.png"} <= set(texts)
 
 
 def test_a_scene_that_is_gone_is_said_to_be(result, tmp_path) -> None:

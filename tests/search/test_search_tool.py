@@ -71,7 +71,7 @@ def test_index_and_query(search_tool, tmp_path, pictures, capsys) -> None:
         assert "made by another model" in errors and "here 2" in errors
     assert search_tool("info") == 0
     printed = capsys.readouterr().out
-    assert "5 (1 files unreadable)" in printed and "north" in printed
+    assert "5 (1 file unreadable)" in printed and "north" in printed
     assert search_tool("verify") == 0 and search_tool("compact") == 0
     assert search_tool("verify") == 0
     (tmp_path / "pictures" / "copy.png").unlink()
@@ -97,7 +97,7 @@ def test_nobody_found(search_tool, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("command", "changes", "text"),
     [
-        ("query", {"box": (200, 10, 240, 90)}, "outside the picture, which is 128 x 96 pixels"),
+        ("query", {"box": (200, 10, 240, 90)}, "p0.png', which is 128 x 96 pixels"),
         ("query", {"box": (10, 10, 10, 90)}, "has no area"),
         ("query", {"box": ("nan", 10, 60, 90)}, "has no area"),
         ("query", {"query": "absent.jpg"}, "there is no picture 'absent.jpg'"),

@@ -37,15 +37,17 @@ def test_video_that_stops_in_the_middle(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no video\n", None])
-def test_no_video(content, tmp_path) -> None:
+def test_no_video(content, tmp_path, capfd) -> None:
     path = tmp_path / "v.mp4"
     if content is None:  # the index of an mp4 file stands at its end
         whole = write_video(path).read_bytes()
         content = whole[: len(whole) // 2]
     path.write_bytes(content)
-    with pytest.raises(BadImageError, match=r"v\.mp4"):
+    reason = "it is damaged, or is none" if content else r"the file is empty \(0 bytes\)"
+    with pytest.raises(BadImageError, match=rf"cannot read the video '.*v\.mp4': {reason}"):
         list(sample_video(path, 1.0))
     assert count_samples(path, 1.0) == 1
+    assert capfd.readouterr().err == "", "nothing from OpenCV and FFmpeg besides"
 
 
 def test_frame_that_is_not_there(tmp_path) -> None:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from person_search.vis.drawing import (
     EMPTY_COLOR,
+    QUERY_COLOR,
     RIGHT_COLOR,
     WHITE,
     WRONG_COLOR,
@@ -43,6 +44,14 @@ def test_box_is_drawn_where_it_is() -> None:
     assert picture.getpixel((11, 17)) == picture.getpixel((12, 17)) == RED
     assert picture.getpixel((13, 17)) == WHITE
     assert picture.getpixel((25, 17)) == BLACK  # the person stays visible
+
+
+def test_a_thick_box_has_a_thick_rim() -> None:
+    picture = Image.new("RGB", (60, 60))
+    draw_box(picture, (10, 10, 49, 49), QUERY_COLOR, width=5, rim=2)
+    row = [picture.getpixel((x, 30)) for x in range(9, 21)]
+    white, black = (255, 255, 255), (0, 0, 0)
+    assert row == [black, *[white] * 2, *[QUERY_COLOR] * 5, *[white] * 2, black, black]
 
 
 def test_dashed_box_has_gaps() -> None:

@@ -15,6 +15,7 @@ from person_search.vis.search_sheet import (
     query_crop_area,
     query_scene_area,
     scene_area,
+    split_area,
 )
 
 PERSON = (250, 210, 20)
@@ -135,6 +136,23 @@ def test_nobody_found_is_said() -> None:
     sheet, layout = sheet_and_layout([])
     right = part(sheet, (layout.query[0] + layout.query[2] + 5, layout.query[1], 800, 400))
     assert (right.max(axis=2) < 120).sum() > 500, "a text stands there"
+
+
+@pytest.mark.parametrize("count", [2, 4, 6])
+def test_several_pictures_of_the_person(count: int) -> None:
+    """Each shows the person in a place of its own; beyond four the first four."""
+    colors = [(40 * i + 10, 200, 90) for i in range(count)]
+    cells = [SheetCell(np.full((80, 60, 3), color, np.uint8), (10, 10, 40, 70), "q", "query")
+             for color in colors]  # fmt: skip
+    sheet = draw_search_sheet(cells[0], [], more_queries=cells[1:])
+    layout = SheetLayout.of(0, 3, sheet.height - SheetLayout.of(0, 3, 0).size[1])
+    whole = query_crop_area(layout.query)
+    areas = split_area(whole, min(count, 4))
+    for color, area in zip(colors, areas, strict=False):
+        middle = part(sheet, area)[area[3] // 2, area[2] // 2]
+        assert np.abs(middle - color).max() <= 2
+    assert areas[-1][0] + areas[-1][2] <= whole[0] + whole[2]
+    assert len(areas) == min(count, 4)
 
 
 def test_unknown_status_is_refused() -> None:

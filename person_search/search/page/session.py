@@ -248,7 +248,7 @@ class PageSession:
                 skip=() if request.include_own else own,
                 per_picture=not request.every_person,
             )
-            return SearchResult(queries, self.gallery, matches, _settings(request))
+            return SearchResult(queries, self.gallery, matches, _settings(request), request.wanted)
 
     def match_facts(self, match: Match) -> dict:
         """A match for the browser: as in ``results.jsonl``, with an id in place of the path."""
