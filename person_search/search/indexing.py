@@ -8,7 +8,7 @@ computed. A run that ends early, for whatever reason, is simply started again.
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,8 +148,11 @@ def _work(
         for task in tasks
     )
     name = "index" if len(plan.segments) == 1 else f"index (1 of {len(plan.segments)} processes)"
-    with Progress(total, name, progress if comm.is_main_process() else False) as bar:
-        for read in read_ahead(_read_all(tasks, plan.run, searcher.image_format, options)):
+    reads = read_ahead(_read_all(tasks, plan.run, searcher.image_format, options))
+    shown = progress if comm.is_main_process() else False
+    # closing: after an error, its thread must have ended before the process does
+    with Progress(total, name, shown) as bar, closing(reads):
+        for read in reads:
             if read.entry.error:
                 report.failed[read.file] = read.entry.error
                 logger.warning("%s", read.entry.error)

@@ -3,14 +3,14 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
 _END = object()
 
 
-def read_ahead(items: Iterable[T], ahead: int = 4) -> Iterator[T]:
+def read_ahead(items: Iterable[T], ahead: int = 4) -> Generator[T, None, None]:
     """Yields the items in their order while a thread fetches the next ones.
 
     An error of the source is raised here, after the items before it. When the consumer stops early,

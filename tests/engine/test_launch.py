@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes on a CPU: how they end, whatever their work did."""
+
+from pathlib import Path
+
+import pytest
+
+from person_search.engine import launch
+
+# what the processes run is text for exec(): a function of a test module could not be imported there
+WORK = """
+import atexit, pathlib
+from detectron2.utils import comm
+mark = pathlib.Path({folder!r}) / str(comm.get_rank())
+atexit.register(mark.write_text, "left")
+print("process", comm.get_rank(), "of", comm.get_world_size())
+{end}
+"""
+
+
+def run(folder: Path, end: str = "") -> None:
+    launch(exec, num_gpus=0, num_processes=2, args=(WORK.format(folder=str(folder), end=end),))
+
+
+def test_all_is_done_that_is_done_at_exit(tmp_path: Path, capfd) -> None:
+    run(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "0": "left",
+        "1": "left",
+    }
+    printed = capfd.readouterr().out.splitlines()
+    assert sorted(line for line in printed if line.startswith("process")) == [
+        "process 0 of 2",
+        "process 1 of 2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [("raise SystemExit", None), ("raise SystemExit(3)", 3), ("raise SystemExit('why')", 1)],
+)
+def test_exit_status(tmp_path: Path, capfd, end: str, status: int | None) -> None:
+    if status is None:
+        run(tmp_path, end)
+    else:
+        with pytest.raises(SystemExit) as raised:
+            run(tmp_path, end)
+        assert raised.value.code == status
+    assert ("why" in capfd.readouterr().err) is ("why" in end)
+
+
+def test_error_of_one_process_is_this_ones(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        run(tmp_path, "1 // comm.get_rank()")
