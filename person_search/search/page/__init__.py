@@ -3,6 +3,7 @@
 
 ======================  ===========================================================================
 ``session.py``          what can be asked, without HTTP: pictures, persons, searches
+``requests.py``         who is searched for, and how
 ``uploads.py``          the user's pictures, checked and kept for the time being
 ``rendering.py``        scenes and crops as JPEG, decoded once
 ``app.py``              the HTTP interface (FastAPI)

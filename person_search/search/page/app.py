@@ -32,9 +32,10 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from person_search.data import BadImageError
 from person_search.search.errors import UnsafePathError
 from person_search.search.page.rendering import crop_jpeg, scene_jpeg
+from person_search.search.page.requests import Choice
+from person_search.search.page.requests import Request as SearchRequest
 from person_search.search.page.safety import guard
-from person_search.search.page.session import Choice, PageSession
-from person_search.search.page.session import Request as SearchRequest
+from person_search.search.page.session import PageSession
 from person_search.search.page.uploads import (
     UnknownPictureError,
     UploadTooLargeError,

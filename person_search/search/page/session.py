@@ -14,9 +14,9 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from person_search.data import BadImageError
 from person_search.search.errors import UnsafePathError
 from person_search.search.gallery import Gallery
 from person_search.search.page.rendering import Decoded
+from person_search.search.page.requests import MAX_PERSONS, MAX_TOP, Choice, Request
 from person_search.search.page.uploads import UnknownPictureError, UploadLimits, Uploads
 from person_search.search.pictures import clip_box, read_picture
 from person_search.search.query import QueryPerson, fuse
@@ -31,43 +32,7 @@ from person_search.search.results import SearchResult, place_of
 from person_search.search.searcher import PersonSearcher
 from person_search.search.table import Match, SearchFilter, format_time
 
-MAX_PERSONS = 10
-MAX_TOP = 200
 MAX_LISTED = 200
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A person that somebody has chosen.
-
-    Args:
-        picture: id of the picture.
-        person: number of a detected person in it; None for a drawn box.
-        box: that was drawn; None for a detected person.
-    """
-
-    picture: str
-    person: int | None = None
-    box: tuple[float, float, float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Request:
-    """A search.
-
-    Args:
-        persons: pictures of the same person.
-        top: matches that are wanted.
-        wanted: filters.
-        every_person: list all persons of a picture, not only the most similar.
-        include_own: search the pictures that the persons were chosen from, too.
-    """
-
-    persons: Sequence[Choice]
-    top: int = 24
-    wanted: SearchFilter = field(default_factory=SearchFilter)
-    every_person: bool = False
-    include_own: bool = False
 
 
 @dataclass(frozen=True)
