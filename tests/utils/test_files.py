@@ -3,7 +3,8 @@
 
 import os
 import stat
-from multiprocessing import get_context
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,21 +47,23 @@ def test_others_may_read_as_the_user_wishes(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
-def _write_often(path: Path, letter: bytes) -> None:
-    for _ in range(50):
-        write_atomically(path, 10_000 * letter)
+WRITE_OFTEN = """
+import sys
+from person_search.utils.files import write_atomically
+for _ in range(50):
+    write_atomically(sys.argv[1], 10_000 * sys.argv[2].encode())
+"""
 
 
 def test_several_writers_do_not_mix(tmp_path: Path) -> None:
-    path, context = tmp_path / "file", get_context("spawn")
+    path = tmp_path / "file"
     write_atomically(path, 10_000 * b"a")
-    writers = [context.Process(target=_write_often, args=(path, letter)) for letter in (b"b", b"c")]
-    for writer in writers:
-        writer.start()
-    while any(writer.is_alive() for writer in writers):
+    command = [sys.executable, "-c", WRITE_OFTEN, str(path)]
+    writers = [subprocess.Popen([*command, letter]) for letter in "bc"]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
         content = path.read_bytes()
         assert len(content) == 10_000 and len(set(content)) == 1
-    for writer in writers:
-        writer.join()
-        assert writer.exitcode == 0
-    assert os.listdir(tmp_path) == ["file"]
+        seen.add(content[:1])
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert seen & {b"b", b"c"} and os.listdir(tmp_path) == ["file"]
