@@ -171,7 +171,7 @@ def _add_searches(app: FastAPI, session: PageSession) -> None:
         started = time.perf_counter()
         result = session.search(body.request())
         return {
-            "matches": [session.match_facts(match) for match in result.matches],
+            "matches": session.match_facts(result),
             "searched": result.describe(),
             "seconds": round(time.perf_counter() - started, 3),
         }
