@@ -74,6 +74,17 @@ def test_only_who_needs_the_model_waits_for_it(session: PageSession) -> None:
         assert len(upload.result(30)["persons"]) == 2
 
 
+def test_decoded_pictures_are_kept_up_to_a_number_of_pixels() -> None:
+    decoded, read = Decoded(pixels=250), []
+
+    def get(key: str) -> None:
+        decoded.get(key, lambda: read.append(key) or np.zeros((10, 10, 3), np.uint8))
+
+    for key in "aabacab":
+        get(key)
+    assert "".join(read) == "abcb"
+
+
 def test_a_picture_that_two_ask_for_is_decoded_once() -> None:
     """A scene and its crop come at the same time."""
     decoded, read, two = Decoded(), [], threading.Event()
