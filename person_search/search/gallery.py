@@ -13,16 +13,18 @@ from pathlib import Path
 import numpy as np
 
 from person_search.search.approximate import ApproximateIndex
-from person_search.search.errors import GalleryError
+from person_search.search.errors import GalleryDamagedError, GalleryError
 from person_search.search.exact import best_rows, similarities
 from person_search.search.identity import ModelIdentity
 from person_search.search.pictures import read_picture
-from person_search.search.segment import map_rows
+from person_search.search.segment import SegmentContents, map_rows
 from person_search.search.store import GalleryStore, live_entries
 from person_search.search.table import Match, PictureTable, SearchFilter
 from person_search.search.videos import read_frame
 
 METHODS = ("auto", "exact", "approximate")
+ATTEMPTS = 5
+"""To read a gallery that is being compacted, or given new folders, meanwhile."""
 APPROXIMATE_FROM = 200_000
 """Persons from which on "auto" uses the approximate index, if there is one."""
 SELECTIVE = 0.2
@@ -42,7 +44,7 @@ class Gallery:
 
     def __init__(self, store: GalleryStore) -> None:
         self.store = store
-        segments = store.read_segments()
+        segments, mapped = _read(store)
         live = live_entries(segments)
         self.failed = [entry for entries in live for entry in entries if entry.error]
         shown = [[e for e in entries if not e.error and (e.frame or 0) >= 0] for entries in live]
@@ -56,10 +58,6 @@ class Gallery:
                 self.picture_of_row[first : first + entry.rows] = number
                 number += 1
         names = store.manifest.segments
-        mapped = [
-            map_rows(store.segment_folder(name), segment.rows, store.manifest.dim)
-            for name, segment in zip(names, segments, strict=True)
-        ]
         self.vectors = [vectors for vectors, _ in mapped]
         self.boxes = [boxes for _, boxes in mapped]
         live_rows = self.picture_of_row >= 0
@@ -285,3 +283,27 @@ class Gallery:
             time=None if np.isnan(time) else time,
             camera=table.camera_names[table.cameras[picture]],
         )
+
+
+def _read(
+    store: GalleryStore,
+) -> tuple[list[SegmentContents], list[tuple[np.ndarray, np.ndarray]]]:
+    """All segments of one manifest, and their rows mapped: vectors and boxes.
+
+    A compaction deletes the old segments after it has replaced the manifest: what has been read is
+    whole if the manifest is still the same afterwards.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            segments = store.read_segments()
+            mapped = [
+                map_rows(store.segment_folder(name), segment.rows, store.manifest.dim)
+                for name, segment in zip(store.manifest.segments, segments, strict=True)
+            ]
+        except (GalleryDamagedError, FileNotFoundError):
+            if not store.refresh() or attempt == ATTEMPTS:
+                raise
+        else:
+            if not store.refresh():
+                return segments, mapped
+    raise GalleryError(f"the gallery '{store.folder}' keeps changing; try again later.")

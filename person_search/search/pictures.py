@@ -15,6 +15,9 @@ from person_search.data.pictures import READ_ERRORS, plain_reason, read_picture_
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused before they are unpacked: a file of a few kB can claim any size."""
+MAX_RATIO = 100
+"""Of the longer side to the shorter: lines, as they lie among pictures of web pages, show nobody,
+and nothing would be left of them in the size that a model wants."""
 
 
 def read_picture(path: str | os.PathLike, image_format: str = "RGB") -> np.ndarray:
@@ -27,8 +30,8 @@ def read_picture(path: str | os.PathLike, image_format: str = "RGB") -> np.ndarr
         image_format: order of the channels, ``cfg.INPUT.FORMAT``.
 
     Raises:
-        FileNotFoundError: there is no such file. BadImageError: it is no readable picture, or has
-            more than ``MAX_PIXELS`` pixels.
+        FileNotFoundError: there is no such file. BadImageError: it is no readable picture, has
+            more than ``MAX_PIXELS`` pixels, or is a line (``MAX_RATIO``).
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no picture '{path}'.")
@@ -40,6 +43,10 @@ def read_picture(path: str | os.PathLike, image_format: str = "RGB") -> np.ndarr
                 raise ValueError(
                     f"it has {picture.width} x {picture.height} pixels, and at most "
                     f"{MAX_PIXELS // 1_000_000} million are taken"
+                )
+            if max(picture.size) > MAX_RATIO * min(picture.size):
+                raise ValueError(
+                    f"it is {picture.width} x {picture.height} pixels, too narrow to show anybody"
                 )
             # the sums of a PNG, which unpacking does not look at
             picture.verify()

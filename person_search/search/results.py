@@ -7,7 +7,7 @@ report.html     the same with all details, in one file that opens without a netw
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,11 +64,11 @@ def write_results(result: SearchResult, folder: Path, shown: int) -> list[Path]:
         their paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    scenes = _scenes(result, shown)
+    scenes = list(_scenes(result, shown))
     contents = {
         RESULTS: json_lines(result).encode(),
         SHEET: encode_picture(_sheet(result, scenes), ".png"),
-        REPORT: _report(result, scenes).encode(),
+        REPORT: _report(result, scenes, len(scenes)).encode(),
     }
     for name, content in contents.items():
         write_atomically(folder / name, content)
@@ -93,12 +93,12 @@ def json_lines(result: SearchResult) -> str:
 
 
 def report_html(result: SearchResult, shown: int) -> str:
-    """The report alone, with ``shown`` matches."""
-    return _report(result, _scenes(result, shown))
+    """The report alone, with ``shown`` matches; one scene at a time is in memory."""
+    return _report(result, _scenes(result, shown), min(shown, len(result.matches)))
 
 
-def _scenes(result: SearchResult, shown: int) -> list[np.ndarray | None]:
-    return [_scene(result.gallery, match) for match in result.matches[:shown]]
+def _scenes(result: SearchResult, shown: int) -> Iterator[np.ndarray | None]:
+    return (_scene(result.gallery, match) for match in result.matches[:shown])
 
 
 def _scene(gallery: Gallery, match: Match) -> np.ndarray | None:
@@ -137,10 +137,18 @@ def _sheet(result: SearchResult, scenes: Sequence[np.ndarray | None]):
     )
 
 
-def _report(result: SearchResult, scenes: Sequence[np.ndarray | None]) -> str:
-    queries = [
+def _query_scene(query: QueryPerson) -> np.ndarray | None:
+    """The picture of a query; None if it is gone: a person of the gallery is known without it."""
+    try:
+        return query.read()
+    except (OSError, BadImageError):
+        return None
+
+
+def _report(result: SearchResult, scenes: Iterable[np.ndarray | None], shown: int) -> str:
+    queries = (
         ReportCell(
-            query.read(),
+            _query_scene(query),
             query.box,
             query.shown_name,
             f"The person searched for, in {query.shown_name}",
@@ -150,8 +158,8 @@ def _report(result: SearchResult, scenes: Sequence[np.ndarray | None]) -> str:
             ],
         )
         for query in result.queries
-    ]
-    cells = [
+    )
+    cells = (
         ReportCell(
             scene,
             match.box,
@@ -161,12 +169,12 @@ def _report(result: SearchResult, scenes: Sequence[np.ndarray | None]) -> str:
             match.sim,
         )
         for match, scene in zip(result.matches, scenes, strict=False)
-    ]
+    )
     searched = f"Searched in {result.describe()}. "
-    if len(result.matches) > len(cells):
-        searched += f"The best {len(cells)} of {len(result.matches)} matches are shown. "
+    if len(result.matches) > shown:
+        searched += f"The best {shown} of {len(result.matches)} matches are shown. "
     else:
-        searched += f"{count(len(cells), 'match', 'matches')}. "
+        searched += f"{count(shown, 'match', 'matches')}. "
     weights = result.gallery.store.manifest.model.weights[:12]
     footer = f"Gallery {result.gallery.store.folder}, model {weights}."
     return html_report(queries, cells, title=TITLE, summary=searched + HONESTY, footer=footer)

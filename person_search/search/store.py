@@ -213,6 +213,11 @@ class GalleryStore:
             self.manifest = fresh
         return [read_segment(self.segment_folder(name)) for name in self.manifest.segments]
 
+    def refresh(self) -> bool:
+        """Reads the manifest again; whether it names other segments or folders than before."""
+        before, self.manifest = self.manifest, self._read_manifest()
+        return (before.segments, before.roots) != (self.manifest.segments, self.manifest.roots)
+
     def _read_manifest(self) -> Manifest:
         path = self.folder / MANIFEST
         if not path.is_file():

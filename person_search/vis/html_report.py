@@ -7,7 +7,7 @@ Boxes are XYXY pixels of the scene that they lie in.
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,8 +75,8 @@ class ReportCell:
 
 
 def html_report(
-    queries: Sequence[ReportCell],
-    results: Sequence[ReportCell],
+    queries: Iterable[ReportCell],
+    results: Iterable[ReportCell],
     *,
     title: str,
     summary: str,
@@ -86,11 +86,12 @@ def html_report(
 
     Args:
         queries: pictures of the person who was searched for.
-        results: best first; may be empty.
+        results: best first; may be empty. Taken one after another, so that their scenes need not
+            all be in memory.
         title, summary, footer: plain text.
     """
     found = "".join(_card(cell, "match") for cell in results)
-    heading = "Found, most similar first" if results else "Nobody was found."
+    heading = "Found, most similar first" if found else "Nobody was found."
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

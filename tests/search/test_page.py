@@ -27,7 +27,6 @@ from page_tiny import (
 from PIL import Image
 
 from person_search.search import GalleryStore, find_sources, index_pictures
-from person_search.search.page.rendering import Decoded
 from person_search.search.page.uploads import UnknownPictureError, UploadLimits, Uploads
 
 
@@ -213,6 +212,9 @@ def test_a_picture_that_is_gone(tmp_path: Path) -> None:
         person = {"picture": key_of(page, "a.png"), "person": 0}
         report = page.post("/api/search/report.html", {"persons": [person]})
         assert b"cannot be read any more" in report.body
+        gone = {"persons": [{"picture": key, "person": 0}]}  # known without its file
+        report = page.post("/api/search/report.html", gone)
+        assert report.status == 200 and report.body.count(b"cannot be read any more") == 1
 
 
 def test_an_empty_gallery(tmp_path: Path) -> None:
@@ -273,6 +275,14 @@ def test_size_of_uploads(tmp_path: Path) -> None:
         # without a length that is announced, too
         answer = page.post("/api/uploads", iter([buffer.getvalue()[:4000]] * 3))
         assert answer.status == 413
+
+
+def test_size_of_searches(shared: Page) -> None:
+    """Refused before they are read; without a length that is announced, too."""
+    blanks = b'{"persons": [' + b" " * 100_000 + b"]}"
+    for body, status in ((blanks, 413), (iter([blanks]), 411)):
+        answer = shared.post("/api/search", body, content_type="application/json")
+        assert answer.status == status and "request" in answer.json["error"]
 
 
 @pytest.mark.parametrize(
@@ -421,17 +431,6 @@ def test_names_of_uploads(name: str, kept: str) -> None:
     uploads = Uploads()
     assert uploads.get(uploads.add(picture_bytes(), name)).name == kept
     uploads.close()
-
-
-def test_decoded_pictures_are_kept_up_to_a_number_of_pixels() -> None:
-    decoded, read = Decoded(pixels=250), []
-
-    def get(key: str) -> None:
-        decoded.get(key, lambda: read.append(key) or np.zeros((10, 10, 3), np.uint8))
-
-    for key in "aabacab":
-        get(key)
-    assert "".join(read) == "abcb"
 
 
 def test_another_models_gallery_is_refused(tmp_path: Path) -> None:

@@ -104,6 +104,15 @@ def test_clipped_box_has_area_and_lies_inside(box) -> None:
     assert 0 <= x1 < x2 <= 100 and 0 <= y1 < y2 <= 80
 
 
+@pytest.mark.parametrize("size", [(5000, 1), (1, 5000), (20, 2020)])
+def test_a_line_is_refused(tmp_path, size) -> None:
+    Image.new("RGB", size).save(tmp_path / "line.png")
+    with pytest.raises(BadImageError, match=r"line.png.*too narrow to show anybody"):
+        read_picture(tmp_path / "line.png")
+    Image.new("RGB", (20, 2000)).save(tmp_path / "narrow.png")
+    assert read_picture(tmp_path / "narrow.png").shape == (2000, 20, 3)
+
+
 def test_huge_picture_is_refused_before_it_is_unpacked(tmp_path) -> None:
     for width, text in ((12_000, "it has 12000 x 10000 pixels, and at most 100 million"),
                         (20_000, "claims to have more than 178 million pixels")):  # fmt: skip

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Manifest, lock, paths, and which entries count."""
 
+import importlib
 import json
 import logging
 import os
@@ -162,6 +163,25 @@ def test_compact_keeps_what_counts(tmp_path) -> None:
     after = Gallery(GalleryStore(tmp_path / "g")).search(feats[3], None, per_picture=False)
     assert [(m.path, m.box, m.score) for m in after] == [(m.path, m.box, m.score) for m in before]
     assert len(after) == 4
+
+
+@pytest.mark.parametrize("step", ["store.read_segment", "gallery.map_rows"])
+def test_a_gallery_that_is_compacted_while_it_is_opened(tmp_path, monkeypatch, step) -> None:
+    """The files are taken away after it has been seen that they are there."""
+    _, feats = write_gallery(tmp_path / "g", [2, 1, 3])
+    module = importlib.import_module(f"person_search.search.{step.split('.')[0]}")
+    name = step.split(".")[1]
+    read = getattr(module, name)
+
+    def late(*given):
+        monkeypatch.undo()
+        compact(GalleryStore(tmp_path / "g"))
+        return read(*given)
+
+    monkeypatch.setattr(module, name, late)
+    gallery = Gallery.open(tmp_path / "g")
+    assert len(gallery) == 6 and len(gallery.search(feats[3], None, per_picture=False)) == 6
+    assert gallery.store.manifest.segments == ("0002",)
 
 
 def test_interrupted_compaction_changes_nothing(tmp_path, monkeypatch) -> None:

@@ -34,7 +34,7 @@ from person_search.search.errors import UnsafePathError
 from person_search.search.page.rendering import crop_jpeg, scene_jpeg
 from person_search.search.page.requests import Choice
 from person_search.search.page.requests import Request as SearchRequest
-from person_search.search.page.safety import guard
+from person_search.search.page.safety import UPLOADS, guard
 from person_search.search.page.session import PageSession
 from person_search.search.page.uploads import (
     UnknownPictureError,
@@ -153,7 +153,7 @@ def _add_pictures(app: FastAPI, session: PageSession) -> None:
         content = crop_jpeg(pixels, _parse_box(box, pixels.shape))
         return Response(content, media_type=JPEG, headers=KEEP)
 
-    @app.post("/api/uploads")
+    @app.post(UPLOADS)
     async def upload(request: Request) -> dict:
         content = bytearray()
         announced = request.headers.get("content-length", "")
@@ -171,7 +171,7 @@ def _add_searches(app: FastAPI, session: PageSession) -> None:
         started = time.perf_counter()
         result = session.search(body.request())
         return {
-            "matches": [session.match_facts(match) for match in result.matches],
+            "matches": session.match_facts(result),
             "searched": result.describe(),
             "seconds": round(time.perf_counter() - started, 3),
         }

@@ -32,22 +32,37 @@ class Decoded:
     def __init__(self, pixels: int = 50_000_000) -> None:
         self.pixels = pixels
         self._kept: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._reading: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
         self._turns = threading.BoundedSemaphore(AT_ONCE)
 
     def get(self, key: str, read: Callable[[], np.ndarray]) -> np.ndarray:
         """The picture of a key, read if need be: (H, W, 3) uint8, not to be written to."""
-        with self._turns:
+        with self._lock:
+            reading = self._reading.setdefault(key, threading.Lock())
+        try:
+            with reading:  # who asks for the same picture waits for it
+                picture = self._find(key)
+                if picture is None:
+                    with self._turns:
+                        picture = read()
+                    self._keep(key, picture)
+                return picture
+        finally:
             with self._lock:
-                if key in self._kept:
-                    self._kept.move_to_end(key)
-                    return self._kept[key]
-            picture = read()
-            with self._lock:
-                self._kept[key] = picture
-                while len(self._kept) > 1 and self._size() > self.pixels:
-                    self._kept.popitem(last=False)
-            return picture
+                self._reading.pop(key, None)
+
+    def _find(self, key: str) -> np.ndarray | None:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def _keep(self, key: str, picture: np.ndarray) -> None:
+        with self._lock:
+            self._kept[key] = picture
+            while len(self._kept) > 1 and self._size() > self.pixels:
+                self._kept.popitem(last=False)
 
     def _size(self) -> int:
         return sum(picture.shape[0] * picture.shape[1] for picture in self._kept.values())

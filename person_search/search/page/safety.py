@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may ask the page, and what a browser may do with its answers.
 
-There is no login: whoever reaches the port sees the gallery. Three doors are shut nevertheless,
+There is no login: whoever reaches the port sees the gallery. Some doors are shut nevertheless,
 also on loopback, where every web site that the user visits could knock:
 
 - a foreign *name* in the Host header (a site that points its own name at this machine),
 - a request *sent by another site* (Origin, Sec-Fetch-Site), which could otherwise search,
-- *showing or framing* our pictures within another site (CORP, CSP).
+- *showing or framing* our pictures within another site (CORP, CSP),
+- a request that is *no upload and yet long*, which would be read into memory as a whole.
 """
 
 import ipaddress
@@ -26,6 +27,10 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+UPLOADS = "/api/uploads"
+"""Takes long requests; it counts while it reads."""
+MAX_BODY = 64_000
+"""Bytes of any other request."""
 
 
 def guard(
@@ -41,9 +46,13 @@ def guard(
     async def middleware(
         request: Request, proceed: Callable[[Request], Awaitable[Response]]
     ) -> Response:
-        reason = why_refused(request, allowed)
+        status, reason = 403, why_refused(request, allowed)
+        if not reason:
+            status, reason = too_long(request)
         response = (
-            JSONResponse({"error": reason}, status_code=403) if reason else await proceed(request)
+            JSONResponse({"error": reason}, status_code=status)
+            if reason
+            else await proceed(request)
         )
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
@@ -70,6 +79,18 @@ def why_refused(request: Request, allowed: Collection[str]) -> str:
     if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
         return f"requests from '{origin}' are not answered."
     return ""
+
+
+def too_long(request: Request) -> tuple[int, str]:
+    """Status and reason if a request is longer than it may be, or does not say; 200 and "" else."""
+    length = request.headers.get("content-length", "0")
+    if request.url.path == UPLOADS:
+        return 200, ""
+    if "transfer-encoding" in request.headers or not length.isdecimal():
+        return 411, "the request does not say how long it is."
+    if int(length) > MAX_BODY:
+        return 413, f"the request is longer than {MAX_BODY // 1000} kB."
+    return 200, ""
 
 
 def host_name(host: str) -> str | None:

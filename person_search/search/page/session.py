@@ -30,9 +30,23 @@ from person_search.search.pictures import clip_box, read_picture
 from person_search.search.query import QueryPerson, fuse
 from person_search.search.results import SearchResult, place_of
 from person_search.search.searcher import PersonSearcher
-from person_search.search.table import Match, SearchFilter, format_time
+from person_search.search.table import SearchFilter, format_time
 
 MAX_LISTED = 200
+CHANGED = "the gallery has changed in the meantime; load the page again."
+
+
+@dataclass(frozen=True)
+class _Edition:
+    """The gallery as it was at one time. Whoever answers a request keeps to one edition.
+
+    Args:
+        name: in the ids of its pictures. gallery: opened. seen: its :func:`signature`.
+    """
+
+    name: str
+    gallery: Gallery
+    seen: tuple
 
 
 @dataclass(frozen=True)
@@ -40,13 +54,14 @@ class _Picture:
     """A picture by its id.
 
     Args:
-        path: of the file. frame: of a video. number: in the gallery; None for an upload.
-        name: shown to people.
+        path: of the file. frame: of a video. name: shown to people.
+        gallery: that it is of, number: in it; None for an upload.
     """
 
     id: str
     path: str
     name: str
+    gallery: Gallery | None = None
     number: int | None = None
     frame: int | None = None
 
@@ -61,7 +76,8 @@ class _Persons:
 
 
 class PageSession:
-    """One gallery with its model; may be used by several threads, one of which computes at a time.
+    """One gallery with its model; may be used by several threads. The model takes one at a time;
+    what needs no model does not wait for it.
 
     Args:
         folder: of the gallery.
@@ -81,45 +97,46 @@ class PageSession:
         self.folder = folder
         self.searcher = searcher
         self.decoded = Decoded()
-        self._lock = threading.RLock()  # gallery and model
+        self._opening = threading.Lock()
+        self._lock = threading.Lock()  # the model
         self._detected: dict[str, _Persons] = {}  # of uploads
         with ExitStack() as stack:
             self.uploads = Uploads(limits)
             stack.callback(self.uploads.close)
-            self._open()
+            self._edition = self._open()
             stack.pop_all()
 
     def close(self) -> None:
         """Deletes the uploads."""
         self.uploads.close()
 
-    def _open(self) -> None:
+    def _open(self) -> _Edition:
         seen = signature(self.folder)  # before reading: what comes later makes the next edition
-        self.gallery = Gallery.open(self.folder, self.searcher.identity)
-        self._signature = seen
-        self._edition = secrets.token_hex(4)
+        gallery = Gallery.open(self.folder, self.searcher.identity)
+        return _Edition(secrets.token_hex(4), gallery, seen)
 
     # ---- what there is ---------------------------------------------------------------------------
 
     def describe(self) -> dict:
         """The gallery in a few facts; takes in what was indexed in the meantime."""
-        with self._lock:
-            if signature(self.folder) != self._signature:
-                self._open()
-            table = self.gallery.pictures
-            times = table.times[~np.isnan(table.times)]
-            return {
-                "name": os.path.basename(os.path.abspath(self.folder)),
-                "edition": self._edition,
-                "pictures": len(table),
-                "persons": len(self.gallery),
-                "cameras": [name for name in table.camera_names if name],
-                "since": format_time(times.min()) if len(times) else None,
-                "until": format_time(times.max()) if len(times) else None,
-                "upload_bytes": self.uploads.limits.picture_bytes,
-                "max_persons": MAX_PERSONS,
-                "max_top": MAX_TOP,
-            }
+        with self._opening:
+            if signature(self.folder) != self._edition.seen:
+                self._edition = self._open()
+            edition = self._edition
+        table = edition.gallery.pictures
+        times = table.times[~np.isnan(table.times)]
+        return {
+            "name": os.path.basename(os.path.abspath(self.folder)),
+            "edition": edition.name,
+            "pictures": len(table),
+            "persons": len(edition.gallery),
+            "cameras": [name for name in table.camera_names if name],
+            "since": format_time(times.min()) if len(times) else None,
+            "until": format_time(times.max()) if len(times) else None,
+            "upload_bytes": self.uploads.limits.picture_bytes,
+            "max_persons": MAX_PERSONS,
+            "max_top": MAX_TOP,
+        }
 
     def list_pictures(self, offset: int, limit: int, camera: str = "") -> dict:
         """Pictures and frames of the gallery in its order.
@@ -127,19 +144,19 @@ class PageSession:
         Args:
             offset, limit: which of them. camera: only of this one; "" for all.
         """
-        with self._lock:
-            wanted = SearchFilter(cameras=frozenset([camera] if camera else []))
-            numbers = np.flatnonzero(self.gallery.pictures.allowed(wanted))
-            shown = numbers[max(offset, 0) :][: min(max(limit, 1), MAX_LISTED)]
-            return {
-                "total": len(numbers),
-                "pictures": [self._facts(int(number)) for number in shown],
-            }
+        edition = self._edition
+        wanted = SearchFilter(cameras=frozenset([camera] if camera else []))
+        numbers = np.flatnonzero(edition.gallery.pictures.allowed(wanted))
+        shown = numbers[max(offset, 0) :][: min(max(limit, 1), MAX_LISTED)]
+        return {
+            "total": len(numbers),
+            "pictures": [_facts(edition, int(number)) for number in shown],
+        }
 
     def picture(self, key: str) -> dict:
         """One picture: name, size, and the persons detected in it, the surest first."""
         picture = self._resolve(key)
-        height, width = self.read(key).shape[:2]
+        height, width = self._pixels(picture).shape[:2]
         persons = self._persons(picture)
         return {
             "id": key,
@@ -160,12 +177,7 @@ class PageSession:
             FileNotFoundError, BadImageError: its file is gone or unreadable.
             UnsafePathError: the gallery names a file outside its folder.
         """
-        picture = self._resolve(key)
-        gallery, number = self.gallery, picture.number
-        with _names_in_errors(picture):
-            if number is None:
-                return self.decoded.get(key, lambda: read_picture(picture.path))
-            return self.decoded.get(key, lambda: gallery.read_picture(number))
+        return self._pixels(self._resolve(key))
 
     # ---- what can be done ------------------------------------------------------------------------
 
@@ -196,49 +208,51 @@ class PageSession:
             )
         if not 1 <= request.top <= MAX_TOP:
             raise ValueError(f"{request.top} matches are wanted; 1 to {MAX_TOP} can be listed.")
-        with self._lock:
-            unknown = request.wanted.cameras - set(self.gallery.pictures.camera_names)
-            if unknown:
-                raise ValueError(f"the gallery knows no camera '{sorted(unknown)[0]}'.")
-            pictures = [self._resolve(choice.picture) for choice in request.persons]
-            queries = [
-                self._query(choice, picture)
-                for choice, picture in zip(request.persons, pictures, strict=True)
-            ]
-            own = [picture.number for picture in pictures if picture.number is not None]
-            matches = self.gallery.search(
-                fuse([query.reid_feat for query in queries]),
-                request.top,
-                wanted=request.wanted,
-                skip=() if request.include_own else own,
-                per_picture=not request.every_person,
-            )
-            return SearchResult(queries, self.gallery, matches, _settings(request), request.wanted)
+        edition = self._edition
+        gallery = edition.gallery
+        unknown = request.wanted.cameras - set(gallery.pictures.camera_names)
+        if unknown:
+            raise ValueError(f"the gallery knows no camera '{sorted(unknown)[0]}'.")
+        pictures = [self._resolve(choice.picture, edition) for choice in request.persons]
+        queries = [
+            self._query(choice, picture)
+            for choice, picture in zip(request.persons, pictures, strict=True)
+        ]
+        own = [picture.number for picture in pictures if picture.number is not None]
+        matches = gallery.search(
+            fuse([query.reid_feat for query in queries]),
+            request.top,
+            wanted=request.wanted,
+            skip=() if request.include_own else own,
+            per_picture=not request.every_person,
+        )
+        return SearchResult(queries, gallery, matches, _settings(request), request.wanted)
 
-    def match_facts(self, match: Match) -> dict:
-        """A match for the browser: as in ``results.jsonl``, with an id in place of the path."""
-        facts = match.to_json()
-        del facts["image"]
-        return {"picture": self._key(match.picture), "name": place_of(match), **facts}
+    def match_facts(self, result: SearchResult) -> list[dict]:
+        """Matches for the browser: as in ``results.jsonl``, with an id in place of the path.
+
+        Raises:
+            UnknownPictureError: the gallery that was searched has been replaced.
+        """
+        edition = self._edition
+        if result.gallery is not edition.gallery:
+            raise UnknownPictureError(CHANGED)
+        found = []
+        for match in result.matches:
+            facts = match.to_json()
+            del facts["image"]
+            found.append(
+                {"picture": _key(edition, match.picture), "name": place_of(match), **facts}
+            )
+        return found
 
     # ---- within ----------------------------------------------------------------------------------
 
-    def _key(self, number: int) -> str:
-        return f"g-{self._edition}-{number}"
-
-    def _facts(self, number: int) -> dict:
-        table = self.gallery.pictures
-        time, offset = float(table.times[number]), float(table.offsets[number])
-        name = os.path.basename(table.paths[number])
-        return {
-            "id": self._key(number),
-            "name": name if math.isnan(offset) else f"{name} at {offset:.1f} s",
-            "camera": table.camera_names[table.cameras[number]],
-            "time": None if math.isnan(time) else format_time(time),
-        }
-
-    def _resolve(self, key: str) -> _Picture:
+    def _resolve(self, key: str, edition: _Edition | None = None) -> _Picture:
         """
+        Args:
+            edition: to look into; None for the newest.
+
         Raises:
             UnknownPictureError, UnsafePathError.
         """
@@ -248,29 +262,35 @@ class PageSession:
         found = re.fullmatch(r"g-([0-9a-f]{8})-([0-9]{1,12})", key)
         if found is None:
             raise UnknownPictureError(f"'{key[:60]}' is no id of a picture.")
-        with self._lock:
-            number, table = int(found[2]), self.gallery.pictures
-            if found[1] != self._edition:
-                raise UnknownPictureError(
-                    "the gallery has changed in the meantime; load the page again."
-                )
-            if number >= len(table):
-                raise UnknownPictureError(f"the gallery has no picture {number}.")
-            name, frame = self._facts(number)["name"], int(table.frames[number])
-            try:
-                path = str(self.gallery.picture_path(number))
-            except UnsafePathError as e:
-                raise UnsafePathError(
-                    f"the picture '{name}' leaves the folder that was indexed. It is not opened."
-                ) from e
-            return _Picture(key, path, name, number, None if frame < 0 else frame)
+        edition = edition or self._edition
+        number, gallery = int(found[2]), edition.gallery
+        if found[1] != edition.name:
+            raise UnknownPictureError(CHANGED)
+        if number >= len(gallery.pictures):
+            raise UnknownPictureError(f"the gallery has no picture {number}.")
+        name, frame = _facts(edition, number)["name"], int(gallery.pictures.frames[number])
+        try:
+            path = str(gallery.picture_path(number))
+        except UnsafePathError as e:
+            raise UnsafePathError(
+                f"the picture '{name}' leaves the folder that was indexed. It is not opened."
+            ) from e
+        return _Picture(key, path, name, gallery, number, None if frame < 0 else frame)
+
+    def _pixels(self, picture: _Picture) -> np.ndarray:
+        """See :meth:`read`."""
+        gallery, number = picture.gallery, picture.number
+        with _names_in_errors(picture):
+            if gallery is None or number is None:
+                return self.decoded.get(picture.id, lambda: read_picture(picture.path))
+            return self.decoded.get(picture.id, lambda: gallery.read_picture(number))
 
     def _persons(self, picture: _Picture) -> _Persons:
         """Who is in a picture: of the gallery, as it was indexed; of an upload, detected now."""
+        if picture.gallery is not None and picture.number is not None:
+            rows, feats = picture.gallery.persons_in(picture.number)
+            return _sorted(rows[:, :4], rows[:, 4], feats)
         with self._lock:
-            if picture.number is not None:
-                rows, feats = self.gallery.persons_in(picture.number)
-                return _sorted(rows[:, :4], rows[:, 4], feats)
             if picture.id not in self._detected:
                 found = self.searcher.detect(self._for_model(picture))
                 boxes, scores = found.pred_boxes.tensor.numpy(), found.scores.numpy()
@@ -284,15 +304,16 @@ class PageSession:
         if picture.frame is None:
             with _names_in_errors(picture):
                 return read_picture(picture.path, self.searcher.image_format)
-        frame = self.read(picture.id)
+        frame = self._pixels(picture)
         bgr = self.searcher.image_format == "BGR"
         return np.ascontiguousarray(frame[:, :, ::-1]) if bgr else frame
 
     def _query(self, choice: Choice, picture: _Picture) -> QueryPerson:
         if choice.box is not None:
-            pixels = self._for_model(picture)
-            box = clip_box(choice.box, pixels.shape[1], pixels.shape[0])
-            feat, score = self.searcher.embed_in(pixels, [box])[0], None
+            with self._lock:
+                pixels = self._for_model(picture)
+                box = clip_box(choice.box, pixels.shape[1], pixels.shape[0])
+                feat, score = self.searcher.embed_in(pixels, [box])[0], None
         else:
             persons, person = self._persons(picture), choice.person
             if person is None or not 0 <= person < len(persons.scores):
@@ -304,6 +325,22 @@ class PageSession:
             score = float(persons.scores[person])
         x1, y1, x2, y2 = map(float, box)
         return QueryPerson(picture.path, (x1, y1, x2, y2), feat, score, picture.frame, picture.name)
+
+
+def _key(edition: _Edition, number: int) -> str:
+    return f"g-{edition.name}-{number}"
+
+
+def _facts(edition: _Edition, number: int) -> dict:
+    table = edition.gallery.pictures
+    time, offset = float(table.times[number]), float(table.offsets[number])
+    name = os.path.basename(table.paths[number])
+    return {
+        "id": _key(edition, number),
+        "name": name if math.isnan(offset) else f"{name} at {offset:.1f} s",
+        "camera": table.camera_names[table.cameras[number]],
+        "time": None if math.isnan(time) else format_time(time),
+    }
 
 
 @contextmanager

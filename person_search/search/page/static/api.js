@@ -13,6 +13,9 @@ async function answer(promise) {
   try {
     told = (await response.json()).error;
   } catch {
+    told = "";
+  }
+  if (!told) {
     told = `the program failed (status ${response.status}); its terminal says more.`;
   }
   throw new Error(told.charAt(0).toUpperCase() + told.slice(1));

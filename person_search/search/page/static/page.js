@@ -13,14 +13,23 @@ let chosen = []; // {choice, crop, name}
 let adding = false; // the next picture shows the same person
 let listed = 0;
 let asked = null; // the search behind the results
+const latest = {}; // by kind: of several requests only the last one is shown
+let running = 0;
 
 const picker = new Picker(pick);
 const results = new Results(again);
 
 // ---- telling what happens ------------------------------------------------------------------------
 
+// Whether a request is still the last one of its kind, asked once its answer is there.
+function begin(kind) {
+  const mine = (latest[kind] = (latest[kind] ?? 0) + 1);
+  return () => latest[kind] === mine;
+}
+
 async function busy(text, work) {
   const status = byId("status");
+  running += 1;
   status.textContent = text;
   status.classList.add("busy");
   byId("error").hidden = true;
@@ -32,7 +41,8 @@ async function busy(text, work) {
     fail(error.message);
     return false;
   } finally {
-    status.classList.remove("busy");
+    running -= 1;
+    if (!running) status.classList.remove("busy");
   }
 }
 
@@ -63,11 +73,13 @@ async function openGallery() {
 }
 
 async function list(fresh) {
+  const isLast = begin("list");
+  const found = await api.pictures(fresh ? 0 : listed, PAGE, byId("browse-cameras").value);
+  if (!isLast()) return;
   if (fresh) {
     byId("thumbs").replaceChildren();
     listed = 0;
   }
-  const found = await api.pictures(listed, PAGE, byId("browse-cameras").value);
   for (const { id, name } of found.pictures) {
     const image = element("img", { src: api.imageUrl(id, 320), alt: "", loading: "lazy" });
     const button = element(
@@ -82,9 +94,11 @@ async function list(fresh) {
 }
 
 // get(): gives the picture with its persons
-function choose(get, then = null) {
-  return busy("Looking for persons …", async () => {
+async function choose(get, then = null) {
+  const isLast = begin("choose");
+  const good = await busy("Looking for persons …", async () => {
     const picture = await get();
+    if (!isLast()) return "";
     if (!adding) chosen = [];
     byId("mark").hidden = byId("ask").hidden = false;
     picker.show(picture);
@@ -95,10 +109,15 @@ function choose(get, then = null) {
     }
     return `${picture.persons.length} detected in ${picture.name}.`;
   });
+  return good && isLast();
 }
 
 function chooseFile(file) {
   if (!file) return;
+  if (!facts) {
+    fail("The gallery is not open; load the page again.");
+    return;
+  }
   if (file.size > facts.upload_bytes) {
     fail(`The picture has ${(file.size / 1e6).toFixed(1)} MB; at most ` +
       `${facts.upload_bytes / 1e6} MB are taken.`);
@@ -110,9 +129,9 @@ function chooseFile(file) {
 // ---- 2. the person -------------------------------------------------------------------------------
 
 function pick(choice, crop, name) {
-  chosen = chosen.filter((one) => one.choice.picture !== choice.picture);
-  chosen.push({ choice, crop, name });
-  adding = false;
+  const others = chosen.filter((one) => one.choice.picture !== choice.picture);
+  if (others.length === chosen.length) adding = false; // else marked anew, not added
+  chosen = [...others, { choice, crop, name }];
   showChosen();
 }
 
@@ -159,14 +178,36 @@ function request() {
   };
 }
 
+// What is wrong with a field of the filters; such a field would have no value, and so no effect.
+function wrongField() {
+  for (const input of byId("filters").querySelectorAll("input")) {
+    const { badInput, rangeUnderflow, rangeOverflow } = input.validity;
+    if (badInput || rangeUnderflow || rangeOverflow) return input;
+  }
+  return null;
+}
+
 function search() {
+  const wrong = wrongField();
+  if (wrong) {
+    byId("filters").open = true;
+    wrong.focus();
+    fail(`“${wrong.labels[0].innerText.trim()}”: ${wrong.validationMessage}`);
+    return;
+  }
   const boxes = [...byId("cameras").querySelectorAll("input")];
   if (boxes.length && !boxes.some((box) => box.checked)) {
     fail("No camera is chosen in the filters.");
     return;
   }
-  asked = request();
-  busy("Searching …", async () => results.show(await api.search(asked)));
+  const wanted = request();
+  const isLast = begin("search");
+  busy("Searching …", async () => {
+    const found = await api.search(wanted);
+    if (!isLast()) return "";
+    asked = wanted;
+    return results.show(found);
+  });
 }
 
 async function again(match) {

@@ -112,6 +112,7 @@ export class Picker {
       const { width, height } = this.picture; // something to start from, for the keyboard
       this.setBox([0.4 * width, 0.25 * height, 0.6 * width, 0.75 * height]);
     }
+    if (on) this.done(); // what is to be seen is what is searched for
     if (on) byId("drawn").focus({ preventScroll: true });
   }
 
@@ -132,7 +133,7 @@ export class Picker {
     if (!this.box) return;
     const box = this.box.map((value) => Math.round(value));
     if (box[2] - box[0] < 2 || box[3] - box[1] < 2) {
-      this.setBox(null);
+      this.setBox(this.press?.before ?? null); // too small; what was marked stays so
       return;
     }
     this.setBox(box);
@@ -150,6 +151,7 @@ export class Picker {
 
   pressed(event) {
     const drawing = this.stage.classList.contains("drawing");
+    this.press = null;
     if (event.button !== 0 || (event.pointerType !== "mouse" && !drawing)) return; // it may scroll
     this.press = { id: event.pointerId, at: this.where(event), from: [event.clientX, event.clientY] };
     this.press.dragged = false;
@@ -158,9 +160,16 @@ export class Picker {
   moved(event) {
     const press = this.press;
     if (!press || press.id !== event.pointerId || press.over) return;
+    if (!event.buttons) {
+      this.cancel(); // let go outside, where nobody has told us
+      return;
+    }
     const far = Math.hypot(event.clientX - press.from[0], event.clientY - press.from[1]);
     if (!press.dragged && far < DRAG) return;
-    if (!press.dragged) this.stage.setPointerCapture(event.pointerId);
+    if (!press.dragged) {
+      this.stage.setPointerCapture(event.pointerId);
+      press.before = this.box;
+    }
     press.dragged = true;
     const [x, y] = this.where(event);
     const [u, v] = press.at;
@@ -174,6 +183,7 @@ export class Picker {
   }
 
   cancel() {
+    if (this.press?.dragged && !this.press.over) this.setBox(this.press.before);
     this.press = null;
   }
 

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page in a real browser when things come in another order than usual, or half."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+from page_visit import (
+    choose_file,
+    chromium,
+    found,
+    needs_browser,
+    page_server,
+    until,
+    until_first_is,
+    visit,
+)
+
+__all__ = ["chromium", "page_server", "visit"]  # fixtures
+
+
+def browse(tab) -> None:
+    tab.click("#browse summary")
+    tab.wait_for_selector("#shown:has-text('4 of 4')")
+
+
+def hold(tab, address) -> Callable[[], None]:
+    """Keeps the next request to an address waiting; returns what lets it go and waits for it."""
+    held: list = []
+    tab.route(address, lambda route: held.append(route), times=1)
+
+    def release() -> None:
+        assert len(held) == 1
+        with tab.expect_response(address):
+            held[0].continue_()
+        until(tab, "!document.getElementById('status').classList.contains('busy')")
+
+    return release
+
+
+@needs_browser
+def test_the_last_choice_counts(visit) -> None:
+    tab = visit()
+    browse(tab)
+    release = hold(tab, re.compile(r"/api/pictures/g-[0-9a-f]+-0$"))
+    tab.click(".thumbs button[title='a.png']")
+    tab.click(".thumbs button[title='b.png']")
+    tab.wait_for_selector("#hint:has-text('b.png')")
+    assert "busy" in tab.get_attribute("#status", "class"), "the other is still under way"
+    release()
+    assert "b.png" in tab.inner_text("#hint")
+
+
+@needs_browser
+def test_the_last_list_counts(visit) -> None:
+    tab = visit()
+    browse(tab)
+    release = hold(tab, re.compile("camera=hall"))
+    tab.select_option("#browse-cameras", "hall")
+    tab.select_option("#browse-cameras", "gate")
+    tab.wait_for_selector("#shown:has-text('2 of 2')")
+    release()
+    assert tab.locator(".thumbs span").all_inner_texts() == ["a.png", "b.png"]
+
+
+@needs_browser
+def test_what_is_saved_is_what_is_shown(visit) -> None:
+    """The last search is shown, whichever answer comes first; one that fails changes nothing."""
+    tab = visit(expect="Failed to load resource")
+    choose_file(tab)
+    tab.locator(".person").first.click()
+    tab.click("#filters summary")
+    release = hold(tab, "**/api/search")
+    tab.click("#search")
+    tab.get_by_role("checkbox", name="gate").uncheck()
+    tab.click("#search")
+    until_first_is(tab, "c.png")
+    release()
+    assert tab.locator(".matches li").count() == 2
+    tab.route("**/api/search", lambda route: route.fulfill(status=422, json={"error": "no."}))
+    tab.get_by_role("checkbox", name="gate").check()
+    tab.click("#search")
+    tab.wait_for_selector("#error:has-text('No.')")
+    with tab.expect_request("**/results.jsonl") as request:
+        tab.click("#save-lines")
+    assert request.value.post_data_json["cameras"] == ["hall"]
+    tab.wait_for_selector("#status:has-text('among your downloads')")
+
+
+@needs_browser
+@pytest.mark.parametrize(("field", "keys"), [("since", "5"), ("top", "0"), ("score", "7")])
+def test_a_filter_that_is_half_written_is_not_passed_over(visit, field: str, keys: str) -> None:
+    tab = visit()
+    choose_file(tab)
+    tab.locator(".person").first.click()
+    tab.click("#filters summary")
+    if field != "since":
+        tab.fill(f"#{field}", "")
+    tab.locator(f"#{field}").press(keys)
+    tab.click("#filters summary")
+    tab.click("#search")
+    assert tab.locator("#error").is_visible() and tab.locator("#found").is_hidden()
+    assert tab.evaluate("document.activeElement.id") == field
+
+
+@needs_browser
+def test_a_drag_that_ends_outside(visit) -> None:
+    tab = visit()
+    choose_file(tab)
+    box = tab.locator("#stage").bounding_box()
+    tab.mouse.move(box["x"] + 2, box["y"] + 50)
+    tab.mouse.down()
+    tab.mouse.move(box["x"] - 9, box["y"] + 50)
+    tab.mouse.up()
+    tab.mouse.move(box["x"] + 80, box["y"] + 90)
+    tab.mouse.move(box["x"] + 120, box["y"] + 150)
+    assert tab.locator("#drawn").is_hidden() and tab.locator("#chosen li").count() == 0
+
+
+@needs_browser
+def test_the_box_that_is_seen_is_the_one_that_is_searched_for(visit) -> None:
+    tab = visit()
+    choose_file(tab)
+    tab.locator(".person").first.click()
+    tab.click("#draw")
+    assert tab.locator("#drawn").is_visible()
+    assert tab.locator(".person[aria-pressed=true]").count() == 0
+    before = tab.locator("#drawn").get_attribute("style")
+    stage = tab.locator("#stage").bounding_box()
+    tab.mouse.move(stage["x"] + 20, stage["y"] + 20)
+    tab.mouse.down()
+    tab.mouse.move(stage["x"] + 90, stage["y"] + 20)  # a line is no box
+    tab.mouse.up()
+    assert tab.locator("#drawn").get_attribute("style") == before
+    with tab.expect_request("**/api/search") as request:
+        tab.click("#search")
+    assert request.value.post_data_json["persons"][0]["box"] == [40, 20, 60, 60]
+    found(tab)
+
+
+@needs_browser
+def test_marking_anew_before_another_picture_is_added(visit) -> None:
+    tab = visit()
+    browse(tab)
+    tab.click(".thumbs button[title='a.png']")
+    tab.wait_for_selector("#hint:has-text('a.png')")
+    tab.locator(".person").first.click()
+    tab.click("#another")
+    tab.locator(".person").nth(1).click()
+    tab.click(".thumbs button[title='b.png']")
+    tab.wait_for_selector("#hint:has-text('b.png')")
+    assert tab.locator("#chosen li").count() == 1
+    tab.locator(".person").first.click()
+    assert tab.locator("#chosen li").count() == 2

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The session behind the page: several threads, a gallery that changes, what is in memory."""
+
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from page_tiny import make_gallery, picture_bytes, searcher
+
+from person_search.search import Gallery, IndexOptions, find_sources, index_pictures
+from person_search.search.page.rendering import Decoded
+from person_search.search.page.requests import Choice, Request
+from person_search.search.page.session import PageSession
+from person_search.search.page.uploads import UnknownPictureError
+from person_search.search.results import report_html
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[PageSession]:
+    with closing(PageSession(make_gallery(tmp_path), searcher())) as session:
+        yield session
+
+
+def first_key(session: PageSession) -> str:
+    return session.list_pictures(0, 1)["pictures"][0]["id"]
+
+
+def test_an_answer_keeps_to_one_state_of_the_gallery(session: PageSession, tmp_path: Path) -> None:
+    """The gallery changes between two steps of an answer; its picture 0 becomes another one."""
+    key = first_key(session)
+    old = session._resolve(key)
+    result = session.search(Request([Choice(key, 0)]))
+    (tmp_path / "pictures" / "a.png").unlink()
+    listing = find_sources([tmp_path / "pictures"])
+    index_pictures(searcher(), session.folder, listing, IndexOptions(prune=True))
+    assert session.describe()["pictures"] == 3
+    assert first_key(session)[-2:] == key[-2:] == "-0", "the same number, now of b.png"
+    assert session._persons(old).feats[0].argmax() == 0, "red, as in a.png"
+    with pytest.raises(FileNotFoundError, match=r"a\.png"):
+        session._pixels(old)
+    with pytest.raises(UnknownPictureError, match="has changed"):
+        session.match_facts(result)
+
+
+def test_only_who_needs_the_model_waits_for_it(session: PageSession) -> None:
+    at_work, done = threading.Event(), threading.Event()
+    detect = session.searcher.detect
+
+    def slow(picture: np.ndarray):
+        at_work.set()
+        assert done.wait(60)
+        return detect(picture)
+
+    session.searcher.detect = slow  # type: ignore[method-assign]
+
+    def others() -> tuple[int, int, int]:
+        key = first_key(session)
+        found = session.search(Request([Choice(key, 0)])).matches
+        return session.describe()["pictures"], len(found), len(session.picture(key)["persons"])
+
+    with ThreadPoolExecutor(2) as threads:
+        upload = threads.submit(session.upload, picture_bytes(), "me.png")
+        try:
+            assert at_work.wait(30)
+            assert threads.submit(others).result(30) == (4, 3, 2)
+            assert not upload.done()
+        finally:
+            done.set()
+        assert len(upload.result(30)["persons"]) == 2
+
+
+def test_decoded_pictures_are_kept_up_to_a_number_of_pixels() -> None:
+    decoded, read = Decoded(pixels=250), []
+
+    def get(key: str) -> None:
+        decoded.get(key, lambda: read.append(key) or np.zeros((10, 10, 3), np.uint8))
+
+    for key in "aabacab":
+        get(key)
+    assert "".join(read) == "abcb"
+
+
+def test_a_picture_that_two_ask_for_is_decoded_once() -> None:
+    """A scene and its crop come at the same time."""
+    decoded, read, two = Decoded(), [], threading.Event()
+
+    def slow() -> np.ndarray:
+        read.append(1)
+        if len(read) == 2:
+            two.set()
+        two.wait(0.5)  # time enough for the other thread to read as well
+        return np.zeros((10, 10, 3), np.uint8)
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = [threads.submit(decoded.get, "a", slow) for _ in range(2)]
+        assert first.result(30) is second.result(30)
+    assert read == [1]
+
+
+def test_a_report_has_one_scene_at_a_time_in_memory(session: PageSession, monkeypatch) -> None:
+    result = session.search(Request([Choice(first_key(session), 0)]))
+    scenes, most = [], 0
+
+    def read(gallery: Gallery, match) -> np.ndarray:
+        nonlocal most
+        scene = gallery.read_picture(match.picture)
+        scenes.append(weakref.ref(scene))
+        most = max(most, sum(one() is not None for one in scenes))
+        return scene
+
+    monkeypatch.setattr(Gallery, "read_scene", read)
+    assert report_html(result, 3).count("Rank ") == 3
+    assert len(scenes) == 3 and most <= 2, "the one before may still have a name"
