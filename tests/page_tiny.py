@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import uvicorn
+import pytest
 from color_model import ColorModel, paint
 from PIL import Image
 
@@ -27,10 +27,13 @@ from person_search.search import (
     index_pictures,
     read_table,
 )
-from person_search.search.page.app import create_app
 from person_search.search.page.server import bind
 from person_search.search.page.session import PageSession
 from person_search.search.page.uploads import UploadLimits
+
+# without the extra "page" the tests of the page are left out
+uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("fastapi")
 
 RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
 LEFT, RIGHT = (0, 0, 50, 80), (50, 0, 100, 80)
@@ -124,6 +127,8 @@ def running(
     gallery: Path, limits: UploadLimits | None = None, names: tuple[str, ...] = ()
 ) -> Iterator[Page]:
     """Starts the page on a free port, and ends it."""
+    from person_search.search.page.app import create_app
+
     session = PageSession(gallery, searcher(), limits)
     listening = bind("127.0.0.1", 0)
     server = uvicorn.Server(
