@@ -111,14 +111,7 @@ def run_query(args: argparse.Namespace) -> int:
         per_picture=not args.every_person,
         method=args.method,
     )
-    settings = {
-        "method": args.method,
-        "top": args.top,
-        "min_score": args.min_score,
-        "cameras": sorted(wanted.cameras),
-        "since": None if wanted.since is None else format_time(wanted.since),
-        "until": None if wanted.until is None else format_time(wanted.until),
-    }
+    settings = {"method": args.method, "top": args.top, **wanted.to_json()}
     result = SearchResult(queries, gallery, matches, settings, wanted)
     files = write_results(result, args.output, args.show)
     lines = match_lines(matches, args.show)

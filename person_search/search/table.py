@@ -38,6 +38,15 @@ class SearchFilter:
                 f"{format_time(self.until)}."
             )
 
+    def to_json(self) -> dict:
+        """Plain types; None for no bound."""
+        return {
+            "min_score": self.min_score,
+            "cameras": sorted(self.cameras),
+            "since": None if self.since is None else format_time(self.since),
+            "until": None if self.until is None else format_time(self.until),
+        }
+
     def describe(self) -> str:
         """In words, e.g. "camera gate, from 2026-05-01 08:00:00 on"; "" if nothing is asked for."""
         parts = []

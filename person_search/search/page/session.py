@@ -226,7 +226,8 @@ class PageSession:
             skip=() if request.include_own else own,
             per_picture=not request.every_person,
         )
-        return SearchResult(queries, gallery, matches, _settings(request), request.wanted)
+        settings = {"method": "auto", "top": request.top, **request.wanted.to_json()}
+        return SearchResult(queries, gallery, matches, settings, request.wanted)
 
     def match_facts(self, result: SearchResult) -> list[dict]:
         """Matches for the browser: as in ``results.jsonl``, with an id in place of the path.
@@ -362,18 +363,6 @@ def signature(folder: str | os.PathLike) -> tuple:
                     status = os.stat(os.path.join(place, name))
                     found.append((place, name, status.st_size, status.st_mtime_ns))
     return tuple(sorted(found))
-
-
-def _settings(request: Request) -> dict:
-    wanted = request.wanted
-    return {
-        "method": "auto",
-        "top": request.top,
-        "min_score": wanted.min_score,
-        "cameras": sorted(wanted.cameras),
-        "since": None if wanted.since is None else format_time(wanted.since),
-        "until": None if wanted.until is None else format_time(wanted.until),
-    }
 
 
 def _sorted(boxes: np.ndarray, scores: np.ndarray, feats: np.ndarray) -> _Persons:
