@@ -50,5 +50,7 @@ for argument in ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}; do
   [ -e "${argument%%::*}" ] && has_path=true
 done
 $has_path && DEFAULT_PATHS=()
-exec "$PY" -m pytest -n "$JOBS" --dist loadfile \
+# A run whose worker died ends at once: with a new worker in its place, pytest-xdist waits for ever
+# for the rest of the file that the dead one was given.
+exec "$PY" -m pytest -n "$JOBS" --dist loadfile --max-worker-restart 0 \
   ${ARGUMENTS[@]+"${ARGUMENTS[@]}"} ${DEFAULT_PATHS[@]+"${DEFAULT_PATHS[@]}"}

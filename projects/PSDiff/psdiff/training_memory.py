@@ -28,7 +28,7 @@ class FinestLevelPooler(nn.Module):
         result = features[0].new_zeros(shape)
         for level, feature in enumerate(features):
             count = 0 if level else len(boxes)
-            rois = feature.new_empty(count, 5)
+            rois = feature.new_zeros(count, 5)  # never garbage: the kernel trusts the image index
             pooled = roi_align(feature, rois, self.output_size, 1.0, 2, aligned=True)
             rows = torch.arange(count)
             result.index_put_((rows,), pooled.to(result.dtype))
