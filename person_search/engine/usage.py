@@ -14,7 +14,6 @@ from detectron2.utils import comm
 
 from person_search.config import ProjectError, check_device, merge_into
 from person_search.data import BadImageError
-from person_search.engine.divergence import TrainingDivergedError
 from person_search.utils.backend import BackendError
 
 TRACEBACK_VARIABLE = "PERSON_SEARCH_TRACEBACK"
@@ -25,7 +24,7 @@ USER_ERRORS = (
     BadImageError,
     ProjectError,
     BackendError,
-    TrainingDivergedError,
+    FloatingPointError,  # training that diverged, half precision that overflowed
 )
 USAGE_ERROR = 2
 """Exit status of a run that ended with a message instead of a traceback."""
@@ -79,7 +78,7 @@ def friendly_errors(traceback: bool = False) -> Iterator[None]:
     """Ends the program with one message where input, config, weights or disk are at fault.
 
     These are ValueError, KeyError, OSError (so also FileNotFoundError and a full disk),
-    BadImageError, ProjectError, BackendError and TrainingDivergedError; the exit status is 2.
+    BadImageError, ProjectError, BackendError and FloatingPointError; the exit status is 2.
     Everything else is a defect of ours and keeps its traceback. The log file in OUTPUT_DIR gets the
     traceback in any case, once it is set up. An error that all processes raise alike (its class has
     ``in_all_processes``) is shown by the main one only.

@@ -67,6 +67,9 @@ class ReverseProcess:
         Args:
             features: (B, C, H, W) each. image_sizes: (h, w) of the images in the batch.
             seeds: of each image's noise.
+
+        Raises:
+            FloatingPointError: a prediction is infinite or NaN.
         """
         settings, codec = self.settings, self.codec
         trajectory = Trajectory(codec, settings.sampler_settings, settings.renewal)
@@ -77,6 +80,7 @@ class ReverseProcess:
                 [codec.decode_boxes(b, s) for b, s in zip(boxes_signal, image_sizes, strict=True)]
             )
             output = self.head(features, boxes, reid_signal, self._times(t, len(seeds)))
+            require_finite(vars(output), t)
             yield DenoisingStep(t, boxes, output)
             if t == trajectory.times[-1]:
                 break
@@ -148,6 +152,7 @@ class ReverseProcess:
         reid_signal = self._shared_noise(generator, count, self.embed_dim)
         for t in trajectory.times:
             output = self.head.denoise(roi_feats, boxes, reid_signal, self._times(t, count))
+            require_finite({"reid_feats": output.reid_feats}, t)
             if t == trajectory.times[-1]:
                 break
             noise = None
@@ -201,3 +206,19 @@ class ReverseProcess:
 def one_image(features: dict[str, Tensor], index: int) -> dict[str, Tensor]:
     """The features of one image of a batch, as a batch of one."""
     return {name: value[index : index + 1] for name, value in features.items()}
+
+
+def require_finite(predictions: dict[str, Tensor], t: int) -> None:
+    """Stops before the next step pools boxes that are no numbers, which crashes the kernel.
+
+    Raises:
+        FloatingPointError: infinities or NaN, with the names of what holds them.
+    """
+    finite = torch.stack([value.isfinite().all() for value in predictions.values()]).tolist()
+    bad = [name for name, good in zip(predictions, finite, strict=True) if not good]
+    if bad:
+        raise FloatingPointError(
+            f"PSDiff predicts infinities or NaN ({', '.join(bad)}) in the denoising step at "
+            f"t = {t}. Either the weights hold such values, because their training diverged (see "
+            "MODEL.WEIGHTS), or half precision overflowed; then evaluate in float32."
+        )

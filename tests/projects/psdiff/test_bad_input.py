@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.env import seed_all_rng
-from psdiff_tiny import EMBED_DIM, tiny_model, training_input
+from psdiff_tiny import EMBED_DIM, image_input, tiny_model, training_input
 from safetensors.numpy import load_file, save_file
 from teacher_tiny import NAME, paint_people, registered, teacher_cfg
 
@@ -268,3 +268,27 @@ def test_an_empty_instances_goes_through_the_noise() -> None:
     boxes, reid = model.noisy_proposals([empty], torch.tensor([999]))
     assert boxes.shape == (1, 12, 4) and reid.shape == (1, 12, EMBED_DIM)
     assert boxes.isfinite().all() and reid.isfinite().all()
+
+
+@pytest.mark.parametrize("branch", ["box_branch", "cls_branch", "reid_branch"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_weights_that_are_lost_end_inference_with_a_message(branch, steps) -> None:
+    """Not in the kernel that pools at boxes: it reads anywhere for a box of NaN."""
+    model = tiny_model(STEPS=steps).eval()
+    assert len(model.head.in_features) > 1
+    model.head.pooler.level_poolers = model.head.pooler.level_poolers[:1]
+    model.head.in_features = model.head.in_features[:1]  # with one level no box is left out
+    model([image_input()])
+    torch.nn.init.constant_(getattr(model.head, branch)[-1].bias, math.nan)
+    name = {"box_branch": "boxes", "cls_branch": "logits", "reid_branch": "reid_feats"}[branch]
+    with pytest.raises(FloatingPointError, match=f"{name}.* at t = 999.*MODEL.WEIGHTS"):
+        model([image_input()])
+
+
+def test_lost_weights_of_the_embedding_show_in_given_boxes() -> None:
+    model = tiny_model().eval()
+    torch.nn.init.constant_(model.head.reid_branch[-1].bias, math.nan)
+    features = model.backbone(torch.zeros(1, 3, 64, 64))
+    boxes = torch.tensor([[2.0, 3.0, 30.0, 40.0]])
+    with pytest.raises(FloatingPointError, match="reid_feats"):
+        model.reverse_process().embed_boxes(features, boxes, seed=0)
