@@ -385,8 +385,13 @@ def training():
             "files": sorted(path.name for path in folder.iterdir()),
             "last_checkpoint": (folder / "last_checkpoint").read_text(),
             "metrics": [{k: None if k in times else v for k, v in m.items()} for m in metrics],
-            # Whether tensorboard is installed is not a matter of the engine.
-            "lines": [x for x in lines if "iter: " not in x and "TensorBoard" not in x],
+            # Whether tensorboard is installed is not a matter of the engine, and neither is what
+            # newer versions of torch print of a normalization.
+            "lines": [
+                x.replace("affine=True, bias=True", "affine=True")
+                for x in lines
+                if "iter: " not in x and "TensorBoard" not in x
+            ],
             "checkpoint": to_json(checkpoint),
             "weights": _weights(trainer),
         }

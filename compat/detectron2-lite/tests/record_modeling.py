@@ -214,28 +214,43 @@ def postprocessing():
     return detector_postprocess(instances, 60, 41)
 
 
+SWIN_VARIANTS = {
+    "plain": {"embed_dim": 8, "depths": (2, 3), "num_heads": (1, 2), "out_indices": (0, 1)},
+    "ape, frozen": {
+        "embed_dim": 8,
+        "depths": (2, 1, 1),
+        "num_heads": (1, 2, 4),
+        "out_indices": (1, 2),
+        "window_size": 4,
+        "ape": True,
+        "patch_norm": False,
+        "qkv_bias": False,
+        "drop_rate": 0.1,
+        "frozen_stages": 2,
+    },
+}
+TRUNCATED_NORMAL = "truncated normal numbers"
+
+
+def new_swin():
+    """Weights of a new model, and what they depend on besides the seed: torch's initializer."""
+    generator = torch.Generator().manual_seed(10)
+    out = {TRUNCATED_NORMAL: torch.nn.init.trunc_normal_(torch.zeros(8), generator=generator)}
+    for name, kwargs in SWIN_VARIANTS.items():
+        torch.manual_seed(12)
+        out[name] = state(SwinTransformer(**kwargs))
+    return out
+
+
 def swin():
-    variants = {
-        "plain": {"embed_dim": 8, "depths": (2, 3), "num_heads": (1, 2), "out_indices": (0, 1)},
-        "ape, frozen": {
-            "embed_dim": 8,
-            "depths": (2, 1, 1),
-            "num_heads": (1, 2, 4),
-            "out_indices": (1, 2),
-            "window_size": 4,
-            "ape": True,
-            "patch_norm": False,
-            "qkv_bias": False,
-            "drop_rate": 0.1,
-            "frozen_stages": 2,
-        },
-    }
     x = torch.rand(2, 3, 50, 77, generator=torch.Generator().manual_seed(11))
     out = {}
-    for name, kwargs in variants.items():
-        torch.manual_seed(12)
+    for name, kwargs in SWIN_VARIANTS.items():
         model = SwinTransformer(**kwargs)
-        out[name] = {"state": state(model)}
+        generator = torch.Generator().manual_seed(15)
+        for parameter in model.parameters():
+            parameter.data.uniform_(-0.1, 0.1, generator=generator)
+        out[name] = {}
         for mode in (True, False):
             model.train(mode)
             torch.manual_seed(13)
@@ -333,6 +348,7 @@ CASES = {
         rpn_and_roi_heads,
         output_layers,
         postprocessing,
+        new_swin,
         swin,
         backbones,
         model_r50_fpn,

@@ -6,13 +6,15 @@ Run it where the real package comes first:
     PYTHONPATH=<checkout of Detectron2> python record_surface.py
 
 It writes data/surface.json: for each module that lite has, name -> parameters of the public
-functions, of the constructors of classes, and of the public methods these define themselves.
+functions, of the constructors of classes, and of the public methods these define themselves; the
+members of enumerations.
 """
 
 import importlib
 import inspect
 import json
 import warnings
+from enum import EnumMeta
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -52,7 +54,10 @@ def public_surface(module_name: str) -> dict[str, list[str] | None]:
             continue
         if type(member).__name__ == "_AbsentMeta":
             continue  # lite's place holder for a class that it lacks
-        surface[name] = parameters(member)
+        if isinstance(member, EnumMeta):
+            surface[name] = sorted(member.__members__)  # how it is called depends on the Python
+        else:
+            surface[name] = parameters(member)
         if not inspect.isclass(member):
             continue
         for method_name, method in vars(member).items():
