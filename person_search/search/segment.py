@@ -17,8 +17,8 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from mmap import mmap
 from pathlib import Path
 
 import numpy as np
@@ -172,11 +172,14 @@ def check_rows(folder: Path, vectors: np.ndarray, boxes: np.ndarray) -> None:
             mapped, so that is no damage.
     """
     for name, mapped in ((VECTORS, vectors), (BOXES, boxes)):
-        with suppress(FileNotFoundError):
-            size = (folder / name).stat().st_size
-            if size < mapped.nbytes:
-                width = mapped.shape[1] * FLOAT.itemsize
-                raise _too_short(folder / name, size // width, len(mapped))
+        memory: object = mapped
+        while isinstance(memory, np.ndarray):
+            memory = memory.base
+        # that of the mapped file, even if its name is gone or belongs to another one
+        size = memory.size() if isinstance(memory, mmap) else mapped.nbytes
+        if size < mapped.nbytes:
+            width = mapped.shape[1] * FLOAT.itemsize
+            raise _too_short(folder / name, size // width, len(mapped))
 
 
 def _too_short(path: Path, there: int, rows: int) -> GalleryDamagedError:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from page_tiny import Answer, Page, make_gallery, picture_bytes, running
 
-from person_search.search import Gallery
+from person_search.search import Gallery, GalleryStore
 from person_search.search.errors import GalleryDamagedError
+from person_search.search.maintenance import compact
 from person_search.search.page.safety import HEADERS
 
 
@@ -71,15 +72,27 @@ def test_rows_that_have_been_cut_off_are_not_touched(tmp_path: Path, name: str) 
 
 
 def test_a_gallery_whose_files_were_deleted_is_still_whole(tmp_path: Path) -> None:
-    """As by a compaction: what is mapped lives on."""
+    """As by a compaction: what is mapped lives on, unless it was cut off before."""
     gallery = Gallery.open(make_gallery(tmp_path))
     folder = tmp_path / "gallery" / "segments" / "0001"
     (folder / "vectors.f32").unlink()
     gallery.check()
     assert gallery.persons_in(0)[1].shape[0] == 2
     os.truncate(folder / "boxes.f32", 0)
+    (folder / "boxes.f32").unlink()
     with pytest.raises(GalleryDamagedError, match=r"boxes\.f32' holds 0 persons"):
         gallery.check()
+
+
+def test_a_repaired_gallery_is_taken_in(tmp_path: Path) -> None:
+    """By the command that the message names, while the page runs."""
+    with running(make_gallery(tmp_path)) as page:
+        cut_off(tmp_path / "gallery")
+        assert search(page).status == page.get("/api/gallery").status == 503
+        compact(GalleryStore(tmp_path / "gallery"))
+        assert search(page).status == 503, "until the page is loaded again"
+        assert page.get("/api/gallery").json["pictures"] == 3
+        assert search(page).status == 200
 
 
 def test_an_error_of_our_own(tmp_path: Path, capfd, monkeypatch) -> None:

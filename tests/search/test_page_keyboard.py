@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page in a real browser: where the focus goes, and what is said beside a field."""
 
-import pytest
 from page_tiny import make_gallery, paint_halves, running, searcher
 from page_visit import (
     choose_file,
@@ -12,13 +11,20 @@ from page_visit import (
     needs_browser,
     numbers,
     page_server,
-    until,
     visit,
 )
 
 from person_search.search import find_sources, index_pictures
 
 __all__ = ["chromium", "look", "page_server", "visit"]  # fixtures
+
+
+def is_in_view(tab) -> bool:
+    """Whether what has the focus can be seen without scrolling."""
+    return tab.evaluate(
+        "(r => r.top >= 0 && r.bottom <= innerHeight)"
+        "(document.activeElement.getBoundingClientRect())"
+    )
 
 
 @needs_browser
@@ -36,8 +42,7 @@ def test_the_focus_after_a_person_is_removed(visit) -> None:
     for left in ("Remove the person in c.png", "Remove the person in a.png", "file"):
         tab.keyboard.press("Enter")
         assert focused(tab) == left
-        until(tab, "(r => r.top >= 0 && r.bottom <= innerHeight)"
-                   "(document.activeElement.getBoundingClientRect())")  # fmt: skip
+        assert is_in_view(tab)
     assert tab.inner_text("#status") == "The person in a.png is removed."
     assert tab.locator("#chosen li").count() == 0 and tab.locator("#search").is_disabled()
 
@@ -91,48 +96,46 @@ def test_the_focus_after_the_rest_is_listed(chromium, tmp_path) -> None:
         tab.close()
 
 
+WRONG = [
+    ({"x2": "5"}, "“right” (5) must be at least 2 more than “left” (50).", ["x1", "x2"]),
+    ({"x2": "51"}, "“right” (51) must be at least 2 more than “left” (50).", ["x1", "x2"]),
+    ({"y1": "80"}, "“bottom” (80) must be at least 2 more than “top” (80).", ["y1", "y2"]),
+    ({"x2": "500"}, "“right” is 500; the picture reaches from 0 to 100.", ["x2"]),
+    ({"y1": "-3"}, "“top” is -3; the picture reaches from 0 to 80.", ["y1"]),
+    ({"y2": "1e"}, "“bottom” is no number.", ["y2"]),
+    ({"x1": "", "y2": ""}, "Still missing: left, bottom.", []),
+]
+"""What is typed over the box 50, 0, 100, 80; what is said; which fields are marked."""
+
+
 @needs_browser
-@pytest.mark.parametrize(
-    ("typed", "note", "wrong"),
-    [
-        ({"x2": "5"}, "“right” (5) must be at least 2 more than “left” (50).", ["x1", "x2"]),
-        ({"x2": "51"}, "“right” (51) must be at least 2 more than “left” (50).", ["x1", "x2"]),
-        ({"y1": "80"}, "“bottom” (80) must be at least 2 more than “top” (80).", ["y1", "y2"]),
-        ({"x2": "500"}, "“right” is 500; the picture reaches from 0 to 100.", ["x2"]),
-        ({"y1": "-3"}, "“top” is -3; the picture reaches from 0 to 80.", ["y1"]),
-        ({"y2": "1e"}, "“bottom” is no number.", ["y2"]),
-        ({"x1": "", "y2": ""}, "Still missing: left, bottom.", []),
-    ],
-)
-def test_numbers_that_are_no_box(visit, typed: dict, note: str, wrong: list[str]) -> None:
+def test_numbers_that_are_no_box(visit) -> None:
     """Said beside them, kept as typed, and not searched with; the mark stays."""
     tab = visit()
     choose_file(tab)
-    tab.locator(".person").nth(1).click()
     tab.click("#numbers summary")
-    before = dict(zip(("x1", "y1", "x2", "y2"), numbers(tab), strict=True))
-    for field, value in typed.items():
-        tab.locator(f"#{field}").press("Control+a")
-        tab.keyboard.press("Delete")
-        tab.keyboard.type(value)
-    tab.keyboard.press("Tab")
-    told = tab.locator("#numbers-note")
-    assert told.inner_text().startswith(note) and told.get_attribute("aria-live") == "polite"
-    marked = [one.get_attribute("id") for one in tab.locator("[aria-invalid=true]").all()]
-    assert marked == wrong
-    kept = dict(zip(before, numbers(tab), strict=True))  # what is no number cannot be read
-    assert kept == {**before, **typed, **({"y2": ""} if "1e" in typed.values() else {})}
-    assert tab.evaluate("document.getElementById('y2').validity.badInput") == (
-        "1e" in typed.values()
-    )
-    assert tab.locator(".person").nth(1).get_attribute("aria-pressed") == "true"
-    assert tab.locator("#drawn").is_hidden()
-    tab.click("#numbers summary")
-    tab.click("#search")
-    assert note in tab.inner_text("#error") and tab.locator("#found").is_hidden()
-    assert focused(tab) == (wrong[0] if wrong else next(iter(typed)))
-    tab.locator(".person").first.click()  # a mark that is whole takes their place
-    assert told.inner_text() == "" and tab.locator("[aria-invalid]").count() == 0
+    told, right = tab.locator("#numbers-note"), tab.locator(".person").nth(1)
+    assert told.get_attribute("aria-live") == "polite"
+    for typed, note, wrong in WRONG:
+        right.click()  # a mark that is whole takes the place of what was typed
+        assert told.inner_text() == "" and tab.locator("[aria-invalid]").count() == 0
+        for field, value in typed.items():
+            tab.locator(f"#{field}").press("Control+a")
+            tab.keyboard.press("Delete")
+            tab.keyboard.type(value)
+        tab.keyboard.press("Tab")
+        assert told.inner_text().startswith(note)
+        marked = [one.get_attribute("id") for one in tab.locator("[aria-invalid=true]").all()]
+        assert marked == wrong
+        expected = {"x1": "50", "y1": "0", "x2": "100", "y2": "80", **typed}
+        unread = typed.get("y2") == "1e"  # such a text is there, but is not given out
+        assert numbers(tab) == list({**expected, **({"y2": ""} if unread else {})}.values())
+        assert tab.evaluate("document.getElementById('y2').validity.badInput") == unread
+        assert right.get_attribute("aria-pressed") == "true" and tab.locator("#drawn").is_hidden()
+        tab.click("#search")
+        assert note in tab.inner_text("#error") and tab.locator("#found").is_hidden()
+        assert focused(tab) == (wrong[0] if wrong else next(iter(typed)))
+    right.click()
     tab.click("#search")
     found(tab)
 
@@ -173,3 +176,65 @@ def test_what_is_under_way_can_be_seen_wherever_one_is(visit, look) -> None:
     look(tab, "phone_busy")
     held[0].continue_()
     found(tab)
+
+
+@needs_browser
+def test_a_wrong_field_is_in_view(visit) -> None:
+    """Where its keyboard opens on a phone."""
+    tab = visit(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    choose_file(tab)
+    tab.locator(".person").first.tap()
+    tab.locator("#filters summary").tap()
+    tab.fill("#top", "0")
+    tab.locator("#search").tap()
+    assert focused(tab) == "top" and is_in_view(tab)
+    assert "Matches" in tab.inner_text("#error")
+
+
+@needs_browser
+def test_enter_in_a_filter_searches(visit) -> None:
+    tab = visit()
+    choose_file(tab)
+    tab.locator("#filters summary").press("Enter")
+    tab.locator("#top").fill("2")
+    tab.locator("#top").press("Enter")
+    assert tab.locator("#found").is_hidden() and tab.locator("#error").is_hidden(), "for nobody"
+    tab.locator(".person").first.press("Enter")
+    tab.locator("#top").press("Enter")
+    assert len(found(tab)) == 2
+
+
+@needs_browser
+def test_the_focus_is_seen_on_persons_at_the_edge_of_the_picture(visit, look) -> None:
+    """On all four sides, on a picked one, too."""
+    tab = visit()
+    choose_file(tab)
+    for pressed in (False, True):
+        tab.locator("#draw").focus()
+        before = look(tab, "unfocused").astype(int)
+        tab.keyboard.press("Shift+Tab")
+        tab.keyboard.press("Shift+Tab")
+        assert focused(tab).startswith("Person 1 of 2")
+        box = tab.locator(".person").first.bounding_box()
+        x1, y1 = round(box["x"]), round(box["y"])
+        x2, y2 = round(box["x"] + box["width"]), round(box["y"] + box["height"])
+        changed = (abs(look(tab, "focused").astype(int) - before).max(axis=2) > 60)[y1:y2, x1:x2]
+        for side in (changed[:8], changed[-8:], changed[:, :8], changed[:, -8:]):
+            assert side.mean() > 0.25, pressed
+        tab.keyboard.press("Enter")
+
+
+@needs_browser
+def test_what_is_told_about_a_box_that_is_moved(visit) -> None:
+    tab = visit()
+    choose_file(tab)
+    tab.locator("#draw").press("Enter")
+    tab.keyboard.press("ArrowRight")
+    assert tab.inner_text("#status") == "Box from 42, 20 to 62, 60."
+
+
+@needs_browser
+def test_long_names_are_wrapped(visit) -> None:
+    tab = visit(viewport={"width": 320, "height": 640}, has_touch=True, is_mobile=True)
+    choose_file(tab, name="x" * 96 + ".png")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 320

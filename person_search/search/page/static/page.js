@@ -213,9 +213,10 @@ function wrongField() {
 function search() {
   const [wrong, why] = wrongField();
   if (wrong) {
-    wrong.closest("details").open = true;
-    wrong.focus();
     fail(why);
+    wrong.closest("details").open = true;
+    wrong.focus(); // last, so that it is in view: there it has to be put right
+    wrong.reportValidity();
     return;
   }
   const boxes = [...byId("cameras").querySelectorAll("input")];
@@ -282,6 +283,10 @@ byId("another").addEventListener("click", () => {
   byId("file").focus({ preventScroll: true });
 });
 byId("search").addEventListener("click", search);
+byId("filters").addEventListener("keydown", (event) => {
+  const field = event.target.matches("input:not([type=checkbox])");
+  if (event.key === "Enter" && field && chosen.length) search();
+});
 byId("save-report").addEventListener("click", () => save("report.html"));
 byId("save-lines").addEventListener("click", () => save("results.jsonl"));
 

@@ -224,6 +224,8 @@ export class Picker {
     }
     this.setBox([x1, y1, x2, y2]);
     this.done();
+    const at = this.box.map((value) => Math.round(value)); // for who does not see it
+    byId("status").textContent = `Box from ${at[0]}, ${at[1]} to ${at[2]}, ${at[3]}.`;
   }
 
   typed(box) {
