@@ -46,11 +46,12 @@ def chromium() -> Iterator[object]:
 def visit(chromium, page_server: Page) -> Iterator[Callable]:
     """Returns ``visit(**options of the browser)``, which opens the page.
 
-    Any message in the browser's console that is not asked for fails the test.
+    Any message in the browser's console that is not asked for (``expect``) fails the test.
+    ``early(tab)`` is called before the page is loaded; nobody waits for the gallery then.
     """
     contexts, complaints, expected = [], [], []
 
-    def open_page(expect: str = "", **options):
+    def open_page(expect: str = "", early: Callable | None = None, **options):
         context = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
         context.set_default_timeout(15_000)
         contexts.append(context)
@@ -58,8 +59,11 @@ def visit(chromium, page_server: Page) -> Iterator[Callable]:
         tab = context.new_page()
         tab.on("console", lambda message: complaints.append(message.text))
         tab.on("pageerror", lambda error: complaints.append(str(error)))
+        if early is not None:
+            early(tab)
         tab.goto(page_server.address)
-        tab.wait_for_selector("#gallery:has-text('4 pictures, 8 detected persons')")
+        if early is None:
+            until_open(tab)
         return tab
 
     yield open_page
@@ -86,6 +90,53 @@ def choose_file(tab, colors=(RED, BLUE), name: str = "me.png") -> None:
     tab.set_input_files("#file", {"name": name, "mimeType": "image/png",
                                   "buffer": picture_bytes(colors)})  # fmt: skip
     tab.wait_for_selector(f"#hint:has-text('{name}')")
+
+
+def give(tab, event: str, *names: str) -> None:
+    """Drops or pastes pictures."""
+    tab.evaluate(
+        """([event, names, bytes]) => {
+          const given = new DataTransfer();
+          for (const name of names) given.items.add(new File([new Uint8Array(bytes)], name));
+          const options = {bubbles: true, cancelable: true};
+          document.dispatchEvent(event === "drop"
+            ? new DragEvent(event, {dataTransfer: given, ...options})
+            : new ClipboardEvent(event, {clipboardData: given, ...options}));
+        }""",
+        [event, names, list(picture_bytes())],
+    )
+
+
+def fingers(tab) -> Callable:
+    """Returns ``touch(kind, *points)``: fingers on the stage, as shares of its width and height;
+    no points at the end of all."""
+    devtools = tab.context.new_cdp_session(tab)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        box = tab.locator("#stage").bounding_box()
+        found = [
+            {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"], "id": i}
+            for i, (x, y) in enumerate(points)
+        ]
+        devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": found})
+
+    return touch
+
+
+def numbers(tab) -> list[str]:
+    """What stands in the four fields of the box."""
+    return [tab.input_value(f"#{name}") for name in ("x1", "y1", "x2", "y2")]
+
+
+def until_open(tab) -> None:
+    tab.wait_for_selector("#gallery:has-text('4 pictures, 8 detected persons')")
+
+
+def focused(tab) -> str:
+    """Id of the element that has the focus, or its name for a reader."""
+    return tab.evaluate(
+        "(one => one.id || one.ariaLabel || one.title || one.tagName)(document.activeElement)"
+    )
 
 
 def found(tab) -> list[str]:

@@ -17,7 +17,7 @@ from person_search.search.errors import GalleryDamagedError, GalleryError
 from person_search.search.exact import best_rows, similarities
 from person_search.search.identity import ModelIdentity
 from person_search.search.pictures import read_picture
-from person_search.search.segment import SegmentContents, map_rows
+from person_search.search.segment import SegmentContents, check_rows, map_rows
 from person_search.search.store import GalleryStore, live_entries
 from person_search.search.table import Match, PictureTable, SearchFilter
 from person_search.search.videos import read_frame
@@ -82,6 +82,16 @@ class Gallery:
         if identity is not None:
             store.manifest.model.require(identity, folder)
         return cls(store)
+
+    def check(self) -> None:
+        """For whoever keeps it open for long.
+
+        Raises:
+            GalleryDamagedError: its files have been cut off since they were opened.
+        """
+        names = self.store.manifest.segments
+        for name, vectors, boxes in zip(names, self.vectors, self.boxes, strict=True):
+            check_rows(self.store.segment_folder(name), vectors, boxes)
 
     def __len__(self) -> int:
         return self.num_persons

@@ -18,6 +18,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from mmap import mmap
 from pathlib import Path
 
 import numpy as np
@@ -153,14 +154,39 @@ def map_rows(folder: Path, rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]
     for (name, width), there in zip(widths, count_rows(folder, dim), strict=True):
         path = folder / name
         if there < rows:
-            raise GalleryDamagedError(
-                f"'{path}' holds {there} persons where the log beside it names {rows}. "
-                "'person-search compact' keeps the pictures that are complete."
-            )
+            raise _too_short(path, there, rows)
         # an empty file cannot be mapped
         mapped = np.memmap(path, FLOAT, "r", shape=(rows, width)) if rows else None
         arrays.append(np.zeros((0, width), FLOAT) if mapped is None else mapped.view(np.ndarray))
     return arrays[0], arrays[1]
+
+
+def check_rows(folder: Path, vectors: np.ndarray, boxes: np.ndarray) -> None:
+    """Looks whether mapped rows are still there; to read those that are not ends the process.
+
+    Args:
+        folder: of the segment. vectors, boxes: as :func:`map_rows` has returned them.
+
+    Raises:
+        GalleryDamagedError: a file has been cut off. One that was deleted lives as long as it is
+            mapped, so that is no damage.
+    """
+    for name, mapped in ((VECTORS, vectors), (BOXES, boxes)):
+        memory: object = mapped
+        while isinstance(memory, np.ndarray):
+            memory = memory.base
+        # that of the mapped file, even if its name is gone or belongs to another one
+        size = memory.size() if isinstance(memory, mmap) else mapped.nbytes
+        if size < mapped.nbytes:
+            width = mapped.shape[1] * FLOAT.itemsize
+            raise _too_short(folder / name, size // width, len(mapped))
+
+
+def _too_short(path: Path, there: int, rows: int) -> GalleryDamagedError:
+    return GalleryDamagedError(
+        f"'{path}' holds {there} persons where the log beside it names {rows}. "
+        "'person-search compact' keeps the pictures that are complete."
+    )
 
 
 def count_rows(folder: Path, dim: int) -> tuple[int, int]:

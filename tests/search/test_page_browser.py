@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from page_tiny import BLUE, GREEN, RED, picture_bytes
+from page_tiny import BLUE, GREEN, RED
 from page_visit import (
     choose_file,
     chromium,
+    fingers,
+    focused,
     found,
+    give,
     images_are_loaded,
     look,
     needs_browser,
+    numbers,
     page_server,
     until_first_is,
     visit,
@@ -37,7 +41,7 @@ def test_pick_a_person_and_search(visit, look) -> None:
     seen = look(tab, "found", full_page=True)
     for color in (RED, GREEN, BLUE):  # the scenes are to be seen
         assert (abs(seen.astype(int) - color).sum(axis=2) < 40).mean() > 0.01
-    assert tab.evaluate("document.activeElement.id") == "found-title", "where a reader goes on"
+    assert focused(tab) == "found-title", "where a reader goes on"
 
 
 @needs_browser
@@ -54,8 +58,7 @@ def test_draw_a_box_with_the_mouse(visit, look) -> None:
     tab.mouse.up()
     assert tab.locator("#drawn").is_visible()
     assert tab.locator(".person[aria-pressed=true]").count() == 0
-    numbers = [float(tab.input_value(f"#{name}")) for name in ("x1", "y1", "x2", "y2")]
-    assert np.allclose(numbers, [60, 8, 90, 64], atol=1)
+    assert np.allclose(list(map(float, numbers(tab))), [60, 8, 90, 64], atol=1)
     look(tab, "drawn")
     tab.click("#search")
     assert found(tab)[0] in ("a.png", "b.png")
@@ -67,21 +70,19 @@ def test_draw_a_box_with_the_mouse(visit, look) -> None:
 def test_everything_with_the_keyboard(visit) -> None:
     tab = visit()
     choose_file(tab, (RED, GREEN))
-    assert tab.evaluate("document.activeElement.id") == "mark-title"
+    assert focused(tab) == "mark-title"
     tab.keyboard.press("Tab")
-    label = tab.evaluate("document.activeElement.getAttribute('aria-label')")
-    assert label == "Person 1 of 2 from the left, detected with 90 %"
+    assert focused(tab) == "Person 1 of 2 from the left, detected with 90 %"
     tab.keyboard.press("Enter")
     assert tab.locator(".person").first.get_attribute("aria-pressed") == "true"
     tab.keyboard.press("Tab")
     tab.keyboard.press("Tab")
-    assert tab.evaluate("document.activeElement.id") == "draw"
+    assert focused(tab) == "draw"
     tab.keyboard.press("Space")
-    assert tab.evaluate("document.activeElement.id") == "drawn"
+    assert focused(tab) == "drawn"
     for key in ("ArrowRight", "ArrowDown", "Shift+ArrowRight", "Shift+ArrowUp"):
         tab.keyboard.press(key)
-    numbers = [tab.input_value(f"#{name}") for name in ("x1", "y1", "x2", "y2")]
-    assert numbers == ["42", "22", "64", "60"]
+    assert numbers(tab) == ["42", "22", "64", "60"]
     assert tab.locator(".person[aria-pressed=true]").count() == 0
     tab.locator("#numbers summary").press("Enter")
     tab.locator("#x1").fill("55")
@@ -136,14 +137,12 @@ def test_draw_with_a_finger(visit) -> None:
     assert tab.evaluate(touch_action) == "auto"
     tab.locator("#draw").tap()
     assert tab.evaluate(touch_action) == "none"
-    box = tab.locator("#stage").bounding_box()
-    devtools = tab.context.new_cdp_session(tab)
-    for kind, x, y in (("touchStart", 0.1, 0.2), ("touchMove", 0.3, 0.5), ("touchMove", 0.4, 0.8)):
-        point = {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]}
-        devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
-    devtools.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    numbers = [float(tab.input_value(f"#{name}")) for name in ("x1", "y1", "x2", "y2")]
-    assert np.allclose(numbers, [10, 16, 40, 64], atol=2)
+    touch = fingers(tab)
+    touch("touchStart", (0.1, 0.2))
+    touch("touchMove", (0.3, 0.5))
+    touch("touchMove", (0.4, 0.8))
+    touch("touchEnd")
+    assert np.allclose(list(map(float, numbers(tab))), [10, 16, 40, 64], atol=2)
     assert tab.locator("#chosen li").count() == 1
 
 
@@ -221,15 +220,9 @@ def test_what_goes_wrong_is_told(visit) -> None:
 @needs_browser
 def test_drop_and_paste(visit) -> None:
     tab = visit()
-    for event, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
-        tab.evaluate(
-            """([event, field, bytes]) => {
-              const given = new DataTransfer();
-              given.items.add(new File([new Uint8Array(bytes)], `${event}.png`));
-              document.dispatchEvent(event === "drop"
-                ? new DragEvent(event, {[field]: given, bubbles: true, cancelable: true})
-                : new ClipboardEvent(event, {[field]: given, bubbles: true, cancelable: true}));
-            }""",
-            [event, field, list(picture_bytes())],
-        )
+    for event in ("drop", "paste"):
+        give(tab, event, f"{event}.png")
         tab.wait_for_selector(f"#hint:has-text('{event}.png')")
+    give(tab, "drop", "first.png", "second.png")
+    tab.wait_for_selector("#status:has-text('The first of 2 files; add the others singly.')")
+    assert "first.png" in tab.inner_text("#hint")

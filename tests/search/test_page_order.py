@@ -5,14 +5,19 @@ import re
 from collections.abc import Callable
 
 import pytest
+from page_tiny import Page
 from page_visit import (
     choose_file,
     chromium,
+    fingers,
     found,
+    give,
     needs_browser,
+    numbers,
     page_server,
     until,
     until_first_is,
+    until_open,
     visit,
 )
 
@@ -152,3 +157,105 @@ def test_marking_anew_before_another_picture_is_added(visit) -> None:
     assert tab.locator("#chosen li").count() == 1
     tab.locator(".person").first.click()
     assert tab.locator("#chosen li").count() == 2
+
+
+@needs_browser
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_a_picture_that_comes_before_the_gallery_is_open(visit, event: str) -> None:
+    """It waits; of several the last one is taken."""
+    release: list[Callable[[], None]] = []
+    tab = visit(early=lambda tab: release.append(hold(tab, "**/api/gallery")))
+    sent: list[str] = []
+    tab.on("request", lambda request: sent.append(request.url))
+    give(tab, event, "one.png")
+    give(tab, event, "two.png")
+    assert tab.locator("#error").is_hidden()
+    assert "busy" in tab.get_attribute("#status", "class")
+    release[0]()
+    tab.wait_for_selector("#hint:has-text('two.png')")
+    assert [url for url in sent if url.endswith("/uploads")] == [f"{tab.url}api/uploads"]
+    tab.locator(".person").first.click()
+    assert tab.locator("#chosen li").count() == 1
+
+
+@needs_browser
+def test_a_picture_of_the_gallery_before_it_is_open(visit) -> None:
+    """The list is there, the facts are not yet; as long as a large gallery is read anew."""
+    release: list[Callable[[], None]] = []
+    tab = visit(early=lambda tab: release.append(hold(tab, "**/api/gallery")))
+    browse(tab)
+    answered: list[str] = []
+    tab.on("response", lambda response: answered.append(response.url.split("/api/")[-1]))
+    tab.click(".thumbs button[title='a.png']")
+    tab.wait_for_timeout(200)
+    release[0]()
+    tab.wait_for_selector("#hint:has-text('a.png')")
+    picture = next(url for url in answered if re.fullmatch("pictures/g-[0-9a-f]+-0", url))
+    assert answered.index("gallery") < answered.index(picture), "without its facts nobody is chosen"
+    tab.locator(".person").first.click()
+    assert tab.locator("#another").is_visible()
+
+
+@needs_browser
+def test_a_damaged_gallery_is_told_and_opened_once_it_is_whole(visit, page_server: Page) -> None:
+    log = page_server.session.folder / "segments" / "0001" / "entries.log"
+    whole = log.read_bytes()
+    log.write_bytes(b"x" + whole[1:])
+    try:
+        tab = visit("status of 503", early=lambda _: None)
+        tab.wait_for_selector("#error:has-text('Line 1 of')")
+        assert "is damaged. 'person-search verify' names" in tab.inner_text("#error")
+        assert tab.inner_text("#gallery") == "The gallery is not open."
+        give(tab, "drop", "me.png")
+        tab.wait_for_selector("#error:has-text('Line 1 of')")
+    finally:
+        log.write_bytes(whole)
+    give(tab, "drop", "me.png")
+    until_open(tab)
+    tab.wait_for_selector("#hint:has-text('me.png')")
+    assert tab.locator("#error").is_hidden()
+
+
+@needs_browser
+def test_drawing_that_the_system_breaks_off(visit) -> None:
+    """A call, a gesture of the system: what was marked before is marked again."""
+    tab = visit(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    choose_file(tab)
+    tab.locator("#draw").tap()
+    tab.locator(".person").nth(1).tap()
+    before = numbers(tab)
+    assert before == ["50", "0", "100", "80"]
+    touch = fingers(tab)
+    for end in ("touchCancel", "touchEnd"):
+        touch("touchStart", (0.1, 0.2))
+        touch("touchMove", (0.3, 0.5))
+        assert tab.locator("#drawn").is_visible()
+        if end == "touchEnd":  # a line is no box
+            touch("touchMove", (0.3, 0.2))
+        touch(end)
+        until(tab, "document.getElementById('drawn').hidden")
+        assert numbers(tab) == before
+        assert tab.locator(".person").nth(1).get_attribute("aria-pressed") == "true"
+    assert tab.locator("#chosen li").count() == 1
+    touch("touchStart", (0.1, 0.2))
+    touch("touchMove", (0.4, 0.8))
+    touch("touchEnd")
+    assert numbers(tab) == ["10", "16", "40", "64"], "and drawing goes on"
+
+
+@needs_browser
+def test_a_second_finger_while_drawing(visit) -> None:
+    tab = visit(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    choose_file(tab)
+    tab.locator("#draw").tap()
+    touch = fingers(tab)
+    touch("touchStart", (0.1, 0.2))
+    touch("touchMove", (0.3, 0.5))
+    touch("touchStart", (0.3, 0.5), (0.9, 0.9))
+    touch("touchMove", (0.4, 0.8))  # the second one is gone
+    touch("touchEnd")
+    assert numbers(tab) == ["10", "16", "40", "64"]
+    with tab.expect_request("**/api/search") as request:
+        tab.click("#search")
+    assert request.value.post_data_json["persons"][0]["box"] == [10, 16, 40, 64]
+    found(tab)

@@ -16,7 +16,7 @@ from person_search.search import Gallery, IndexOptions, find_sources, index_pict
 from person_search.search.page.rendering import Decoded
 from person_search.search.page.requests import Choice, Request
 from person_search.search.page.session import PageSession
-from person_search.search.page.uploads import UnknownPictureError
+from person_search.search.page.uploads import UnknownPictureError, UploadLimits
 from person_search.search.results import report_html
 
 
@@ -116,3 +116,24 @@ def test_a_report_has_one_scene_at_a_time_in_memory(session: PageSession, monkey
     monkeypatch.setattr(Gallery, "read_scene", read)
     assert report_html(result, 3).count("Rank ") == 3
     assert len(scenes) == 3 and most <= 2, "the one before may still have a name"
+
+
+def test_embeddings_of_an_upload_are_forgotten_with_it(tmp_path: Path) -> None:
+    """Also those that are found while it is being forgotten."""
+    size = len(picture_bytes())
+    for limits in (UploadLimits(count=2), UploadLimits(total_bytes=2 * size)):
+        gallery = make_gallery(tmp_path / str(limits.count))
+        with closing(PageSession(gallery, searcher(), limits)) as session:
+            keys = [session.upload(picture_bytes(), name)["id"] for name in "abc"]
+            assert len(session._detected) == 2
+            session.uploads.remove(keys[-1][2:])
+            assert len(session._detected) == 1
+            detect = session.searcher.detect
+
+            def forgetting(picture: np.ndarray, session=session, detect=detect):
+                session.uploads.close()
+                return detect(picture)
+
+            session.searcher.detect = forgetting  # type: ignore[method-assign]
+            session.upload(picture_bytes(), "d")
+            assert len(session._detected) == 0

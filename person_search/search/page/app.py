@@ -30,11 +30,11 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from person_search.data import BadImageError
-from person_search.search.errors import UnsafePathError
+from person_search.search.errors import GalleryError, UnsafePathError
 from person_search.search.page.rendering import crop_jpeg, scene_jpeg
 from person_search.search.page.requests import Choice
 from person_search.search.page.requests import Request as SearchRequest
-from person_search.search.page.safety import UPLOADS, guard
+from person_search.search.page.safety import UPLOADS, guard, protect
 from person_search.search.page.session import PageSession
 from person_search.search.page.uploads import (
     UnknownPictureError,
@@ -54,11 +54,13 @@ STATUS = {
     UploadTypeError: 415,
     UnknownPictureError: 404,
     UnsafePathError: 403,
+    GalleryError: 503,
     FileNotFoundError: 404,
     BadImageError: 422,
     ValueError: 422,
 }
-"""Status of an error; of several that fit, the first."""
+"""Status of an error; of several kinds that fit, the narrowest counts."""
+FAILED = "the program behind this page failed; its terminal says more."
 
 Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 
@@ -117,6 +119,7 @@ def create_app(session: PageSession, names: Collection[str] = ()) -> FastAPI:
     for kind, status in STATUS.items():
         app.add_exception_handler(kind, _teller(status))
     app.add_exception_handler(RequestValidationError, _tell_invalid)
+    app.add_exception_handler(Exception, _tell_failure)
     _add_pictures(app, session)
     _add_searches(app, session)
 
@@ -201,6 +204,11 @@ def _teller(status: int) -> Any:
         return JSONResponse({"error": str(error)}, status_code=status)
 
     return tell
+
+
+def _tell_failure(_: Request, error: Exception) -> Response:
+    """An error of our own. It is passed on afterwards: the server prints where it came from."""
+    return protect(JSONResponse({"error": FAILED}, status_code=500))
 
 
 def _tell_invalid(_: Request, error: Exception) -> JSONResponse:

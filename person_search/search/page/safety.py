@@ -54,12 +54,18 @@ def guard(
             if reason
             else await proceed(request)
         )
-        for name, value in HEADERS.items():
-            response.headers.setdefault(name, value)
-        response.headers.setdefault("Cache-Control", "no-store")
-        return response
+        return protect(response)
 
     return middleware
+
+
+def protect(response: Response) -> Response:
+    """Tells the browser what it may do with an answer; only what comes from outside our
+    middleware, as the answer to an error of our own, has to be given to it by hand."""
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response
 
 
 def why_refused(request: Request, allowed: Collection[str]) -> str:
@@ -76,7 +82,7 @@ def why_refused(request: Request, allowed: Collection[str]) -> str:
             return ""  # somebody has followed a link
         return "requests from other sites are not answered."
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+    if origin is not None and origin.lower().partition("://")[2] != host.lower():
         return f"requests from '{origin}' are not answered."
     return ""
 

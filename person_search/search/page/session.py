@@ -9,6 +9,7 @@ Shape shorthand in this file: n persons of one picture, D length of an embedding
 Boxes are XYXY pixels of the picture as people see it (EXIF orientation applied).
 """
 
+import logging
 import math
 import os
 import re
@@ -17,21 +18,29 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from person_search.data import BadImageError
-from person_search.search.errors import UnsafePathError
+from person_search.search.errors import GalleryError, UnsafePathError
 from person_search.search.gallery import Gallery
 from person_search.search.page.rendering import Decoded
 from person_search.search.page.requests import MAX_PERSONS, MAX_TOP, Choice, Request
-from person_search.search.page.uploads import UnknownPictureError, UploadLimits, Uploads
+from person_search.search.page.uploads import (
+    UnknownPictureError,
+    Upload,
+    UploadLimits,
+    Uploads,
+)
 from person_search.search.pictures import clip_box, read_picture
 from person_search.search.query import QueryPerson, fuse
 from person_search.search.results import SearchResult, place_of
 from person_search.search.searcher import PersonSearcher
 from person_search.search.table import SearchFilter, format_time
 
+logger = logging.getLogger(__name__)
 MAX_LISTED = 200
 CHANGED = "the gallery has changed in the meantime; load the page again."
 
@@ -55,7 +64,7 @@ class _Picture:
 
     Args:
         path: of the file. frame: of a video. name: shown to people.
-        gallery: that it is of, number: in it; None for an upload.
+        gallery: that it is of, number: in it; None for an upload. upload: None for the others.
     """
 
     id: str
@@ -64,6 +73,7 @@ class _Picture:
     gallery: Gallery | None = None
     number: int | None = None
     frame: int | None = None
+    upload: Upload | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,8 @@ class PageSession:
         self.decoded = Decoded()
         self._opening = threading.Lock()
         self._lock = threading.Lock()  # the model
-        self._detected: dict[str, _Persons] = {}  # of uploads
+        # of uploads; forgotten with them
+        self._detected: WeakKeyDictionary[Upload, _Persons] = WeakKeyDictionary()
         with ExitStack() as stack:
             self.uploads = Uploads(limits)
             stack.callback(self.uploads.close)
@@ -118,11 +129,16 @@ class PageSession:
     # ---- what there is ---------------------------------------------------------------------------
 
     def describe(self) -> dict:
-        """The gallery in a few facts; takes in what was indexed in the meantime."""
-        with self._opening:
+        """The gallery in a few facts; takes in what was indexed in the meantime.
+
+        Raises:
+            GalleryError: it has been damaged, or replaced by that of another model.
+        """
+        with self._opening, self._gallery_in_errors():
             if signature(self.folder) != self._edition.seen:
                 self._edition = self._open()
             edition = self._edition
+            edition.gallery.check()
         table = edition.gallery.pictures
         times = table.times[~np.isnan(table.times)]
         return {
@@ -200,6 +216,7 @@ class PageSession:
         Raises:
             ValueError: nobody, too many, a box beside the picture, a camera that is not known.
             UnknownPictureError: a picture that is not there any more.
+            GalleryDamagedError: the gallery has been cut off.
         """
         if not 1 <= len(request.persons) <= MAX_PERSONS:
             raise ValueError(
@@ -219,13 +236,15 @@ class PageSession:
             for choice, picture in zip(request.persons, pictures, strict=True)
         ]
         own = [picture.number for picture in pictures if picture.number is not None]
-        matches = gallery.search(
-            fuse([query.reid_feat for query in queries]),
-            request.top,
-            wanted=request.wanted,
-            skip=() if request.include_own else own,
-            per_picture=not request.every_person,
-        )
+        with self._gallery_in_errors():
+            gallery.check()
+            matches = gallery.search(
+                fuse([query.reid_feat for query in queries]),
+                request.top,
+                wanted=request.wanted,
+                skip=() if request.include_own else own,
+                per_picture=not request.every_person,
+            )
         settings = {"method": "auto", "top": request.top, **request.wanted.to_json()}
         return SearchResult(queries, gallery, matches, settings, request.wanted)
 
@@ -259,7 +278,7 @@ class PageSession:
         """
         if key.startswith("u-"):
             upload = self.uploads.get(key[2:])
-            return _Picture(key, str(upload.path), upload.name)
+            return _Picture(key, str(upload.path), upload.name, upload=upload)
         found = re.fullmatch(r"g-([0-9a-f]{8})-([0-9]{1,12})", key)
         if found is None:
             raise UnknownPictureError(f"'{key[:60]}' is no id of a picture.")
@@ -289,16 +308,18 @@ class PageSession:
     def _persons(self, picture: _Picture) -> _Persons:
         """Who is in a picture: of the gallery, as it was indexed; of an upload, detected now."""
         if picture.gallery is not None and picture.number is not None:
-            rows, feats = picture.gallery.persons_in(picture.number)
+            with self._gallery_in_errors():
+                picture.gallery.check()
+                rows, feats = picture.gallery.persons_in(picture.number)
             return _sorted(rows[:, :4], rows[:, 4], feats)
+        assert picture.upload is not None
         with self._lock:
-            if picture.id not in self._detected:
+            if picture.upload not in self._detected:
                 found = self.searcher.detect(self._for_model(picture))
                 boxes, scores = found.pred_boxes.tensor.numpy(), found.scores.numpy()
-                self._detected[picture.id] = _sorted(boxes, scores, found.reid_feats.numpy())
-                while len(self._detected) > self.uploads.limits.count:
-                    del self._detected[next(iter(self._detected))]
-            return self._detected[picture.id]
+                feats = found.reid_feats.numpy()
+                self._detected[picture.upload] = _sorted(boxes, scores, feats)
+            return self._detected[picture.upload]
 
     def _for_model(self, picture: _Picture) -> np.ndarray:
         """The pixels in the order of the channels that the model wants."""
@@ -326,6 +347,18 @@ class PageSession:
             score = float(persons.scores[person])
         x1, y1, x2, y2 = map(float, box)
         return QueryPerson(picture.path, (x1, y1, x2, y2), feat, score, picture.frame, picture.name)
+
+    @contextmanager
+    def _gallery_in_errors(self) -> Iterator[None]:
+        """Like :func:`_names_in_errors` for the gallery; the terminal is told where it lies."""
+        try:
+            yield
+        except UnsafePathError:
+            raise
+        except GalleryError as e:
+            logger.error("The gallery cannot be used: %s", e)
+            folder, name = str(Path(self.folder)), os.path.basename(os.path.abspath(self.folder))
+            raise type(e)(str(e).replace(f"'{folder}", f"'{name}")) from e
 
 
 def _key(edition: _Edition, number: int) -> str:

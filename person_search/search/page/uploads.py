@@ -48,9 +48,9 @@ class UploadLimits:
     total_bytes: int = 200_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Upload:
-    """A picture that was sent.
+    """A picture that was sent. What others know about it they should know only as long as it lives.
 
     Args:
         path: where it lies for now. name: what its owner calls it. size: bytes.

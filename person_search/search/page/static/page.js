@@ -9,6 +9,7 @@ import { Results } from "./results.js";
 const PAGE = 24; // pictures of the gallery that are shown at a time
 
 let facts = null;
+let opening = null; // true once the gallery is open; as a promise
 let chosen = []; // {choice, crop, name}
 let adding = false; // the next picture shows the same person
 let listed = 0;
@@ -54,6 +55,18 @@ function fail(text) {
 
 // ---- 1. the picture ------------------------------------------------------------------------------
 
+// Waits until the gallery is open. After a failure, whoever asks next tries again.
+function open() {
+  opening ??= busy("Opening the gallery …", openGallery).then((good) => {
+    if (!good) {
+      opening = null;
+      byId("gallery").textContent = "The gallery is not open.";
+    }
+    return good;
+  });
+  return opening;
+}
+
 async function openGallery() {
   facts = await api.gallery();
   const { name, pictures, persons, since, until } = facts;
@@ -80,6 +93,7 @@ async function list(fresh) {
     byId("thumbs").replaceChildren();
     listed = 0;
   }
+  const before = listed;
   for (const { id, name } of found.pictures) {
     const image = element("img", { src: api.imageUrl(id, 320), alt: "", loading: "lazy" });
     const button = element(
@@ -89,13 +103,16 @@ async function list(fresh) {
     byId("thumbs").append(element("li", {}, button));
   }
   listed += found.pictures.length;
+  const lost = document.activeElement === byId("more") && listed >= found.total;
   byId("more").hidden = listed >= found.total;
+  if (lost) byId("thumbs").querySelectorAll("button")[before]?.focus();
   byId("shown").textContent = `${listed} of ${found.total}`;
 }
 
 // get(): gives the picture with its persons
 async function choose(get, then = null) {
   const isLast = begin("choose");
+  if (!(await open()) || !isLast()) return false;
   const good = await busy("Looking for persons …", async () => {
     const picture = await get();
     if (!isLast()) return "";
@@ -112,18 +129,18 @@ async function choose(get, then = null) {
   return good && isLast();
 }
 
-function chooseFile(file) {
-  if (!file) return;
-  if (!facts) {
-    fail("The gallery is not open; load the page again.");
-    return;
-  }
+// One picture at a time, as each of them needs a mark.
+async function chooseFile([file, ...others]) {
+  if (!file || !(await choose(() => send(file))) || !others.length) return;
+  byId("status").textContent += ` The first of ${1 + others.length} files; add the others singly.`;
+}
+
+function send(file) {
   if (file.size > facts.upload_bytes) {
-    fail(`The picture has ${(file.size / 1e6).toFixed(1)} MB; at most ` +
+    throw new Error(`The picture has ${(file.size / 1e6).toFixed(1)} MB; at most ` +
       `${facts.upload_bytes / 1e6} MB are taken.`);
-    return;
   }
-  choose(() => api.upload(file));
+  return api.upload(file);
 }
 
 // ---- 2. the person -------------------------------------------------------------------------------
@@ -137,28 +154,30 @@ function pick(choice, crop, name) {
 
 function showChosen() {
   byId("chosen").replaceChildren(
-    ...chosen.map((one) => {
-      const remove = () => {
-        chosen = chosen.filter((other) => other !== one);
-        if (picker.picture?.id === one.choice.picture) {
-          picker.setBox(null);
-          picker.markPressed(-1);
-        }
-        showChosen();
-        byId("ask-title").scrollIntoView({ block: "nearest" });
-      };
-      return element(
-        "li", {},
-        element("img", { src: one.crop, alt: `The marked person in ${one.name}`, title: one.name }),
-        element("button", { type: "button", "aria-label": `Remove the person in ${one.name}`,
-          onClick: remove }, "Remove"),
-      );
-    }),
+    ...chosen.map((one) => element(
+      "li", {},
+      element("img", { src: one.crop, alt: `The marked person in ${one.name}`, title: one.name }),
+      element("button", { type: "button", "aria-label": `Remove the person in ${one.name}`,
+        onClick: (event) => remove(one, event.detail > 0) }, "Remove"),
+    )),
   );
   byId("nobody").hidden = chosen.length > 0;
   byId("same").hidden = chosen.length < 2;
   byId("another").hidden = !chosen.length || chosen.length >= facts.max_persons;
   byId("search").disabled = !chosen.length;
+}
+
+// The focus goes on to the next one, as its own button is gone; pointed: no key was used.
+function remove(one, pointed) {
+  const place = chosen.indexOf(one);
+  chosen = chosen.filter((other) => other !== one);
+  if (picker.picture?.id === one.choice.picture) picker.clear();
+  showChosen();
+  byId("status").textContent = `The person in ${one.name} is removed.`;
+  const left = byId("chosen").querySelectorAll("button");
+  const next = left[Math.min(place, left.length - 1)] ?? byId("file");
+  next.focus({ preventScroll: pointed }); // who points knows where to go on
+  if (pointed) byId("ask-title").scrollIntoView({ block: "nearest" });
 }
 
 // ---- 3. the search -------------------------------------------------------------------------------
@@ -178,21 +197,26 @@ function request() {
   };
 }
 
-// What is wrong with a field of the filters; such a field would have no value, and so no effect.
+// A field with something wrong or half: it would have no value, and so no effect.
 function wrongField() {
+  const corner = picker.corners.unfinished();
+  if (corner) return [corner, `“Box in pixels”: ${picker.corners.note}`];
   for (const input of byId("filters").querySelectorAll("input")) {
     const { badInput, rangeUnderflow, rangeOverflow } = input.validity;
-    if (badInput || rangeUnderflow || rangeOverflow) return input;
+    if (badInput || rangeUnderflow || rangeOverflow) {
+      return [input, `“${input.labels[0].innerText.trim()}”: ${input.validationMessage}`];
+    }
   }
-  return null;
+  return [];
 }
 
 function search() {
-  const wrong = wrongField();
+  const [wrong, why] = wrongField();
   if (wrong) {
-    byId("filters").open = true;
-    wrong.focus();
-    fail(`“${wrong.labels[0].innerText.trim()}”: ${wrong.validationMessage}`);
+    fail(why);
+    wrong.closest("details").open = true;
+    wrong.focus(); // last, so that it is in view: there it has to be put right
+    wrong.reportValidity();
     return;
   }
   const boxes = [...byId("cameras").querySelectorAll("input")];
@@ -231,7 +255,7 @@ function save(name) {
 // ---- what the user does --------------------------------------------------------------------------
 
 byId("file").addEventListener("change", (event) => {
-  chooseFile(event.target.files[0]);
+  chooseFile(event.target.files);
   event.target.value = ""; // the same file may be chosen again
 });
 document.addEventListener("dragover", (event) => {
@@ -244,9 +268,9 @@ document.addEventListener("dragleave", (event) => {
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   byId("drop").classList.remove("over");
-  chooseFile(event.dataTransfer.files[0]);
+  chooseFile(event.dataTransfer.files);
 });
-document.addEventListener("paste", (event) => chooseFile(event.clipboardData.files[0]));
+document.addEventListener("paste", (event) => chooseFile(event.clipboardData.files));
 byId("browse").addEventListener("toggle", () => {
   if (byId("browse").open && !listed) busy("Listing the gallery …", () => list(true));
 });
@@ -259,7 +283,11 @@ byId("another").addEventListener("click", () => {
   byId("file").focus({ preventScroll: true });
 });
 byId("search").addEventListener("click", search);
+byId("filters").addEventListener("keydown", (event) => {
+  const field = event.target.matches("input:not([type=checkbox])");
+  if (event.key === "Enter" && field && chosen.length) search();
+});
 byId("save-report").addEventListener("click", () => save("report.html"));
 byId("save-lines").addEventListener("click", () => save("results.jsonl"));
 
-busy("Opening the gallery …", openGallery);
+open();

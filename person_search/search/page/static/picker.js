@@ -3,11 +3,11 @@
 // the mouse (drag), a finger or pen ("Draw a box", then drag), the arrow keys, or as four numbers.
 
 import { cropUrl, imageUrl } from "./api.js";
+import { Corners, SMALLEST } from "./corners.js";
 import { area, byId, element, place } from "./dom.js";
 
 const DRAG = 6; // pixels of the screen from which on a press is a drag
 const STEP = 0.02; // of the longer side, per arrow key
-const CORNERS = ["x1", "y1", "x2", "y2"];
 
 export class Picker {
   // onPick(choice or null): {picture, person} or {picture, box}, and what to show of it
@@ -17,15 +17,17 @@ export class Picker {
     this.box = null; // that was drawn
     this.press = null;
     this.stage = byId("stage");
+    this.corners = new Corners((box) => this.typed(box));
     this.stage.addEventListener("pointerdown", (event) => this.pressed(event));
     this.stage.addEventListener("pointermove", (event) => this.moved(event));
     this.stage.addEventListener("pointerup", (event) => this.released(event));
-    this.stage.addEventListener("pointercancel", () => this.cancel());
+    this.stage.addEventListener("pointercancel", (event) => {
+      if (event.pointerId === this.press?.id) this.cancel();
+    });
     this.stage.addEventListener("click", (event) => this.swallow(event), true);
     this.stage.addEventListener("dragstart", (event) => event.preventDefault());
     byId("draw").addEventListener("click", () => this.toggleDrawing());
     byId("drawn").addEventListener("keydown", (event) => this.key(event));
-    for (const corner of CORNERS) byId(corner).addEventListener("change", () => this.typed());
     window.addEventListener("resize", () => this.fit());
   }
 
@@ -40,10 +42,7 @@ export class Picker {
     byId("hint").textContent = picture.persons.length
       ? `${picture.name}: ${picture.persons.length} detected. Pick one, or draw a box.`
       : `${picture.name}: nobody was detected. Draw a box around the person.`;
-    for (const corner of CORNERS) {
-      byId(corner).min = 0;
-      byId(corner).max = corner.startsWith("x") ? picture.width : picture.height;
-    }
+    this.corners.limit(picture.width, picture.height);
     this.fit();
   }
 
@@ -84,8 +83,14 @@ export class Picker {
     this.setBox(null);
     this.press = null;
     this.markPressed(person);
-    this.fill(one.box);
+    this.corners.fill(one.box);
     this.onPick({ picture: this.picture.id, person }, this.cropOf(one.box), this.picture.name);
+  }
+
+  // Nobody is marked any more.
+  clear() {
+    this.setBox(null);
+    this.markPressed(-1);
   }
 
   cropOf(box) {
@@ -120,20 +125,20 @@ export class Picker {
     this.box = box;
     byId("drawn").hidden = !box;
     if (box) place(byId("drawn"), box, this.picture.width, this.picture.height);
-    this.fill(box);
+    this.corners.fill(box);
   }
 
-  fill(box) {
-    CORNERS.forEach((corner, i) => {
-      byId(corner).value = box ? Math.round(box[i]) : "";
-    });
+  // What was marked before a drag that comes to nothing, a detected person included.
+  restore({ box, numbers }) {
+    this.setBox(box);
+    this.corners.fill(numbers);
   }
 
   done() {
     if (!this.box) return;
     const box = this.box.map((value) => Math.round(value));
-    if (box[2] - box[0] < 2 || box[3] - box[1] < 2) {
-      this.setBox(this.press?.before ?? null); // too small; what was marked stays so
+    if (box[2] - box[0] < SMALLEST || box[3] - box[1] < SMALLEST) {
+      if (this.press) this.restore(this.press.before);
       return;
     }
     this.setBox(box);
@@ -150,6 +155,7 @@ export class Picker {
   }
 
   pressed(event) {
+    if (this.press?.dragged && !this.press.over && this.press.id !== event.pointerId) return;
     const drawing = this.stage.classList.contains("drawing");
     this.press = null;
     if (event.button !== 0 || (event.pointerType !== "mouse" && !drawing)) return; // it may scroll
@@ -168,7 +174,7 @@ export class Picker {
     if (!press.dragged && far < DRAG) return;
     if (!press.dragged) {
       this.stage.setPointerCapture(event.pointerId);
-      press.before = this.box;
+      press.before = { box: this.box, numbers: this.corners.shown };
     }
     press.dragged = true;
     const [x, y] = this.where(event);
@@ -176,14 +182,14 @@ export class Picker {
     this.setBox([Math.min(x, u), Math.min(y, v), Math.max(x, u), Math.max(y, v)]);
   }
 
-  released() {
-    if (!this.press) return;
+  released(event) {
+    if (this.press?.id !== event.pointerId) return;
     this.press.over = true; // the click that follows a drag is not one
     if (this.press.dragged) this.done();
   }
 
   cancel() {
-    if (this.press?.dragged && !this.press.over) this.setBox(this.press.before);
+    if (this.press?.dragged && !this.press.over) this.restore(this.press.before);
     this.press = null;
   }
 
@@ -197,7 +203,7 @@ export class Picker {
 
   key(event) {
     const { width, height } = this.picture;
-    const step = Math.max(1, Math.round(STEP * Math.max(width, height)));
+    const step = Math.max(SMALLEST, Math.round(STEP * Math.max(width, height)));
     const [dx, dy] = {
       ArrowLeft: [-step, 0],
       ArrowRight: [step, 0],
@@ -218,20 +224,12 @@ export class Picker {
     }
     this.setBox([x1, y1, x2, y2]);
     this.done();
+    const at = this.box.map((value) => Math.round(value)); // for who does not see it
+    byId("status").textContent = `Box from ${at[0]}, ${at[1]} to ${at[2]}, ${at[3]}.`;
   }
 
-  typed() {
-    const box = CORNERS.map((corner) => byId(corner).valueAsNumber);
-    if (box.some(Number.isNaN)) return;
-    const { width, height } = this.picture;
-    const clipped = [
-      Math.max(box[0], 0),
-      Math.max(box[1], 0),
-      Math.min(box[2], width),
-      Math.min(box[3], height),
-    ];
-    if (clipped[0] >= clipped[2] || clipped[1] >= clipped[3]) return; // one number may come later
-    this.setBox(clipped);
+  typed(box) {
+    this.setBox(box);
     this.done();
   }
 }

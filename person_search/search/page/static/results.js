@@ -107,7 +107,11 @@ export class Results {
       `${match.rank}. ${match.name}, similarity ${match.similarity.toFixed(3)}`;
     byId("large-picture").src = imageUrl(match.picture, 2048, match.box);
     byId("large-picture").alt = `The person in ${match.name}`;
+    const before = document.activeElement; // a button that is disabled loses the focus
     byId("previous").disabled = i === 0;
     byId("next").disabled = i === this.matches.length - 1;
+    if (before.disabled) {
+      [byId("previous"), byId("next"), byId("close")].find((button) => !button.disabled).focus();
+    }
   }
 }
