@@ -18,7 +18,7 @@ Shape shorthand: N persons, D length of an embedding, Q queries.
 """
 
 import argparse
-import importlib.util
+import importlib
 import os
 import resource
 import shutil
@@ -303,12 +303,9 @@ def read_entries(folder: Path) -> list[tuple]:
 
 def load_test_module(name: str):
     """A module of the tests; loaded once, since it registers its model."""
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    if str(TESTS) not in sys.path:
+        sys.path.append(str(TESTS))
+    return importlib.import_module(name)
 
 
 if __name__ == "__main__":
