@@ -94,8 +94,10 @@ def use_fused_attention(unet: nn.Module, text: Tensor | None = None) -> None:
                 f"the attention layer {name} of this UNet is not one of Stable Diffusion: it has "
                 f"{extras or 'a residual connection or a rescaled output'} of its own."
             )
-        fixed = text is not None and module.is_cross_attention
-        module.set_processor(FixedTextAttention(text) if fixed else FusedAttention())
+        if text is not None and module.is_cross_attention:
+            module.set_processor(FixedTextAttention(text))
+        else:
+            module.set_processor(FusedAttention())
 
 
 def upcast_attention(unet: nn.Module) -> None:

@@ -238,13 +238,14 @@ class DiffusionBackbone(Backbone):
         """(B, 2 L, h, w) posterior of the VAE, with the latent cache."""
         if self.latent_cache is None:
             return self._encode(images)
-        found = [x and x["moments"].to(images.device) for x in self.latent_cache.get_many(keys)]
-        missing = [i for i, x in enumerate(found) if x is None]
+        found = enumerate(self.latent_cache.get_many(keys))
+        results = {i: x["moments"].to(images.device) for i, x in found if x is not None}
+        missing = [i for i in range(len(keys)) if i not in results]
         if missing:
             for i, moments in zip(missing, self._encode(images[missing]), strict=True):
                 self.latent_cache.put(keys[i], {"moments": moments})
-                found[i] = moments
-        return torch.stack(found)
+                results[i] = moments
+        return torch.stack([results[i] for i in range(len(keys))])
 
     def _encode(self, images: Tensor) -> Tensor:
         vae = self._frozen[0]
@@ -278,22 +279,21 @@ class DiffusionBackbone(Backbone):
                     for r in results]  # fmt: skip
             features[layer.name] = _stack(maps, size, layer.stride)
         if self.map_layers:
-            attn = [self._average_maps(r, device) for r in results]
+            attn = _stack([self._average_maps(r, device) for r in results], size, self.map_stride)
             cells = [(-(-h // self.map_stride), -(-w // self.map_stride)) for h, w in image_sizes]
-            attn = _stack(attn, size, self.map_stride)
             features[MAP] = minmax_normalize(attn, cells)
         return features
 
     def _average_maps(self, result: dict[str, Tensor], device: torch.device) -> Tensor:
         """(1, h', w') mean of the raw maps of one image, at ``map_stride``."""
-        total = 0
+        maps = []
         for layer in self.map_layers:
             raw = result[layer.name].to(device).float()
             if layer.stride != self.map_stride:
                 cells = [side * layer.stride // self.map_stride for side in raw.shape[1:]]
                 raw = F.interpolate(raw[None], cells, mode="bilinear", align_corners=False)[0]
-            total = total + raw
-        return total / len(self.map_layers)
+            maps.append(raw)
+        return sum(maps[1:], maps[0]) / len(maps)
 
     # ---- helpers ------------------------------------------------------------------------------
     @property
@@ -310,10 +310,11 @@ class DiffusionBackbone(Backbone):
             raise ValueError(
                 f"the backbone takes images of shape (B, 3, H, W), got {tuple(images.shape)}."
             )
+        height, width = images.shape[2:]
+        limit = (height, width)
         if sizes is None:
-            sizes = [tuple(images.shape[2:])] * len(images)
+            sizes = [limit] * len(images)
         sizes = [(int(h), int(w)) for h, w in sizes]
-        limit = tuple(images.shape[2:])
         if len(sizes) != len(images) or any(not (0 < h <= limit[0] and 0 < w <= limit[1])
                                             for h, w in sizes):  # fmt: skip
             raise ValueError(

@@ -55,7 +55,7 @@ class _ModelClass(Protocol):
 
     __module__: str
 
-    def from_pretrained(self, model: str, **options: Any) -> Any:
+    def from_pretrained(self, model: str, /, **options: Any) -> Any:
         """With ``output_loading_info``: the model, and what its files lacked."""
 
 

@@ -90,7 +90,10 @@ class TimedModel(Protocol):
     """What is needed of a PSDiff."""
 
     backbone: Callable[[Tensor], dict[str, Tensor]]
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
 
     def preprocess_image(self, batched_inputs: list[dict]) -> Any:
         """An ``ImageList``."""
