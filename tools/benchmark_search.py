@@ -18,7 +18,7 @@ Shape shorthand: N persons, D length of an embedding, Q queries.
 """
 
 import argparse
-import importlib
+import importlib.util
 import os
 import resource
 import shutil
@@ -303,9 +303,15 @@ def read_entries(folder: Path) -> list[tuple]:
 
 def load_test_module(name: str):
     """A module of the tests; loaded once, since it registers its model."""
-    if str(TESTS) not in sys.path:
-        sys.path.append(str(TESTS))
-    return importlib.import_module(name)
+    if name in sys.modules:
+        return sys.modules[name]
+    path = TESTS / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python module")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 if __name__ == "__main__":
