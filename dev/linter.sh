@@ -19,5 +19,5 @@ elif [ "${1:-}" = "--fix" ]; then
 else
   echo "[lint] ruff check";  "$PY" -m ruff check .
   echo "[lint] ruff format"; "$PY" -m ruff format --check .
-  echo "[lint] mypy (person_search)"; "$PY" -m mypy
+  echo "[lint] mypy"; "$PY" -m mypy
 fi

@@ -252,7 +252,7 @@ Rows = list[tuple[str, ...]]
 def tables(cost: Cost) -> list[tuple[str, Rows]]:
     """(title, rows) of all tables; the first row is the head."""
     total = sum(cost.parameters.values())
-    rows = [("part", "parameters"), *((k, f"{v:,}") for k, v in cost.parameters.items())]
+    rows: Rows = [("part", "parameters"), *((k, f"{v:,}") for k, v in cost.parameters.items())]
     rows += [("total", f"{total:,}"), ("trainable", f"{cost.trainable:,}")]
     rows += [("frozen", f"{cost.frozen:,}")]
     result = [("Parameters", rows)]

@@ -169,15 +169,15 @@ def compare_with_plain_loops(
     """Runs plain loops on the first queries of each protocol and prints ratio and difference."""
     if num_queries == 0:
         return
-    total, whole, difference = [0.0, 0.0], 0.0, 0.0
+    wall, cpu, whole, difference = 0.0, 0.0, 0.0, 0.0
     for protocol, one in zip(protocols, scores, strict=True):
         count = min(num_queries, len(protocol.queries))
         seconds, slow = timed(plain_search, data.predictions, protocol, count)
-        total = [a + b for a, b in zip(total, seconds, strict=True)]
+        wall, cpu = wall + seconds[0], cpu + seconds[1]
         whole += seconds[1] / count * len(protocol.queries)
         difference = max(difference, np.abs(one.ap[:count] - slow).max())
     note = f"all would take {whole:.0f} s of CPU"
-    report(f"plain loops, {num_queries} queries of each protocol", tuple(total), note)
+    report(f"plain loops, {num_queries} queries of each protocol", (wall, cpu), note)
     print(
         f"the same search is {whole / max(fast[1], 1e-9):.1f} times faster than plain loops (CPU "
         f"time); largest difference of an AP {difference:.1e}"

@@ -24,7 +24,9 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from person_search.program import run_program
 
@@ -35,6 +37,8 @@ GPU_GIB = 24
 # Context, workspaces of the libraries and fragmentation, which no count of tensors shows.
 RESERVE_GIB = 2.0
 PERSONS_PER_IMAGE = 8
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -130,7 +134,7 @@ class Stopwatch:
         self._wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
         self.wall = self.cpu = 0.0
 
-    def __call__(self, function: Callable[[], object]) -> tuple[float, object]:
+    def __call__(self, function: Callable[[], T]) -> tuple[float, T]:
         self._wait()
         wall, cpu = time.perf_counter(), time.process_time()
         result = function()
@@ -160,7 +164,7 @@ def measure_time(model, args: argparse.Namespace) -> Benchmark:
 
     times: dict[object, list[float]] = {}
 
-    def add(name: object, function: Callable[[], object]) -> object:
+    def add(name: object, function: Callable[[], T]) -> T:
         milliseconds, value = watch(function)
         times.setdefault(name, []).append(milliseconds)
         return value
@@ -169,15 +173,13 @@ def measure_time(model, args: argparse.Namespace) -> Benchmark:
     with torch.inference_mode(), precision(args, model.device):
         for repeat in range(-1, args.repeats):
             features = add("backbone", encode)
-            pooled = add("pool", lambda f=features: model.head.pool(f, boxes))
-            output = add(
-                "denoise", lambda p=pooled: model.head.denoise(p, boxes, noise[..., 4:], t)
-            )
+            pooled = add("pool", partial(model.head.pool, features, boxes))
+            output = add("denoise", partial(model.head.denoise, pooled, boxes, noise[..., 4:], t))
             predictions = output.boxes[0], output.logits[0], output.reid_feats[0]
-            add("select", lambda p=predictions: processes[args.steps[0]].select(*p, size))
+            add("select", partial(processes[args.steps[0]].select, *predictions, size))
             turn = repeat % len(args.steps)
             for k in args.steps[turn:] + args.steps[:turn]:
-                add(k, lambda k=k, f=features: processes[k].detect(f, [size], [0]))
+                add(k, partial(processes[k].detect, features, [size], [0]))
             if repeat < 0:  # to warm up
                 times.clear()
                 watch.wall = watch.cpu = 0.0

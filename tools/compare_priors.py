@@ -23,18 +23,23 @@ import json
 import os
 import resource
 import shlex
-import sys
 from pathlib import Path
 
 from demo import DATA_OPTIONS
-from reproduce_trends import mean_and_spread, run_logged
-from rich.console import Console
+from training_series import (
+    METRICS,
+    ROOT,
+    console,
+    figures_in,
+    mean_and_spread,
+    parse_series,
+    run_logged,
+    series_parser,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = Path("configs/DiffPS/priors")
 PRIOR = Path("projects/DiffPS/weights/tiny_diffusion")
 VARIANTS = ("trained", "random", "scratch")
-METRICS = (("search", "mAP"), ("search", "top1"), ("detection", "AP50"))
 COSTS = (
     ("mflop", "backbone, MFLOP per image"),
     ("cache_minutes", "cache, CPU minutes"),
@@ -45,7 +50,6 @@ TITLES = {
     "random": "the same UNet with random weights, frozen",
     "scratch": "ResNet, trained with the heads",
 }
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 # figures[variant][seed]: "search/mAP", ... and the names of COSTS
 Figures = dict[str, dict[int, dict[str, float]]]
@@ -141,9 +145,7 @@ class Comparison:
             )
             costs[name] = {"minutes": minutes}
             self.write_costs(costs)
-        result = json.loads((out / "results.json").read_text())
-        figures = {f"{t}/{m}": result[t][m] for t, m in METRICS}
-        return figures | shared | costs[name]
+        return figures_in(out) | shared | costs[name]
 
     def read_costs(self) -> dict[str, dict[str, float]]:
         return json.loads(self.costs_file.read_text()) if self.costs_file.is_file() else {}
@@ -186,21 +188,14 @@ def write_report(output: Path, figures: Figures) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=Path("output/priors"))
+    parser = series_parser(__doc__, "output/priors", seeds=1, trained="variant")
     parser.add_argument("--prior", type=Path, default=PRIOR, help="folder of the trained model")
     parser.add_argument("--data", type=Path, help="folder that has synthetic/CUHK-SYSU already; "
                         "drawn into the output folder otherwise")  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=1, help="trainings per variant")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("overrides", nargs="*", help="after --: KEY VALUE pairs for all trainings")
-    args = parser.parse_args()
+    args = parse_series(parser)
     if args.seeds < 1:
         parser.error("--seeds must be at least 1.")
-    if len(args.overrides) % 2:
-        parser.error(f"config overrides come as KEY VALUE pairs, not {args.overrides}.")
     return args
 
 

@@ -17,7 +17,10 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from person_search.evaluation.plots import Curve
 
 EVERY = "every"
 PLOTTED_METRICS = ("mAP", "top1")
@@ -111,7 +114,7 @@ def dataset_of(path: Path, name: str | None) -> str:
     import person_search.data  # noqa: F401 - registers the data sets
 
     known = sorted(n for n in DatasetCatalog.list() if is_test_set(n))
-    if name not in known:
+    if name is None or name not in known:
         raise ValueError(
             f"{path}: there is no test set {name!r}. It is named by the header of the file or, "
             f"before that, by --dataset; known: {known}"
@@ -175,7 +178,7 @@ def write_plots(folder: Path, evaluators: dict[str, Any]) -> None:
     )
 
 
-def detection_of(evaluator) -> tuple[tuple, str]:
+def detection_of(evaluator) -> tuple["Curve", str]:
     """Precision-recall curve of the detections, and what to write beside it."""
     from person_search.evaluation.curves import detection_curve
     from person_search.evaluation.detection_metrics import evaluate_detection

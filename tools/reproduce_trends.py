@@ -18,28 +18,32 @@ import argparse
 import json
 import os
 import shlex
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
+from training_series import (
+    METRICS,
+    ROOT,
+    console,
+    figures_in,
+    mean_and_spread,
+    parse_series,
+    run_logged,
+    series_parser,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = Path("configs/PSDiff/trends")
 DATA_OPTIONS = (
     "--format cuhk_sysu --size 160 128 --train-images 800 --train-ids 200 --test-images 150 "
     "--test-ids 60 --people 2 4 --gallery-sizes 100 --difficulty 0.2 --quiet"
 )
 STEPS = (1, 2, 4, 8)
-METRICS = (("search", "mAP"), ("search", "top1"), ("detection", "AP50"))
 # Variants of the first two trends are trained with every seed, the others with as many as asked for
 # by --other-seeds.
 MAIN_VARIANTS = ("skip", "cascaded", "parallel")
 OTHER_VARIANTS = ("no_interaction", "imitation")
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 # figures[variant][seed][steps]["search/mAP"]
 Figures = dict[str, dict[int, dict[int, dict[str, float]]]]
@@ -113,12 +117,6 @@ def judge(trend: Trend, figures: Figures) -> Verdict:
     return Verdict(trend, [a[trend.metric] - b[trend.metric] for a, b in pairs])
 
 
-def mean_and_spread(values: list[float]) -> str:
-    """``70.1 ± 1.2``, the spread being the sample's standard deviation; ``70.1`` for one value."""
-    text = f"{np.mean(values):.1f}"
-    return f"{text} ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else text
-
-
 def signed(values: list[float]) -> str:
     text = mean_and_spread(values)
     return text if text.startswith("-") else f"+{text}"
@@ -143,21 +141,6 @@ def markdown(figures: Figures, verdicts: list[Verdict]) -> str:
             f"{verdict.text} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def run_logged(command: str, log: Path, env: dict[str, str]) -> None:
-    """Runs a Python command, its output added to a file; ends the program if it fails."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
-        code = subprocess.run(
-            [sys.executable, *shlex.split(command)],
-            cwd=ROOT,
-            env=env,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        ).returncode
-    if code:
-        raise SystemExit(f"{log.stem} failed (exit status {code}); its output is in {log}.")
 
 
 class Runner:
@@ -216,8 +199,7 @@ class Runner:
                     f"train_net.py --eval-only {keys} OUTPUT_DIR {folder} "
                     f"MODEL.WEIGHTS {out}/model_final.pth MODEL.PSDIFF.STEPS {steps} {extra}",
                 )
-            result = json.loads((folder / "results.json").read_text())
-            figures[steps] = {f"{t}/{m}": result[t][m] for t, m in METRICS}
+            figures[steps] = figures_in(folder)
         return figures
 
 
@@ -246,17 +228,12 @@ def write_report(output: Path, figures: Figures) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("output/trends"))
-    parser.add_argument("--seeds", type=int, default=3, help="trainings per main variant")
+    parser = series_parser(__doc__, "output/trends", seeds=3, trained="main variant")
     parser.add_argument("--other-seeds", type=int, default=1, help="trainings per other variant")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
-    parser.add_argument("overrides", nargs="*", help="after --: KEY VALUE pairs for all trainings")
-    args = parser.parse_args()
+    args = parse_series(parser)
     if min(args.seeds, args.other_seeds) < 0 or args.jobs < 1:
         parser.error("--seeds and --other-seeds must be at least 0, --jobs at least 1.")
-    if len(args.overrides) % 2:
-        parser.error(f"config overrides come as KEY VALUE pairs, not {args.overrides}.")
     return args
 
 

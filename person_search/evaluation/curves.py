@@ -39,7 +39,9 @@ def detection_curve(
     return found / len(gt_boxes), found / (np.flatnonzero(last) + 1)
 
 
-def search_curve(scores: SearchScores, num_levels: int = NUM_LEVELS) -> tuple[np.ndarray, ...]:
+def search_curve(
+    scores: SearchScores, num_levels: int = NUM_LEVELS
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean precision over recall of all queries.
 
     Of each query the precision at a recall level is the highest at that recall or beyond, 0 where

@@ -3,7 +3,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,7 @@ def check_clock(clock: str, device: str | torch.device) -> None:
 
 
 def time_interleaved(
-    variants: dict[str, Callable[[], object]],
+    variants: Mapping[str, Callable[[], object]],
     repeats: int,
     device: str | torch.device = "cpu",
     clock: str = "wall",

@@ -12,9 +12,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("trends", ROOT / "tools" / "reproduce_trends.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # its sibling is imported by name, as it is where it runs as a program
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "tools"))
+        path = ROOT / "tools" / "reproduce_trends.py"
+        spec = importlib.util.spec_from_file_location("trends", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
     return module
 
 

@@ -59,19 +59,18 @@ class FixedTextAttention(FusedAttention):
             context: (1, T, D) encoded text. What the UNet passes on instead is not looked at.
         """
         self.context = context
-        self._made_for: tuple[torch.device, torch.dtype] | None = None
-        self._keys_and_values: tuple[Tensor, Tensor] | None = None
+        # ((device, dtype), (keys, values))
+        self._made: tuple[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] | None = None
 
     def keys_and_values(
         self, attn: nn.Module, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Both (1, T, C)."""
-        weight = attn.to_k.weight
-        if self._made_for != (weight.device, weight.dtype):
-            text = self.context.to(weight.device, weight.dtype)
-            self._keys_and_values = super().keys_and_values(attn, text)
-            self._made_for = weight.device, weight.dtype
-        return self._keys_and_values
+        wanted = attn.to_k.weight.device, attn.to_k.weight.dtype
+        if self._made is None or self._made[0] != wanted:
+            text = self.context.to(*wanted)
+            self._made = wanted, super().keys_and_values(attn, text)
+        return self._made[1]
 
 
 def use_fused_attention(unet: nn.Module, text: Tensor | None = None) -> None:
@@ -95,8 +94,10 @@ def use_fused_attention(unet: nn.Module, text: Tensor | None = None) -> None:
                 f"the attention layer {name} of this UNet is not one of Stable Diffusion: it has "
                 f"{extras or 'a residual connection or a rescaled output'} of its own."
             )
-        fixed = text is not None and module.is_cross_attention
-        module.set_processor(FixedTextAttention(text) if fixed else FusedAttention())
+        if text is not None and module.is_cross_attention:
+            module.set_processor(FixedTextAttention(text))
+        else:
+            module.set_processor(FusedAttention())
 
 
 def upcast_attention(unet: nn.Module) -> None:

@@ -176,8 +176,9 @@ class DiffusionBackbone(Backbone):
                     results[i] = result
         if self._projector is not None:
             results = [self._projector(result, images.device) for result in results]
-        size = tuple(map(self._round_up, images.shape[2:]))
-        return self._collate(results, sizes, size, images.device)
+        height, width = images.shape[2:]
+        padded = self._round_up(height), self._round_up(width)
+        return self._collate(results, sizes, padded, images.device)
 
     @torch.no_grad()
     def fill_cache(
@@ -206,41 +207,45 @@ class DiffusionBackbone(Backbone):
             yield size, indices, [images[i, :, : sizes[i][0], : sizes[i][1]] for i in indices]
 
     def _run_group(
-        self, crops: list[Tensor], size: tuple[int, int], keys: list[str | None]
+        self, crops: list[Tensor], size: tuple[int, int], given_keys: Sequence[str | None]
     ) -> list[dict[str, Tensor]]:
         """Raw features of images of one rounded size, with the feature cache."""
-        if self._needs_keys:
-            keys = [k or image_digest(x) for k, x in zip(keys, crops, strict=True)]
+        keys = [
+            key or (image_digest(crop) if self._needs_keys else "")
+            for key, crop in zip(given_keys, crops, strict=True)
+        ]
         if self.feature_cache is None:
             return self._compute(crops, size, keys)
-        results = self.feature_cache.get_many(keys)
-        missing = [i for i, result in enumerate(results) if result is None]
+        found = enumerate(self.feature_cache.get_many(keys))
+        results = {i: result for i, result in found if result is not None}
+        missing = [i for i in range(len(keys)) if i not in results]
         if missing:
             computed = self._compute([crops[i] for i in missing], size, [keys[i] for i in missing])
             for i, result in zip(missing, computed, strict=True):
                 self.feature_cache.put(keys[i], result)
                 results[i] = result
-        return results
+        return [results[i] for i in range(len(keys))]
 
     def _compute(
-        self, crops: list[Tensor], size: tuple[int, int], keys: list[str | None]
+        self, crops: list[Tensor], size: tuple[int, int], keys: Sequence[str]
     ) -> list[dict[str, Tensor]]:
         images = torch.stack([_pad(crop, size) for crop in crops])
         latents = self._noiser(self._moments(images, keys), keys)
         outputs = self._unet(latents, size)
         return [{name: x[i] for name, x in outputs.items()} for i in range(len(crops))]
 
-    def _moments(self, images: Tensor, keys: list[str | None]) -> Tensor:
+    def _moments(self, images: Tensor, keys: Sequence[str]) -> Tensor:
         """(B, 2 L, h, w) posterior of the VAE, with the latent cache."""
         if self.latent_cache is None:
             return self._encode(images)
-        found = [x and x["moments"].to(images.device) for x in self.latent_cache.get_many(keys)]
-        missing = [i for i, x in enumerate(found) if x is None]
+        found = enumerate(self.latent_cache.get_many(keys))
+        results = {i: x["moments"].to(images.device) for i, x in found if x is not None}
+        missing = [i for i in range(len(keys)) if i not in results]
         if missing:
             for i, moments in zip(missing, self._encode(images[missing]), strict=True):
                 self.latent_cache.put(keys[i], {"moments": moments})
-                found[i] = moments
-        return torch.stack(found)
+                results[i] = moments
+        return torch.stack([results[i] for i in range(len(keys))])
 
     def _encode(self, images: Tensor) -> Tensor:
         vae = self._frozen[0]
@@ -274,22 +279,21 @@ class DiffusionBackbone(Backbone):
                     for r in results]  # fmt: skip
             features[layer.name] = _stack(maps, size, layer.stride)
         if self.map_layers:
-            attn = [self._average_maps(r, device) for r in results]
-            cells = [tuple(-(-side // self.map_stride) for side in hw) for hw in image_sizes]
-            attn = _stack(attn, size, self.map_stride)
+            attn = _stack([self._average_maps(r, device) for r in results], size, self.map_stride)
+            cells = [(-(-h // self.map_stride), -(-w // self.map_stride)) for h, w in image_sizes]
             features[MAP] = minmax_normalize(attn, cells)
         return features
 
     def _average_maps(self, result: dict[str, Tensor], device: torch.device) -> Tensor:
         """(1, h', w') mean of the raw maps of one image, at ``map_stride``."""
-        total = 0
+        maps = []
         for layer in self.map_layers:
             raw = result[layer.name].to(device).float()
             if layer.stride != self.map_stride:
                 cells = [side * layer.stride // self.map_stride for side in raw.shape[1:]]
                 raw = F.interpolate(raw[None], cells, mode="bilinear", align_corners=False)[0]
-            total = total + raw
-        return total / len(self.map_layers)
+            maps.append(raw)
+        return sum(maps[1:], maps[0]) / len(maps)
 
     # ---- helpers ------------------------------------------------------------------------------
     @property
@@ -306,10 +310,11 @@ class DiffusionBackbone(Backbone):
             raise ValueError(
                 f"the backbone takes images of shape (B, 3, H, W), got {tuple(images.shape)}."
             )
+        height, width = images.shape[2:]
+        limit = (height, width)
         if sizes is None:
-            sizes = [tuple(images.shape[2:])] * len(images)
+            sizes = [limit] * len(images)
         sizes = [(int(h), int(w)) for h, w in sizes]
-        limit = tuple(images.shape[2:])
         if len(sizes) != len(images) or any(not (0 < h <= limit[0] and 0 < w <= limit[1])
                                             for h, w in sizes):  # fmt: skip
             raise ValueError(

@@ -67,7 +67,7 @@ def frozen_teraflops(family: str, side: int) -> dict[str, float]:
     """Operations (2 x multiply-adds, in 1e12) of VAE, UNet and truncated UNet, for one image."""
     unet, vae = build_unet(family, "meta"), build_vae(family, "meta")
     use_fused_attention(unet)
-    tap = ActivationTap(find_layers(["u3r1_k"], list_layers(unet), ""), _LATENT_STRIDE, None)
+    tap = ActivationTap(find_layers(["u3r1_k"], list_layers(unet), ""), _LATENT_STRIDE)
     tap.attach(unet)
     size, width = (side // _LATENT_STRIDE,) * 2, UNET_CONFIGS[family]["cross_attention_dim"]
     latents = torch.empty(1, 4, *size, device="meta")

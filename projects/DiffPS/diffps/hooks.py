@@ -185,6 +185,10 @@ class _Recording:
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
 
+def _no_map(layer: Layer, query: Tensor) -> Tensor:
+    raise ValueError(f"{layer.name} is an attention map, but its tap was not told how to make one")
+
+
 @dataclass(eq=False)
 class ActivationTap:
     """Takes the wanted activations out of a UNet while it runs.
@@ -194,8 +198,9 @@ class ActivationTap:
 
     layers: list[Layer]
     latent_stride: int
-    to_map: Callable[[Layer, Tensor], Tensor]
-    """Turns the cross-attention query (B, HW, C) of a ``map`` layer into (B, 1, HW) values."""
+    to_map: Callable[[Layer, Tensor], Tensor] = _no_map
+    """Turns the cross-attention query (B, HW, C) of a ``map`` layer into (B, 1, HW) values; for
+    taps with such layers."""
     _recording: _Recording | None = None
 
     def attach(self, unet: nn.Module) -> None:

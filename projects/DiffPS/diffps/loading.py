@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from detectron2.config import CfgNode
@@ -48,6 +48,15 @@ def parse_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"{_KEY}.DTYPE is {name!r}; allowed: {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+class _ModelClass(Protocol):
+    """A class of models of diffusers or transformers."""
+
+    __module__: str
+
+    def from_pretrained(self, model: str, /, **options: Any) -> Any:
+        """With ``output_loading_info``: the model, and what its files lacked."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,7 @@ class DiffusionFolder:
             config = DDPMScheduler.load_config(self.model, **self._where("scheduler"))
             return DDPMScheduler.from_config(config).alphas_cumprod
 
-    def _load(self, model_class: type, part: str, dtype: torch.dtype) -> nn.Module:
+    def _load(self, model_class: _ModelClass, part: str, dtype: torch.dtype) -> nn.Module:
         if self.is_local:
             self._check_part(part)
         options = self._where(part)
@@ -191,8 +200,8 @@ class DiffusionFolder:
         try:
             yield
         except (OSError, RuntimeError, ValueError, TypeError, KeyError) as e:
-            reason = str(e).strip().splitlines()
-            reason = " ".join(reason[:4]) or type(e).__name__
+            lines = str(e).strip().splitlines()
+            reason = " ".join(lines[:4]) or type(e).__name__
             if self.is_local:
                 raise ValueError(
                     f"{_KEY}.MODEL {self.model!r}: its part {part!r} cannot be loaded, files are "

@@ -19,11 +19,14 @@ from diffps.hooks import Layer, list_layers
 
 
 class ExplicitAttention:
-    """Attention processor of diffusers that makes all probabilities, and may keep them."""
+    """Attention processor of diffusers that makes all probabilities, and may keep them.
+
+    ``probabilities`` are those of the last call, (B, E, N, T); empty if there was none.
+    """
 
     def __init__(self, keep: bool = False) -> None:
         self.keep = keep
-        self.probabilities: Tensor | None = None
+        self.probabilities = torch.empty(0)
 
     def __call__(
         self,

@@ -27,6 +27,8 @@ class PersonPredictor(FastRCNNOutputLayers):
     (N, C) -> scores (N, 2) and deltas (N, 4).
     """
 
+    bbox_pred: nn.Module
+
     @configurable
     def __init__(self, input_shape: ShapeSpec, **kwargs) -> None:
         """
@@ -100,10 +102,15 @@ class DiffPSROIHeads(StandardROIHeads):
             proposals: of DGRPN.
             targets: with ``gt_boxes``, ``gt_classes``, ``gt_pids``; in training.
         """
-        detected, losses = super().forward(images, features, proposals, targets)
         if not self.training:
+            detected, losses = super().forward(images, features, proposals)
             # what clipping has left almost nothing of is no detection
             return [x[x.pred_boxes.nonempty(_MIN_SIDE)] for x in detected], losses
+        if targets is None:
+            raise ValueError(
+                "DiffPSROIHeads cannot train without targets; give those of all images"
+            )
+        detected, losses = super().forward(images, features, proposals, targets)
         # Re-ID trains on what the detector makes of its RoIs (with TRAIN_ON_PRED_BOXES), on all
         # proposals and on the ground truth.
         boxes = [Boxes(x.proposal_boxes.tensor.detach().clone()) for x in detected]

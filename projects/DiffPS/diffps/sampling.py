@@ -97,10 +97,7 @@ class RoISampler:
             num_negative = min(num_negative, self.max_positive)
             if num_positive and num_negative:
                 num_positive = num_negative = min(num_positive, num_negative)
-        draws = [(positive, num_positive), (negative, num_negative)]
-        return tuple(
-            rows[torch.randperm(len(rows), device=rows.device)[:count]] for rows, count in draws
-        )
+        return _some_of(positive, num_positive), _some_of(negative, num_negative)
 
     def _log(self, sampled: list[Instances]) -> None:
         counts = [(x.gt_classes == PERSON_CATEGORY_ID).sum().item() for x in sampled]
@@ -108,3 +105,8 @@ class RoISampler:
         storage, images = get_event_storage(), max(len(sampled), 1)
         storage.put_scalar(f"{self.name}/num_fg_samples", sum(counts) / images)
         storage.put_scalar(f"{self.name}/num_bg_samples", (total - sum(counts)) / images)
+
+
+def _some_of(rows: Tensor, count: int) -> Tensor:
+    """Draws that many of the rows."""
+    return rows[torch.randperm(len(rows), device=rows.device)[:count]]

@@ -110,7 +110,8 @@ class UNetFeatures:
     def _run(self, latents: Tensor, image_size: tuple[int, int]) -> dict[str, Tensor]:
         batch, device = len(latents), latents.device
         context = self.text.context.to(device, self.dtype).expand(batch, -1, -1)
-        with self.tap.record(tuple(latents.shape[2:]), self.truncate) as outputs:
+        height, width = latents.shape[2:]
+        with self.tap.record((height, width), self.truncate) as outputs:
             self.unet(
                 latents.to(self.dtype),
                 torch.tensor(float(self.timestep), device=device),

@@ -76,12 +76,12 @@ class WinogradConv2d(nn.Module):
 
 def _input_combinations(d: list[Tensor], out: Tensor | None = None) -> list[Tensor]:
     """B^T along one axis: four combinations of four neighbors."""
-    out = [None] * 4 if out is None else out
+    places = [None] * 4 if out is None else list(out)
     return [
-        torch.sub(d[0], d[2], out=out[0]),
-        torch.add(d[1], d[2], out=out[1]),
-        torch.sub(d[2], d[1], out=out[2]),
-        torch.sub(d[1], d[3], out=out[3]),
+        torch.sub(d[0], d[2], out=places[0]),
+        torch.add(d[1], d[2], out=places[1]),
+        torch.sub(d[2], d[1], out=places[2]),
+        torch.sub(d[1], d[3], out=places[3]),
     ]
 
 

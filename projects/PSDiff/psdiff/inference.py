@@ -114,7 +114,8 @@ class ReverseProcess:
         results = []
         for i, (size, seed) in enumerate(zip(image_sizes, seeds, strict=True)):
             predictions = [(x.boxes[i], x.logits[i], x.reid_feats[i]) for x in outputs]
-            instances = self.select(*map(torch.cat, zip(*predictions, strict=True)), size)
+            boxes, logits, reid_feats = map(torch.cat, zip(*predictions, strict=True))
+            instances = self.select(boxes, logits, reid_feats, size)
             if self.settings.embed_detections:
                 instances.reid_feats = self.embed_boxes(
                     one_image(features, i), instances.pred_boxes.tensor, seed

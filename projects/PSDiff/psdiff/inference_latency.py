@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -62,7 +63,7 @@ def calibrate(
         image_size: (h, w). device: on which both run; a CUDA device is waited for.
     """
     encode_ms = median_ms(encode, device)
-    one, three = (median_ms(lambda k=k: denoise(k), device) for k in (1, 3))
+    one, three = (median_ms(partial(denoise, k), device) for k in (1, 3))
     step_ms = max((three - one) / 2, 0.0)
     return Calibration(image_size, encode_ms + max(one - step_ms, 0.0), step_ms)
 
@@ -89,7 +90,10 @@ class TimedModel(Protocol):
     """What is needed of a PSDiff."""
 
     backbone: Callable[[Tensor], dict[str, Tensor]]
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
 
     def preprocess_image(self, batched_inputs: list[dict]) -> Any:
         """An ``ImageList``."""
@@ -108,7 +112,7 @@ class LatencyMeter:
 
     def __init__(self, test_size: tuple[int, int] | None = None) -> None:
         self.test_size = test_size
-        self._calibrations: dict[tuple, Calibration] = {}
+        self._calibrations: dict[tuple[tuple[int, int], InferenceSettings, str], Calibration] = {}
         self._agreed: dict[InferenceSettings, int] = {}
 
     @torch.no_grad()
@@ -117,9 +121,10 @@ class LatencyMeter:
     ) -> Calibration:
         """The time of one image (h, w) with these settings; measured the first time."""
         plain = settings.changed(steps=1, latency_budget_ms=0.0, embed_detections=False)
-        key = (tuple(image_size), plain, str(model.device))
+        height, width = image_size
+        size = (height, width)
+        key = (size, plain, str(model.device))
         if key not in self._calibrations:
-            size = tuple(image_size)
             generator = torch.Generator().manual_seed(0)  # the global one must not notice
             image = torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8)
 

@@ -78,8 +78,8 @@ class PSDiff(nn.Module):
         self.train_draws = train_draws
         self.settings = settings or InferenceSettings()
         self.latency = LatencyMeter(test_size)
-        for name, value in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            self.register_buffer(name, torch.tensor(value).view(-1, 1, 1), persistent=False)
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
         self.register_buffer("alphas_cumprod", cosine_alphas_cumprod(), persistent=False)
 
     @classmethod

@@ -48,7 +48,7 @@ def test_cost_of_the_truncated_forward(size, whole, cut):
     unet = build_unet("sd21", "meta")
     use_fused_attention(unet)
     layers = find_layers(list(SD21_LAYERS), list_layers(unet), "")
-    tap = ActivationTap(layers, 8, None)
+    tap = ActivationTap(layers, 8)
     tap.attach(unet)
     latents = torch.empty(1, 4, size[0] // 8, size[1] // 8, device="meta")
     context, time = torch.empty(1, 77, 1024, device="meta"), torch.zeros((), device="meta")

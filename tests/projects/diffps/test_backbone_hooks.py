@@ -128,6 +128,14 @@ def test_tokens_become_cells_row_by_row(unet):
     assert torch.equal(got[0, :, 3, 5], seen[0][0, 3 * 8 + 5])
 
 
+def test_a_tap_that_makes_no_maps_refuses_a_map(unet):
+    layers = list_layers(unet := copy.deepcopy(unet))
+    tap = ActivationTap([layers["u3r0_map"]], 8)
+    tap.attach(unet)
+    with pytest.raises(ValueError, match="u3r0_map is an attention map"):
+        run(unet, tap, truncate=False)
+
+
 def test_truncation_ends_after_the_last_layer(unet):
     tap = all_taps(unet := copy.deepcopy(unet), list(SD21_LAYERS))
     ran = []

@@ -58,6 +58,12 @@ class ShapesOfStableDiffusion21(Backbone):
         return torch.ones(len(words), 1024)
 
 
+def test_heads_do_not_train_without_targets(tiny_sd):
+    heads = tiny_model(tiny_sd, seed=0).roi_heads.train()
+    with pytest.raises(ValueError, match="cannot train without targets"):
+        heads(None, {}, [])
+
+
 def test_parameters_of_the_full_model(tiny_sd):
     cfg = tiny_cfg(
         tiny_sd,

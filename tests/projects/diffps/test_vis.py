@@ -7,6 +7,7 @@ import torch
 from diffps_tiny import tiny_backbone_cfg
 from PIL import Image
 
+from diffps.data import DiffPSMapper
 from diffps.dgrpn import AttentionModulator
 from diffps.vis.backbone_figures import AttentionOptions, draw_attention, draw_pca, group_by_level
 from diffps.vis.head_figures import PEAK_COLOR, draw_peaks
@@ -15,7 +16,7 @@ from diffps.vis.pca import fit_pca, pca_colors, side_by_side
 from diffps.vis.probe import DiffusionProbe
 from diffps.vis.sheet import Panel, Row, draw_curves, draw_sheet, format_value, stack_sheets
 from diffps.vis.subject import make_subject
-from person_search.data import BadImageError
+from person_search.data import MAPPER_REGISTRY, BadImageError
 
 
 # ---- PCA ----------------------------------------------------------------------------------------
@@ -269,6 +270,18 @@ def test_the_mapper_scales_the_boxes(tiny_sd, subject):
     assert seen.input_size == (128, 128)
     torch.testing.assert_close(seen.input_boxes.tensor, torch.tensor([[12.8, 32, 64, 128]]))
     assert seen.scaled(60, 60).size == (60, 48)
+
+
+def test_a_mapper_that_leaves_pictures_out(tiny_sd, subject):
+    class Choosy(DiffPSMapper):
+        def __call__(self, record):
+            return None
+
+    MAPPER_REGISTRY.register(Choosy)
+    cfg = probe_cfg(tiny_sd)
+    cfg.DATALOADER.MAPPER = "Choosy"
+    with pytest.raises(ValueError, match="mapper Choosy leaves out .*picture.png"):
+        subject(cfg)
 
 
 def test_a_file_that_is_no_picture(tiny_sd, tmp_path):

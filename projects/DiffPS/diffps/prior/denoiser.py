@@ -121,8 +121,8 @@ class DenoisingLoss:
         for _ in range(count):
             scene, top, left = self._place(rng, size)
             latents.append(self.moments[scene, :, top : top + size[0], left : left + size[1]])
-            crop = (left, top, left + size[1], top + size[0])
-            pixels = tuple(float(_CELL * side) for side in crop)
+            x1, y1 = float(_CELL * left), float(_CELL * top)
+            pixels = (x1, y1, x1 + _CELL * size[1], y1 + _CELL * size[0])
             caption = ""
             if rng.random() >= options.drop_share:
                 room = self.tokenizer.model_max_length - 2
@@ -147,7 +147,8 @@ class DenoisingLoss:
                 middle = rng.uniform(box[axis], box[axis + 2]) / _CELL
                 start = int(np.clip(round(middle - crop / 2), 0, side - crop))
             starts.append(start)
-        return scene, *starts
+        top, left = starts
+        return scene, top, left
 
     def _draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
         low = torch.rand(count, generator=generator) < self.options.low_share

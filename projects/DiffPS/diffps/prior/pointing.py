@@ -107,11 +107,11 @@ def read_picture(record: dict, max_pixels: int = 256 * 320) -> Picture:
         max_pixels: budget of the size.
     """
     image = torch.from_numpy(read_image(record["file_name"], "RGB").copy())
-    old = tuple(image.shape[:2])
-    new = budget_size(old, max_pixels)
+    height, width = image.shape[:2]
+    new = budget_size((height, width), max_pixels)
     image = image.permute(2, 0, 1)[None].float()
     image = F.interpolate(image, new, mode="bilinear", align_corners=False)[0]
-    factors = np.array([new[1] / old[1], new[0] / old[0]] * 2)
+    factors = np.array([new[1] / width, new[0] / height] * 2)
     boxes = [
         BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)
         for a in record["annotations"]
@@ -162,9 +162,10 @@ class AttentionMaps:
         moments = encode_moments(self.vae, images)
         keys = [str(index) for index in range(len(images))]
         latents = self.noiser(moments, keys)
+        height, width = images.shape[2:]
         maps: dict[str, dict[str, Tensor]] = {}
         for word, features in self.passes.items():
-            outputs = features(latents, tuple(images.shape[2:]))
+            outputs = features(latents, (height, width))
             maps[word] = {}
             for layer in self.layers:
                 query = outputs[layer.name]

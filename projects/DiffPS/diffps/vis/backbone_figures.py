@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of the frozen model: where words look, and what its activations hold."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
+from torch import Tensor
 
 from diffps.hooks import Layer
 from diffps.vis.maps import (
@@ -90,10 +91,11 @@ def draw_attention(
 
 def _word_maps(
     probe: DiffusionProbe, image: ProbedImage, options: AttentionOptions, layers: Sequence[Layer]
-) -> dict:
+) -> dict[tuple[str, str], Tensor]:
+    """(word, name of the layer) -> (heads, h, w)."""
     if options.prompt:
         return probe.attention(image, options.prompt, options.words, layers, options.timestep)
-    maps = {}
+    maps: dict[tuple[str, str], Tensor] = {}
     for word in options.words:
         maps |= probe.attention(image, word, [word], layers, options.timestep)
     return maps
@@ -134,7 +136,7 @@ def draw_pca(
     probe: DiffusionProbe,
     image: ProbedImage,
     subject: Subject,
-    groups: dict[str, Sequence[str]],
+    groups: Mapping[str, Sequence[str]],
     prompt: str,
     timesteps: Sequence[int],
     fit: str,

@@ -61,7 +61,7 @@ def make_subject(
     cfg: CfgNode,
     path: str | os.PathLike,
     picture: np.ndarray,
-    boxes: Sequence[Sequence[float]] = (),
+    boxes: Sequence[Sequence[float]] | np.ndarray = (),
     boxes_from: str = "given",
 ) -> Subject:
     """Runs the mapper of a config, as testing does.
@@ -73,7 +73,7 @@ def make_subject(
     if boxes_from not in BOX_COLORS:
         raise ValueError(f"boxes_from is {boxes_from!r}; allowed: {', '.join(BOX_COLORS)}")
     height, width = picture.shape[:2]
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    rows = np.asarray(boxes, np.float64).reshape(-1, 4)
     record = {
         "file_name": os.fspath(path),
         "image_id": 0,
@@ -83,8 +83,13 @@ def make_subject(
         "annotations": [],
         "queries": [
             {"query_id": i, "bbox": box.tolist(), "bbox_mode": BoxMode.XYXY_ABS}
-            for i, box in enumerate(boxes)
+            for i, box in enumerate(rows)
         ],
     }
     item = build_mapper(cfg, is_train=False)(record)
-    return Subject(os.path.basename(path), picture, item, boxes, boxes_from)
+    if item is None:
+        raise ValueError(
+            f"the mapper {cfg.DATALOADER.MAPPER} leaves out the picture {os.fspath(path)}; one for "
+            "testing has to map every picture"
+        )
+    return Subject(os.path.basename(path), picture, item, rows, boxes_from)

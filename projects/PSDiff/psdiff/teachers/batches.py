@@ -41,14 +41,14 @@ class IdentityBatches(Sampler[list[Sample]]):
                     f"MODEL.PSDIFF.TEACHER.{key} is {value}; losses compare within a batch, so it "
                     "must be at least 2."
                 )
-        pids = np.asarray(pids)
-        self.rows = [np.flatnonzero(pids == p) for p in np.unique(pids[pids != UNLABELED_PID])]
+        ids = np.asarray(pids)
+        self.rows = [np.flatnonzero(ids == p) for p in np.unique(ids[ids != UNLABELED_PID])]
         if len(self.rows) < 2:
             raise ValueError(
                 "A teacher needs at least two labelled identities, but the data set has "
                 f"{len(self.rows)}."
             )
-        self.unlabeled = np.flatnonzero(pids == UNLABELED_PID)
+        self.unlabeled = np.flatnonzero(ids == UNLABELED_PID)
         self.ids_per_batch = min(ids_per_batch, len(self.rows))
         self.crops_per_id = crops_per_id
         self.unlabeled_per_batch = unlabeled_per_batch if len(self.unlabeled) else 0

@@ -76,8 +76,8 @@ class SceneCrops(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         record = self.records[index]
-        image = read_picture_file(record["file_name"], self.image_format)
-        image = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        picture = read_picture_file(record["file_name"], self.image_format)
+        image = torch.as_tensor(np.ascontiguousarray(picture.transpose(2, 0, 1)))
         return crop_image(image, self.boxes_of(record), self.size)
 
     def loader(self, num_workers: int) -> DataLoader:

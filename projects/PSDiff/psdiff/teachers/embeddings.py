@@ -105,7 +105,10 @@ class TeacherEmbeddings:
         """
         counts = [len(record["annotations"]) for record in records]
         image_ids = np.repeat([record["image_id"] for record in records], counts)
-        tensors = {"embeddings": feats.astype(np.float16), "image_id": image_ids.astype(np.int64)}
+        tensors: dict[str, np.ndarray] = {
+            "embeddings": feats.astype(np.float16),
+            "image_id": image_ids.astype(np.int64),
+        }
         save_whole(path, tensors, meta)
 
     def of_image(self, record: dict, flipped: bool) -> np.ndarray:

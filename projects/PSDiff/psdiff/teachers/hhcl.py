@@ -8,7 +8,7 @@ every identity; both are kept in a memory. PSDiff (Section IV-A) takes unlabelle
 
 import torch
 from detectron2.config import CfgNode, configurable
-from torch import Tensor, nn
+from torch import Tensor
 
 from person_search.schema import UNLABELED_PID
 from psdiff.teachers.layers import GeneralizedMeanPool
@@ -76,7 +76,7 @@ class HHCLLoss(TeacherLoss):
         return {"loss_memory": self.memory(feats.embedding, pids, rows)}
 
 
-def _build_unlabeled(cfg: CfgNode, pids: Tensor) -> nn.Module | None:
+def _build_unlabeled(cfg: CfgNode, pids: Tensor) -> UnlabeledInstances | UnlabeledQueue | None:
     teacher, dim = cfg.MODEL.PSDIFF.TEACHER, cfg.MODEL.REID.EMBED_DIM
     if teacher.UNLABELED not in ("instances", "queue", "none"):
         raise ValueError(

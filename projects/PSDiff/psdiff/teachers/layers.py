@@ -4,6 +4,8 @@
 Shape shorthand in this file: n crops, C channels, (H, W) size of a feature map, S stripes.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ class GeneralizedMeanPool(nn.Module):
         return x.clamp(min=_GEM_MIN).pow(self.p).mean(dim=(2, 3)).pow(1.0 / self.p)
 
 
-def pool_stripes(x: Tensor, stripes: int, kind: str) -> list[Tensor]:
+def pool_stripes(x: Tensor, stripes: int, kind: Literal["avg", "max"]) -> list[Tensor]:
     """Pools S horizontal stripes of equal height, from head to feet.
 
     Args:
@@ -32,7 +34,7 @@ def pool_stripes(x: Tensor, stripes: int, kind: str) -> list[Tensor]:
     Returns:
         S tensors (n, C).
     """
-    pool = {"avg": F.adaptive_avg_pool2d, "max": F.adaptive_max_pool2d}[kind]
+    pool = F.adaptive_avg_pool2d if kind == "avg" else F.adaptive_max_pool2d
     return list(pool(x, (stripes, 1)).squeeze(3).unbind(dim=2))
 
 

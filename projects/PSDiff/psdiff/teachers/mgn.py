@@ -31,6 +31,8 @@ class MGNNet(TeacherNet):
     linear to PART_DIM, batch norm, ReLU.
     """
 
+    last_stride = 2  # of the global branch; from_config takes it out of the two others
+
     @configurable
     def __init__(self, *, branches: nn.ModuleList, channels: int, part_dim: int, **kwargs) -> None:
         """
@@ -51,7 +53,7 @@ class MGNNet(TeacherNet):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        args = super().from_config(cfg, last_stride=2)
+        args = super().from_config(cfg)
         whole = require_stages(args["backbone"], "mgn")
         *early, middle, last = whole.stages
         tail = nn.Sequential(*middle[1:], *last)

@@ -54,6 +54,9 @@ class TeacherNet(nn.Module):
     neck_bias = True
     """Whether the batch norm may shift; the strong baseline forbids it."""
 
+    last_stride: int | None = None
+    """Stride of the last stage of the backbone; None: ``TEACHER.LAST_STRIDE``."""
+
     @configurable
     def __init__(
         self,
@@ -75,7 +78,8 @@ class TeacherNet(nn.Module):
         """
         super().__init__()
         self.backbone = backbone
-        self.crop_size, self.recipe = tuple(crop_size), recipe
+        height, width = crop_size
+        self.crop_size, self.recipe = (height, width), recipe
         self.project = nn.Linear(pooled_dim, embed_dim, bias=False)
         self.neck = nn.BatchNorm1d(embed_dim)
         self.neck.bias.requires_grad_(self.neck_bias)
@@ -84,9 +88,9 @@ class TeacherNet(nn.Module):
         nn.init.kaiming_normal_(self.project.weight, mode="fan_out")
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, last_stride: int | None = None) -> dict:
+    def from_config(cls, cfg: CfgNode) -> dict:
         teacher = cfg.MODEL.PSDIFF.TEACHER
-        backbone = build_teacher_backbone(cfg, last_stride)
+        backbone = build_teacher_backbone(cfg, cls.last_stride)
         return {
             "backbone": backbone,
             "pooled_dim": backbone.channels,
