@@ -7,7 +7,9 @@
         --protocols every --variants cws cbgm --output output/comparison --plots
 
 A file of predictions is written by an evaluation with TEST.PERSON_SEARCH.DUMP_PREDICTIONS True, or
-by any other detector: docs/predictions_format.md. Prints two tables per file. With --output, writes
+by any other detector: docs/predictions_format.md. Prints two tables per file, and with --open-set a
+third: which lowest similarity shows somebody for how many persons who are not there, and still
+finds how many who are. With --output, writes
 NAME/<dataset>_results.json, and with --plots also gallery_size.png (mAP and top-1 over the size of
 the gallery), search_precision_recall.png and detection_precision_recall.png, every file a curve.
 """
@@ -47,6 +49,10 @@ def parse_args() -> argparse.Namespace:
         "--search-iou", type=float, metavar="IOU",
         help="IoU from which a detection can be the person searched for; small people need less, "
         "but not with the variant 'fixed' (default: 0.5, TEST.PERSON_SEARCH.SEARCH_IOU_THRESH)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--open-set", action="store_true",
+        help="table of lowest similarities, for searches of persons who may not be there",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, help="folder for results and plots")
     parser.add_argument("--plots", action="store_true", help="also write the plots (--output)")
@@ -104,7 +110,21 @@ def score_file(cfg, args: argparse.Namespace, path: Path, name: str):
     results = evaluator.score()
     print(f"{name} on {dataset}")
     print(results_table(results))
+    if args.open_set:
+        print_open_set(evaluator)
     return evaluator
+
+
+def print_open_set(evaluator) -> None:
+    """The errors of the first section at several lowest similarities."""
+    from person_search.evaluation.open_set import best_similarities, open_set_table
+    from person_search.evaluation.report import open_set_text
+
+    section = evaluator.sections[0]
+    protocol = evaluator.protocol(section.protocol)
+    similarities = best_similarities(evaluator.predictions, protocol, section.options)
+    rows = open_set_table(*similarities)
+    print(f"\n{open_set_text(section.task, rows, len(similarities[1]))}")
 
 
 def dataset_of(path: Path, name: str | None) -> str:

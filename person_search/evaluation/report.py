@@ -4,12 +4,13 @@
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
+from person_search.evaluation.open_set import OpenSetRow
 from person_search.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,19 @@ def results_table(results: Results) -> str:
         formats = ["", *("d" if name.startswith("num_") else ".2f" for name in names)]
         tables.append(tabulate(lines, [kind, *names], floatfmt=formats, tablefmt="simple"))
     return "\n\n".join(tables)
+
+
+def open_set_text(task: str, rows: Sequence[OpenSetRow], num_queries: int) -> str:
+    """A table of lowest similarities and the two errors of searches in an open set; percent."""
+    names = [
+        "similarity\nat least",
+        "absent persons for whom\nsomebody is shown (FPIR)",
+        "present persons\nwho are shown (TPIR)",
+    ]
+    title = f"{task}, {num_queries} queries for persons who may not be there"
+    lines = [[row.min_similarity, 100 * row.fpir, 100 * row.tpir] for row in rows]
+    table = tabulate(lines, names, floatfmt=(".3f", ".1f", ".1f"), tablefmt="simple")
+    return f"{title}\n\n{table}"
 
 
 def write_results(path: Path, content: dict[str, Any]) -> None:

@@ -157,7 +157,7 @@ def rank_gallery(
     """
     options = options or SearchOptions()
     p = predictions.on_gt_boxes() if options.gallery_boxes == "gt" else predictions
-    search = next(_Ranking(p, [(protocol.of_query(query), options)]).searches(hopeless=True), None)
+    search = next(each_search(p, protocol.of_query(query), options), None)
     if search is None:
         return None
     order = np.argsort(-search.sims[search.gallery_dets], kind="stable")
@@ -172,8 +172,22 @@ def rank_gallery(
     )
 
 
+def each_search(
+    boxes: PooledPredictions, protocol: SearchProtocol, options: SearchOptions
+) -> Iterator["Search"]:
+    """The searches of a protocol, ranked as for the figures.
+
+    Those that cannot find the person are among them, those of queries without an embedding are not.
+
+    Args:
+        boxes: what is searched; with ``gallery_boxes`` ``gt`` the true boxes, in place of the
+            detections.
+    """
+    return _Ranking(boxes, [(protocol, options)]).searches(hopeless=True)
+
+
 @dataclass(frozen=True)
-class _Search:
+class Search:
     """One query under one protocol and one set of options, ready to be ranked.
 
     Args:
@@ -258,7 +272,7 @@ class _Ranking:
             search.score()
         return self._scores
 
-    def searches(self, hopeless: bool = False) -> Iterator[_Search]:
+    def searches(self, hopeless: bool = False) -> Iterator[Search]:
         """All searches of queries that have an embedding.
 
         Args:
@@ -284,7 +298,7 @@ class _Ranking:
 
     def _searches_of(
         self, slot: int, sims: dict[tuple[str, str], np.ndarray], hopeless: bool
-    ) -> Iterator[_Search]:
+    ) -> Iterator[Search]:
         """One query under all jobs that have it."""
         matchers: dict[SearchOptions, ContextMatcher] = {}
         for number_in_slot, jobs in self._plan.values():
@@ -304,7 +318,7 @@ class _Ranking:
                     if options not in matchers:
                         matchers[options] = self._matcher(slot, options)
                     row = matchers[options].rescore(row, gallery_dets)
-                yield _Search(index, int(query), row, gallery_dets, scores)
+                yield Search(index, int(query), row, gallery_dets, scores)
 
     def _matcher(self, slot: int, options: SearchOptions) -> ContextMatcher:
         query = self._queries[slot]

@@ -97,6 +97,8 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     add("--top", type=int, default=100, help="matches in results.jsonl (100)")
     add("--show", type=int, default=12, help="of them on the sheet and in the report (12)")
     add("--min-score", type=float, default=0.0, help="of the detections")
+    add("--min-similarity", type=float, metavar="SIM",
+        help="to the query; without it everybody is listed, the most similar first")  # fmt: skip
     add("--camera", action="append", default=[], help="only this one; may be repeated")
     add("--since", help="only pictures from this time on, e.g. 2026-05-01T12:00")
     add("--until", help="only pictures up to this time")

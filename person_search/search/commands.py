@@ -5,6 +5,8 @@ import argparse
 import logging
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -32,7 +34,7 @@ from person_search.search.sources import (
     read_table,
 )
 from person_search.search.store import GalleryStore
-from person_search.search.table import SearchFilter, count, format_time
+from person_search.search.table import Match, SearchFilter, count, format_time
 from person_search.search.wording import describe_query, describe_run, match_lines
 
 FAULTS = 2
@@ -93,6 +95,7 @@ def run_query(args: argparse.Namespace) -> int:
         cameras=frozenset(args.camera),
         since=parse_time(args.since) if args.since else None,
         until=parse_time(args.until) if args.until else None,
+        min_similarity=args.min_similarity,
     )
     for path, box in zip(args.query, args.box or [], strict=False):  # before the model is built
         height, width = read_picture(path).shape[:2]
@@ -103,20 +106,21 @@ def run_query(args: argparse.Namespace) -> int:
     gallery.store.manifest.model.require(searcher.identity, args.gallery)
     queries = _find_queries(args, searcher)
     print("\n".join(map(describe_query, queries)))
-    matches = gallery.search(
+    search = partial(
+        gallery.search,
         fuse([query.reid_feat for query in queries]),
-        args.top,
-        wanted=wanted,
         skip=() if args.include_own else args.query,
         per_picture=not args.every_person,
         method=args.method,
     )
+    matches = search(args.top, wanted=wanted)
     settings = {"method": args.method, "top": args.top, **wanted.to_json()}
     result = SearchResult(queries, gallery, matches, settings, wanted)
     files = write_results(result, args.output, args.show)
     lines = match_lines(matches, args.show)
     if not matches:
-        lines = [f"Nobody was found in {result.describe()}{_why_nobody(gallery, wanted)}"]
+        best = search(1, wanted=replace(wanted, min_similarity=None))
+        lines = [f"Nobody was found in {result.describe()}{_why_nobody(gallery, wanted, best)}"]
     print("\n".join([*lines, *map(str, files)]))
     return 0
 
@@ -141,7 +145,9 @@ def _check_cameras(gallery: Gallery, wanted: SearchFilter) -> None:
         raise ValueError(f"--camera {unknown[0]}: the gallery knows {known or 'no camera'}.")
 
 
-def _why_nobody(gallery: Gallery, wanted: SearchFilter) -> str:
+def _why_nobody(gallery: Gallery, wanted: SearchFilter, best: list[Match]) -> str:
+    if best:
+        return f"; the most similar person has {best[0].sim:.2f}."
     if not len(gallery):
         if gallery.failed and not len(gallery.pictures):
             return (

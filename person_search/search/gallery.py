@@ -8,6 +8,7 @@ Boxes are XYXY pixels of the picture as people see it (EXIF orientation applied)
 
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,8 @@ class Gallery:
             )
         if not len(self):
             return []
-        allowed = self._allowed_rows(wanted or SearchFilter(), skip)
+        wanted = wanted or SearchFilter()
+        allowed = self._allowed_rows(wanted, skip)
         count = self.num_persons if allowed is None else int(np.count_nonzero(allowed))
         top = count if top is None else min(top, count)
         approximate = self._choose(method, count)
@@ -149,6 +151,8 @@ class Gallery:
             sims, rows = self._approximate_rows(query_feat, top, allowed, per_picture)
         if not approximate or len(rows) < top:  # the cells held fewer than are wanted
             sims, rows = self._exact_rows(query_feat, top, allowed, per_picture)
+        if wanted.min_similarity is not None:
+            rows = rows[: np.count_nonzero(sims >= wanted.min_similarity)]  # sims go down
         return [self._match(i + 1, int(rows[i]), float(sims[i])) for i in range(len(rows))]
 
     def picture_path(self, picture: int) -> Path:
@@ -197,7 +201,7 @@ class Gallery:
         """(N,) bool, or None for all rows."""
         skipped = [one for one in skip if isinstance(one, int)]
         skipped += self._numbers_of([one for one in skip if not isinstance(one, int)])
-        if wanted == SearchFilter() and not skipped:
+        if replace(wanted, min_similarity=None) == SearchFilter() and not skipped:
             return self._live
         mask = self.pictures.allowed(wanted)
         mask[skipped] = False

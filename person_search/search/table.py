@@ -22,12 +22,14 @@ class SearchFilter:
         cameras: names; empty for all.
         since, until: seconds since 1970, both included; None for no bound. With either, pictures
             of unknown time are left out.
+        min_similarity: to the query; None for no bound. docs/search.md says how to choose it.
     """
 
     min_score: float = 0.0
     cameras: frozenset[str] = frozenset()
     since: float | None = None
     until: float | None = None
+    min_similarity: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_score <= 1:
@@ -37,6 +39,10 @@ class SearchFilter:
                 f"the time begins at {format_time(self.since)} and ends before that, at "
                 f"{format_time(self.until)}."
             )
+        if self.min_similarity is not None and not -1 <= self.min_similarity <= 1:
+            raise ValueError(
+                f"the lowest similarity is {self.min_similarity:g}; similarities are from -1 to 1."
+            )
 
     def to_json(self) -> dict:
         """Plain types; None for no bound."""
@@ -45,6 +51,7 @@ class SearchFilter:
             "cameras": sorted(self.cameras),
             "since": None if self.since is None else format_time(self.since),
             "until": None if self.until is None else format_time(self.until),
+            "min_similarity": self.min_similarity,
         }
 
     def describe(self) -> str:
@@ -59,6 +66,8 @@ class SearchFilter:
             parts.append(f"until {format_time(self.until)}")
         if self.min_score > 0:
             parts.append(f"detection score at least {self.min_score:g}")
+        if self.min_similarity is not None:
+            parts.append(f"similarity at least {self.min_similarity:g}")
         return ", ".join(parts)
 
 

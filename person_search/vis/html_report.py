@@ -91,7 +91,7 @@ def html_report(
         title, summary, footer: plain text.
     """
     found = "".join(_card(cell, "match") for cell in results)
-    heading = "Found, most similar first" if found else "Nobody was found."
+    heading = "Most similar first" if found else "Nobody was found."
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -168,3 +168,14 @@ def test_a_file_of_nobody_knows_what(run, case, tmp_path):
     write_predictions(case.pooled(), path)  # made on 'case'
     code, _, errors = run(path)
     assert code == 2 and "there is no test set 'case'" in errors and "--dataset" in errors
+
+
+def test_table_of_lowest_similarities(run, file):
+    code, printed, errors = run(file, "--open-set")
+    assert code == 0, errors
+    assert "queries for persons who may not be there" in printed
+    assert "(FPIR)" in printed and "(TPIR)" in printed
+    rows = [line.split() for line in printed.strip().splitlines()]
+    figures = [[float(cell) for cell in row] for row in rows[-6:-1] if len(row) == 3]
+    assert len(figures) == 5 and figures == sorted(figures, key=lambda row: -row[0])
+    assert all(fpir <= most for (_, fpir, _), most in zip(figures, (1, 5, 10, 20, 50), strict=True))

@@ -86,6 +86,10 @@ def test_filters(tmp_path) -> None:
         feats[0], None, wanted=SearchFilter(min_score=float(scores[5])), per_picture=False
     )
     assert sorted(m.score for m in matches) == pytest.approx(scores[5:].tolist())
+    every = gallery.search(feats[0], None, per_picture=False)
+    similar = SearchFilter(min_similarity=every[2].sim)
+    assert gallery.search(feats[0], None, wanted=similar, per_picture=False) == every[:3]
+    assert gallery.search(feats[0], 2, wanted=similar, per_picture=False) == every[:2]
     skipped = gallery.search(feats[0], None, skip=[tmp_path / "pictures" / "p0.png"])
     assert "p0" not in {m.path[-6:-4] for m in skipped} and len(skipped) == 3
 
@@ -98,13 +102,15 @@ def test_filters_in_words() -> None:
         "detection score at least 0.5"
     )
     assert SearchFilter(cameras=frozenset({"gate"})).describe() == "camera gate"
+    assert SearchFilter(min_similarity=-0.1).describe() == "similarity at least -0.1"
 
 
 @pytest.mark.parametrize(
     ("fields", "text"),
     [({"since": 90.0, "until": 0.0}, "begins at 1970-01-01 00:01:30 and ends before that"),
      ({"min_score": 7}, "the lowest score is 7; scores are from 0 to 1"),
-     ({"min_score": float("nan")}, "the lowest score is nan")],
+     ({"min_score": float("nan")}, "the lowest score is nan"),
+     ({"min_similarity": 50.0}, "the lowest similarity is 50; similarities are from -1 to 1")],
 )  # fmt: skip
 def test_filters_that_nothing_can_pass(fields, text) -> None:
     with pytest.raises(ValueError, match=text):

@@ -125,6 +125,11 @@ def test_filters(shared: Page) -> None:
     assert names(shared.post("/api/search", {**person, **late})) == ["c.png"]
     matches = shared.post("/api/search", {**person, "min_score": 0.7}).json["matches"]
     assert {match["score"] for match in matches} == {0.9}
+    alike = shared.post("/api/search", {**person, "min_similarity": 0.99}).json["matches"]
+    assert alike and all(match["similarity"] >= 0.99 for match in alike)
+    assert len(alike) < len(shared.post("/api/search", person).json["matches"])
+    answer = shared.post("/api/search", {**person, "min_similarity": 2})
+    assert answer.status == 422 and "similarities are from -1 to 1" in answer.json["error"]
 
 
 def test_pictures_of_the_same_person_are_averaged(shared: Page) -> None:

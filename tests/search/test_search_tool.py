@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -58,6 +59,15 @@ def test_index_and_query(search_tool, tmp_path, pictures, capsys) -> None:
     assert {m["camera"] for m in results_in(tmp_path / "out")[1]} == {"north"}
     assert search_tool("query", since="2026-06-01") == 0
     assert "Nobody was found" in capsys.readouterr().out
+    assert search_tool("query") == 0
+    matches = results_in(tmp_path / "out")[1]
+    middle = (matches[0]["similarity"] + matches[-1]["similarity"]) / 2
+    assert search_tool("query", min_similarity=middle) == 0
+    similar = results_in(tmp_path / "out")[1]
+    assert similar == [m for m in matches if m["similarity"] >= middle] and len(similar) < 4
+    assert search_tool("query", camera="north", min_similarity=1.0) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"Nobody was found .*; the most similar person has 0\.\d\d\.", printed)
     two = {"query": [pictures[0], pictures[1]], "box": [(10, 10, 60, 90), (5, 5, 50, 90)]}
     assert search_tool("query", **two) == 0
     head, matches = results_in(tmp_path / "out")

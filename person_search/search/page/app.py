@@ -84,6 +84,7 @@ class SearchBody(BaseModel):
     cameras: list[str] = []
     since: str = ""
     until: str = ""
+    min_similarity: FiniteFloat | None = None
     every_person: bool = False
     include_own: bool = False
 
@@ -100,6 +101,7 @@ class SearchBody(BaseModel):
                 frozenset(self.cameras),
                 parse_time(self.since) if self.since else None,
                 parse_time(self.until) if self.until else None,
+                self.min_similarity,
             ),
             self.every_person,
             self.include_own,

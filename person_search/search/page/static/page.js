@@ -189,6 +189,7 @@ function request() {
     persons: chosen.map((one) => one.choice),
     top: byId("top").valueAsNumber || 24,
     min_score: byId("score").valueAsNumber || 0,
+    min_similarity: byId("similar").value === "" ? null : byId("similar").valueAsNumber,
     cameras: checked.length === boxes.length ? [] : checked.map((box) => box.value),
     since: byId("since").value,
     until: byId("until").value,

@@ -28,7 +28,7 @@ export class Results {
     byId("found").hidden = false;
     byId("save").hidden = !matches.length;
     byId("found-title").textContent = matches.length
-      ? "Found, most similar first"
+      ? "Most similar first"
       : "Nobody was found.";
     const count = `${matches.length} ${matches.length === 1 ? "match" : "matches"}`;
     byId("summary").textContent = `Searched in ${searched}; ${count} in ${Math.ceil(1000 * seconds)} ms.`;
