@@ -147,7 +147,7 @@ def _check_cameras(gallery: Gallery, wanted: SearchFilter) -> None:
 
 def _why_nobody(gallery: Gallery, wanted: SearchFilter, best: list[Match]) -> str:
     if best:
-        return f"; the most similar person has {best[0].sim:.2f}."
+        return f"; the most similar person has {best[0].sim:.3f}."
     if not len(gallery):
         if gallery.failed and not len(gallery.pictures):
             return (
