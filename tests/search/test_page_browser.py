@@ -19,6 +19,7 @@ from page_visit import (
     needs_browser,
     numbers,
     page_server,
+    until,
     until_first_is,
     visit,
 )
@@ -201,6 +202,22 @@ def test_search_again_filter_and_save(visit, tmp_path: Path) -> None:
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     assert json.loads(lines[1])["image"].endswith("a.png") and len(lines) == 4
+
+
+@needs_browser
+def test_who_is_not_similar_enough_is_not_listed(visit, tmp_path: Path) -> None:
+    tab = visit()
+    choose_file(tab)
+    tab.locator(".person").first.click()
+    tab.click("#filters summary")
+    tab.get_by_label("Similarity at least").fill("0.99")
+    tab.screenshot(path=tmp_path / "filters.png", full_page=True)
+    tab.click("#search")
+    alike = found(tab)
+    tab.get_by_label("Similarity at least").fill("")
+    tab.click("#search")
+    until(tab, f"document.querySelectorAll('.matches > li').length > {len(alike)}")
+    assert 0 < len(alike) < len(found(tab)) and found(tab)[: len(alike)] == alike
 
 
 @needs_browser
