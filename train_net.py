@@ -7,7 +7,9 @@ eight GPUs        … --num-gpus 8
 CPU               … --num-gpus 0 [--num-processes 2]
 continue          … --resume
 evaluate          … --eval-only MODEL.WEIGHTS output/psdiff_r50_fpn_prw/model_final.pth
-change a setting  … SOLVER.BASE_LR 0.001 OUTPUT_DIR output/try
+change a setting  … SOLVER.BASE_LR 0.001 OUTPUT_DIR output/try      after all options
+
+An evaluation with other settings or weights than the training's writes into OUTPUT_DIR/eval/.
 """
 
 # isort: off
