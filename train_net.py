@@ -28,6 +28,7 @@ from person_search.config import default_config, project_names
 from person_search.engine import (
     PersonSearchTrainer,
     argument_parser,
+    check_test_sets,
     evaluation_config,
     friendly_errors,
     launch,
@@ -66,6 +67,7 @@ def evaluate(cfg: CfgNode, *, averaged: bool) -> dict[str, Any]:
         cfg: of :func:`evaluation_config`; empty weights are meant.
         averaged: the weights are a checkpoint to go on from.
     """
+    check_test_sets(cfg, lambda name: PersonSearchTrainer.build_evaluator(cfg, name))
     model = PersonSearchTrainer.build_model(cfg)
     checkpointer = PersonSearchTrainer.build_checkpointer(cfg, model)
     rest = checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], need_whole=True)

@@ -37,7 +37,7 @@ def check_dataset_names(cfg: CfgNode) -> None:
 
 
 def check_test_sets(cfg: CfgNode, build_evaluator: Callable[[str], DatasetEvaluator]) -> None:
-    """Reads the records and protocols that a training's evaluation will need.
+    """Reads the records and protocols that an evaluation will need, some time before it.
 
     Only the main process does, and keeps nothing; call it in every process.
 

@@ -13,6 +13,7 @@ from tiny_runs import fail_in_second_process
 
 from person_search.engine import launch
 
+DATASET = "tiny_for_engine_tests"
 # run by every Python process at its start; helper processes of multiprocessing need no model
 SITECUSTOMIZE = """
 import sys
@@ -79,6 +80,10 @@ def test_an_unreadable_image_is_one_message(run, tmp_path, capfd) -> None:
         (["DATASETS.TEST", "('prw_tset',)"], "Did you mean prw_test? There are cuhk_sysu_test,"),
         (["DATASETS.TEST", "('prw_tset',)"], "DATASETS.PERSON_SEARCH_JSON adds your own"),
         (["DATASETS.TEST", "('prw_test',)"], "DATASETS.TEST: 'prw_test' cannot be evaluated: "),
+        (
+            ["--eval-only", "--untrained", "DATASETS.TEST", f"('{DATASET}','prw_test')"],
+            "DATASETS.TEST: 'prw_test' cannot be evaluated: ",
+        ),
         (["TEST.PERSON_SEARCH.PROTOCOLS", "['g50']"], "has no search protocol ['g50']"),
         (["MODEL.REID.NUM_PIDS", "7"], "NUM_PIDS is 7, but tiny_for_engine_tests has 3"),
         (["DATASETS.TRAIN", "('prw_train',)"], "PRW"),
