@@ -6,8 +6,10 @@ one GPU           train_net.py --config-file configs/PSDiff/psdiff_r50_fpn_prw.y
 eight GPUs        … --num-gpus 8
 CPU               … --num-gpus 0 [--num-processes 2]
 continue          … --resume
-evaluate          … --eval-only MODEL.WEIGHTS output/model_final.pth
-change a setting  … SOLVER.BASE_LR 0.001 OUTPUT_DIR output/try
+evaluate          … --eval-only MODEL.WEIGHTS output/psdiff_r50_fpn_prw/model_final.pth
+change a setting  … SOLVER.BASE_LR 0.001 OUTPUT_DIR output/try      after all options
+
+An evaluation with other settings or weights than the training's writes into OUTPUT_DIR/eval/.
 """
 
 # isort: off
@@ -15,11 +17,9 @@ import person_search.utils.quieted  # noqa: F401  first, for the imports below t
 # isort: on
 
 import argparse
-import logging
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -28,11 +28,15 @@ from person_search.config import default_config, project_names
 from person_search.engine import (
     PersonSearchTrainer,
     argument_parser,
+    check_test_sets,
+    evaluation_config,
     friendly_errors,
     launch,
     load_average,
     merge_config,
     resolve_num_pids,
+    setup_run,
+    write_config,
 )
 from person_search.utils.backend import check_backend
 
@@ -42,27 +46,34 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = default_config()  # also registers the models of all installed projects
     merge_config(cfg, args)
     cfg = resolve_num_pids(cfg, need_data=not args.eval_only)
+    if args.eval_only:
+        cfg = evaluation_config(cfg, resume=args.resume, untrained=args.untrained)
+    elif args.untrained:
+        raise ValueError(
+            "--untrained goes with --eval-only; a training starts without weights by "
+            'MODEL.WEIGHTS "".'
+        )
     cfg.freeze()
-    default_setup(cfg, args)
+    setup_run(cfg, args)
     for name in ("person_search", *project_names()):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     return cfg
 
 
-def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
-    """Evaluates MODEL.WEIGHTS or, with ``resume``, the last checkpoint in the output folder.
+def evaluate(cfg: CfgNode, *, averaged: bool) -> dict[str, Any]:
+    """Evaluates MODEL.WEIGHTS; of a training checkpoint the average, if there is one (SOLVER.EMA).
 
-    Of a checkpoint, with SOLVER.EMA.ENABLED, the average of the weights is taken.
+    Args:
+        cfg: of :func:`evaluation_config`; empty weights are meant.
+        averaged: the weights are a checkpoint to go on from.
     """
+    check_test_sets(cfg, lambda name: PersonSearchTrainer.build_evaluator(cfg, name))
     model = PersonSearchTrainer.build_model(cfg)
     checkpointer = PersonSearchTrainer.build_checkpointer(cfg, model)
-    last = checkpointer.find_resumable() if resume else ""
-    weights = last or cfg.MODEL.WEIGHTS
-    if not weights:
-        logging.getLogger("person_search").warning("MODEL.WEIGHTS is empty: untrained weights.")
-    rest = checkpointer.load(weights, checkpointables=[], need_whole=True)
-    if last and cfg.SOLVER.EMA.ENABLED:
+    rest = checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], need_whole=True)
+    if averaged and cfg.SOLVER.EMA.ENABLED:
         load_average(model, rest)
+    write_config(cfg, replace=False)
     results = PersonSearchTrainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -74,10 +85,11 @@ def main(args: argparse.Namespace) -> None:
     with friendly_errors(args.traceback):
         cfg = setup(args)
         if args.eval_only:
-            evaluate(cfg, args.resume)
+            evaluate(cfg, averaged=args.resume)
             return
         trainer = PersonSearchTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
+        write_config(cfg, replace=True)  # a run that ended before this has changed no record
         trainer.train()
 
 

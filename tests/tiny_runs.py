@@ -14,7 +14,12 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from tiny_model import register_tiny_dataset, tiny_cfg
 
-from person_search.engine import PersonSearchTrainer, TrainingDivergedError, friendly_errors
+from person_search.engine import (
+    PersonSearchTrainer,
+    TrainingDivergedError,
+    evaluation_config,
+    friendly_errors,
+)
 
 
 class Interrupted(Exception):
@@ -158,3 +163,16 @@ def fail_in_second_process() -> None:
         if comm.get_rank() == 1:
             raise OSError("no room")
         comm.synchronize()
+
+
+def evaluate_in_two_processes(text: str) -> None:
+    """Checks that both write into one new folder, then trains with a test set that is missing."""
+    with friendly_errors():
+        name = "tiny_for_engine_tests"
+        cfg = tiny_cfg("", name)
+        cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
+        register_tiny_dataset(name, Path(f"{cfg.OUTPUT_DIR}_images{comm.get_rank()}"))
+        folders = comm.all_gather(evaluation_config(cfg).OUTPUT_DIR)
+        assert len(set(folders)) == 1 and "eval/a-" in folders[0] and folders[0] != cfg.OUTPUT_DIR
+        assert "DATASETS.TEST=prw_test,SEED=7" in folders[0]
+        PersonSearchTrainer(cfg)

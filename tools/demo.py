@@ -112,14 +112,19 @@ def run_steps(steps: Steps, out: Path, datasets: Path) -> None:
         f"MODEL.PSDIFF.TEACHER.WEIGHTS {TEACHER_WEIGHTS}",
         done=embeddings,
     )
-    for folder, what, weights in (
-        ("untrained", "3/6  Evaluate the untrained model, for comparison", '""'),
-        ("start", "4/6  Evaluate the weights that training starts from", PSDIFF_WEIGHTS),
+    for folder, what, option, weights in (
+        ("untrained", "3/6  Evaluate the untrained model, for comparison", "--untrained ", ""),
+        (
+            "start",
+            "4/6  Evaluate the weights that training starts from",
+            "",
+            f" MODEL.WEIGHTS {PSDIFF_WEIGHTS}",
+        ),
     ):
         steps.run(
             folder,
             what,
-            f"train_net.py --num-gpus 0 --eval-only {keys}/{folder} MODEL.WEIGHTS {weights}",
+            f"train_net.py --num-gpus 0 --eval-only {option}{keys}/{folder}{weights}",
             done=out / folder / results,
         )
     steps.run(

@@ -64,7 +64,9 @@ class ResumableBatchSampler(Sampler[list[Sample]]):
         if batch_size <= 0 or batch_size % self.world_size:
             raise ValueError(
                 f"SOLVER.IMS_PER_BATCH is {batch_size}, but it must be a positive multiple of the "
-                f"number of processes ({self.world_size})."
+                f"number of processes ({self.world_size}). Learning rate and iterations belong to "
+                "the batch: when it changes, change SOLVER.BASE_LR, MAX_ITER, STEPS and "
+                "WARMUP_ITERS too, or let SOLVER.REFERENCE_WORLD_SIZE do so (README.md)."
             )
         if landscape is not None and len(landscape) != size:
             raise ValueError(f"landscape has {len(landscape)} entries for {size} records.")

@@ -6,6 +6,7 @@ from person_search.engine.checkpoint import (
     CheckpointWriteError,
     IncompatibleCheckpointError,
 )
+from person_search.engine.data_checks import DatasetError, check_dataset_names, check_test_sets
 from person_search.engine.divergence import TrainingDivergedError
 from person_search.engine.ema import AveragedWeights, EMAHook, load_average
 from person_search.engine.hooks import BestModelCheckpointer, ResumableCheckpointer
@@ -13,6 +14,7 @@ from person_search.engine.identities import resolve_num_pids
 from person_search.engine.launch import launch
 from person_search.engine.optimizer import build_optimizer
 from person_search.engine.rng import isolated_rng
+from person_search.engine.run_folder import evaluation_config, setup_run, write_config
 from person_search.engine.train_loader import build_train_loader
 from person_search.engine.trainer import PersonSearchTrainer
 from person_search.engine.usage import argument_parser, friendly_errors, merge_config
@@ -22,6 +24,7 @@ __all__ = [
     "AveragedWeights",
     "BestModelCheckpointer",
     "CheckpointWriteError",
+    "DatasetError",
     "EMAHook",
     "IncompatibleCheckpointError",
     "PersonSearchTrainer",
@@ -30,10 +33,15 @@ __all__ = [
     "argument_parser",
     "build_optimizer",
     "build_train_loader",
+    "check_dataset_names",
+    "check_test_sets",
+    "evaluation_config",
     "friendly_errors",
     "isolated_rng",
     "launch",
     "load_average",
     "merge_config",
     "resolve_num_pids",
+    "setup_run",
+    "write_config",
 ]

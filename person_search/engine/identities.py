@@ -4,6 +4,7 @@
 from detectron2.config import CfgNode
 
 from person_search.data import get_num_pids, register_config_datasets
+from person_search.engine.data_checks import check_dataset_names
 
 
 def resolve_num_pids(cfg: CfgNode, *, need_data: bool = True) -> CfgNode:
@@ -17,11 +18,13 @@ def resolve_num_pids(cfg: CfgNode, *, need_data: bool = True) -> CfgNode:
             gives the number.
 
     Raises:
+        DatasetError: a data set, for training or test, that is not registered.
         ValueError: the config contradicts the data, or several training sets are given, whose
             identities have the same numbers.
         FileNotFoundError: the training data are not there.
     """
     register_config_datasets(cfg)
+    check_dataset_names(cfg)
     names = cfg.DATASETS.TRAIN
     if not names:
         return cfg

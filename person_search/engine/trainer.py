@@ -27,6 +27,7 @@ from person_search.engine.checkpoint import (
     CheckpointWriteError,
     write_safely,
 )
+from person_search.engine.data_checks import check_test_sets
 from person_search.engine.ema import AveragedWeights, EMAHook
 from person_search.engine.hooks import BestModelCheckpointer, ResumableCheckpointer
 from person_search.engine.identities import resolve_num_pids
@@ -52,6 +53,7 @@ class PersonSearchTrainer(DefaultTrainer):
 
     - data come through ``cfg.DATALOADER.MAPPER``, and are scored by ``PersonSearchEvaluator``;
     - ``MODEL.REID.NUM_PIDS`` is filled in from the training set, or checked against it;
+    - a test set or protocol that cannot be read ends the training before it begins;
     - SGD or AdamW, full-model gradient clipping, gradient accumulation;
     - a resumed training is bit for bit the one that was interrupted (on a CPU; a GPU has kernels of
       its own will), checkpoints are never half written, see :mod:`person_search.engine.hooks`;
@@ -73,7 +75,8 @@ class PersonSearchTrainer(DefaultTrainer):
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
-        cfg = resolve_num_pids(self.auto_scale_workers(cfg, comm.get_world_size()))
+        cfg = resolve_num_pids(scale_to_processes(cfg))
+        check_test_sets(cfg, lambda name: self.build_evaluator(cfg, name))
         self.cfg = cfg
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
 
@@ -188,11 +191,28 @@ class PersonSearchTrainer(DefaultTrainer):
             record = {"backend": backend_name(), "datasets": list(cfg.DATASETS.TEST), **results}
             text = json.dumps(record, indent=2, default=float)
             path = os.path.join(cfg.OUTPUT_DIR, "results.json")
+            logger = logging.getLogger(__name__)
             try:
                 write_safely(path, text.encode())
+                logger.info("The results are in %s", path)
             except CheckpointWriteError as e:  # the figures are in the log; a training goes on
-                logging.getLogger(__name__).error("%s", e)
+                logger.error("%s", e)
         return results
+
+
+def scale_to_processes(cfg: CfgNode) -> CfgNode:
+    """Detectron2's scaling of batch, learning rate and schedule by SOLVER.REFERENCE_WORLD_SIZE.
+
+    Raises:
+        ValueError: SOLVER.IMS_PER_BATCH cannot be divided by it.
+    """
+    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference < 0 or (reference > 0 and batch % reference):
+        raise ValueError(
+            f"SOLVER.REFERENCE_WORLD_SIZE is {reference}: the number of GPUs that the config is "
+            f"made for must divide SOLVER.IMS_PER_BATCH ({batch}); 0 switches the scaling off."
+        )
+    return DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
 
 
 def build_step_trainer(

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
-from person_search.config import ProjectError, check_device, merge_into
+from person_search.config import ProjectError, check_device, check_model, merge_into
 from person_search.data import BadImageError
 from person_search.utils.backend import BackendError
 
@@ -40,6 +40,11 @@ def argument_parser() -> argparse.ArgumentParser:
         help="number of processes *per machine* on a CPU; needs --num-gpus 0",
     )
     parser.add_argument(
+        "--untrained",
+        action="store_true",
+        help="with --eval-only: load no weights at all, to see what an untrained model scores",
+    )
+    parser.add_argument(
         "--traceback",
         action="store_true",
         help=f"show the traceback of every error (or set {TRACEBACK_VARIABLE}=1)",
@@ -56,10 +61,23 @@ def merge_config(cfg: CfgNode, args: argparse.Namespace) -> None:
 
     Raises:
         FileNotFoundError: no such config file.
-        ValueError: a key that does not exist (with the nearest one that does), a value of the wrong
-            type, broken YAML, or a device that is not there.
+        ValueError: no config file, a key that does not exist (with the nearest one that does), a
+            value of the wrong type, broken YAML, an unknown model, no data set, or a device that is
+            not there.
     """
+    if not args.config_file:
+        raise ValueError(
+            "--config-file is missing. The ones to choose from are in configs/, e.g. "
+            "--config-file configs/PSDiff/psdiff_slim_synthetic.yaml."
+        )
     merge_into(cfg, args.config_file, args.opts or ())
+    check_model(cfg)
+    split = "TEST" if args.eval_only else "TRAIN"
+    if not cfg.DATASETS[split]:
+        raise ValueError(
+            f"DATASETS.{split} is empty: name a data set in the config, or on the command line, "
+            f"e.g. DATASETS.{split} \"('prw_{split.lower()}',)\"."
+        )
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     check_device(cfg, remedy="--num-gpus 0 (or MODEL.DEVICE cpu)")

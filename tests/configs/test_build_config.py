@@ -46,6 +46,21 @@ def test_misspelt_key_names_the_nearest() -> None:
         build_config(SLIM, ["MODEL.PSDIFF.STEP", "3"])
 
 
+@pytest.mark.parametrize(
+    ("opts", "text"),
+    [
+        (["MODEL.PSDIFF.STEPS", "3", "--output"], "--output stands .*Options come first"),
+        (
+            ["MODEL.META_ARCHITECTURE", "PSDif"],
+            r"is 'PSDif'.*Did you mean PSDiff\? There are .*DiffPS",
+        ),
+    ],
+)
+def test_what_every_command_says(opts, text) -> None:
+    with pytest.raises(ValueError, match=text):
+        build_config(SLIM, opts)
+
+
 def test_absent_file() -> None:
     with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
         build_config("nowhere.yaml")

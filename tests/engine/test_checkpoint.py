@@ -260,6 +260,17 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         load(path, Detector(), allow_partial=True)
 
 
+def test_keys_in_both_are_not_only_in_the_file(tmp_path: Path) -> None:
+    wider = Detector()
+    wider.head = nn.Linear(5, 2)
+    path = save_model(wider, tmp_path / "wider.pth")
+    with pytest.raises(IncompatibleCheckpointError) as error:
+        load(path, Detector(), need_whole=True)
+    text = str(error.value)
+    assert "of another shape: head.weight (2, 5) in the file, (2, 4) in the model\n" in text
+    assert "missing from the file: -\n" in text and "only in the file: -\n" in text
+
+
 def backbone_file(path: Path) -> str:
     weights = {f"backbone.{k}": v for k, v in Backbone().state_dict().items()}
     torch.save({"model": weights}, path)

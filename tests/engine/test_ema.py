@@ -108,17 +108,20 @@ def test_what_is_evaluated_is_the_average(run, tmp_path) -> None:
     folder = run("SOLVER.MAX_ITER", "120", "SOLVER.STEPS", "()", *options)
     trained = json.loads((folder / "results.json").read_text())
 
-    def evaluated(*arguments: str) -> dict:
-        (folder / "results.json").unlink()
+    def evaluated(*arguments: str, where: str = "") -> dict:
+        (folder / where / "results.json").unlink(missing_ok=True)
         run("--eval-only", *arguments)
-        return json.loads((folder / "results.json").read_text())
+        return json.loads((folder / where / "results.json").read_text())
 
     weights = ("MODEL.WEIGHTS", str(folder / "model_final_ema.pth"))
     assert evaluated(*weights) == trained
     assert evaluated("--resume", *options) == trained
-    assert evaluated("MODEL.WEIGHTS", str(folder / "model_final.pth")) != trained
+    raw = evaluated("MODEL.WEIGHTS", str(folder / "model_final.pth"), where="eval/model_final")
+    assert raw != trained
+    assert raw == evaluated("--resume", where="eval/SOLVER.EMA.ENABLED=false")
     best = json.loads((folder / "model_best.json").read_text())
-    found = evaluated("MODEL.WEIGHTS", str(folder / "model_best.pth"))
+    weights = ("MODEL.WEIGHTS", str(folder / "model_best.pth"))
+    found = evaluated(*weights, where="eval/model_best")
     assert found["search"]["mAP"] == pytest.approx(best["value"])
     content = torch.load(folder / "model_final_ema.pth", weights_only=True)
     assert set(content) == {"model", "iteration"} and content["iteration"] == 119

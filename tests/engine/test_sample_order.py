@@ -115,7 +115,7 @@ def test_resume_from_a_file_without_sampler_state() -> None:
     ("size", "batch_size", "landscape", "text"),
     [
         (0, 2, None, "0 records"),
-        (5, 3, None, "SOLVER.IMS_PER_BATCH is 3"),
+        (5, 3, None, "SOLVER.IMS_PER_BATCH is 3.*BASE_LR, MAX_ITER.*REFERENCE_WORLD_SIZE"),
         (5, 0, None, "SOLVER.IMS_PER_BATCH is 0"),
         (5, 2, [True], "1 entries for 5"),
     ],

@@ -13,6 +13,7 @@ from tiny_runs import fail_in_second_process
 
 from person_search.engine import launch
 
+DATASET = "tiny_for_engine_tests"
 # run by every Python process at its start; helper processes of multiprocessing need no model
 SITECUSTOMIZE = """
 import sys
@@ -44,7 +45,9 @@ def test_train_evaluate_and_resume(run, caplog) -> None:
 
 def test_expected_results_are_verified(run) -> None:
     with pytest.raises(SystemExit) as end:
-        run("--eval-only", "TEST.EXPECTED_RESULTS", "[['search', 'mAP', 200.0, 1.0]]")
+        run(
+            "--eval-only", "--untrained", "TEST.EXPECTED_RESULTS", "[['search', 'mAP', 200.0, 1.0]]"
+        )
     assert end.value.code == 1
 
 
@@ -67,6 +70,21 @@ def test_an_unreadable_image_is_one_message(run, tmp_path, capfd) -> None:
         (["SOLVER.MAXITER", "6"], "Did you mean SOLVER.MAX_ITER?"),
         (["MODEL.WEIGHTS", "absent.pth"], "no weight file 'absent.pth'"),
         (["--eval-only", "MODEL.WEIGHTS", "absent.pth"], "no weight file 'absent.pth'"),
+        (["--eval-only"], "MODEL.WEIGHTS is empty, so there is nothing to evaluate"),
+        (["--eval-only", "--resume"], "--eval-only --resume: there is no checkpoint in"),
+        (["--eval-only", "--resume", "--untrained"], "contradict each other"),
+        (["--untrained"], "--untrained goes with --eval-only"),
+        (["SOLVER.REFERENCE_WORLD_SIZE", "3"], "must divide SOLVER.IMS_PER_BATCH (2)"),
+        (["MODEL.META_ARCHITECTURE", "TinyPersonSerch"], "Did you mean TinyPersonSearch?"),
+        (["DATASETS.TRAIN", "mine"], "Write it so: DATASETS.TRAIN \"('mine',)\""),
+        (["DATASETS.TEST", "('prw_tset',)"], "Did you mean prw_test? There are cuhk_sysu_test,"),
+        (["DATASETS.TEST", "('prw_tset',)"], "DATASETS.PERSON_SEARCH_JSON adds your own"),
+        (["DATASETS.TEST", "('prw_test',)"], "DATASETS.TEST: 'prw_test' cannot be evaluated: "),
+        (
+            ["--eval-only", "--untrained", "DATASETS.TEST", f"('{DATASET}','prw_test')"],
+            "DATASETS.TEST: 'prw_test' cannot be evaluated: ",
+        ),
+        (["TEST.PERSON_SEARCH.PROTOCOLS", "['g50']"], "has no search protocol ['g50']"),
         (["MODEL.REID.NUM_PIDS", "7"], "NUM_PIDS is 7, but tiny_for_engine_tests has 3"),
         (["DATASETS.TRAIN", "('prw_train',)"], "PRW"),
         (["DATASETS.TRAIN", "('cuhk_train',)"], "cuhk_train"),
@@ -84,6 +102,9 @@ def test_usage_errors_are_one_message(run, capsys, monkeypatch, tmp_path, argume
     message = capsys.readouterr().err
     assert text in message and "error: " in message
     assert "Traceback" not in message
+    # nothing has begun, so nothing is on record
+    names = {path.name for path in tmp_path.glob("out/**/*")}
+    assert not names & {"config.yaml", "results.json"}
 
 
 def test_weights_of_another_architecture(run, tmp_path, capsys) -> None:

@@ -130,3 +130,11 @@ def test_a_models_own_initial_weights_are_loaded_where_a_training_starts(make_cf
     cfg = make_cfg("other", "MODEL.WEIGHTS", weights, "SEED", 5)
     assert start(cfg, resume=False) == [True]
     assert start(make_cfg(), resume=True) == []
+
+
+def test_the_schedule_follows_the_number_of_processes(make_cfg) -> None:
+    """As README.md has it: half the processes, half the batch, twice the iterations."""
+    cfg = make_cfg("out", "SOLVER.REFERENCE_WORLD_SIZE", 2, "TEST.EVAL_PERIOD", 3)
+    solver = PersonSearchTrainer(cfg).cfg.SOLVER
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR) == (1, 0.0015)
+    assert (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS) == (16, (12,), 4)

@@ -12,6 +12,8 @@ from person_search.data import BadImageError
 from person_search.engine import argument_parser, friendly_errors, launch, merge_config
 from person_search.utils import BackendError
 
+CONTENT = "VERSION: 2\nDATASETS: {TRAIN: [prw_train]}\nSOLVER: {OPTIMIZER: AdamW, MAX_ITER: 7}\n"
+
 
 def merged(*arguments: str) -> CfgNode:
     cfg = get_cfg()
@@ -20,10 +22,15 @@ def merged(*arguments: str) -> CfgNode:
     return cfg
 
 
-def test_config_file_and_overrides(tmp_path) -> None:
-    path = tmp_path / "a.yaml"
-    path.write_text("VERSION: 2\nSOLVER:\n  OPTIMIZER: AdamW\n  MAX_ITER: 7\n")
-    cfg = merged("--config-file", str(path), "SOLVER.MAX_ITER", "9")
+@pytest.fixture
+def file(tmp_path) -> str:
+    """A config file."""
+    (tmp_path / "a.yaml").write_text(CONTENT)
+    return str(tmp_path / "a.yaml")
+
+
+def test_config_file_and_overrides(file) -> None:
+    cfg = merged("--config-file", file, "SOLVER.MAX_ITER", "9")
     assert (cfg.SOLVER.OPTIMIZER, cfg.SOLVER.MAX_ITER, cfg.MODEL.DEVICE) == ("AdamW", 9, "cpu")
 
 
@@ -35,12 +42,28 @@ def test_config_file_and_overrides(tmp_path) -> None:
             r"the command line: .*MODEL.REID.NUM_PID. Did you mean MODEL.REID.NUM_PIDS\?",
         ),
         (["SOLVER.MAX_ITER", "many"], "the command line: .*SOLVER.MAX_ITER|Type mismatch"),
-        (["SOLVER.MAX_ITER"], "the command line: .*odd length"),
+        (["SOLVER.MAX_ITER"], "the command line: .*odd length.*KEY VALUE pairs"),
+        (["SOLVER.MAX_ITER", "9", "--resume"], "line: --resume .* Options come first"),
+        (["SOLVER.MAX_ITER", "9", "--output", "x"], "line: --output .* Options come first"),
+        (["DATASETS.TRAIN", "mine"], r"Write it so: DATASETS.TRAIN \"\('mine',\)\"\."),
+        (["SOLVER.STEPS", "7"], r"Write it so: SOLVER.STEPS \"\(7,\)\"\."),
+        (
+            ["TEST.PERSON_SEARCH.PROTOCOLS", "[g50,all]"],
+            r"Write it so: TEST.PERSON_SEARCH.PROTOCOLS \"\['g50', 'all'\]\"\.",
+        ),
+        (["MODEL.META_ARCHITECTURE", "GeneralizedRCN"], r"Did you mean GeneralizedRCNN\?"),
+        (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty.*'prw_train'"),
+        (["--eval-only"], "DATASETS.TEST is empty"),
     ],
 )
-def test_wrong_overrides(opts, text) -> None:
+def test_wrong_overrides(opts, text, file) -> None:
     with pytest.raises(ValueError, match=text):
-        merged(*opts)
+        merged("--config-file", file, *opts)
+
+
+def test_no_config_file() -> None:
+    with pytest.raises(ValueError, match="--config-file is missing.*configs/PSDiff"):
+        merged("SOLVER.MAX_ITER", "9")
 
 
 @pytest.mark.parametrize(
@@ -63,10 +86,11 @@ def test_absent_config_file() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_absent_gpu() -> None:
+def test_absent_gpu(file) -> None:
     cfg = get_cfg()
+    add_person_search_config(cfg)
     with pytest.raises(ValueError, match="MODEL.DEVICE is 'cuda'.*--num-gpus 0"):
-        merge_config(cfg, argument_parser().parse_args([]))
+        merge_config(cfg, argument_parser().parse_args(["--config-file", file]))
 
 
 # ---- friendly errors -------------------------------------------------------------------------

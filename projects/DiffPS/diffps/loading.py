@@ -50,6 +50,10 @@ def parse_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+class ModelDownloadError(OSError):
+    """A model is neither a folder here nor to be had from the hub."""
+
+
 class _ModelClass(Protocol):
     """A class of models of diffusers or transformers."""
 
@@ -208,11 +212,24 @@ class DiffusionFolder:
                     f"damaged, missing or do not fit together: {reason} Download or convert this "
                     "part again."
                 ) from e
-            raise RuntimeError(
+            if _not_cached(e):  # the libraries speak of a file that the model does not have
+                offline = "LOCAL_FILES_ONLY is True" if self.local_files_only else "no network"
+                reason = f"it is not in the cache, and the hub cannot be asked ({offline})."
+            raise ModelDownloadError(
                 f"{_KEY}.MODEL {self.model!r} is no folder here, and {part!r} of it could not be "
                 f"had from the hub: {reason} To work offline, download it elsewhere "
-                "(hf download) and give the folder."
+                f"(hf download) and give the folder as {_KEY}.MODEL."
             ) from e
+
+
+def _not_cached(error: BaseException) -> bool:
+    """Whether an error comes from a file that is not in the cache while the hub was not reached."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, LocalEntryNotFoundError):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
 
 
 def open_folder(config: CfgNode) -> DiffusionFolder:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from diffps.loading import FAMILIES, DiffusionFolder, UNetShape, check_family, parse_dtype
 from diffps.text import encode_text
 from diffps.tiny import TinySizes, write_tiny_diffusion
+from person_search.engine.usage import USER_ERRORS
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -76,11 +77,18 @@ def test_weights_that_contradict_the_config_of_the_folder(broken):
         DiffusionFolder(str(broken)).load_unet(torch.float32, "any")
 
 
-def test_hub_without_network():
+def test_hub_without_network(monkeypatch):
     """What the user reads who is offline; nothing is downloaded in tests."""
     folder = DiffusionFolder("nobody/nothing-at-all", local_files_only=True)
-    with pytest.raises(RuntimeError, match="no folder here, and 'unet' of it.*give the folder"):
+    with pytest.raises(USER_ERRORS) as error:
         folder.load_unet(torch.float32, "any")
+    text = str(error.value)
+    assert "no folder here, and 'unet' of it could not be had from the hub: it is not in" in text
+    assert "LOCAL_FILES_ONLY is True" in text and "config.json" not in text
+    assert "give the folder as MODEL.DIFFPS.BACKBONE.MODEL" in text
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(USER_ERRORS, match="not in the cache, and the hub cannot be .*no network"):
+        DiffusionFolder("nobody/nothing-at-all").load_unet(torch.float32, "any")
 
 
 # ---- parts that do not fit ----------------------------------------------------------------------

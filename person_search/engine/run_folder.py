@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a run writes: a training keeps its record, evaluations stand beside it.
+
+::
+
+    OUTPUT_DIR/config.yaml, results.json, inference/      of the training
+    OUTPUT_DIR/eval/MODEL.PSDIFF.STEPS=2/config.yaml, …   of an evaluation with another setting
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+
+from person_search.config import default_config
+from person_search.engine.checkpoint import AtomicCheckpointer, write_safely
+from person_search.engine.ema import FINAL_NAME
+
+CONFIG = "config.yaml"
+EVALUATIONS = "eval"
+"""Folder in OUTPUT_DIR of the evaluations that differ from what it holds already."""
+
+MAX_NAME = 100
+# What changes no figure of an evaluation, or only as rounding does; whole sections end with a dot.
+_WITHOUT_EFFECT = (
+    "OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.ALLOW_PARTIAL_LOAD", "SOLVER.",
+    "DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD", "TEST.EXPECTED_RESULTS", "VIS_PERIOD",
+    "TEST.PERSON_SEARCH.DUMP_PREDICTIONS", "CUDNN_BENCHMARK", "VERSION",
+)  # fmt: skip
+
+
+def evaluation_config(cfg: CfgNode, *, resume: bool = False, untrained: bool = False) -> CfgNode:
+    """Returns a config whose MODEL.WEIGHTS and OUTPUT_DIR are those of an evaluation.
+
+    OUTPUT_DIR stays what it is where nothing is in it yet, and where the evaluation is the one that
+    its ``config.yaml`` describes: of a training with its final weights (the averaged ones with
+    SOLVER.EMA). Any other gets ``OUTPUT_DIR/eval/<what is different>``.
+
+    Args:
+        cfg: not changed.
+        resume: evaluate the last checkpoint in OUTPUT_DIR.
+        untrained: evaluate without weights.
+
+    Raises:
+        ValueError: there are no weights, or the arguments contradict each other.
+    """
+    frozen, cfg = cfg.is_frozen(), cfg.clone()
+    cfg.defrost()
+    if untrained and resume:
+        raise ValueError("--untrained and --resume contradict each other: leave one of them out.")
+    if untrained:
+        cfg.MODEL.WEIGHTS = ""
+    elif resume:
+        checkpointer = AtomicCheckpointer(torch.nn.Identity(), cfg.OUTPUT_DIR, save_to_disk=False)
+        cfg.MODEL.WEIGHTS = checkpointer.find_resumable()
+        if not cfg.MODEL.WEIGHTS:
+            raise ValueError(
+                f"--eval-only --resume: there is no checkpoint in {cfg.OUTPUT_DIR!r} (OUTPUT_DIR). "
+                "Without --resume, MODEL.WEIGHTS names the file to evaluate."
+            )
+    elif not cfg.MODEL.WEIGHTS:
+        raise ValueError(
+            "--eval-only: MODEL.WEIGHTS is empty, so there is nothing to evaluate. Give "
+            f"MODEL.WEIGHTS <file>, or --resume for the last checkpoint in {cfg.OUTPUT_DIR!r}, or "
+            "--untrained to see what an untrained model scores."
+        )
+    # decided by one process before any other writes: they must agree
+    found = comm.all_gather(_folder(cfg, resume) if comm.is_main_process() else None)[0]
+    assert found is not None
+    cfg.OUTPUT_DIR = found
+    if frozen:
+        cfg.freeze()
+    return cfg
+
+
+def setup_run(cfg: CfgNode, args: Any) -> None:
+    """Detectron2's ``default_setup``, without its ``config.yaml``: see :func:`write_config`."""
+    path = os.path.join(cfg.OUTPUT_DIR, CONFIG)
+    writes = comm.is_main_process() and bool(cfg.OUTPUT_DIR)
+    before = Path(path).read_bytes() if writes and os.path.isfile(path) else None
+    try:
+        with _silent("Full config saved to"):
+            default_setup(cfg, args)
+    finally:
+        if before is not None:
+            write_safely(path, before)
+        elif writes:
+            Path(path).unlink(missing_ok=True)
+
+
+def write_config(cfg: CfgNode, *, replace: bool) -> None:
+    """Writes ``config.yaml`` of a run that really starts now; call it in every process.
+
+    Args:
+        cfg: of the run.
+        replace: a training replaces what is there, an evaluation does not.
+    """
+    path = os.path.join(cfg.OUTPUT_DIR, CONFIG)
+    if comm.is_main_process() and cfg.OUTPUT_DIR and (replace or not os.path.isfile(path)):
+        write_safely(path, cfg.dump().encode())
+        logging.getLogger(__name__).info("The full config is in %s", path)
+
+
+def _folder(cfg: CfgNode, resume: bool) -> str:
+    path = Path(cfg.OUTPUT_DIR, CONFIG)
+    if not cfg.OUTPUT_DIR or not path.is_file():
+        return cfg.OUTPUT_DIR
+    try:
+        recorded = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ValueError(
+            f"{path} cannot be read: {e}. Remove it, or give another OUTPUT_DIR."
+        ) from e
+    recorded = recorded if isinstance(recorded, dict) else {}
+    # a key that came after the file was written had its default
+    before = _flat(yaml.safe_load(default_config().dump())) | _flat(recorded)
+    after = _flat(yaml.safe_load(cfg.dump()))
+    changed = {
+        key: value
+        for key, value in after.items()
+        if before.get(key, value) != value
+        # which weights of a checkpoint are taken; elsewhere it has no effect, either
+        and (not key.startswith(_WITHOUT_EFFECT) or (resume and key == "SOLVER.EMA.ENABLED"))
+    }
+    weights = "" if resume else _weights_name(cfg, before)
+    name = _name(weights, changed)
+    return os.path.join(cfg.OUTPUT_DIR, EVALUATIONS, name) if name else cfg.OUTPUT_DIR
+
+
+def _weights_name(cfg: CfgNode, recorded: dict[str, Any]) -> str:
+    """Names the weights in a folder whose ``config.yaml`` says ``recorded``; "" for its own."""
+    weights, folder = cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR
+    final = f"{FINAL_NAME}.pth" if recorded["SOLVER.EMA.ENABLED"] else "model_final.pth"
+    where, file = os.path.split(weights)
+    own = bool(weights) and os.path.realpath(where) == os.path.realpath(folder)
+    if own and file == final:
+        return ""
+    trained = os.path.isfile(os.path.join(folder, "last_checkpoint"))
+    if not trained and weights == recorded["MODEL.WEIGHTS"]:
+        return ""
+    stem = file.removesuffix(".pth") or "untrained"
+    return stem if own or not weights else f"{stem}-{_digest(os.path.abspath(weights))}"
+
+
+def _name(weights: str, changed: dict[str, Any]) -> str:
+    """A file name for an evaluation, different for different ones; "" if nothing is different."""
+    parts = [f"{key}={_value(value)}" for key, value in sorted(changed.items())]
+    if weights:
+        parts.insert(0, weights)
+    name = ",".join(parts)
+    kept = re.sub(r"[^-+=,.\w]+", "_", name)[:MAX_NAME]
+    return name if kept == name else f"{kept}-{_digest(name)}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(x, str) for x in value):
+        return ",".join(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+@contextlib.contextmanager
+def _silent(text: str) -> Iterator[None]:
+    """Keeps Detectron2 from logging a message that is not true here."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return text not in record.getMessage()
+
+    logger = logging.getLogger("detectron2")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
