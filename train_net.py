@@ -16,6 +16,7 @@ import person_search.utils.quieted  # noqa: F401  first, for the imports below t
 
 import argparse
 import logging
+import shlex
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -25,6 +26,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from person_search.config import default_config, project_names
+from person_search.data import check_training_files
 from person_search.engine import (
     PersonSearchTrainer,
     argument_parser,
@@ -41,12 +43,20 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Returns the complete, frozen config, and sets up logging, seeds and the output folder."""
     cfg = default_config()  # also registers the models of all installed projects
     merge_config(cfg, args)
+    if not args.eval_only:
+        check_training_files(cfg, config_options(args))
     cfg = resolve_num_pids(cfg, need_data=not args.eval_only)
     cfg.freeze()
     default_setup(cfg, args)
     for name in ("person_search", *project_names()):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     return cfg
+
+
+def config_options(args: argparse.Namespace) -> str:
+    """The options that make this config, for commands that a message names."""
+    device = ["--num-gpus", "0"] if args.num_gpus == 0 else []
+    return shlex.join(["--config-file", args.config_file, *device, *(args.opts or ())])
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:

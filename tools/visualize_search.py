@@ -3,7 +3,7 @@
 """Draws searches of an evaluation, from its saved predictions; the model does not run again.
 
     python tools/visualize_search.py --config-file configs/PSDiff/psdiff_slim_synthetic.yaml \\
-        --predictions output/demo/psdiff/inference/synthetic_cuhk_sysu_test_predictions.npz \\
+        --predictions output/demo/train/inference/synthetic_cuhk_sysu_test_predictions.npz \\
         --output output/demo
 
 An evaluation saves them with TEST.PERSON_SEARCH.DUMP_PREDICTIONS True. Writes search_1.jpg (a

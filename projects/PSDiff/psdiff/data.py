@@ -2,13 +2,14 @@
 """Training data of PSDiff: the shared mapper plus the teacher's embedding of every box."""
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.data.transforms import TransformList
 from detectron2.structures import Instances
 from fvcore.transforms.transform import HFlipTransform
 
 from person_search.data import MAPPER_REGISTRY, PersonSearchMapper
-from psdiff.teachers.embeddings import TeacherEmbeddings
+from psdiff.teachers.advice import how_to_write
+from psdiff.teachers.embeddings import TeacherEmbeddings, read_file
 
 
 @MAPPER_REGISTRY.register()
@@ -40,10 +41,12 @@ class PSDiffMapper(PersonSearchMapper):
                     "INPUT.RANDOM_FLIP is 'vertical', but the teacher has embedded persons as they "
                     "are and mirrored from left to right only; set it to 'horizontal' or 'none'."
                 )
-            args["embeddings"] = TeacherEmbeddings.load(
-                cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS, cfg.DATASETS.TRAIN, cfg.MODEL.REID.EMBED_DIM
-            )
+            args["embeddings"] = TeacherEmbeddings.load(*_expected(cfg), how_to_write(cfg))
         return args
+
+    @classmethod
+    def check_training_files(cls, cfg: CfgNode, options: str = "") -> None:
+        read_file(*_expected(cfg), how_to_write(cfg, options))
 
     def instances_from_annotations(
         self,
@@ -59,3 +62,9 @@ class PSDiffMapper(PersonSearchMapper):
             kept = [annotation["index"] for annotation in annotations]
             instances.gt_reid_feats = torch.as_tensor(feats[kept], dtype=torch.float32)
         return instances
+
+
+def _expected(cfg: CfgNode) -> tuple[str, tuple[str, ...], int]:
+    """File of embeddings, training sets and length of an embedding."""
+    path = cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS
+    return path, tuple(cfg.DATASETS.TRAIN), cfg.MODEL.REID.EMBED_DIM

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that make a teacher and its embeddings, ready to be pasted into a shell."""
+
+import os
+import shlex
+
+from detectron2.config import CfgNode
+
+WEIGHTS_FILE = "teacher.safetensors"
+EMBEDDINGS_FILE = "embeddings.safetensors"
+
+
+def teacher_folder(cfg: CfgNode) -> str:
+    """Where the teacher of a config belongs: a folder for each method and training set."""
+    return f"output/teacher/{cfg.MODEL.PSDIFF.TEACHER.NAME}_{'_'.join(cfg.DATASETS.TRAIN)}"
+
+
+def embeddings_file(cfg: CfgNode) -> str:
+    """``MODEL.PSDIFF.TEACHER.EMBEDDINGS``, or what to set it to where it is empty."""
+    return cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS or f"{teacher_folder(cfg)}/{EMBEDDINGS_FILE}"
+
+
+def teacher_commands(cfg: CfgNode, options: str = "") -> list[str]:
+    """The one or two commands after which the embeddings of a config are there.
+
+    The teacher is trained first, unless ``MODEL.PSDIFF.TEACHER.WEIGHTS`` is a file.
+
+    Args:
+        options: of the commands, which make this config of its file and overrides. Default: the
+            config that the run has written to its output folder, if it has.
+    """
+    teacher = cfg.MODEL.PSDIFF.TEACHER
+    options = options or _written_config(cfg)
+    file = [] if teacher.EMBEDDINGS else ["MODEL.PSDIFF.TEACHER.EMBEDDINGS", embeddings_file(cfg)]
+    if os.path.isfile(teacher.WEIGHTS):
+        return [_command("compute_embeddings.py", options, file)]
+    folder = teacher_folder(cfg)
+    fresh = ["MODEL.PSDIFF.TEACHER.WEIGHTS", ""] if teacher.WEIGHTS else []
+    weights = ["MODEL.PSDIFF.TEACHER.WEIGHTS", f"{folder}/{WEIGHTS_FILE}"]
+    place = ["OUTPUT_DIR", folder]
+    return [
+        _command("train_teacher.py", options, [*place, *fresh]),
+        _command("compute_embeddings.py", options, [*place, *weights, *file]),
+    ]
+
+
+def how_to_write(cfg: CfgNode, options: str = "") -> str:
+    """Says how the file of embeddings is made; ``options`` as for :func:`teacher_commands`."""
+    lines = "".join(f"\n  {line}" for line in teacher_commands(cfg, options))
+    teacher = cfg.MODEL.PSDIFF.TEACHER
+    hint = "" if teacher.EMBEDDINGS else f" and set the key to '{embeddings_file(cfg)}' here, too"
+    return f"Write it with{hint}:{lines}"
+
+
+def _written_config(cfg: CfgNode) -> str:
+    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    return shlex.join(["--config-file", path]) if os.path.isfile(path) else "--config-file <config>"
+
+
+def _command(script: str, options: str, overrides: list[str]) -> str:
+    return f"python projects/PSDiff/{script} {options} {shlex.join(overrides)}".rstrip()
