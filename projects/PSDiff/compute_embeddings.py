@@ -3,7 +3,8 @@
 """Writes the teacher's embedding of every training box to MODEL.PSDIFF.TEACHER.EMBEDDINGS.
 
     python projects/PSDiff/compute_embeddings.py \\
-        --config-file configs/PSDiff/psdiff_r50_fpn_prw.yaml OUTPUT_DIR output/teacher/hhcl_prw_train \\
+        --config-file configs/PSDiff/psdiff_r50_fpn_prw.yaml \\
+        OUTPUT_DIR output/teacher/hhcl_prw_train \\
         MODEL.PSDIFF.TEACHER.WEIGHTS output/teacher/hhcl_prw_train/teacher.safetensors
 
 Interrupted or killed, the same command goes on where it was; the file appears when it is whole.

@@ -3,7 +3,8 @@
 """Searches with a teacher's embeddings of the ground-truth boxes: what re-ID alone achieves.
 
     python projects/PSDiff/evaluate_teacher.py \\
-        --config-file configs/PSDiff/psdiff_r50_fpn_prw.yaml OUTPUT_DIR output/teacher/hhcl_prw_train \\
+        --config-file configs/PSDiff/psdiff_r50_fpn_prw.yaml \\
+        OUTPUT_DIR output/teacher/hhcl_prw_train \\
         MODEL.PSDIFF.TEACHER.WEIGHTS output/teacher/hhcl_prw_train/teacher.safetensors
 
 Detections are the true boxes with score 1, scored by the evaluator of train_net.py, so the search

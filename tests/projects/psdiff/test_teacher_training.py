@@ -3,17 +3,14 @@
 
 import os
 import runpy
-import sys
 
 import numpy as np
 import pytest
 import torch
 from psdiff_tiny import EMBED_DIM
-from safetensors import safe_open
 from safetensors.torch import load_file
 from teacher_tiny import METHODS, paint_people, registered, teacher_cfg
 
-from person_search.data.synthetic import SyntheticConfig, write_prw
 from psdiff.teachers.embed import embed_scenes
 from psdiff.teachers.registry import build_teacher
 from psdiff.teachers.schedule import build_teacher_optimizer, rate_factor, total_iterations
