@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sets the tables of the PSDiff paper beside our own figures, and names the commands for these.
 
-    python tools/paper_tables.py --commands > paper.sh     what is not done yet, in order
-    python tools/paper_tables.py                           the tables, from the results that exist
-    python tools/paper_tables.py --update                  also keep the figures, and the README's
+    python tools/paper_tables.py --commands     what is not done yet, in order: a shell script
+    python tools/paper_tables.py                the tables, from the results that exist
+    python tools/paper_tables.py --update       also keep the figures, and the README's tables
 
 A teacher is trained once for each data set, a model once for all figures that it gives; every
 evaluation has a folder of its own, <output>/<training>/<steps, sampler, test set>. Commands whose

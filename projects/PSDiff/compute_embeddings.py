@@ -20,6 +20,7 @@ import sys
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from person_search.program import run_program
 from psdiff.teachers.advice import embeddings_file
 from psdiff.teachers.cli import argument_parser, load_trained_teacher, run_script, training_set
 from psdiff.teachers.embed import compute_embeddings
@@ -39,4 +40,4 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(argument_parser(__doc__), work))
+    sys.exit(run_script(run_program, argument_parser(__doc__), work))

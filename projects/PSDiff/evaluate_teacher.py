@@ -25,6 +25,7 @@ from detectron2.evaluation import print_csv_format
 
 import person_search.data  # noqa: F401  registers the data sets
 from person_search.evaluation import PersonSearchEvaluator
+from person_search.program import run_program
 from psdiff.teachers.cli import argument_parser, load_trained_teacher, run_script
 from psdiff.teachers.evaluate import embed_test_set, evaluate_on_ground_truth
 
@@ -40,4 +41,4 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(argument_parser(__doc__), work))
+    sys.exit(run_script(run_program, argument_parser(__doc__), work))

@@ -24,6 +24,7 @@ from detectron2.data import DatasetCatalog
 
 from person_search.data import get_num_pids
 from person_search.engine import AtomicCheckpointer, ResumableCheckpointer
+from person_search.program import run_program
 from person_search.utils.files import write_atomically
 from psdiff.teachers.cli import argument_parser, run_script, training_set
 from psdiff.teachers.embeddings import describe_teacher
@@ -63,4 +64,4 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argument_parser(__doc__)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    sys.exit(run_script(parser, work))
+    sys.exit(run_script(run_program, parser, work))

@@ -11,10 +11,8 @@ from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from person_search.config import default_config
+from person_search.config import check_device, default_config, merge_into
 from person_search.data import register_config_datasets
-from person_search.engine import merge_config
-from person_search.program import run_program
 from psdiff.teachers.advice import WEIGHTS_FILE, teacher_folder
 from psdiff.teachers.folder import read_source
 from psdiff.teachers.registry import build_teacher
@@ -44,9 +42,14 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def run_script(
-    parser: argparse.ArgumentParser, work: Callable[[CfgNode, argparse.Namespace], None]
+    run_program: Callable[..., int],
+    parser: argparse.ArgumentParser,
+    work: Callable[[CfgNode, argparse.Namespace], None],
 ) -> int:
     """Reads arguments and config, sets up log and seed, and calls ``work``.
+
+    Args:
+        run_program: that of :mod:`person_search.program`, which only programs import.
 
     Returns:
         Exit status. Wrong data, config or weights end the program with one message and status 2,
@@ -67,7 +70,10 @@ def _setup(args: argparse.Namespace) -> CfgNode:
             "the CPU. PSDiff itself (train_net.py) trains on several."
         )
     cfg = default_config()
-    merge_config(cfg, args)
+    merge_into(cfg, args.config_file, args.opts)
+    if args.num_gpus == 0:
+        cfg.MODEL.DEVICE = "cpu"
+    check_device(cfg, remedy="--num-gpus 0 (or MODEL.DEVICE cpu)")
     cfg.freeze()
     register_config_datasets(cfg)
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
