@@ -237,8 +237,10 @@ def test_the_commands_for_missing_embeddings_can_be_pasted(
     assert not (tmp_path / "out").exists()  # neither a log nor a config: nothing was begun
     commands = commands_in(shown.err)
     assert [command[0] for command in commands] == ["train_teacher.py", "compute_embeddings.py"]
-    for command in commands:
-        assert start(*command)[0] == 0
+    assert start(*commands[0])[0] == 0
+    status, shown = train(train_net, words, capsys)
+    assert commands_in(shown.err) == commands[1:]  # what is done is not asked for again
+    assert start(*commands[1])[0] == 0
     status, shown = train(train_net, [*words, "MODEL.PSDIFF.TEACHER.EMBEDDINGS", file], capsys)
     assert status == 0, shown.err
 

@@ -45,8 +45,14 @@ def teacher_commands(cfg: CfgNode, options: str = "") -> list[str]:
 
 
 def how_to_write(cfg: CfgNode, options: str = "") -> str:
-    """Says how the file of embeddings is made; ``options`` as for :func:`teacher_commands`."""
-    lines = "".join(f"\n  {line}" for line in teacher_commands(cfg, options))
+    """Says how the file of embeddings is made; ``options`` as for :func:`teacher_commands`.
+
+    A teacher that lies in its folder already is not trained again.
+    """
+    commands = teacher_commands(cfg, options)
+    if os.path.isfile(os.path.join(teacher_folder(cfg), WEIGHTS_FILE)):
+        commands = commands[-1:]
+    lines = "".join(f"\n  {line}" for line in commands)
     teacher = cfg.MODEL.PSDIFF.TEACHER
     hint = "" if teacher.EMBEDDINGS else f" and set the key to '{embeddings_file(cfg)}' here, too"
     return f"Write it with{hint}:{lines}"
