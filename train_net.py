@@ -16,7 +16,6 @@ import person_search.utils.quieted  # noqa: F401  first, for the imports below t
 
 import argparse
 import logging
-import shlex
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -44,19 +43,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = default_config()  # also registers the models of all installed projects
     merge_config(cfg, args)
     if not args.eval_only:
-        check_training_files(cfg, config_options(args))
+        device = ["--num-gpus", "0"] if args.num_gpus == 0 else []
+        check_training_files(cfg, ["--config-file", args.config_file, *device, *(args.opts or ())])
     cfg = resolve_num_pids(cfg, need_data=not args.eval_only)
     cfg.freeze()
     default_setup(cfg, args)
     for name in ("person_search", *project_names()):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     return cfg
-
-
-def config_options(args: argparse.Namespace) -> str:
-    """The options that make this config, for commands that a message names."""
-    device = ["--num-gpus", "0"] if args.num_gpus == 0 else []
-    return shlex.join(["--config-file", args.config_file, *device, *(args.opts or ())])
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:

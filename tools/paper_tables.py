@@ -78,7 +78,7 @@ class Commands:
         cfg = self.config(training)
         options = self.options(training, min(self.num_gpus, 1))
         done = [Path(teacher_folder(cfg), WEIGHTS_FILE), Path(cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS)]
-        commands = teacher_commands(cfg, shlex.join(options))
+        commands = teacher_commands(cfg, options)
         return [Step(*pair) for pair in zip(commands, done[-len(commands) :], strict=True)]
 
     def of_training(self, training: str) -> Step:

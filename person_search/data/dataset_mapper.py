@@ -19,6 +19,7 @@ An image that cannot be read (``DATALOADER.ON_BAD_IMAGE``):
 import copy
 import logging
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -101,14 +102,14 @@ class PersonSearchMapper:
         }
 
     @classmethod
-    def check_training_files(cls, cfg: CfgNode, options: str = "") -> None:
+    def check_training_files(cls, cfg: CfgNode, options: Sequence[str] = ()) -> None:
         """Raises an error if a file is missing that training needs beside the data. Override point.
 
         Called before the data are read and the model is built.
 
         Args:
             options: with which a program makes this config, e.g. ``--config-file x.yaml SEED 1``,
-                for commands in the message.
+                for commands in this message and in later ones.
         """
 
     def __call__(self, record: dict) -> dict | None:
@@ -292,7 +293,7 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> PersonSearchMapper:
     return _mapper_class(cfg)(cfg, is_train)
 
 
-def check_training_files(cfg: CfgNode, options: str = "") -> None:
+def check_training_files(cfg: CfgNode, options: Sequence[str] = ()) -> None:
     """Lets the mapper of a config say what its training lacks, before anything else is done.
 
     See :meth:`PersonSearchMapper.check_training_files`, which other mappers may do without.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training data of PSDiff: the shared mapper plus the teacher's embedding of every box."""
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data.transforms import TransformList
@@ -20,6 +22,9 @@ class PSDiffMapper(PersonSearchMapper):
     one embedding for the box as it is and one for its mirror image. A person that a crop
     (``INPUT.CROP``) has cut keeps the embedding of the whole person.
     """
+
+    options: tuple[str, ...] = ()
+    """Of the program that runs (:meth:`check_training_files`), for commands in messages."""
 
     @configurable
     def __init__(self, *, embeddings: TeacherEmbeddings | None, **kwargs) -> None:
@@ -41,11 +46,14 @@ class PSDiffMapper(PersonSearchMapper):
                     "INPUT.RANDOM_FLIP is 'vertical', but the teacher has embedded persons as they "
                     "are and mirrored from left to right only; set it to 'horizontal' or 'none'."
                 )
-            args["embeddings"] = TeacherEmbeddings.load(*_expected(cfg), how_to_write(cfg))
+            args["embeddings"] = TeacherEmbeddings.load(
+                *_expected(cfg), how_to_write(cfg, cls.options)
+            )
         return args
 
     @classmethod
-    def check_training_files(cls, cfg: CfgNode, options: str = "") -> None:
+    def check_training_files(cls, cfg: CfgNode, options: Sequence[str] = ()) -> None:
+        cls.options = tuple(options)
         read_file(*_expected(cfg), how_to_write(cfg, options))
 
     def instances_from_annotations(

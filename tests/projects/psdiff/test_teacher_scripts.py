@@ -272,7 +272,7 @@ def test_embeddings_of_another_data_set_are_told_with_commands(
     status, shown = train(train_net, [*common, "OUTPUT_DIR", "run"], capsys)
     assert status == 2 and "was written for data set 'synthetic_cuhk_sysu_train'" in shown.err
     for command in commands_in(shown.err):
-        assert command[1:3] == ["--config-file", "run/config.yaml"]
+        assert command[1:3] == common[:2]
         assert start(*command)[0] == 0
     keys = ["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", "2"]
     keys += ["DATASETS.TEST", "()", "OUTPUT_DIR", "run"]

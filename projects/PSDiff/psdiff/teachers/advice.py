@@ -3,6 +3,7 @@
 
 import os
 import shlex
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 
@@ -20,17 +21,16 @@ def embeddings_file(cfg: CfgNode) -> str:
     return cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS or f"{teacher_folder(cfg)}/{EMBEDDINGS_FILE}"
 
 
-def teacher_commands(cfg: CfgNode, options: str = "") -> list[str]:
+def teacher_commands(cfg: CfgNode, options: Sequence[str] = ()) -> list[str]:
     """The one or two commands after which the embeddings of a config are there.
 
     The teacher is trained first, unless ``MODEL.PSDIFF.TEACHER.WEIGHTS`` is a file.
 
     Args:
-        options: of the commands, which make this config of its file and overrides. Default: the
-            config that the run has written to its output folder, if it has.
+        options: of the commands, which make this config of its file and overrides, e.g.
+            ``--config-file x.yaml SEED 1``.
     """
     teacher = cfg.MODEL.PSDIFF.TEACHER
-    options = options or _written_config(cfg)
     file = [] if teacher.EMBEDDINGS else ["MODEL.PSDIFF.TEACHER.EMBEDDINGS", embeddings_file(cfg)]
     if os.path.isfile(teacher.WEIGHTS):
         return [_command("compute_embeddings.py", options, file)]
@@ -44,7 +44,7 @@ def teacher_commands(cfg: CfgNode, options: str = "") -> list[str]:
     ]
 
 
-def how_to_write(cfg: CfgNode, options: str = "") -> str:
+def how_to_write(cfg: CfgNode, options: Sequence[str] = ()) -> str:
     """Says how the file of embeddings is made; ``options`` as for :func:`teacher_commands`.
 
     A teacher that lies in its folder already is not trained again.
@@ -58,10 +58,6 @@ def how_to_write(cfg: CfgNode, options: str = "") -> str:
     return f"Write it with{hint}:{lines}"
 
 
-def _written_config(cfg: CfgNode) -> str:
-    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    return shlex.join(["--config-file", path]) if os.path.isfile(path) else "--config-file <config>"
-
-
-def _command(script: str, options: str, overrides: list[str]) -> str:
-    return f"python projects/PSDiff/{script} {options} {shlex.join(overrides)}".rstrip()
+def _command(script: str, options: Sequence[str], overrides: list[str]) -> str:
+    made_by = shlex.join(options) or "--config-file <config>"
+    return f"python projects/PSDiff/{script} {made_by} {shlex.join(overrides)}".rstrip()
