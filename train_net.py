@@ -25,6 +25,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from person_search.config import default_config, project_names
+from person_search.data import check_training_files
 from person_search.engine import (
     PersonSearchTrainer,
     argument_parser,
@@ -45,6 +46,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Returns the complete, frozen config, and sets up logging, seeds and the output folder."""
     cfg = default_config()  # also registers the models of all installed projects
     merge_config(cfg, args)
+    if not args.eval_only:
+        device = ["--num-gpus", "0"] if args.num_gpus == 0 else []
+        check_training_files(cfg, ["--config-file", args.config_file, *device, *(args.opts or ())])
     cfg = resolve_num_pids(cfg, need_data=not args.eval_only)
     if args.eval_only:
         cfg = evaluation_config(cfg, resume=args.resume, untrained=args.untrained)

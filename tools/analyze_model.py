@@ -320,6 +320,7 @@ def report(args: argparse.Namespace) -> int:
     cost = analyze(args)
     show(cost)
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(asdict(cost), indent=2) + "\n")
     if args.markdown:
         args.markdown.write_text(to_markdown(cost))

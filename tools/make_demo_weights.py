@@ -51,7 +51,8 @@ def main() -> int:
     steps.run(
         "teacher",
         "Train the teacher",
-        f"projects/PSDiff/train_teacher.py {config} OUTPUT_DIR {out} SEED {TEACHER_SEED}",
+        f"projects/PSDiff/train_teacher.py {config} OUTPUT_DIR {out} SEED {TEACHER_SEED} "
+        'MODEL.PSDIFF.TEACHER.WEIGHTS ""',
     )
     steps.run(
         "embeddings",

@@ -9,6 +9,7 @@ from person_search.data.dataset_mapper import (
     BadImageError,
     PersonSearchMapper,
     build_mapper,
+    check_training_files,
 )
 from person_search.data.datasets import (
     AnnotationFileError,
@@ -34,6 +35,7 @@ __all__ = [
     "BadImageError",
     "PersonSearchMapper",
     "build_mapper",
+    "check_training_files",
     "get_num_pids",
     "load_cuhk_sysu",
     "load_cuhk_sysu_protocol",

@@ -19,6 +19,7 @@ An image that cannot be read (``DATALOADER.ON_BAD_IMAGE``):
 import copy
 import logging
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -99,6 +100,17 @@ class PersonSearchMapper:
             "on_bad_image": cfg.DATALOADER.ON_BAD_IMAGE,
             "embed_gt_boxes": not is_train and embeds_gt_boxes(cfg),
         }
+
+    @classmethod
+    def check_training_files(cls, cfg: CfgNode, options: Sequence[str] = ()) -> None:
+        """Raises an error if a file is missing that training needs beside the data. Override point.
+
+        Called before the data are read and the model is built.
+
+        Args:
+            options: with which a program makes this config, e.g. ``--config-file x.yaml SEED 1``,
+                for commands in this message and in later ones.
+        """
 
     def __call__(self, record: dict) -> dict | None:
         """Maps one record.
@@ -278,8 +290,22 @@ def _black_picture(record: dict) -> np.ndarray:
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> PersonSearchMapper:
     """Builds the mapper that ``cfg.DATALOADER.MAPPER`` names."""
+    return _mapper_class(cfg)(cfg, is_train)
+
+
+def check_training_files(cfg: CfgNode, options: Sequence[str] = ()) -> None:
+    """Lets the mapper of a config say what its training lacks, before anything else is done.
+
+    See :meth:`PersonSearchMapper.check_training_files`, which other mappers may do without.
+    """
+    check = getattr(_mapper_class(cfg), "check_training_files", None)
+    if check is not None:
+        check(cfg, options)
+
+
+def _mapper_class(cfg: CfgNode) -> type[PersonSearchMapper]:
     name = cfg.DATALOADER.MAPPER
     if name not in MAPPER_REGISTRY:
         known = sorted(key for key, _ in MAPPER_REGISTRY)
         raise ValueError(f"DATALOADER.MAPPER is {name!r}; allowed: {known}")
-    return MAPPER_REGISTRY.get(name)(cfg, is_train)
+    return MAPPER_REGISTRY.get(name)

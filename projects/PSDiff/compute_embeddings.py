@@ -2,11 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the teacher's embedding of every training box to MODEL.PSDIFF.TEACHER.EMBEDDINGS.
 
-    python projects/PSDiff/compute_embeddings.py --config-file configs/PSDiff/<name>.yaml \\
-        MODEL.PSDIFF.TEACHER.WEIGHTS output/teacher/teacher.safetensors
+    python projects/PSDiff/compute_embeddings.py \\
+        --config-file configs/PSDiff/psdiff_r50_fpn_prw.yaml \\
+        OUTPUT_DIR output/teacher/hhcl_prw_train \\
+        MODEL.PSDIFF.TEACHER.WEIGHTS output/teacher/hhcl_prw_train/teacher.safetensors
 
 Interrupted or killed, the same command goes on where it was; the file appears when it is whole.
 """
+
+# isort: off
+import person_search.utils.quieted  # noqa: F401  first, for the imports below to be quiet
+# isort: on
 
 import argparse
 import sys
@@ -14,6 +20,8 @@ import sys
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from person_search.program import run_program
+from psdiff.teachers.advice import embeddings_file
 from psdiff.teachers.cli import argument_parser, load_trained_teacher, run_script, training_set
 from psdiff.teachers.embed import compute_embeddings
 
@@ -21,7 +29,10 @@ from psdiff.teachers.embed import compute_embeddings
 def work(cfg: CfgNode, args: argparse.Namespace) -> None:
     target = cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS
     if not target:
-        raise ValueError("set MODEL.PSDIFF.TEACHER.EMBEDDINGS to the file that is to be written.")
+        raise ValueError(
+            "MODEL.PSDIFF.TEACHER.EMBEDDINGS is empty; set it to the file that is to be written, "
+            f"such as {embeddings_file(cfg)}."
+        )
     net = load_trained_teacher(cfg)
     name = training_set(cfg)
     count = compute_embeddings(net, name, DatasetCatalog.get(name), cfg)
@@ -29,4 +40,4 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(argument_parser(__doc__.splitlines()[0]), work))
+    sys.exit(run_script(run_program, argument_parser(__doc__), work))

@@ -2,12 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Searches with a teacher's embeddings of the ground-truth boxes: what re-ID alone achieves.
 
-    python projects/PSDiff/evaluate_teacher.py --config-file configs/PSDiff/<name>.yaml \\
-        MODEL.PSDIFF.TEACHER.WEIGHTS output/teacher/teacher.safetensors
+    python projects/PSDiff/evaluate_teacher.py \\
+        --config-file configs/PSDiff/psdiff_r50_fpn_prw.yaml \\
+        OUTPUT_DIR output/teacher/hhcl_prw_train \\
+        MODEL.PSDIFF.TEACHER.WEIGHTS output/teacher/hhcl_prw_train/teacher.safetensors
 
 Detections are the true boxes with score 1, scored by the evaluator of train_net.py, so the search
 figures bound what PSDiff can reach with this teacher. Results: <OUTPUT_DIR>/inference_teacher.
 """
+
+# isort: off
+import person_search.utils.quieted  # noqa: F401  first, for the imports below to be quiet
+# isort: on
 
 import argparse
 import os
@@ -19,6 +25,7 @@ from detectron2.evaluation import print_csv_format
 
 import person_search.data  # noqa: F401  registers the data sets
 from person_search.evaluation import PersonSearchEvaluator
+from person_search.program import run_program
 from psdiff.teachers.cli import argument_parser, load_trained_teacher, run_script
 from psdiff.teachers.evaluate import embed_test_set, evaluate_on_ground_truth
 
@@ -34,4 +41,4 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(argument_parser(__doc__.splitlines()[0]), work))
+    sys.exit(run_script(run_program, argument_parser(__doc__), work))

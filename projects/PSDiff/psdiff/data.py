@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training data of PSDiff: the shared mapper plus the teacher's embedding of every box."""
 
+from collections.abc import Sequence
+
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.data.transforms import TransformList
 from detectron2.structures import Instances
 from fvcore.transforms.transform import HFlipTransform
 
 from person_search.data import MAPPER_REGISTRY, PersonSearchMapper
-from psdiff.teachers.embeddings import TeacherEmbeddings
+from psdiff.teachers.advice import how_to_write
+from psdiff.teachers.embeddings import TeacherEmbeddings, read_file
 
 
 @MAPPER_REGISTRY.register()
@@ -19,6 +22,9 @@ class PSDiffMapper(PersonSearchMapper):
     one embedding for the box as it is and one for its mirror image. A person that a crop
     (``INPUT.CROP``) has cut keeps the embedding of the whole person.
     """
+
+    options: tuple[str, ...] = ()
+    """Of the program that runs (:meth:`check_training_files`), for commands in messages."""
 
     @configurable
     def __init__(self, *, embeddings: TeacherEmbeddings | None, **kwargs) -> None:
@@ -41,9 +47,14 @@ class PSDiffMapper(PersonSearchMapper):
                     "are and mirrored from left to right only; set it to 'horizontal' or 'none'."
                 )
             args["embeddings"] = TeacherEmbeddings.load(
-                cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS, cfg.DATASETS.TRAIN, cfg.MODEL.REID.EMBED_DIM
+                *_expected(cfg), how_to_write(cfg, cls.options)
             )
         return args
+
+    @classmethod
+    def check_training_files(cls, cfg: CfgNode, options: Sequence[str] = ()) -> None:
+        cls.options = tuple(options)
+        read_file(*_expected(cfg), how_to_write(cfg, options))
 
     def instances_from_annotations(
         self,
@@ -59,3 +70,9 @@ class PSDiffMapper(PersonSearchMapper):
             kept = [annotation["index"] for annotation in annotations]
             instances.gt_reid_feats = torch.as_tensor(feats[kept], dtype=torch.float32)
         return instances
+
+
+def _expected(cfg: CfgNode) -> tuple[str, tuple[str, ...], int]:
+    """File of embeddings, training sets and length of an embedding."""
+    path = cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS
+    return path, tuple(cfg.DATASETS.TRAIN), cfg.MODEL.REID.EMBED_DIM

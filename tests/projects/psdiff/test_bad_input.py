@@ -62,10 +62,19 @@ def test_more_ground_truths_than_proposals(matcher, pad) -> None:
 
 @pytest.mark.parametrize("matcher", ["dynamic_k", "hungarian"])
 def test_boxes_of_no_area_in_the_model(matcher) -> None:
-    item = training_input(3)
-    item["instances"].gt_boxes.tensor[1, 2:] = item["instances"].gt_boxes.tensor[1, :2]
-    item["instances"].gt_boxes.tensor[2] = 0.0
-    losses_of(tiny_model(MATCHER=matcher), [item])
+    """They count like the smallest of boxes: neither left out nor the end of the training."""
+    item, nearly = training_input(3), training_input(3)
+    model = tiny_model(MATCHER=matcher)
+    whole = losses_of(model, [item])
+    for target, side in ((item, 0.0), (nearly, 1e-3)):
+        boxes = target["instances"].gt_boxes.tensor
+        boxes[1, 2:] = boxes[1, :2] + side
+        boxes[2] = torch.tensor([0.0, 0.0, side, side])
+    losses = losses_of(model, [item])
+    assert losses == pytest.approx(losses_of(model, [nearly]), rel=1e-3)
+    assert losses["loss_l1"] != pytest.approx(whole["loss_l1"], rel=0.1)
+    item["instances"] = item["instances"][[0]]
+    assert losses["loss_l1"] != pytest.approx(losses_of(model, [item])["loss_l1"], rel=0.1)
 
 
 def test_unlabelled_persons_are_imitated_like_the_others() -> None:

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 from psdiff.box_diffusion import SignalCodec, cosine_alphas_cumprod
 from psdiff.sampler import (
@@ -87,10 +88,13 @@ def test_impossible_settings_name_their_key(settings, message):
 
 
 def test_no_warning_of_diffusers_reaches_the_user():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for name in SAMPLERS:
-            build_scheduler(SamplerSettings(name, 17))
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        schedulers = [build_scheduler(SamplerSettings(name, 17)) for name in SAMPLERS]
+        assert [str(warning.message) for warning in shown] == []
+        DPMSolverMultistepScheduler(algorithm_type="dpmsolver", final_sigmas_type="sigma_min")
+    assert any("dpmsolver" in str(warning.message) for warning in shown)  # else nothing was kept
+    assert [scheduler.timesteps.tolist() for scheduler in schedulers] == [list(range(17))[::-1]] * 3
 
 
 # ---- formulas, in float64 and one number at a time ----------------------------------------------

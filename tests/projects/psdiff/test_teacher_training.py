@@ -3,17 +3,14 @@
 
 import os
 import runpy
-import sys
 
 import numpy as np
 import pytest
 import torch
 from psdiff_tiny import EMBED_DIM
-from safetensors import safe_open
 from safetensors.torch import load_file
 from teacher_tiny import METHODS, paint_people, registered, teacher_cfg
 
-from person_search.data.synthetic import SyntheticConfig, write_prw
 from psdiff.teachers.embed import embed_scenes
 from psdiff.teachers.registry import build_teacher
 from psdiff.teachers.schedule import build_teacher_optimizer, rate_factor, total_iterations
@@ -164,58 +161,3 @@ def test_a_finished_training_is_not_done_again(people, tmp_path, train, caplog):
     first = load_file(train(cfg, resume=True))  # nothing there yet: starts
     second = load_file(train(cfg, resume=True))
     assert_equal(first, second)
-
-
-# ---- scripts -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, request, capsys):
-    """Runs a script of projects/PSDiff as ``__main__`` on a small drawn data set."""
-    root = request.config.rootpath
-    small = SyntheticConfig(
-        train_images=8, test_images=8, train_ids=3, test_ids=2, width=160, height=120,
-        people=(2, 3),
-    )  # fmt: skip
-    write_prw(tmp_path / "synthetic" / "PRW", small, progress=False)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    common = ["--config-file", str(root / "configs/PSDiff/psdiff_slim_synthetic.yaml")]
-    common += ["OUTPUT_DIR", str(tmp_path / "out"), "MODEL.PSDIFF.TEACHER.MAX_ITER", "2"]
-    common += ["DATASETS.TRAIN", "('synthetic_prw_train',)"]
-    common += ["DATASETS.TEST", "('synthetic_prw_test',)"]
-
-    def run(script, *opts, flags=()):
-        path = str(root / "projects" / "PSDiff" / script)
-        monkeypatch.setattr(sys, "argv", [path, *flags, *common, *opts])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(path, run_name="__main__")
-        return ended.value.code, capsys.readouterr()
-
-    return run
-
-
-def test_scripts_train_embed_evaluate_and_report_errors_in_one_line(run, tmp_path):
-    embeddings = str(tmp_path / "e.safetensors")
-    keys = ["MODEL.PSDIFF.TEACHER.EMBEDDINGS", embeddings, "MODEL.PSDIFF.TEACHER.WEIGHTS"]
-    for script in ("compute_embeddings.py", "evaluate_teacher.py"):
-        code, output = run(script, *keys, str(tmp_path / "nothing.safetensors"))
-        assert code == 2 and "nothing.safetensors', which is no file" in output.err
-        code, output = run(script, *keys, "")
-        assert code == 2 and "MODEL.PSDIFF.TEACHER.WEIGHTS is empty" in output.err
-    code, output = run("train_teacher.py", "MODEL.PSDIFF.TEACHER.NAME", "osnet")
-    assert code == 2 and "NAME is 'osnet'; allowed: hhcl" in output.err.splitlines()[-1]
-
-    code, output = run("train_teacher.py", flags=["--resume"])
-    assert code == 0 and "teacher.safetensors" in output.out
-    start = torch.load(tmp_path / "out" / "backbone.pth", weights_only=True)["model"]
-    assert all(name.startswith("backbone.bottom_up.") for name in start)
-
-    weights = str(tmp_path / "out" / "teacher.safetensors")
-    assert run("compute_embeddings.py", *keys, weights)[0] == 0
-    with safe_open(embeddings, framework="numpy") as file:
-        assert file.get_tensor("embeddings").shape[1:] == (2, 128)
-
-    assert run("evaluate_teacher.py", *keys, weights)[0] == 0
-    results = tmp_path / "out" / "inference_teacher" / "synthetic_prw_test_results.json"
-    assert '"mAP"' in results.read_text()

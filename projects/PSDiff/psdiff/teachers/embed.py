@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,7 +28,6 @@ from psdiff.teachers.crops import BoxesOf, SceneCrops, training_boxes
 from psdiff.teachers.embeddings import (
     TeacherEmbeddings,
     describe_source,
-    save_whole,
     unfinished_folder,
 )
 from psdiff.teachers.reid_net import TeacherNet
@@ -146,7 +145,7 @@ class _Parts:
         return load_file(self._path(start))["embeddings"]
 
     def write(self, start: int, feats: np.ndarray) -> None:
-        save_whole(self._path(start), {"embeddings": feats.astype(np.float16)}, {})
+        write_atomically(self._path(start), save({"embeddings": feats.astype(np.float16)}))
 
     def remove(self) -> None:
         shutil.rmtree(self.folder)

@@ -14,12 +14,17 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
+
+from person_search.utils.files import write_atomically
 
 FORMAT = "person_search.teacher_embeddings.v1"
-_HOW_TO = "Write it with: python projects/PSDiff/compute_embeddings.py --config-file <the config>"
+TEACHER_FORMAT = "person_search.teacher.v1"
+KEY = "MODEL.PSDIFF.TEACHER.EMBEDDINGS"
+_HOW_TO = "Write it with projects/PSDiff/compute_embeddings.py."
 
 
 def boxes_hash(records: Sequence[dict]) -> str:
@@ -47,51 +52,33 @@ class TeacherEmbeddings:
         self._rows = dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=True))
 
     @classmethod
-    def load(cls, path: str, datasets: Sequence[str], embed_dim: int) -> "TeacherEmbeddings":
+    def load(
+        cls, path: str, datasets: Sequence[str], embed_dim: int, how_to: str = _HOW_TO
+    ) -> "TeacherEmbeddings":
         """Reads a file and refuses it unless it belongs to the data set and the config.
 
         Args:
             path: ``cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS``. datasets: ``cfg.DATASETS.TRAIN``.
             embed_dim: ``cfg.MODEL.REID.EMBED_DIM``.
+            how_to: what a message says about making such a file.
 
         Raises:
             FileNotFoundError: no such file. ValueError: it is of another data set or another size.
         """
-        key = "MODEL.PSDIFF.TEACHER.EMBEDDINGS"
-        if len(datasets) != 1:
-            raise ValueError(
-                f"PSDiff takes embeddings for one training set, but DATASETS.TRAIN is {datasets}."
-            )
-        if not path or not os.path.isfile(path):
-            begun = os.path.isdir(unfinished_folder(path)) if path else False
-            raise FileNotFoundError(
-                f"PSDiff is trained with a teacher's embeddings, but {key} is '{path}', which is "
-                + (
-                    "not finished yet: run compute_embeddings.py again, it goes on where it was. "
-                    if begun
-                    else "no file. "
-                )
-                + _HOW_TO
-            )
-        meta, feats, image_ids = _read(path, f"{key}: '{path}'")
+        meta, feats, image_ids = read_file(path, datasets, embed_dim, how_to)
         records = DatasetCatalog.get(datasets[0])
         expected = boxes_hash(records)
         if meta["boxes_hash"] != expected:
             raise ValueError(
-                f"{key}: '{path}' was written for data set '{meta['dataset']}' (hash of the boxes "
+                f"{KEY}: '{path}' was written for data set '{meta['dataset']}' (hash of the boxes "
                 f"{meta['boxes_hash']}), but DATASETS.TRAIN is '{datasets[0]}' ({expected}). "
-                f"{_HOW_TO}"
+                f"Set the key to another file, or replace this one. {how_to}"
             )
         count = sum(len(record["annotations"]) for record in records)
         if feats.shape[:2] != (count, 2) or image_ids.shape != (count,):
             raise ValueError(
-                f"{key}: '{path}' has embeddings of shape {feats.shape} for the {count} boxes of "
-                f"'{datasets[0]}'. {_HOW_TO}"
-            )
-        if feats.shape[-1] != embed_dim:
-            raise ValueError(
-                f"{key}: '{path}' has embeddings of length {feats.shape[-1]}, but "
-                f"MODEL.REID.EMBED_DIM is {embed_dim}."
+                f"{KEY}: '{path}' has embeddings of shape {feats.shape} for the {count} boxes of "
+                f"'{datasets[0]}'. {how_to}"
             )
         return cls(feats, image_ids)
 
@@ -109,7 +96,7 @@ class TeacherEmbeddings:
             "embeddings": feats.astype(np.float16),
             "image_id": image_ids.astype(np.int64),
         }
-        save_whole(path, tensors, meta)
+        write_atomically(path, save(tensors, metadata=meta))
 
     def of_image(self, record: dict, flipped: bool) -> np.ndarray:
         """Embeddings (K, D) float32 of a record's boxes, of their mirror images if ``flipped``."""
@@ -136,11 +123,12 @@ def describe_source(
     }
 
 
-def save_whole(path: str, tensors: dict[str, np.ndarray], meta: dict[str, str]) -> None:
-    """Writes a safetensors file under another name first, so that it is whole or not there."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    save_file(tensors, path + ".partial", metadata=meta)
-    os.replace(path + ".partial", path)
+def describe_teacher(cfg: CfgNode, dataset: str, records: Sequence[dict]) -> dict[str, str]:
+    """What the weights of a teacher say about what they were trained on; its hash comes later."""
+    teacher = cfg.MODEL.PSDIFF.TEACHER
+    source = describe_source(dataset, records, "", teacher.NAME, teacher.BACKBONE)
+    del source["teacher_hash"]
+    return {**source, "format": TEACHER_FORMAT}
 
 
 def unfinished_folder(path: str) -> str:
@@ -148,8 +136,39 @@ def unfinished_folder(path: str) -> str:
     return path + ".unfinished"
 
 
-def _read(path: str, where: str) -> tuple[dict[str, str], np.ndarray, np.ndarray]:
-    """Metadata, embeddings and image ids of a file."""
+def read_file(
+    path: str, datasets: Sequence[str], embed_dim: int, how_to: str = _HOW_TO
+) -> tuple[dict[str, str], np.ndarray, np.ndarray]:
+    """Metadata, embeddings and image ids of a file, after all checks that need no records.
+
+    Arguments and errors are those of :meth:`TeacherEmbeddings.load`.
+    """
+    if len(datasets) != 1:
+        raise ValueError(
+            f"PSDiff takes embeddings for one training set, but DATASETS.TRAIN is {datasets}."
+        )
+    if not path or not os.path.isfile(path):
+        begun = os.path.isdir(unfinished_folder(path)) if path else False
+        raise FileNotFoundError(
+            f"PSDiff is trained with a teacher's embeddings, but {KEY} is '{path}', which is "
+            + (
+                "not finished yet: run compute_embeddings.py again, it goes on where it was. "
+                if begun
+                else "no file. "
+            )
+            + how_to
+        )
+    meta, feats, image_ids = _read(path, how_to)
+    if feats.shape[-1] != embed_dim:
+        raise ValueError(
+            f"{KEY}: '{path}' has embeddings of length {feats.shape[-1]}, but "
+            f"MODEL.REID.EMBED_DIM is {embed_dim}. {how_to}"
+        )
+    return meta, feats, image_ids
+
+
+def _read(path: str, how_to: str) -> tuple[dict[str, str], np.ndarray, np.ndarray]:
+    """Metadata, embeddings and image ids of a file, if it is one of embeddings."""
     try:
         with safe_open(path, framework="numpy") as file:
             meta = file.metadata() or {}
@@ -157,6 +176,8 @@ def _read(path: str, where: str) -> tuple[dict[str, str], np.ndarray, np.ndarray
                 return meta, file.get_tensor("embeddings"), file.get_tensor("image_id")
     except Exception as error:  # safetensors has one error for all, the system has its own
         raise ValueError(
-            f"{where} is not a whole file of embeddings ({error}). {_HOW_TO}"
+            f"{KEY}: '{path}' is not a whole file of embeddings ({error}). {how_to}"
         ) from error
-    raise ValueError(f"{where} has format '{meta.get('format')}', expected '{FORMAT}'. {_HOW_TO}")
+    raise ValueError(
+        f"{KEY}: '{path}' has format '{meta.get('format')}', expected '{FORMAT}'. {how_to}"
+    )

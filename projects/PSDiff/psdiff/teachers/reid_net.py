@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from person_search.utils.files import write_atomically
 from psdiff.teachers.backbones import build_teacher_backbone
 
 
@@ -127,9 +128,10 @@ class TeacherNet(nn.Module):
             digest.update(name.encode() + value.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def save(self, path: str) -> None:
-        """Writes the weights as safetensors."""
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path)
+    def save(self, path: str, source: dict[str, str] | None = None) -> None:
+        """Writes the weights as safetensors; ``source`` says what they were trained on."""
+        weights = {k: v.contiguous() for k, v in self.state_dict().items()}
+        write_atomically(path, save(weights, metadata=source))
 
     def load(self, path: str) -> None:
         """Reads weights written by :meth:`save`; refuses those of another architecture."""

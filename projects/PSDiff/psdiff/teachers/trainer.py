@@ -17,8 +17,11 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from person_search.utils.files import write_atomically
+from psdiff.teachers.advice import WEIGHTS_FILE
 from psdiff.teachers.batches import IdentityBatches
 from psdiff.teachers.crops import TrainingCrops, augmentations, read_crops
+from psdiff.teachers.embeddings import describe_teacher
 from psdiff.teachers.losses import TeacherLoss
 from psdiff.teachers.registry import build_teacher, build_teacher_loss
 from psdiff.teachers.reid_net import TeacherFeatures, TeacherNet
@@ -77,6 +80,7 @@ class TeacherTrainer(SimpleTrainer):
         self.crops = read_crops(records, cfg)
         super().__init__(model, _build_loader(cfg, self.crops, pids, self.batches), optimizer)
         self.net, self.loss, self.output_dir = net, loss, cfg.OUTPUT_DIR
+        self.source = describe_teacher(cfg, "+".join(cfg.DATASETS.TRAIN), records)
         self._log_setting(teacher.NAME, num_pids)
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         metrics = os.path.join(cfg.OUTPUT_DIR, "teacher_metrics.json")
@@ -143,12 +147,13 @@ class TeacherTrainer(SimpleTrainer):
         detector with the same network below its FPN can start from it (MODEL.WEIGHTS), as from
         ImageNet weights.
         """
-        path = os.path.join(self.output_dir, "teacher.safetensors")
-        self.net.save(path)
+        path = os.path.join(self.output_dir, WEIGHTS_FILE)
+        self.net.save(path, {**self.source, "teacher_hash": self.net.weights_hash()})
         if getattr(self.net.backbone, "as_detector", False):
             weights = self.net.backbone.state_dict()
             start = {f"backbone.bottom_up.{k}": v for k, v in weights.items()}
-            torch.save({"model": start}, os.path.join(self.output_dir, "backbone.pth"))
+            backbone = os.path.join(self.output_dir, "backbone.pth")
+            write_atomically(backbone, lambda file: torch.save({"model": start}, file))
         return path
 
 

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that configs name are shipped, downloaded, or written by a command of the documents."""
+
+import importlib
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode
+
+from person_search.config import default_config, merge_into
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = ("README.md", "projects/PSDiff/README.md", "docs/adding_a_dataset.md")
+FILES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "configs" / "PSDiff").rglob("*.yaml")
+    if not path.name.startswith("Base-")
+)
+DOWNLOADED = ("detectron2://", "weights/")  # what Base-PSDiff-SwinB.yaml says the origin of
+
+
+def load(config: str, overrides: list[str] | None = None) -> CfgNode:
+    cfg = default_config()
+    merge_into(cfg, ROOT / config, overrides or [])
+    return cfg
+
+
+def commands() -> set[str]:
+    """Python commands of the documents, the demo, the trends and the paper's tables."""
+    found: set[str] = set()
+    for document in DOCUMENTS:
+        for block in re.findall(r"^```bash\n(.*?)^```", (ROOT / document).read_text(), re.M | re.S):
+            found |= set(re.findall(r"^python (.*)$", block.replace("\\\n", " "), re.M))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "tools"))
+        demo, trends, tables = map(
+            importlib.import_module, ("demo", "reproduce_trends", "paper_tables")
+        )
+
+    class Noted(demo.Steps):
+        def run(self, name, title, command, done=None):
+            found.add(command)
+
+    demo.run_steps(Noted(Path("datasets")), Path("output/demo"), Path("datasets"))
+    steps = tables.Commands(Path("output/paper"), 4).of_tables(list(tables.NUMBERS))
+    found |= {step.command.removeprefix("python ") for step in steps}
+    # as they are by default, and relative to the repository
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        runner = trends.Runner(Path("output/trends"), [])
+        patch.setattr(runner, "command", lambda name, command: found.add(command))
+        runner.prepare()
+    return {command.replace(f"{ROOT}/", "") for command in found}
+
+
+def written_by(command: str) -> set[str]:
+    """The teacher's weights or embeddings that a command writes."""
+    script, *words = shlex.split(command, comments=True)
+    if script not in (f"projects/PSDiff/{x}.py" for x in ("train_teacher", "compute_embeddings")):
+        return set()
+    config = words[words.index("--config-file") + 1]
+    keys = [i for i, word in enumerate(words) if re.match(r"[A-Z]+(_DIR|\.)", word)]
+    first = keys[0] if keys else len(words)
+    cfg = load(config, words[first:])
+    if script.endswith("train_teacher.py"):
+        return {f"{cfg.OUTPUT_DIR}/teacher.safetensors"}
+    return {cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS}
+
+
+@pytest.fixture(scope="module")
+def available() -> set[str]:
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=False
+    )
+    shipped = set(listed.stdout.splitlines())
+    if not shipped:
+        pytest.skip("not a git checkout")
+    return shipped.union(*(written_by(command) for command in commands()))
+
+
+@pytest.mark.parametrize("config", FILES)
+def test_files_of_a_config_come_from_somewhere(config: str, available: set[str]) -> None:
+    cfg = load(config)
+    teacher = cfg.MODEL.PSDIFF.TEACHER
+    assert teacher.EMBEDDINGS in available
+    for path in (cfg.MODEL.WEIGHTS, teacher.WEIGHTS):
+        assert not path or path in available or path.startswith(DOWNLOADED), path
+
+
+def test_a_command_that_writes_nothing_does_not_count(available: set[str]) -> None:
+    assert "output/demo/embeddings.safetensors" in available
+    assert "output/demo/teacher/embeddings.safetensors" not in available
+    assert "output/teacher/hhcl_prw_train/teacher.safetensors" in available
