@@ -1,35 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every YAML in ``configs/`` loads, its base exists and it names only what is registered."""
 
-import importlib
 import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
-from packaged import project_entry_points
+from packaged import full_cfg
 
 import person_search.data
-from person_search.config import add_person_search_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 LEAVES = [name for name in FILES if not Path(name).name.startswith("Base-")]
-
-
-def full_cfg() -> CfgNode:
-    """The default config with the keys of the core and of every project in setup.py."""
-    cfg = get_cfg()
-    add_person_search_config(cfg)
-    for place in project_entry_points().values():
-        module, function = place.split(":")
-        getattr(importlib.import_module(module), function)(cfg)
-    return cfg
 
 
 def load(name: str) -> CfgNode:
