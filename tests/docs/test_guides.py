@@ -30,7 +30,7 @@ SHORTER = {
 """What is added to commands for the test's sake: small data, a short training."""
 
 
-FILE_HEADER = re.compile(r"(?:# SPDX[^\n]*\n)?# ((?:projects|configs)/\S+)\n")
+FILE_HEADER = re.compile(r"(?:# SPDX[^\n]*\n)?# ((?:projects|configs|tests)/\S+)\n")
 """How a block begins that is a file."""
 
 
@@ -76,10 +76,24 @@ def test_blocks_run_in_order(
     write_files_of(ROOT / guide, tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path / "projects/MyPS"))
     for line, code in blocks:
-        if FILE_HEADER.match(code):
-            continue
+        header = FILE_HEADER.match(code)
+        if header and header.group(1).startswith("projects/"):
+            continue  # imported by others
         # the empty lines make a traceback show the line in the guide
         exec(compile("\n" * line + code, str(ROOT / guide), "exec"), namespace)
+        if header:
+            run_tests_in(namespace)
+
+
+def run_tests_in(namespace: dict) -> None:
+    """What pytest does with the classes of a file of tests."""
+    classes = [x for name, x in namespace.items() if name.startswith("Test")]
+    assert classes
+    for test in classes:
+        names = [name for name in dir(test) if name.startswith("test_")]
+        assert len(names) > 8, "those of PersonSearchModelTests"
+        for name in names:
+            getattr(test(), name)()
 
 
 @pytest.mark.slow
@@ -139,7 +153,13 @@ def checkout(tmp_path: Path) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     names = write_files_of(METHOD, tmp_path)
     assert [Path(name).name for name in names] == [
-        *("__init__.py", "config.py", "meta_arch.py", "myps_r50_cuhk_sysu.yaml")
+        *(
+            "__init__.py",
+            "config.py",
+            "meta_arch.py",
+            "test_meta_arch.py",
+            "myps_r50_cuhk_sysu.yaml",
+        )
     ]
     lines = LINE.findall(METHOD.read_text())
     assert len(lines) == 3
