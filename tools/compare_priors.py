@@ -70,12 +70,11 @@ def markdown(figures: Figures) -> str:
         by_seed = figures.get(variant)
         if not by_seed:
             continue
-        cells = [mean_and_spread([row[c] for row in by_seed.values()]) for c in columns[:3]]
+        known = {c: [v for row in by_seed.values() if (v := row[c]) is not None] for c in columns}
+        cells = [mean_and_spread(known[c]) for c in columns[:3]]
         for column in columns[3:]:
-            values = [row[column] for row in by_seed.values() if row[column] is not None]
-            digits = 0 if column == "mflop" else 1
-            mean = sum(values) / len(values) if values else None
-            cells.append("unknown" if mean is None else f"{mean:.{digits}f}")
+            values, digits = known[column], 0 if column == "mflop" else 1
+            cells.append(f"{sum(values) / len(values):.{digits}f}" if values else "unknown")
         lines.append(f"| {TITLES[variant]} | {len(by_seed)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
