@@ -170,13 +170,14 @@ class AtomicCheckpointer(DetectionCheckpointer):
             )
         else:
             return incompatible
+        known = self.model.state_dict()
         shapes = [f"{k} {tuple(a)} in the file, {tuple(b)} in the model" for k, (a, b) in
                   wrong_shape.items()]  # fmt: skip
         raise IncompatibleCheckpointError(
             f"The weight file {self._source!r} {problem}.\n"
             f"  missing from the file: {_examples([k for k in missing if k not in wrong_shape])}\n"
             f"  of another shape: {_examples(shapes)}\n"
-            f"  only in the file: {_examples(incompatible.unexpected_keys or in_file)}\n"
+            f"  only in the file: {_examples([k for k in in_file if k not in known])}\n"
             "Use the config that the file was trained with (config.yaml beside it)"
             + (
                 "."

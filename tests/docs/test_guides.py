@@ -12,9 +12,13 @@ from pathlib import Path
 
 import packaged
 import pytest
+import torch
 import yaml
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from json_trees import write_json_set
+
+from person_search.engine import AtomicCheckpointer
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ("docs/adding_a_method.md", "docs/adding_a_dataset.md", "docs/predictions_format.md")
@@ -184,9 +188,22 @@ def test_the_config_of_the_new_method_is_found(
     finally:
         packaged.setup_literal.cache_clear()
     cfg.merge_from_file(str(checkout / "configs/MyPS/myps_r50_cuhk_sysu.yaml"))
+    check_search_with_weights_of_a_training(cfg.clone(), checkout)
     assert cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY
     assert cfg.MODEL.WEIGHTS.endswith("torchvision/R-50.pkl") and cfg.INPUT.FORMAT == "RGB"
     assert '["myps", "person_search"' in (checkout / "pyproject.toml").read_text()
+
+
+def check_search_with_weights_of_a_training(cfg: CfgNode, folder: Path) -> None:
+    """A search knows of no training identities."""
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
+    cfg.MODEL.REID.NUM_PIDS = 5
+    AtomicCheckpointer(build_model(cfg), str(folder)).save("model_final")
+    cfg.MODEL.REID.NUM_PIDS = 0
+    model, path = build_model(cfg), str(folder / "model_final.pth")
+    AtomicCheckpointer(model).load(path, checkpointables=[], need_whole=True)
+    assert torch.equal(model.embed.weight, torch.load(path)["model"]["embed.weight"])
 
 
 @pytest.mark.slow

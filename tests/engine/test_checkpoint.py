@@ -260,6 +260,17 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         load(path, Detector(), allow_partial=True)
 
 
+def test_a_file_with_all_and_no_more_has_nothing_of_its_own(tmp_path: Path) -> None:
+    path = save_model(Detector(4), tmp_path / "wide.pth")
+    model = Detector(4)
+    model.head = nn.Linear(4, 3)
+    with pytest.raises(IncompatibleCheckpointError) as error:
+        load(path, model, need_whole=True)
+    text = str(error.value)
+    assert "of another shape: head.weight (2, 4) in the file, (3, 4) in the model" in text
+    assert "only in the file: -\n" in text
+
+
 def backbone_file(path: Path) -> str:
     weights = {f"backbone.{k}": v for k, v in Backbone().state_dict().items()}
     torch.save({"model": weights}, path)
