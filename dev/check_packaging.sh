@@ -15,14 +15,18 @@ step "building wheels"
 "$PYTHON" -m venv "$WORK/venv"
 "$WORK/venv/bin/pip" wheel --quiet --no-deps --wheel-dir "$WORK/wheels" . ./compat/detectron2-lite
 "$PYTHON" - "$WORK/wheels" <<'PY'
+import ast
 import sys
 import zipfile
 from pathlib import Path
 
+lines = {ast.unparse(x.targets[0]): x.value
+         for x in ast.parse(Path("setup.py").read_text()).body if isinstance(x, ast.Assign)}
+projects = set(ast.literal_eval(lines["PROJECTS"]))
 for wheel in sorted(Path(sys.argv[1]).glob("*.whl")):
     tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     tops = {top for top in tops if not top.endswith(".dist-info")}
-    want = {"detectron2"} if "lite" in wheel.name else {"person_search", "diffps", "psdiff"}
+    want = {"detectron2"} if "lite" in wheel.name else {"person_search", *projects}
     if tops != want:
         sys.exit(f"{wheel.name} holds {sorted(tops)}, expected {sorted(want)}")
     print(f"[packaging]   {wheel.name}: {', '.join(sorted(tops))}")
@@ -35,8 +39,10 @@ step "installing them into a clean environment"
 step "importing from another folder"
 cd "$WORK"
 "$WORK/venv/bin/python" -c '
-import diffps, person_search, psdiff
+import person_search
+from person_search.config import default_config
 from person_search.utils import check_backend
+default_config()  # imports every project
 print("[packaging]  ", check_backend(), person_search.__file__)
 assert "site-packages" in person_search.__file__, "this is not the installed wheel"
 '

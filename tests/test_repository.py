@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Promises of the repository as a whole: licenses, packages, versions, links and commands."""
 
-import ast
 import re
 import shlex
 import subprocess
@@ -12,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaged import project_entry_points, setup_literal
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -34,15 +34,6 @@ def tracked(pattern: str = "*") -> list[Path]:
         pytest.skip("not a git checkout")
     paths = [ROOT / name for name in run.stdout.split("\0") if name]
     return [path for path in paths if path.is_file()]
-
-
-@cache
-def setup_literal(name: str) -> object:
-    """Reads a constant of setup.py without running it."""
-    for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            return ast.literal_eval(node.value)
-    raise AssertionError(f"setup.py has no constant {name}")
 
 
 # ---- source files ------------------------------------------------------------------------------
@@ -98,6 +89,14 @@ def test_every_project_is_packaged() -> None:
     assert listed == present - {p for p in present if p.endswith("/tests")}
     for name in setup_literal("PROJECTS"):
         assert find_spec(name) is not None, f"{name} is not installed: pip install -e ."
+
+
+def test_every_project_has_its_config_keys_and_its_imports_sorted() -> None:
+    projects = set(setup_literal("PROJECTS"))
+    assert set(project_entry_points()) == projects, "ENTRY_POINTS and PROJECTS of setup.py"
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    ours = pyproject["tool"]["ruff"]["lint"]["isort"]["known-first-party"]
+    assert set(ours) == {"person_search", *projects}, "known-first-party of pyproject.toml"
 
 
 def test_versions_agree() -> None:
@@ -164,7 +163,7 @@ def missing_of(command: str) -> list[str]:
     for position, word in enumerate(words):
         before = words[position - 1] if position else ""
         looks_ours = re.fullmatch(r"(?:\./)?[\w./-]+\.(?:py|sh|yaml)", word)
-        if before == "-m" and word.startswith(("person_search", "psdiff", "diffps")):
+        if before == "-m" and word.split(".")[0] in ("person_search", *setup_literal("PROJECTS")):
             missing += [] if find_spec(word) else [word]
         elif before == "make" and re.fullmatch(r"[a-z]+", word):
             missing += [] if word in targets else [f"make {word}"]

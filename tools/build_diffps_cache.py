@@ -5,6 +5,10 @@
     python tools/build_diffps_cache.py --config-file configs/DiffPS/diffps_sd21_prw.yaml \\
         MODEL.DIFFPS.BACKBONE.CACHE.KIND latent MODEL.DIFFPS.BACKBONE.CACHE.DIR /fast/disk/diffps
 
+It says first how large the cache becomes, from the sizes of the pictures, and ends with exit
+status 2 if the disk has no room for that. MODEL.DIFFPS.BACKBONE.CACHE.MAX_GB (1e9 bytes; 0, the
+default: no limit) caches a part; the rest is then computed in every epoch.
+
 An interrupted run goes on where it stopped. On several GPUs: one process each, with --part 0/4,
 --part 1/4, ... on the same folder.
 """
@@ -17,7 +21,8 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
-from diffps.cache_building import fill_cache
+from diffps.cache_building import fill_cache, get_cache
+from diffps.cache_size import CacheEstimate, check_room, estimate_cache
 from person_search.config import build_config
 from person_search.data import register_config_datasets
 from person_search.engine import friendly_errors
@@ -32,17 +37,26 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def build_caches(cfg: CfgNode, part: tuple[int, int] = (0, 1)) -> bool:
-    """Fills the caches of ``DATASETS.TRAIN`` and ``TEST``; returns whether nothing is missing."""
+    """Fills the caches of ``DATASETS.TRAIN`` and ``TEST``; returns whether nothing is missing.
+
+    Raises:
+        ValueError: no cache, or pictures of random size.
+        OSError: the disk has no room for it.
+    """
     backbone = build_backbone(cfg).to(cfg.MODEL.DEVICE)
+    cache, config = get_cache(backbone), cfg.MODEL.DIFFPS.BACKBONE.CACHE
+    datasets = [(name, True) for name in cfg.DATASETS.TRAIN]
+    datasets += [(name, False) for name in cfg.DATASETS.TEST]
+    estimates = [estimate_cache(cfg, backbone, name, is_train) for name, is_train in datasets]
+    print("\n".join(check_room(cache, sum(estimates, CacheEstimate()), config.MAX_GB)), flush=True)
     complete = True
-    for is_train, names in ((True, cfg.DATASETS.TRAIN), (False, cfg.DATASETS.TEST)):
-        for name in names:
-            counts = fill_cache(cfg, backbone, name, is_train, part=part)
-            print(
-                f"{name}: {counts.added} added, {counts.present} were there, "
-                f"{counts.unreadable} unreadable, {counts.missing} missing"
-            )
-            complete &= counts.missing == 0
+    for name, is_train in datasets:
+        counts = fill_cache(cfg, backbone, name, is_train, part=part)
+        print(
+            f"{name}: {counts.added} added, {counts.present} were there, "
+            f"{counts.unreadable} unreadable, {counts.missing} missing"
+        )
+        complete &= counts.missing == 0
     return complete
 
 

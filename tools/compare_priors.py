@@ -12,7 +12,8 @@ The heads and their recipe are the same. The number of iterations differs, so th
 take about the same CPU time: the frozen ones read their activations from a cache, and the ResNet
 is paid for in every iteration. Data, caches and trainings are made by the commands that a user
 types; what exists already is used again, an interrupted training goes on. ``priors.md`` and
-``priors.json`` in the output folder hold the figures, mean and spread over the seeds.
+``priors.json`` in the output folder hold the figures, mean and spread over the seeds. What a run
+that was killed has spent is not known: minutes of what it was at are left out of the means.
 
 Variants are the leaves of configs/DiffPS/priors; options after ``--`` override config keys of all
 trainings, e.g. ``-- SOLVER.MAX_ITER 3000``.
@@ -37,6 +38,8 @@ from training_series import (
     series_parser,
 )
 
+from person_search.utils.files import write_atomically
+
 CONFIGS = Path("configs/DiffPS/priors")
 PRIOR = Path("projects/DiffPS/weights/tiny_diffusion")
 VARIANTS = ("trained", "random", "scratch")
@@ -52,7 +55,10 @@ TITLES = {
 }
 
 # figures[variant][seed]: "search/mAP", ... and the names of COSTS
-Figures = dict[str, dict[int, dict[str, float]]]
+Figures = dict[str, dict[int, dict[str, float | None]]]
+
+# costs[variant]: "mflop", "cache_minutes"; costs[f"{variant}_seed{seed}"]: "minutes"
+Costs = dict[str, dict[str, float | None]]
 
 
 def markdown(figures: Figures) -> str:
@@ -64,11 +70,11 @@ def markdown(figures: Figures) -> str:
         by_seed = figures.get(variant)
         if not by_seed:
             continue
-        cells = [mean_and_spread([row[c] for row in by_seed.values()]) for c in columns[:3]]
+        known = {c: [v for row in by_seed.values() if (v := row[c]) is not None] for c in columns}
+        cells = [mean_and_spread(known[c]) for c in columns[:3]]
         for column in columns[3:]:
-            values = [row[column] for row in by_seed.values()]
-            mean = sum(values) / len(values)
-            cells.append(f"{mean:.0f}" if column == "mflop" else f"{mean:.1f}")
+            values, digits = known[column], 0 if column == "mflop" else 1
+            cells.append(f"{sum(values) / len(values):.{digits}f}" if values else "unknown")
         lines.append(f"| {TITLES[variant]} | {len(by_seed)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -124,34 +130,41 @@ class Comparison:
             )
         return keys + shlex.join(self.overrides)
 
-    def run(self, variant: str, seed: int) -> dict[str, float]:
+    def run(self, variant: str, seed: int) -> dict[str, float | None]:
         """One training and its evaluation, or what an earlier run found."""
         name = f"{variant}_seed{seed}"
         out, costs = self.output / name, self.read_costs()
         shared = costs.setdefault(variant, {})
         if "mflop" not in shared:
             shared["mflop"] = backbone_mflop(self.keys(variant))
-        if variant != "scratch" and "cache_minutes" not in shared:
-            shared["cache_minutes"] = self.command(
-                f"{variant}_cache", f"tools/build_diffps_cache.py {self.keys(variant)}"
-            )
-        shared.setdefault("cache_minutes", 0.0)
-        self.write_costs(costs)
+        if variant == "scratch":
+            shared["cache_minutes"] = 0.0
+        elif shared.get("cache_minutes") is None:
+            command = f"tools/build_diffps_cache.py {self.keys(variant)}"
+            self.measure(costs, variant, "cache_minutes", f"{variant}_cache", command)
         if not (out / "results.json").is_file():
-            minutes = self.command(
-                name,
+            command = (
                 f"train_net.py --num-gpus 0 --resume {self.keys(variant)} "
-                f"SEED {seed} OUTPUT_DIR {out}",
+                f"SEED {seed} OUTPUT_DIR {out}"
             )
-            costs[name] = {"minutes": minutes}
-            self.write_costs(costs)
-        return figures_in(out) | shared | costs[name]
+            self.measure(costs, name, "minutes", name, command)
+        minutes = costs.get(name, {}).get("minutes")
+        return figures_in(out) | shared | {"minutes": minutes}
 
-    def read_costs(self) -> dict[str, dict[str, float]]:
+    def measure(self, costs: Costs, group: str, key: str, name: str, command: str) -> None:
+        """Runs a command and notes its minutes; None if an earlier run was killed in it."""
+        entry = costs.setdefault(group, {})
+        begun_before, entry[key] = key in entry, None
+        self.write_costs(costs)
+        minutes = self.command(name, command)
+        entry[key] = None if begun_before else minutes
+        self.write_costs(costs)
+
+    def read_costs(self) -> Costs:
         return json.loads(self.costs_file.read_text()) if self.costs_file.is_file() else {}
 
-    def write_costs(self, costs: dict[str, dict[str, float]]) -> None:
-        self.costs_file.write_text(json.dumps(costs, indent=2) + "\n")
+    def write_costs(self, costs: Costs) -> None:
+        write_atomically(self.costs_file, (json.dumps(costs, indent=2) + "\n").encode())
 
 
 def backbone_mflop(arguments: str) -> float:

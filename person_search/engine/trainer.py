@@ -31,6 +31,7 @@ from person_search.engine.data_checks import check_test_sets
 from person_search.engine.ema import AveragedWeights, EMAHook
 from person_search.engine.hooks import BestModelCheckpointer, ResumableCheckpointer
 from person_search.engine.identities import resolve_num_pids
+from person_search.engine.initial_weights import warn_of_frozen_random_weights
 from person_search.engine.optimizer import build_optimizer
 from person_search.engine.rng import isolated_rng
 from person_search.engine.train_loader import build_train_loader
@@ -152,6 +153,7 @@ class PersonSearchTrainer(DefaultTrainer):
         model = self.checkpointer.model  # without the distributed wrapper
         if hasattr(model, "load_initial_weights"):
             model.load_initial_weights()
+        warn_of_frozen_random_weights(self.cfg, model)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:

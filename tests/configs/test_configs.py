@@ -1,36 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every YAML in ``configs/`` loads, its base exists and it names only what is registered."""
 
-import importlib
 import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
+from packaged import full_cfg
 
 import person_search.data
-from person_search.config import add_person_search_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 LEAVES = [name for name in FILES if not Path(name).name.startswith("Base-")]
-PROJECTS = ("diffps", "psdiff")
-
-
-def full_cfg() -> CfgNode:
-    """The default config with the keys of the core and of every project that has some."""
-    cfg = get_cfg()
-    add_person_search_config(cfg)
-    for name in PROJECTS:
-        add_config = getattr(importlib.import_module(name), f"add_{name}_config", None)
-        if add_config is not None:
-            add_config(cfg)
-    return cfg
 
 
 def load(name: str) -> CfgNode:

@@ -46,7 +46,14 @@ def test_a_folder_with_other_files_is_not_taken(tmp_path) -> None:
 def test_a_kill_while_the_gallery_is_made(tmp_path) -> None:
     (tmp_path / ".gallery.json.123").write_text('{"form')
     (tmp_path / "gallery.lock").touch()
-    GalleryStore.create(tmp_path, 4, IDENTITY)
+    with pytest.raises(GalleryError, match="no gallery: there is no gallery.json"):
+        GalleryStore(tmp_path)  # what a kill has left is none yet
+    made = GalleryStore.create(tmp_path, 4, IDENTITY)
+    opened = GalleryStore(tmp_path)
+    assert opened.manifest == made.manifest
+    assert (opened.manifest.dim, opened.manifest.model) == (4, IDENTITY)
+    with opened.writing() as run:
+        assert run == 1 and opened.ensure_segments(1) == ["0001"]
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,34 @@ def test_what_is_there_is_not_made_again(comparison) -> None:
     assert [name for name, _ in comparison.ran[done:]] == ["trained_seed2"]
 
 
+@pytest.mark.parametrize("last", ["training", "cache"])
+def test_a_kill_costs_a_figure_and_no_more(comparison, tool, last, monkeypatch) -> None:
+    """Killed when a command had done its work, but before its minutes were noted."""
+    command = comparison.command
+
+    def killed_after(name, text):
+        minutes = command(name, text)
+        if ("train_net.py" in text) == (last == "training"):
+            raise KeyboardInterrupt
+        return minutes
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "command", killed_after)
+        with pytest.raises(KeyboardInterrupt):
+            comparison.run("trained", seed=1)
+    first, second = (comparison.run("trained", seed) for seed in (1, 2))
+    known = {"training": (1.5, None, 1.5), "cache": (None, 1.5, 1.5)}[last]
+    assert (first["cache_minutes"], first["minutes"], second["minutes"]) == known
+    trainings = [name for name, text in comparison.ran if "train_net.py" in text]
+    assert trainings == ["trained_seed1", "trained_seed2"], "no training is done twice"
+    rows = tool.markdown({"trained": {1: first}}).splitlines()[2].split(" | ")
+    assert [rows[-2], rows[-1].rstrip(" |")] == (
+        ["1.5", "unknown"] if last == "training" else ["unknown", "1.5"]
+    )
+    both = tool.markdown({"trained": {1: first, 2: second}}).splitlines()[2]
+    assert both.rstrip(" |").endswith("1.5")
+
+
 def test_prior_must_be_a_diffusers_folder(tool, tmp_path) -> None:
     with pytest.raises(SystemExit, match="no folder in diffusers format"):
         tool.Comparison(tmp_path / "out", tmp_path / "none", None, []).prepare()

@@ -196,6 +196,17 @@ class DiffusionBackbone(Backbone):
             else:
                 self._moments(torch.stack([_pad(crop, size) for crop in crops]), some_keys)
 
+    def cache_entry_bytes(self, image_size: tuple[int, int]) -> int:
+        """Bytes of the tensors that the cache keeps of an image of (h, w) pixels."""
+        height, width = map(self._round_up, image_size)
+        if self.feature_cache is None:
+            vae = self._frozen[0]
+            stride = 2 ** (len(vae.config.block_out_channels) - 1)
+            values = 2 * vae.config.latent_channels * (height // stride) * (width // stride)
+            return values * next(vae.parameters()).dtype.itemsize
+        dtype = torch.float32 if self._unet.upcast else self._unet.dtype
+        return sum(layer.bytes_of((height, width), dtype) for layer in self._unet.tap.layers)
+
     def _group(
         self, images: Tensor, sizes: Sequence[tuple[int, int]]
     ) -> Iterator[tuple[tuple[int, int], list[int], list[Tensor]]]:

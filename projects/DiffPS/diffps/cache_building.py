@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from diffps.backbone import DiffusionBackbone
+from diffps.cache import TensorCache
 from diffps.latents import image_digest
 from person_search.data import build_mapper
 
@@ -69,14 +70,10 @@ def fill_cache(
     Raises:
         ValueError: no cache, or images of random size, of which not all can be cached.
     """
-    cache = backbone.cache
-    if cache is None:
-        raise ValueError(
-            "set MODEL.DIFFPS.BACKBONE.CACHE.KIND to 'latent', 'feature' or 'compact'."
-        )
+    cache = get_cache(backbone)
     check_repeatable_images(cfg, is_train)
     records = DatasetCatalog.get(dataset_name)[part[0] :: part[1]]
-    flips = is_train and cfg.INPUT.RANDOM_FLIP == "horizontal"
+    flips = caches_mirror_images(cfg, is_train)
     images = _MappedImages(cfg, records, is_train, flips)
     loader = DataLoader(
         images, batch_size=None, num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=_as_it_is
@@ -98,6 +95,20 @@ def fill_cache(
             break
         bar.set_postfix(GB=f"{cache.bytes / 1e9:.2f}", refresh=False)
     return counts
+
+
+def get_cache(backbone: DiffusionBackbone) -> TensorCache:
+    """Returns the cache of a backbone; raises ValueError if it has none."""
+    if backbone.cache is None:
+        raise ValueError(
+            "set MODEL.DIFFPS.BACKBONE.CACHE.KIND to 'latent', 'feature' or 'compact'."
+        )
+    return backbone.cache
+
+
+def caches_mirror_images(cfg: CfgNode, is_train: bool) -> bool:
+    """Whether images are flipped at random, so that both versions are cached."""
+    return is_train and cfg.INPUT.RANDOM_FLIP == "horizontal"
 
 
 def check_repeatable_images(cfg: CfgNode, is_train: bool) -> None:

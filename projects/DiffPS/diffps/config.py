@@ -102,10 +102,12 @@ def _add_cache(backbone: CN) -> None:
     # "none", "latent" (mean and std of the VAE, 0.4 MB per image of 1280 x 1280), "feature" (all
     # outputs, 86 MB) or "compact" (53 MB: the hidden states that outputs are frozen projections of,
     # which are applied at reading). Flipped and otherwise transformed images count as images of
-    # their own.
+    # their own: PRW takes 7 GB, 1.5 TB or 0.9 TB in all (table in projects/DiffPS/README.md), so
+    # "latent" is the one for Stable Diffusion. tools/build_diffps_cache.py estimates it.
     backbone.CACHE.KIND = "none"
     backbone.CACHE.DIR = ""
-    # Gigabytes (1e9 bytes) after which nothing is added; 0: no limit.
+    # Gigabytes (1e9 bytes) after which nothing is added; 0: no limit. What is there is kept and
+    # read; the other images are computed every time.
     backbone.CACHE.MAX_GB = 0.0
 
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 _STAGES = {"d": "down", "m": "mid", "u": "up"}
@@ -70,6 +71,11 @@ class Layer:
     """Pixels of the image per cell."""
     heads: int = 0
     """Attention heads of the block; 0 for ``vit`` and ``res``."""
+
+    def bytes_of(self, image_size: tuple[int, int], dtype: torch.dtype) -> int:
+        """Bytes of the activation for one image; maps are float32, all else is of ``dtype``."""
+        cells = (image_size[0] // self.stride) * (image_size[1] // self.stride)
+        return self.channels * cells * (torch.float32 if self.kind == "map" else dtype).itemsize
 
 
 def list_layers(unet: nn.Module, latent_stride: int = 8) -> dict[str, Layer]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import DefaultTrainer
 
 from diffps import add_diffps_config
 from person_search.config import add_person_search_config
@@ -194,3 +195,20 @@ def test_every_key_is_explained(repo_root):
     # said by the name of their group
     assert {line.split(" = ")[0].rpartition(".")[2] for line in bare} <= {
         "IN_FEATURE", "DIM", "ENABLED", "PARTS"}, bare  # fmt: skip
+
+
+@pytest.mark.parametrize(("gpus", "reference"), [(1, 0), (3, 0), (8, 3), (8, 1)])
+def test_table_of_gpus_in_the_readme(repo_root: Path, gpus: int, reference: int) -> None:
+    solvers = []
+    for data in DATA:
+        cfg = load(repo_root, f"diffps_sd21_{data}")
+        cfg.SOLVER.REFERENCE_WORLD_SIZE = reference
+        solvers.append(DefaultTrainer.auto_scale_workers(cfg, gpus).SOLVER)
+        assert solvers[-1].IMS_PER_BATCH % gpus == 0
+    keys = f"`--num-gpus {gpus}`"
+    keys += f", `SOLVER.REFERENCE_WORLD_SIZE {reference}`" if reference else ""
+    batch, rate = solvers[0].IMS_PER_BATCH, f"{round(solvers[0].BASE_LR, 6):f}".rstrip("0")
+    assert (solvers[1].IMS_PER_BATCH, solvers[1].BASE_LR) == (batch, solvers[0].BASE_LR)
+    iterations = " | ".join(f"{solver.MAX_ITER:,}" for solver in solvers)
+    row = f"| {gpus} | {keys} | {batch} | {rate} | {iterations} |"
+    assert row in (repo_root / "projects/DiffPS/README.md").read_text()

@@ -77,9 +77,18 @@ def test_a_file_of_another_model_is_refused(file, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_type_of_the_weights_does_not_matter(tiny_sd, file, dtype):
-    unet = DiffusionFolder(tiny_sd).load_unet(dtype, "any")
-    load_text(file, "a person with shoes", [], None, unet)
+def test_the_type_of_the_weights_does_not_matter(tiny_sd, file, dtype, tmp_path):
+    prompt, folder = "a person with shoes", DiffusionFolder(tiny_sd)
+    unet = folder.load_unet(dtype, "any")
+    expected, got = encode_text(folder, prompt, WORDS), load_text(file, prompt, WORDS, None, unet)
+    assert torch.equal(got.context, expected.context)
+    assert got.positions == expected.positions
+    for word in WORDS:
+        assert torch.equal(got.word_vectors[word], expected.word_vectors[word])
+    # the other model is refused in this type, too: its weights are compared, not left out
+    other = write_tiny_diffusion(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match="written for another model than BACKBONE.MODEL"):
+        load_text(file, prompt, WORDS, None, DiffusionFolder(other).load_unet(dtype, "any"))
 
 
 def test_files_that_are_none(unet, tmp_path):
