@@ -211,8 +211,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def find_resumable(self) -> str:
         """Returns the newest intact training checkpoint in ``save_dir``, or "" if there is none.
 
-        Also removes what a killed process has left half written. The file that
-        ``last_checkpoint`` names comes first. If that one is damaged (a failing disk,
+        Who saves checkpoints also removes what a killed process has left half written; an
+        evaluation does not, a training may be writing it now. The file that ``last_checkpoint``
+        names comes first. If that one is damaged (a failing disk,
         a copy cut short), the others are tried by descending iteration, with a warning. Checked by
         the main process, which all others follow.
 
@@ -233,9 +234,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
             others = [p for p in self.get_all_checkpoint_files() if p not in candidates]
             others = [p for p in others if _iteration(p) >= 0]
             candidates += sorted(others, key=_iteration, reverse=True)
-            for name in os.listdir(self.save_dir):
-                if name.endswith(TEMPORARY_SUFFIX):
-                    _remove(os.path.join(self.save_dir, name))
+            if self.save_to_disk:
+                for name in os.listdir(self.save_dir):
+                    if name.endswith(TEMPORARY_SUFFIX):
+                        _remove(os.path.join(self.save_dir, name))
         for i, path in enumerate(candidates):
             if is_intact(path):
                 if i > 0:

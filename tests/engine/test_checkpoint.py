@@ -133,6 +133,17 @@ def test_kill_9_while_saving(tmp_path: Path, caplog, name: str) -> None:
     assert not remains.exists()
 
 
+def test_an_evaluation_leaves_what_a_training_is_writing(tmp_path: Path) -> None:
+    AtomicCheckpointer(linear(), str(tmp_path)).save("model_0000001", iteration=1)
+    growing = tmp_path / f"model_0000002.pth{TEMPORARY_SUFFIX}"
+    growing.write_bytes(b"half")
+    looking = AtomicCheckpointer(linear(), str(tmp_path), save_to_disk=False)
+    assert looking.find_resumable() == str(tmp_path / "model_0000001.pth")
+    assert growing.exists()
+    AtomicCheckpointer(linear(), str(tmp_path)).find_resumable()
+    assert not growing.exists()
+
+
 def save_with_little_room(folder: str, pipe: Connection) -> None:
     checkpointer = AtomicCheckpointer(nn.Linear(400, 400), folder)
     checkpointer.save("model_0000001", iteration=1)
