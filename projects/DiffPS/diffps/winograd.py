@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""3x3 convolutions with 2.25 times fewer multiplications, for frozen float32 models on CPUs.
+"""3x3 convolutions with up to 4 times fewer multiplications, for frozen float32 models on CPUs.
 
-Shape shorthand: B images, C and D channels in and out, (H, W) cells, T tiles of 2 x 2 outputs.
+Shape shorthand: B images, C and D channels in and out, (H, W) cells, m outputs and n = m + 2 inputs
+along a side of a tile, T tiles.
 
-Winograd's F(2x2, 3x3) computes a tile of 2 x 2 outputs from 4 x 4 inputs d as
-``A^T [(G g G^T) * (B^T d B)] A``: 16 products where the definition has 36. Summed over channels,
-each of the 16 positions is a matrix product (T, C) x (C, D), and the rest is additions. The weights
-never change here, so ``G g G^T`` is computed once; they take 16/9 of the memory. The result is as
-exact as the direct one but for its last bits: its relative error is 4e-7 instead of 3e-7.
+Winograd's F(m x m, 3 x 3) computes a tile of m x m outputs from n x n inputs d as
+``A^T [(G g G^T) * (B^T d B)] A``: n^2 products where the definition has 9 m^2, that is 2.25 times
+fewer for m = 2 and 4 times fewer for m = 4. Summed over channels, each of the n^2 positions is a
+matrix product (T, C) x (C, D). The weights never change here, so ``G g G^T`` is computed once; they
+take n^2 / 9 of the memory, 1.8 or 4 times as much. The result has a relative error of 4e-7 (m = 2)
+or 3e-6 (m = 4), a direct convolution one of 3e-7.
 
 Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, arXiv 1509.09308.
 GPUs do without: cuDNN has algorithms of its own, and half precision lacks the digits.
@@ -20,92 +22,105 @@ from torch.nn import functional as F
 MIN_CHANNELS = 128
 """Below, additions and copies take longer than the multiplications saved."""
 
-_STRIP_FLOATS = 2_000_000  # of intermediate results: 8 MB stay in a cache
-_STRIP_TILES = 256  # at least, or the matrix products become slow
+WIDE_CHANNELS = 1024
+"""From here on m = 2: such maps are small, so that reading the weights decides, and most of the
+weights of a UNet are there."""
+
+_STRIP_TILES = 128  # at once: fewer make the matrix products slow, more leave the caches
+
+# Columns: inputs of a tile; kernel; transformed inputs. For m = 4 the polynomials are evaluated at
+# 0, 1, -1, 2, -2 and infinity, for m = 2 at 0, 1, -1 and infinity.
+_INPUT = {  # B^T
+    2: [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
+    4: [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ],
+}
+_KERNEL = {  # G
+    2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
+    4: [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ],
+}
+_OUTPUT = {  # A^T
+    2: [[1, 1, 1, 0], [0, 1, -1, -1]],
+    4: [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
+}
 
 
 class WinogradConv2d(nn.Module):
     """A frozen 3x3 convolution with stride 1 and zero padding of 1. Has no backward pass."""
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    input_matrix: Tensor
+    output_matrix: Tensor
+
+    def __init__(self, conv: nn.Conv2d, tile: int | None = None) -> None:
         """
         Args:
             conv: one that :func:`is_suitable`; it is not changed.
+            tile: m, 2 or 4; default: by the number of channels.
         """
         super().__init__()
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
-        weight = transform_weight(conv.weight.detach())
+        wide = min(self.in_channels, self.out_channels) >= WIDE_CHANNELS
+        self.tile = tile or (2 if wide else 4)
+        weight = transform_weight(conv.weight.detach(), self.tile)
         self.weight = nn.Parameter(weight, requires_grad=False)
         bias = weight.new_zeros(weight.shape[2]) if conv.bias is None else conv.bias.detach()
         self.bias = nn.Parameter(bias, requires_grad=False)
+        self.register_buffer("input_matrix", weight.new_tensor(_INPUT[self.tile]), False)
+        self.register_buffer("output_matrix", weight.new_tensor(_OUTPUT[self.tile]), False)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, H, W), with the channels last in memory."""
         batch, _, height, width = x.shape
-        rows, columns = -(-height // 2), -(-width // 2)
-        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1 + width % 2, 1, 1 + height % 2))
-        out = x.new_empty(batch, rows, 2, columns, 2, self.out_channels)
-        step = self._rows_per_strip(batch * columns)
+        m = self.tile
+        rows, columns = -(-height // m), -(-width // m)
+        # one cell of padding, and what the last tiles reach beyond the map
+        right, below = 1 + columns * m - width, 1 + rows * m - height
+        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, right, 1, below))
+        out = x.new_empty(batch, rows, m, columns, m, self.out_channels)
+        step = max(1, _STRIP_TILES // (batch * columns))
         for first in range(0, rows, step):
             strip = out[:, first : first + step]
-            inputs = x[:, 2 * first : 2 * (first + strip.shape[1]) + 2]
+            inputs = x[:, m * first : m * (first + strip.shape[1]) + 2]
             self._run_strip(inputs, strip)
-        out = out.view(batch, 2 * rows, 2 * columns, -1)[:, :height, :width]
-        return out.permute(0, 3, 1, 2)
-
-    def _rows_per_strip(self, tiles_per_row: int) -> int:
-        floats_per_tile = 16 * (self.in_channels + self.out_channels)
-        tiles = max(_STRIP_TILES, _STRIP_FLOATS // floats_per_tile)
-        return max(1, tiles // tiles_per_row)
+        out = out.view(batch, m * rows, m * columns, -1)[:, :height, :width]
+        # what is cut off, too: layers that follow are slower on a part of a larger map
+        return out.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
     def _run_strip(self, x: Tensor, out: Tensor) -> None:
-        """Rows of tiles: (B, 2 h + 2, 2 w + 2, C) -> ``out`` (B, h, 2, w, 2, D)."""
-        batch, rows, columns = out.shape[0], out.shape[1], out.shape[3]
-        tiles = x.new_empty(4, 4, batch, rows, columns, x.shape[3])
-        lines = [x[:, i : i + 2 * rows - 1 : 2] for i in range(4)]
-        for row, line in zip(tiles, _input_combinations(lines), strict=True):
-            cells = [line[:, :, i : i + 2 * columns - 1 : 2] for i in range(4)]
-            _input_combinations(cells, out=row)
-        products = torch.bmm(tiles.view(16, -1, x.shape[3]), self.weight)
-        products = products.view(4, 4, batch, rows, columns, -1)
-        for i, line in enumerate(_output_combinations(products)):
-            for j, cell in enumerate(_output_combinations(line)):
-                torch.add(cell, self.bias, out=out[:, :, i, :, j])
+        """Rows of tiles: (B, m h + 2, m w + 2, C) -> ``out`` (B, h, m, w, m, D)."""
+        m, n = self.tile, self.tile + 2
+        batch, rows, columns, channels = out.shape[0], out.shape[1], out.shape[3], x.shape[3]
+        lines = torch.stack([x[:, i : i + m * (rows - 1) + 1 : m] for i in range(n)])
+        lines = (self.input_matrix @ lines.view(n, -1)).view(n, batch, rows, -1, channels)
+        tiles = [lines[:, :, :, i : i + m * (columns - 1) + 1 : m] for i in range(n)]
+        d = self.input_matrix @ torch.stack(tiles, dim=1).view(n, n, -1)
+        products = torch.bmm(d.view(n * n, -1, channels), self.weight)
+        results = self.output_matrix @ products.view(n, n, -1)
+        results = self.output_matrix @ results.view(n, -1)
+        results = results.view(m, m, batch, rows, columns, -1)
+        torch.add(results.permute(2, 3, 0, 4, 1, 5), self.bias, out=out)
 
 
-def _input_combinations(d: list[Tensor], out: Tensor | None = None) -> list[Tensor]:
-    """B^T along one axis: four combinations of four neighbors."""
-    places = [None] * 4 if out is None else list(out)
-    return [
-        torch.sub(d[0], d[2], out=places[0]),
-        torch.add(d[1], d[2], out=places[1]),
-        torch.sub(d[2], d[1], out=places[2]),
-        torch.sub(d[1], d[3], out=places[3]),
-    ]
-
-
-def _output_combinations(m: Tensor) -> tuple[Tensor, Tensor]:
-    """A^T along the first axis: (4, ...) -> two results. The second and third of ``m`` are lost."""
-    even = m[0] + m[1]
-    even += m[2]
-    odd = m[1].sub_(m[2])
-    odd -= m[3]
-    return even, odd
-
-
-def transform_weight(weight: Tensor) -> Tensor:
-    """G g G^T: (D, C, 3, 3) -> (16, C, D)."""
-    g = weight.permute(2, 3, 1, 0).contiguous()
-    rows = _kernel_combinations(g)
-    transformed = _kernel_combinations(rows.transpose(0, 1)).transpose(0, 1)
-    return transformed.reshape(16, *g.shape[2:])
-
-
-def _kernel_combinations(g: Tensor) -> Tensor:
-    """G along the first axis: (3, ...) -> (4, ...)."""
-    outer, inner = (g[0] + g[2]) / 2, g[1] / 2
-    return torch.stack([g[0], outer + inner, outer - inner, g[2]])
+def transform_weight(weight: Tensor, tile: int) -> Tensor:
+    """G g G^T: (D, C, 3, 3) -> (n^2, C, D)."""
+    # sixths are no binary fractions, so the results are rounded once, at the end
+    g = torch.tensor(_KERNEL[tile], dtype=torch.float64, device=weight.device)
+    transformed = torch.einsum("ia,dcab,jb->ijcd", g, weight.double(), g)
+    return transformed.flatten(0, 1).to(weight.dtype).contiguous()
 
 
 def is_suitable(module: nn.Module, min_channels: int = MIN_CHANNELS) -> bool:
