@@ -20,15 +20,6 @@ from psdiff.teachers.registry import build_teacher
 KEY = "MODEL.PSDIFF.TEACHER.EMBEDDINGS"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Matrices this small only lose by being shared out, most of all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def people(tmp_path):
     with registered(paint_people(tmp_path)) as records:

@@ -15,15 +15,6 @@ from psdiff.teachers.evaluate import boxes_and_queries, embed_test_set, evaluate
 NAME = "teacher_evaluation"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Matrices this small only lose by being shared out, most of all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def test_set(tmp_path_factory):
     """Name of a drawn test set of 24 scenes, registered as PRW."""

@@ -14,15 +14,6 @@ from psdiff.teachers.registry import TEACHER_REGISTRY, build_teacher, build_teac
 PIDS = torch.tensor([0, 0, 1, 1, 2, 2, UNLABELED_PID, UNLABELED_PID])
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Matrices this small only lose by being shared out, most of all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def build(folder, name, **teacher):
     torch.manual_seed(0)
     cfg = teacher_cfg(folder, name, **teacher)

@@ -15,15 +15,6 @@ from person_search.data.synthetic import SyntheticConfig, write_cuhk_sysu, write
 from person_search.engine import argument_parser
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Matrices this small only lose by being shared out, most of all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     """Two small drawn data sets, in an empty folder that the program is started in."""

@@ -17,15 +17,6 @@ from psdiff.teachers.schedule import build_teacher_optimizer, rate_factor, total
 from psdiff.teachers.trainer import TeacherTrainer
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Matrices this small only lose by being shared out, most of all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def people(tmp_path):
     with registered(paint_people(tmp_path, unlabeled=True)) as records:
