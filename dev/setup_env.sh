@@ -71,7 +71,8 @@ install_once() {
     return
   fi
   say "installing $what"
-  "$VENV/bin/python" -m pip install --disable-pip-version-check -c constraints.txt "$@" \
+  # --no-compile: Python compiles what is imported, a small part of it, at the first import
+  "$VENV/bin/python" -m pip install --no-compile --disable-pip-version-check -c constraints.txt "$@" \
     || fail "pip could not install $what; its own message stands above. The next run goes on from here."
   printf '%s\n' "$wanted" > "$stamp"
 }
