@@ -13,7 +13,7 @@ An evaluation with other settings or weights than the training's writes into OUT
 """
 
 # isort: off
-import person_search.utils.quieted  # noqa: F401  first, for the imports below to be quiet
+from person_search.cli import quiet_libraries  # noqa: F401  first: imports below stay quiet
 # isort: on
 
 import argparse

@@ -125,7 +125,7 @@ class PersonSearchModelTests:
     """What every model must keep to (docs/data_flow.md, section 3), checked at a tiny size."""
 
     image_size = (48, 64)
-    """(h, w) of the pictures that the model is tested on."""
+    """(h, w) of the images that the model is tested on."""
 
     batch_tolerance = 1e-5
     """By how much a batch may change the figures of an image."""
@@ -139,7 +139,7 @@ class PersonSearchModelTests:
         raise NotImplementedError("return one training input")
 
     def image_input(self, image_id: int = 0, queries: int = 0) -> dict:
-        """What the mapper gives in testing, for a picture of twice the size on disk."""
+        """What the mapper gives in testing, for an image of twice the size on disk."""
         h, w = self.image_size
         generator = torch.Generator().manual_seed(image_id)
         image = torch.randint(0, 256, (3, h, w), generator=generator, dtype=torch.uint8)
@@ -180,7 +180,7 @@ class PersonSearchModelTests:
         assert torch.isfinite(total)
         total.backward()
 
-    def test_output_has_the_fields_and_the_frame_of_the_picture(self) -> None:
+    def test_output_has_the_fields_and_the_frame_of_the_image(self) -> None:
         output = self.predict(self.build(0), [self.image_input(queries=2)])[0]
         found = output["instances"]
         h, w = self.image_size

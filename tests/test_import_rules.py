@@ -30,13 +30,13 @@ CORE_MAY_IMPORT = {
     "data": {"schema", "utils", "config"},
     "modeling": {"schema", "utils", "config"},
     "evaluation": {"schema", "utils", "config", "data"},
-    "vis": {"schema", "utils", "config"},
+    "vis": {"schema", "utils", "config", "data", "evaluation"},
     "engine": {"schema", "utils", "config", "data", "modeling", "evaluation", "vis"},
     "search": {
         *("schema", "utils", "config", "data", "modeling", "evaluation", "vis", "engine"),
-        "program",
+        "cli",
     },
-    "program": {"utils", "engine"},
+    "cli": {"utils", "engine"},
     "testing": {"schema", "utils", "config", "data", "modeling", "evaluation", "engine"},
 }
 # documented under their own name although their package exports some of the same names

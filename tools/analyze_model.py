@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from person_search.program import run_program
+from person_search.cli import run_program
 
 # First match counts; a parameter outside all of them belongs to the part of its first name.
 PARTS = (

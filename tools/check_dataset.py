@@ -52,7 +52,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="of a JSON file: folder that the file names start from (default: that of the JSON)",
     )
     parser.add_argument(
-        "--decode", action="store_true", help="decode every picture; takes minutes on a real set"
+        "--decode", action="store_true", help="decode every image; takes minutes on a real set"
     )
     parser.add_argument(
         "--limit", type=int, default=0, metavar="N", help="show N lines per kind (default: all)"

@@ -9,7 +9,7 @@ Examples::
     python tools/convert_dataset.py mot /data/MOT17/train --name street --every 25
     python tools/convert_dataset.py mot /data/MOT17/train --split identity --test-share 0.4
 
-Pictures stay where they are. Writes <output>/<name>_train.json and <name>_test.json, and prints the
+Images stay where they are. Writes <output>/<name>_train.json and <name>_test.json, and prints the
 lines of a config that trains and tests on them. A track of a MOT sequence becomes an identity, a
 sequence a camera.
 """

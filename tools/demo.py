@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = "configs/PSDiff/psdiff_slim_synthetic.yaml"
+CONFIG = "configs/PSDiff/tiny/psdiff_slim_synthetic.yaml"
 DATASET = "synthetic_cuhk_sysu_test"
 DATA_OPTIONS = "--train-images 900 --train-ids 250 --test-images 150 --test-ids 60"
 # A CPU cannot train from nothing in the minutes of a demo, so it goes on from small weights that
-# tools/make_demo_weights.py made on the same training split, before their learning rate came down.
+# projects/PSDiff/tools/make_demo_weights.py made on the same training split, before their learning rate came down.
 WEIGHTS = Path("projects/PSDiff/weights")
 TEACHER_WEIGHTS = WEIGHTS / "teacher_slim_synthetic.safetensors"
 PSDIFF_WEIGHTS = WEIGHTS / "psdiff_slim_synthetic.safetensors"
@@ -108,7 +108,7 @@ def run_steps(steps: Steps, out: Path, datasets: Path) -> None:
     steps.run(
         "embeddings",
         "2/6  Let the re-ID teacher embed all training persons",
-        f"projects/PSDiff/compute_embeddings.py {keys} "
+        f"projects/PSDiff/tools/compute_embeddings.py {keys} "
         f"MODEL.PSDIFF.TEACHER.WEIGHTS {TEACHER_WEIGHTS}",
         done=embeddings,
     )
@@ -164,7 +164,7 @@ def keep_first_times(path: Path, seconds: dict[str, float]) -> dict[str, float]:
 
 
 def report(out: Path, datasets: Path, seconds: dict[str, float], total: float) -> None:
-    """Writes metrics.json and prints the table, the times and the paths of the pictures."""
+    """Writes metrics.json and prints the table, the times and the paths of the images."""
     trained = results_of(out / "train")
     chance = json.loads((out / "chance.json").read_text())
     rows = {
@@ -189,14 +189,14 @@ def report(out: Path, datasets: Path, seconds: dict[str, float], total: float) -
     console.print(f"Detectron2: {trained['backend']}.  Time: {total / 60:.1f} min ({times}).")
     console.print(f"Figures:  {out / 'metrics.json'}")
     for picture in sorted(out.glob("*.jpg")):
-        console.print(f"Picture:  {picture}")
-    console.print("Next:     search in any pictures with the browser (docs/search.md), for example")
+        console.print(f"Image:  {picture}")
+    console.print("Next:     search in any images with the browser (docs/search.md), for example")
     for command in next_commands(out, datasets):
         console.print(f"          {command}", soft_wrap=True)
 
 
 def next_commands(out: Path, datasets: Path) -> list[str]:
-    """Index the synthetic pictures with the trained model, and open the page."""
+    """Index the synthetic images with the trained model, and open the page."""
     train = out / "train"
     model = f"--config-file {train / 'config.yaml'} --weights {train / 'model_final_ema.pth'}"
     gallery, pictures = out / "gallery", datasets / "synthetic" / "CUHK-SYSU" / "Image" / "SSM"

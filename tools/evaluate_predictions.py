@@ -221,7 +221,7 @@ def save(path: Path, content: bytes) -> None:
 def main() -> None:
     """Imports only what the command line asks for, so that ``--help`` is quick."""
     args = parse_args()
-    from person_search.utils.quiet import quiet_libraries
+    from person_search.cli import quiet_libraries
 
     quiet_libraries()
     from detectron2.utils.logger import setup_logger

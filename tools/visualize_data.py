@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draws pictures of a data set with their boxes, identities and queries.
+"""Draws images of a data set with their boxes, identities and queries.
 
     python tools/visualize_data.py synthetic_cuhk_sysu_test --num 8 --output output/data
     python tools/visualize_data.py datasets/mine/train.json
 
 Solid boxes are people of known identity (one color each), dashed gray ones of unknown identity, and
-wide blue ones queries. The pictures are spread evenly over the set, or chosen by --image-id.
+wide blue ones queries. The images are spread evenly over the set, or chosen by --image-id.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from person_search.program import run_program
+from person_search.cli import run_program
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,8 +28,8 @@ def parse_args() -> argparse.Namespace:
         "--image-root", type=Path, help="of a JSON file: where its file names start (its folder)"
     )
     parser.add_argument("--output", type=Path, default=Path("output/data"))
-    parser.add_argument("--num", type=int, default=8, help="how many pictures")
-    parser.add_argument("--image-id", type=int, nargs="+", help="these pictures instead")
+    parser.add_argument("--num", type=int, default=8, help="how many images")
+    parser.add_argument("--image-id", type=int, nargs="+", help="these images instead")
     parser.add_argument("--long-side", type=int, default=1000, help="scale scenes to this length")
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
     args = parser.parse_args()
@@ -66,16 +66,16 @@ def load_records(dataset: str, image_root: Path | None) -> list[dict]:
 
 def visualize(args: argparse.Namespace) -> None:
     """Writes one PNG per chosen record."""
-    from person_search.search import read_picture
+    from person_search.search import read_image
     from person_search.utils.files import write_atomically
-    from person_search.vis import draw_record, encode_picture
+    from person_search.vis import draw_record, encode_image
 
     records = load_records(args.dataset, args.image_root)
     name = Path(args.dataset).stem
     args.output.mkdir(parents=True, exist_ok=True)
     for record in choose(records, args.num, args.image_id):
-        picture = draw_record(read_picture(record["file_name"]), record, args.long_side)
-        content = encode_picture(picture, ".png")
+        picture = draw_record(read_image(record["file_name"]), record, args.long_side)
+        content = encode_image(picture, ".png")
         path = args.output / f"{name}_{record['image_id']:06d}.png"
         write_atomically(path, content)
         print(path)

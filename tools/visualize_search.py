@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws searches of an evaluation, from its saved predictions; the model does not run again.
 
-    python tools/visualize_search.py --config-file configs/PSDiff/psdiff_slim_synthetic.yaml \\
+    python tools/visualize_search.py --config-file configs/PSDiff/tiny/psdiff_slim_synthetic.yaml \\
         --predictions output/demo/train/inference/synthetic_cuhk_sysu_test_predictions.npz \\
         --output output/demo
 
@@ -18,7 +18,7 @@ import json
 import sys
 from pathlib import Path
 
-from person_search.program import run_program
+from person_search.cli import run_program
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,14 +51,14 @@ def visualize(args: argparse.Namespace) -> None:
     from person_search.config import build_config
     from person_search.data import register_config_datasets
     from person_search.evaluation import PersonSearchEvaluator, chance_level
-    from person_search.search import (
+    from person_search.evaluation.ranking import rank_query
+    from person_search.utils.files import write_atomically
+    from person_search.vis import encode_image
+    from person_search.vis.ranked_list import (
         describe_options,
         describe_outcome,
         draw_checked_search,
-        rank_query,
     )
-    from person_search.utils.files import write_atomically
-    from person_search.vis import encode_picture
 
     cfg = build_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
     register_config_datasets(cfg)
@@ -81,7 +81,7 @@ def visualize(args: argparse.Namespace) -> None:
             kind=kind, outcome=outcome, top=args.top,
         )  # fmt: skip
         path = args.output / f"search_{number}.jpg"
-        content = encode_picture(sheet, ".jpg")
+        content = encode_image(sheet, ".jpg")
         write_atomically(path, content)
         print(f"{path}: query {protocol.queries[query].query_id}, {kind}. {outcome}")
     topk = evaluator.settings.topk
@@ -122,7 +122,7 @@ def choose_section(cfg, protocol: str | None, variant: str):
 def examples(query_ids: list[int] | None, scores) -> list[tuple[str, int]]:
     """What to draw: the queries that the user names, or one of each kind."""
     from person_search.evaluation.predictions import find_rows
-    from person_search.search import choose_examples
+    from person_search.evaluation.ranking import choose_examples
 
     if query_ids is None:
         return choose_examples(scores)

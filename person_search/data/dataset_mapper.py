@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns a data set record into the input of a person search model.
 
-Which kinds of picture can be read is told in :mod:`person_search.data.pictures`.
+Which kinds of image can be read is told in :mod:`person_search.data.image_io`.
 
 Shape shorthand: C = 3 channels, (H, W) size of the resized image, n boxes, q queries of one image.
-"The picture" is the file on disk, "the image" what the model gets; only the latter is resized.
+"The image" is the file on disk, "the image" what the model gets; only the latter is resized.
 
 An image that cannot be read (``DATALOADER.ON_BAD_IMAGE``):
 
@@ -30,7 +30,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from fvcore.common.registry import Registry
 
 from person_search.config.defaults import embeds_gt_boxes
-from person_search.data.pictures import READ_ERRORS, plain_reason, read_picture_file
+from person_search.data.image_io import READ_ERRORS, plain_reason, read_image_file
 from person_search.schema import NO_QUERY_ID, PERSON_CATEGORY_ID
 
 logger = logging.getLogger(__name__)
@@ -47,12 +47,12 @@ _MAX_BAD_IN_A_ROW = 10
 
 
 class BadImageError(RuntimeError):
-    """A picture that cannot be read."""
+    """An image that cannot be read."""
 
 
 @MAPPER_REGISTRY.register()
 class PersonSearchMapper:
-    """The mapper of both methods; see the module for what becomes of unreadable pictures.
+    """The mapper of both methods; see the module for what becomes of unreadable images.
 
     A subclass that needs more per-person targets overrides ``instances_from_annotations``.
     """
@@ -118,7 +118,7 @@ class PersonSearchMapper:
         Returns:
             In training: the record without ``annotations``, with ``image`` (C, H, W) uint8 and
             ``instances`` (``gt_boxes``, ``gt_classes``, ``gt_pids``) in its frame; or None for a
-            skipped picture. In testing: ``image``, ``height``, ``width`` (of the picture),
+            skipped image. In testing: ``image``, ``height``, ``width`` (of the image),
             ``image_id``, ``file_name``, ``cam_id`` and ``queries``, an ``Instances``
             (``pred_boxes``, ``pred_classes``, ``query_ids``) in the frame of the image; with
             ``embed_gt_boxes``, the true boxes in the order of the annotations come behind.
@@ -129,7 +129,7 @@ class PersonSearchMapper:
             return None
         record["bad_image"] = picture is None
         if picture is None:
-            picture = _black_picture(record)
+            picture = _black_image(record)
         record["height"], record["width"] = picture.shape[:2]
 
         aug_input = T.AugInput(picture)
@@ -153,7 +153,7 @@ class PersonSearchMapper:
             record: the record, with ``image`` set.
             annotations: n annotations whose ``bbox`` is XYXY in the frame of the image. ``index``
                 is the place in the record's own list, of which those outside are missing here.
-            transforms: what was done to the picture, e.g. to see whether it was flipped.
+            transforms: what was done to the image, e.g. to see whether it was flipped.
             image_size: (H, W).
 
         Returns:
@@ -169,10 +169,10 @@ class PersonSearchMapper:
         return instances
 
     def _read(self, record: dict) -> np.ndarray | None:
-        """Returns the picture (height, width, C) uint8, or None for one that is to be skipped."""
+        """Returns the image (height, width, C) uint8, or None for one that is to be skipped."""
         name = record["file_name"]
         try:
-            picture = read_picture_file(name, self.image_format)
+            picture = read_image_file(name, self.image_format)
         except READ_ERRORS as e:
             if self.on_bad_image == "raise":
                 raise BadImageError(
@@ -194,7 +194,7 @@ class PersonSearchMapper:
         return picture
 
     def _count_bad(self, name: str, error: Exception) -> None:
-        """Logs a skipped picture; gives up where nothing can be read any more."""
+        """Logs a skipped image; gives up where nothing can be read any more."""
         logger.warning(f"skipping the image {name}, which cannot be read: {plain_reason(error)}")
         self._bad_in_a_row += 1
         if self._bad_in_a_row >= _MAX_BAD_IN_A_ROW:
@@ -204,7 +204,7 @@ class PersonSearchMapper:
             ) from error
 
     def _clip(self, box: dict, record: dict) -> np.ndarray | None:
-        """Returns the (4,) XYXY part of a box inside the picture, or None if there is none."""
+        """Returns the (4,) XYXY part of a box inside the image, or None if there is none."""
         xyxy = np.array(BoxMode.convert(box["bbox"], box["bbox_mode"], BoxMode.XYXY_ABS))
         height, width = record["height"], record["width"]
         xyxy = np.clip(xyxy, 0, [width, height, width, height])
@@ -270,14 +270,14 @@ class PersonSearchMapper:
 
 
 def _nearest_pixel(box: dict, record: dict) -> np.ndarray:
-    """Returns (4,) XYXY of the pixel next to a box outside the picture: something to embed."""
+    """Returns (4,) XYXY of the pixel next to a box outside the image: something to embed."""
     corner = BoxMode.convert(box["bbox"], box["bbox_mode"], BoxMode.XYXY_ABS)[:2]
     corner = np.clip(corner, 0, [record["width"] - 1, record["height"] - 1])
     return np.concatenate([corner, corner + 1])
 
 
-def _black_picture(record: dict) -> np.ndarray:
-    """Returns the stand-in for a picture in testing: of its size, or around its boxes."""
+def _black_image(record: dict) -> np.ndarray:
+    """Returns the stand-in for an image in testing: of its size, or around its boxes."""
     height, width = record["height"], record["width"]
     if not height:
         corners = [

@@ -68,7 +68,7 @@ def merge_config(cfg: CfgNode, args: argparse.Namespace) -> None:
     if not args.config_file:
         raise ValueError(
             "--config-file is missing. The ones to choose from are in configs/, e.g. "
-            "--config-file configs/PSDiff/psdiff_slim_synthetic.yaml."
+            "--config-file configs/PSDiff/tiny/psdiff_slim_synthetic.yaml."
         )
     merge_into(cfg, args.config_file, args.opts or ())
     check_model(cfg)

@@ -47,7 +47,7 @@ def fit_to_dataset(
     if p.image_names is None:
         if made_on not in (None, dataset_name):
             raise ValueError(
-                f"{strange} by name. If both are the same pictures, write 'image_names' into the "
+                f"{strange} by name. If both are the same images, write 'image_names' into the "
                 "file, which then decides."
             )
     elif (p.image_names != truth.image_names).any():

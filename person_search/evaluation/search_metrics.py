@@ -183,7 +183,7 @@ def each_search(
         boxes: what is searched; with ``gallery_boxes`` ``gt`` the true boxes, in place of the
             detections.
     """
-    return _Ranking(boxes, [(protocol, options)]).searches(hopeless=True)
+    return _Ranking(boxes, [(protocol, options)]).searches(include_unmatched=True)
 
 
 @dataclass(frozen=True)
@@ -272,16 +272,16 @@ class _Ranking:
             search.score()
         return self._scores
 
-    def searches(self, hopeless: bool = False) -> Iterator[Search]:
+    def searches(self, include_unmatched: bool = False) -> Iterator[Search]:
         """All searches of queries that have an embedding.
 
         Args:
-            hopeless: also those that cannot find the person because no detection overlaps it.
+            include_unmatched: also those that cannot find the person because no detection overlaps it.
         """
         for first, sims in self._blocks():
             for row in range(len(next(iter(sims.values())))):
                 own = {kind: block[row] for kind, block in sims.items()}
-                yield from self._searches_of(first + row, own, hopeless)
+                yield from self._searches_of(first + row, own, include_unmatched)
 
     def _blocks(self) -> Iterator[tuple[int, dict[tuple[str, str], np.ndarray]]]:
         """Similarities of some queries at a time, for each (query source, similarity)."""
@@ -297,7 +297,7 @@ class _Ranking:
         return self._p.scores if similarity == "cws" else None
 
     def _searches_of(
-        self, slot: int, sims: dict[tuple[str, str], np.ndarray], hopeless: bool
+        self, slot: int, sims: dict[tuple[str, str], np.ndarray], include_unmatched: bool
     ) -> Iterator[Search]:
         """One query under all jobs that have it."""
         matchers: dict[SearchOptions, ContextMatcher] = {}
@@ -309,7 +309,7 @@ class _Ranking:
             for index, options, scores in jobs:
                 if not scores.has_feat[query]:
                     continue
-                if not hopeless and index.hits_of(query)[0].size == 0:
+                if not include_unmatched and index.hits_of(query)[0].size == 0:
                     continue
                 if gallery_dets is None:
                     gallery_dets = index.gallery_detections(query)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Search in your own pictures, and a look at the searches of an evaluation.
+"""Search in your own images, and a look at the searches of an evaluation.
 
 The names below are imported when they are used, so that ``person-search --help`` need not wait for
 torch.
@@ -22,30 +22,24 @@ _MODULE_OF = {
     "ModelIdentity": "identity",
     "OriginRules": "sources",
     "OtherModelError": "errors",
-    "PersonSearcher": "searcher",
+    "PersonEmbedder": "embedder",
     "QueryPerson": "query",
-    "RankedEntry": "ranking",
     "SearchFilter": "table",
     "SearchResult": "results",
     "UnsafePathError": "errors",
     "build_index": "approximate",
-    "choose_examples": "ranking",
-    "clip_box": "pictures",
+    "clip_box": "images",
     "compact": "maintenance",
-    "describe_options": "sheets",
-    "describe_outcome": "sheets",
     "detected_person": "query",
-    "draw_checked_search": "sheets",
     "find_sources": "sources",
     "format_time": "table",
     "fuse": "query",
-    "index_pictures": "indexing",
+    "index_images": "indexing",
     "json_lines": "results",
     "parse_time": "sources",
     "person_in_box": "query",
-    "rank_query": "ranking",
     "read_frame": "videos",
-    "read_picture": "pictures",
+    "read_image": "images",
     "read_table": "sources",
     "verify": "maintenance",
     "write_results": "results",

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line of ``person-search``: finds a person in your own pictures and videos.
+"""Command line of ``person-search``: finds a person in your own images and videos.
 
-    person-search index --gallery galleries/street --source pictures/ --recursive \\
-        --config-file configs/PSDiff/psdiff_slim_synthetic.yaml --weights model_final_ema.pth
+    person-search index --gallery galleries/street --source images/ --recursive \\
+        --config-file configs/PSDiff/tiny/psdiff_slim_synthetic.yaml --weights model_final_ema.pth
     person-search query --gallery galleries/street --query street.jpg --box 120 40 160 170 \\
-        --config-file configs/PSDiff/psdiff_slim_synthetic.yaml --weights model_final_ema.pth
+        --config-file configs/PSDiff/tiny/psdiff_slim_synthetic.yaml --weights model_final_ema.pth
     person-search serve --gallery galleries/street \\
-        --config-file configs/PSDiff/psdiff_slim_synthetic.yaml --weights model_final_ema.pth
+        --config-file configs/PSDiff/tiny/psdiff_slim_synthetic.yaml --weights model_final_ema.pth
     person-search info --gallery galleries/street
 
-``index`` can be interrupted and started again at any time. Pictures that cannot be read are named
+``index`` can be interrupted and started again at any time. Images that cannot be read are named
 and left out. Exit status: 0, also if nobody was found; 2 for wrong input; 130 after Ctrl-C.
 """
 
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from person_search.program import run_program
+from person_search.cli import run_program
 
 GALLERY_HELP = "folder of the gallery"
 
@@ -29,13 +29,13 @@ def build_parser() -> argparse.ArgumentParser:
         prog="person-search", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_index(commands.add_parser("index", help="add pictures and videos to a gallery"))
+    _add_index(commands.add_parser("index", help="add images and videos to a gallery"))
     _add_query(commands.add_parser("query", help="search a gallery for a person"))
     _add_serve(commands.add_parser("serve", help="search a gallery with a web browser"))
     for name, text in (
         ("info", "what is in a gallery"),
         ("verify", "read every byte of a gallery and name all damage"),
-        ("compact", "write a gallery anew, without replaced, removed and damaged pictures"),
+        ("compact", "write a gallery anew, without replaced, removed and damaged images"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--gallery", required=True, type=Path, help=GALLERY_HELP)
@@ -61,19 +61,19 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     add = parser.add_argument
     add("--source", required=True, action="append", type=Path,
-        help="folder, picture or video; may be given several times")  # fmt: skip
+        help="folder, image or video; may be given several times")  # fmt: skip
     add("--recursive", action="store_true", help="folders within folders, too")
     sampling = parser.add_mutually_exclusive_group()
     sampling.add_argument("--every", type=float, default=1.0, metavar="SECONDS",
                           help="between the frames taken from a video (1)")  # fmt: skip
     sampling.add_argument("--fps", type=float, help="frames per second taken from a video")
     camera = parser.add_mutually_exclusive_group()
-    camera.add_argument("--camera", default="", help="name of the camera of all these pictures")
+    camera.add_argument("--camera", default="", help="name of the camera of all these images")
     camera.add_argument("--camera-from-folder", action="store_true",
-                        help="the folder of a picture is named after its camera")  # fmt: skip
-    add("--time", help="when all these pictures were taken, or the videos start; ISO 8601")
+                        help="the folder of an image is named after its camera")  # fmt: skip
+    add("--time", help="when all these images were taken, or the videos start; ISO 8601")
     add("--table", type=Path, help="CSV with the columns file, camera, time")
-    add("--prune", action="store_true", help="take pictures out whose files are gone")
+    add("--prune", action="store_true", help="take images out whose files are gone")
     add("--retry", action="store_true", help="read files again that could not be read before")
     add("--exact-only", action="store_true", help="build no approximate index")
     add("--num-gpus", type=int, default=0, help="processes, each with its own GPU")
@@ -84,13 +84,13 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     add = parser.add_argument
     add("--query", required=True, action="append", type=Path,
-        help="picture that shows the person; several of the same person are fused")  # fmt: skip
+        help="image that shows the person; several of the same person are fused")  # fmt: skip
     whom = parser.add_mutually_exclusive_group()
     whom.add_argument("--box", type=float, nargs=4, action="append",
                       metavar=("X1", "Y1", "X2", "Y2"),
-                      help="the person, in pixels; once per picture")  # fmt: skip
+                      help="the person, in pixels; once per image")  # fmt: skip
     whom.add_argument("--point", type=float, nargs=2, action="append", metavar=("X", "Y"),
-                      help="the person detected there; once per picture")  # fmt: skip
+                      help="the person detected there; once per image")  # fmt: skip
     whom.add_argument("--best", action="store_true",
                       help="the person detected with the highest score (default)")  # fmt: skip
     add("--output", type=Path, default=Path("output/search"), help="folder for the results")
@@ -100,11 +100,11 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     add("--min-similarity", type=float, metavar="SIM",
         help="to the query; without it everybody is listed, the most similar first")  # fmt: skip
     add("--camera", action="append", default=[], help="only this one; may be repeated")
-    add("--since", help="only pictures from this time on, e.g. 2026-05-01T12:00")
-    add("--until", help="only pictures up to this time")
+    add("--since", help="only images from this time on, e.g. 2026-05-01T12:00")
+    add("--until", help="only images up to this time")
     add("--every-person", action="store_true",
-        help="list all similar persons of a picture, not only the most similar")  # fmt: skip
-    add("--include-own", action="store_true", help="search the query's own picture, too")
+        help="list all similar persons of an image, not only the most similar")  # fmt: skip
+    add("--include-own", action="store_true", help="search the query's own image, too")
     add("--method", choices=("auto", "exact", "approximate"), default="auto")
 
 
@@ -116,7 +116,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add("--port", type=int, default=8017, help="0 for any that is free (8017)")
     add("--allow-host", action="append", default=[], metavar="NAME",
         help="name that browsers may use, besides localhost and addresses")  # fmt: skip
-    add("--max-upload", type=float, default=20.0, metavar="MB", help="of one picture (20)")
+    add("--max-upload", type=float, default=20.0, metavar="MB", help="of one image (20)")
     add("--open", action="store_true", help="show the page in the browser")
 
 
@@ -142,7 +142,7 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
             given = getattr(args, name)
             if given and len(given) != len(args.query):
                 parser.error(
-                    f"--{name} is given {len(given)} times for {len(args.query)} pictures; give "
+                    f"--{name} is given {len(given)} times for {len(args.query)} images; give "
                     "one for each, in the same order"
                 )
     return args

@@ -14,18 +14,18 @@ from detectron2.utils.logger import setup_logger
 from person_search.config import build_config
 from person_search.engine import friendly_errors, launch
 from person_search.search.approximate import build_index, read_description
+from person_search.search.embedder import PersonEmbedder
 from person_search.search.errors import GalleryError
 from person_search.search.gallery import Gallery
-from person_search.search.indexing import index_pictures
+from person_search.search.images import clip_box, read_image
+from person_search.search.indexing import index_images
 from person_search.search.maintenance import compact, verify
 from person_search.search.page import server
 from person_search.search.page.session import PageSession
 from person_search.search.page.uploads import UploadLimits
-from person_search.search.pictures import clip_box, read_picture
 from person_search.search.planning import IndexOptions
 from person_search.search.query import QueryPerson, detected_person, fuse, person_in_box
 from person_search.search.results import SearchResult, write_results
-from person_search.search.searcher import PersonSearcher
 from person_search.search.sources import (
     Listing,
     OriginRules,
@@ -81,8 +81,8 @@ def _index_worker(args: argparse.Namespace, listing: Listing, options: IndexOpti
     with friendly_errors(args.traceback):
         device = ["MODEL.DEVICE", "cpu"] if args.num_processes > 1 else []
         cfg = build_config(args.config_file, [*args.opts, *device])
-        searcher = PersonSearcher.from_config(cfg, args.weights)
-        report = index_pictures(searcher, args.gallery, listing, options)
+        embedder = PersonEmbedder.from_config(cfg, args.weights)
+        report = index_images(embedder, args.gallery, listing, options)
     if comm.is_main_process():
         print(describe_run(report, listing))
         print(args.gallery)
@@ -98,19 +98,19 @@ def run_query(args: argparse.Namespace) -> int:
         min_similarity=args.min_similarity,
     )
     for path, box in zip(args.query, args.box or [], strict=False):  # before the model is built
-        height, width = read_picture(path).shape[:2]
+        height, width = read_image(path).shape[:2]
         clip_box(box, width, height, path)
     gallery = Gallery.open(args.gallery)
     _check_cameras(gallery, wanted)
-    searcher = PersonSearcher.from_config(build_config(args.config_file, args.opts), args.weights)
-    gallery.store.manifest.model.require(searcher.identity, args.gallery)
-    queries = _find_queries(args, searcher)
+    embedder = PersonEmbedder.from_config(build_config(args.config_file, args.opts), args.weights)
+    gallery.store.manifest.model.require(embedder.identity, args.gallery)
+    queries = _find_queries(args, embedder)
     print("\n".join(map(describe_query, queries)))
     search = partial(
         gallery.search,
         fuse([query.reid_feat for query in queries]),
         skip=() if args.include_own else args.query,
-        per_picture=not args.every_person,
+        per_image=not args.every_person,
         method=args.method,
     )
     matches = search(args.top, wanted=wanted)
@@ -125,15 +125,15 @@ def run_query(args: argparse.Namespace) -> int:
     return 0
 
 
-def _find_queries(args: argparse.Namespace, searcher: PersonSearcher) -> list[QueryPerson]:
+def _find_queries(args: argparse.Namespace, embedder: PersonEmbedder) -> list[QueryPerson]:
     if args.box:
         return [
-            person_in_box(searcher, path, box)
+            person_in_box(embedder, path, box)
             for path, box in zip(args.query, args.box, strict=True)
         ]
     points = [tuple(point) for point in args.point] if args.point else [None] * len(args.query)
     return [
-        detected_person(searcher, path, point)
+        detected_person(embedder, path, point)
         for path, point in zip(args.query, points, strict=True)
     ]
 
@@ -160,7 +160,7 @@ def _why_nobody(gallery: Gallery, wanted: SearchFilter, best: list[Match]) -> st
         )
     if wanted != SearchFilter():
         return "."
-    return " besides the query's own picture (--include-own searches that, too)."
+    return " besides the query's own image (--include-own searches that, too)."
 
 
 def run_serve(args: argparse.Namespace) -> int:
@@ -169,9 +169,9 @@ def run_serve(args: argparse.Namespace) -> int:
     Gallery.open(args.gallery)
     with closing(server.bind(args.host, args.port)) as listening:
         cfg = build_config(args.config_file, args.opts)
-        searcher = PersonSearcher.from_config(cfg, args.weights)
-        limits = UploadLimits(picture_bytes=round(1e6 * args.max_upload))
-        session = PageSession(args.gallery, searcher, limits)
+        embedder = PersonEmbedder.from_config(cfg, args.weights)
+        limits = UploadLimits(image_bytes=round(1e6 * args.max_upload))
+        session = PageSession(args.gallery, embedder, limits)
         server.serve(session, listening, args.allow_host, args.open)
     return 0
 
@@ -181,13 +181,13 @@ def run_info(args: argparse.Namespace) -> int:
     gallery = Gallery.open(args.gallery)
     store, table = gallery.store, gallery.pictures
     manifest = store.manifest
-    rows = len(gallery.picture_of_row)
+    rows = len(gallery.image_of_row)
     size = sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file())
     known_times = table.times[table.times == table.times]
     description = read_description(store.folder)
     facts = [
-        ("pictures and frames", f"{len(table)} ({count(len(gallery.failed), 'file')} unreadable)"),
-        ("persons", f"{len(gallery)} ({rows - len(gallery)} of replaced or removed pictures)"),
+        ("images and frames", f"{len(table)} ({count(len(gallery.failed), 'file')} unreadable)"),
+        ("persons", f"{len(gallery)} ({rows - len(gallery)} of replaced or removed images)"),
         ("embeddings", f"length {manifest.dim}, {4 * rows * manifest.dim / 1e6:.1f} MB"),
         ("on disk", f"{size / 1e6:.1f} MB in {count(len(manifest.segments), 'segment')}"),
         ("model", f"{manifest.model.architecture}, weights {manifest.model.weights[:12]}"),
@@ -231,7 +231,7 @@ def run_compact(args: argparse.Namespace) -> int:
         print(f"Lost: {problem}")
     print(
         f"{count(report.pictures, 'picture')} with {count(report.persons, 'person')} kept, "
-        f"{count(report.dropped_rows, 'person')} of replaced, removed or damaged pictures dropped."
+        f"{count(report.dropped_rows, 'person')} of replaced, removed or damaged images dropped."
     )
     if args.index:
         gallery = Gallery(store)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact search: one product with every embedding, straight from the memory mapped files.
 
-Nothing is copied and nothing is built, so a filter costs nothing and a picture that has just been
+Nothing is copied and nothing is built, so a filter costs nothing and an image that has just been
 added is found. The memory bus decides how long it takes: the products are taken row by row (BLAS's
 dot), which on one query is two to three times as fast as BLAS's product of matrix and vector.
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A gallery opened for searching: memory mapped embeddings, and a table of the pictures.
+"""A gallery opened for searching: memory mapped embeddings, and a table of the images.
 
-Shape shorthand in this file: N rows (persons) of all segments, P pictures, D length of an
+Shape shorthand in this file: N rows (persons) of all segments, P images, D length of an
 embedding.
-Boxes are XYXY pixels of the picture as people see it (EXIF orientation applied).
+Boxes are XYXY pixels of the image as people see it (EXIF orientation applied).
 """
 
 import os
@@ -17,10 +17,10 @@ from person_search.search.approximate import ApproximateIndex
 from person_search.search.errors import GalleryDamagedError, GalleryError
 from person_search.search.exact import best_rows, similarities
 from person_search.search.identity import ModelIdentity
-from person_search.search.pictures import read_picture
+from person_search.search.images import read_image
 from person_search.search.segment import SegmentContents, check_rows, map_rows
 from person_search.search.store import GalleryStore, live_entries
-from person_search.search.table import Match, PictureTable, SearchFilter
+from person_search.search.table import ImageTable, Match, SearchFilter
 from person_search.search.videos import read_frame
 
 METHODS = ("auto", "exact", "approximate")
@@ -49,19 +49,19 @@ class Gallery:
         live = live_entries(segments)
         self.failed = [entry for entries in live for entry in entries if entry.error]
         shown = [[e for e in entries if not e.error and (e.frame or 0) >= 0] for entries in live]
-        self.pictures = PictureTable.of(entry for entries in shown for entry in entries)
+        self.pictures = ImageTable.of(entry for entries in shown for entry in entries)
         self._starts = np.cumsum([0, *(segment.rows for segment in segments)])
-        self.picture_of_row = np.full(self._starts[-1], -1, np.int32)
+        self.image_of_row = np.full(self._starts[-1], -1, np.int32)
         number = 0
         for start, entries in zip(self._starts[:-1], shown, strict=True):
             for entry in entries:
                 first = start + entry.first
-                self.picture_of_row[first : first + entry.rows] = number
+                self.image_of_row[first : first + entry.rows] = number
                 number += 1
         names = store.manifest.segments
         self.vectors = [vectors for vectors, _ in mapped]
         self.boxes = [boxes for _, boxes in mapped]
-        live_rows = self.picture_of_row >= 0
+        live_rows = self.image_of_row >= 0
         self.num_persons = int(np.count_nonzero(live_rows))
         self._live = None if live_rows.all() else live_rows  # None: all rows
         rows = {name: segment.rows for name, segment in zip(names, segments, strict=True)}
@@ -109,7 +109,7 @@ class Gallery:
         *,
         wanted: SearchFilter | None = None,
         skip: Collection[str | os.PathLike | int] = (),
-        per_picture: bool = True,
+        per_image: bool = True,
         method: str = "auto",
     ) -> list[Match]:
         """The most similar persons, best first; equal ones in the order of the gallery.
@@ -118,9 +118,9 @@ class Gallery:
             query_feat: (D,) of unit length.
             top: how many at most; None for all.
             wanted: which persons may be found; None for all.
-            skip: files (whole videos, too) or numbers of pictures and frames to be left out, e.g.
+            skip: files (whole videos, too) or numbers of images and frames to be left out, e.g.
                 the query's own.
-            per_picture: name each picture or frame once, with its most similar person.
+            per_image: name each image or frame once, with its most similar person.
             method: "exact", "approximate", or "auto": approximate in a large gallery that has an
                 index, unless a filter leaves few persons.
 
@@ -148,39 +148,39 @@ class Gallery:
         top = count if top is None else min(top, count)
         approximate = self._choose(method, count)
         if approximate:
-            sims, rows = self._approximate_rows(query_feat, top, allowed, per_picture)
+            sims, rows = self._approximate_rows(query_feat, top, allowed, per_image)
         if not approximate or len(rows) < top:  # the cells held fewer than are wanted
-            sims, rows = self._exact_rows(query_feat, top, allowed, per_picture)
+            sims, rows = self._exact_rows(query_feat, top, allowed, per_image)
         if wanted.min_similarity is not None:
             rows = rows[: np.count_nonzero(sims >= wanted.min_similarity)]  # sims go down
         return [self._match(i + 1, int(rows[i]), float(sims[i])) for i in range(len(rows))]
 
-    def picture_path(self, picture: int) -> Path:
-        """Where a picture lies; see ``GalleryStore.picture_path``."""
-        return self.store.picture_path(
+    def image_path(self, picture: int) -> Path:
+        """Where an image lies; see ``GalleryStore.image_path``."""
+        return self.store.image_path(
             int(self.pictures.roots[picture]), self.pictures.paths[picture]
         )
 
     def read_scene(self, match: Match) -> np.ndarray:
-        """The picture or frame of a match as (H, W, 3) uint8 RGB."""
-        return self.read_picture(match.picture)
+        """The image or frame of a match as (H, W, 3) uint8 RGB."""
+        return self.read_image(match.picture)
 
-    def read_picture(self, picture: int) -> np.ndarray:
-        """A picture or frame as (H, W, 3) uint8 RGB."""
-        path, frame = self.picture_path(picture), int(self.pictures.frames[picture])
-        return read_picture(path) if frame < 0 else read_frame(path, frame)
+    def read_image(self, picture: int) -> np.ndarray:
+        """An image or frame as (H, W, 3) uint8 RGB."""
+        path, frame = self.image_path(picture), int(self.pictures.frames[picture])
+        return read_image(path) if frame < 0 else read_frame(path, frame)
 
     def persons_in(self, picture: int) -> tuple[np.ndarray, np.ndarray]:
-        """Who was detected in a picture or frame.
+        """Who was detected in an image or frame.
 
         Returns:
             (n, 5) float32: x1 y1 x2 y2 score; (n, D) float32 embeddings of unit length.
         """
-        rows = np.flatnonzero(self.picture_of_row == picture)
+        rows = np.flatnonzero(self.image_of_row == picture)
         if not len(rows):
             return np.zeros((0, 5), np.float32), np.zeros((0, self.store.manifest.dim), np.float32)
         segment = int(np.searchsorted(self._starts, rows[0], side="right")) - 1
-        rows -= self._starts[segment]  # a picture lies in one segment
+        rows -= self._starts[segment]  # an image lies in one segment
         return np.array(self.boxes[segment][rows]), np.array(self.vectors[segment][rows])
 
     def _rows_of_index(self) -> tuple[np.ndarray, np.ndarray]:
@@ -191,7 +191,7 @@ class Gallery:
         rows = self._index.description.rows
         held = [np.arange(start_of[name], start_of[name] + count) for name, count in rows.items()]
         row_of_index = np.concatenate(held)
-        later = np.ones(len(self.picture_of_row), bool)
+        later = np.ones(len(self.image_of_row), bool)
         later[row_of_index] = False
         return row_of_index, np.flatnonzero(later)
 
@@ -205,14 +205,14 @@ class Gallery:
             return self._live
         mask = self.pictures.allowed(wanted)
         mask[skipped] = False
-        # row -1, of no picture, is the last entry of the longer mask
-        allowed = np.append(mask, False)[self.picture_of_row]
+        # row -1, of no image, is the last entry of the longer mask
+        allowed = np.append(mask, False)[self.image_of_row]
         if wanted.min_score > 0:
             allowed &= np.concatenate([boxes[:, 4] for boxes in self.boxes]) >= wanted.min_score
         return allowed
 
     def _numbers_of(self, files: Collection[str | os.PathLike]) -> list[int]:
-        """Numbers of all pictures and frames of files."""
+        """Numbers of all images and frames of files."""
         names = {Path(file).resolve() for file in files}
         found: list[int] = []
         for root in range(len(self.store.manifest.roots)) if names else ():
@@ -234,15 +234,15 @@ class Gallery:
         return large and self._index is not None
 
     def _exact_rows(
-        self, query_feat: np.ndarray, top: int, allowed: np.ndarray | None, per_picture: bool
+        self, query_feat: np.ndarray, top: int, allowed: np.ndarray | None, per_image: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         sims = similarities(self.vectors, query_feat)
         if allowed is not None:
             sims[~allowed] = -np.inf
-        return self._widen(lambda k: (sims[(rows := best_rows(sims, k))], rows), top, per_picture)
+        return self._widen(lambda k: (sims[(rows := best_rows(sims, k))], rows), top, per_image)
 
     def _approximate_rows(
-        self, query_feat: np.ndarray, top: int, allowed: np.ndarray | None, per_picture: bool
+        self, query_feat: np.ndarray, top: int, allowed: np.ndarray | None, per_image: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Cells of the index for the rows that it holds, all later rows exactly."""
         index, row_of, later = self._index, self._row_of_index, self._later_rows
@@ -265,16 +265,16 @@ class Gallery:
             order = np.lexsort((rows, -sims))[:k]
             return sims[order], rows[order]
 
-        return self._widen(find, top, per_picture)
+        return self._widen(find, top, per_image)
 
-    def _widen(self, find, top: int, per_picture: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Asks for more and more rows until they are of enough pictures."""
-        wanted = 2 * top if per_picture else top
+    def _widen(self, find, top: int, per_image: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Asks for more and more rows until they are of enough images."""
+        wanted = 2 * top if per_image else top
         while True:
             sims, rows = find(wanted)
             keep = np.arange(len(rows))
-            if per_picture:
-                keep = np.sort(np.unique(self.picture_of_row[rows], return_index=True)[1])
+            if per_image:
+                keep = np.sort(np.unique(self.image_of_row[rows], return_index=True)[1])
             if len(keep) >= top or len(rows) < wanted:
                 return sims[keep[:top]], rows[keep[:top]]
             wanted *= 4
@@ -282,7 +282,7 @@ class Gallery:
     def _match(self, rank: int, row: int, sim: float) -> Match:
         segment = int(np.searchsorted(self._starts, row, side="right")) - 1
         x1, y1, x2, y2, score = map(float, self.boxes[segment][row - self._starts[segment]])
-        picture = int(self.picture_of_row[row])
+        picture = int(self.image_of_row[row])
         table, frame = self.pictures, int(self.pictures.frames[picture])
         offset, time = float(table.offsets[picture]), float(table.times[picture])
         return Match(

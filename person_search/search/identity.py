@@ -32,7 +32,7 @@ class ModelIdentity:
             and its format do not count.
         config: flat keys and plain values that change what the model computes.
         detection: settings that decide which persons enter a gallery. They must be the same for all
-            pictures of a gallery, but not for a query.
+            images of a gallery, but not for a query.
     """
 
     architecture: str
@@ -88,12 +88,12 @@ class ModelIdentity:
             raise OtherModelError(
                 f"the gallery '{folder}' was made by another model or with other settings. "
                 f"Different: {', '.join(found[:5])}{more}. Use the model of the gallery, or index "
-                "the pictures into a new gallery."
+                "the images into a new gallery."
             )
 
 
 def config_identity(cfg: CfgNode) -> dict[str, Any]:
-    """The keys that change what is computed: of ``cfg.MODEL``, and how pictures get there."""
+    """The keys that change what is computed: of ``cfg.MODEL``, and how images get there."""
     keys = {
         key: value
         for key, value in _flatten(cfg.MODEL, "MODEL")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From pictures and videos to a gallery on disk, in one process or in several.
+"""From images and videos to a gallery on disk, in one process or in several.
 
-Every process writes its own segment, and every picture is in the gallery as soon as it has been
+Every process writes its own segment, and every image is in the gallery as soon as it has been
 computed. A run that ends early, for whatever reason, is simply started again.
 """
 
@@ -18,13 +18,13 @@ from detectron2.utils import comm
 
 from person_search.data import BadImageError
 from person_search.search.approximate import build_index, read_description
+from person_search.search.embedder import PersonEmbedder
 from person_search.search.errors import GalleryError
 from person_search.search.gallery import APPROXIMATE_FROM, Gallery
-from person_search.search.pictures import read_picture
+from person_search.search.images import read_image
 from person_search.search.planning import IndexOptions, Plan, Task, make_plan, origin_of_frame
 from person_search.search.prefetch import read_ahead
 from person_search.search.progress import Progress
-from person_search.search.searcher import PersonSearcher
 from person_search.search.segment import END_OF_VIDEO, Entry, SegmentWriter
 from person_search.search.sources import Listing
 from person_search.search.store import GalleryStore
@@ -41,7 +41,7 @@ class IndexReport:
     """What a run has done.
 
     Args:
-        pictures: that were added, frames of videos included. persons: in them.
+        images: that were added, frames of videos included. persons: in them.
         unchanged: files that were in the gallery already. removed: taken out of it.
         failed: files that could not be read (to the end), and why.
         left_out: links that were not followed, and why.
@@ -59,15 +59,15 @@ class IndexReport:
 
 @dataclass(frozen=True)
 class _Read:
-    """What the reading thread hands over: an entry without persons, and the picture if any."""
+    """What the reading thread hands over: an entry without persons, and the image if any."""
 
     entry: Entry
     picture: np.ndarray | None = None
     file: str = ""
 
 
-def index_pictures(
-    searcher: PersonSearcher,
+def index_images(
+    embedder: PersonEmbedder,
     folder: Path,
     listing: Listing,
     options: IndexOptions | None = None,
@@ -78,7 +78,7 @@ def index_pictures(
     Under :func:`person_search.engine.launch` all processes call it, and each takes its share.
 
     Args:
-        searcher: with the same model in all processes.
+        embedder: with the same model in all processes.
         folder: of the gallery.
         listing: see ``find_sources``; of the first process.
         options: how.
@@ -96,7 +96,7 @@ def index_pictures(
     with ExitStack() as stack:
 
         def prepare() -> Plan:
-            store = GalleryStore.open_or_create(folder, searcher.embed_dim, searcher.identity)
+            store = GalleryStore.open_or_create(folder, embedder.embed_dim, embedder.identity)
             run = stack.enter_context(store.writing())
             return make_plan(store, run, listing, options, processes)
 
@@ -106,7 +106,7 @@ def index_pictures(
             if rank == 0:
                 for entry in plan.gone:
                     writer.append(entry)
-            report = _work(searcher, writer, plan, plan.tasks[rank::processes], options, progress)
+            report = _work(embedder, writer, plan, plan.tasks[rank::processes], options, progress)
         report = _merge(comm.all_gather(report))
         if rank == 0 and options.approximate:
             _refresh_index(store)
@@ -134,7 +134,7 @@ def _agree(prepare: Callable[[], Plan]) -> Plan:
 
 
 def _work(
-    searcher: PersonSearcher,
+    embedder: PersonEmbedder,
     writer: SegmentWriter,
     plan: Plan,
     tasks: list[Task],
@@ -148,7 +148,7 @@ def _work(
         for task in tasks
     )
     name = "index" if len(plan.segments) == 1 else f"index (1 of {len(plan.segments)} processes)"
-    reads = read_ahead(_read_all(tasks, plan.run, searcher.image_format, options))
+    reads = read_ahead(_read_all(tasks, plan.run, embedder.image_format, options))
     shown = progress if comm.is_main_process() else False
     # closing: after an error, its thread must have ended before the process does
     with Progress(total, name, shown) as bar, closing(reads):
@@ -159,7 +159,7 @@ def _work(
             if read.picture is None:
                 writer.append(read.entry)
             else:
-                found = searcher.detect(read.picture)
+                found = embedder.detect(read.picture)
                 writer.append(
                     read.entry,
                     found.pred_boxes.tensor.numpy(),
@@ -177,14 +177,14 @@ def _read_all(
 ) -> Iterator[_Read]:
     for task in tasks:
         file = str(task.source.file)
-        if task.changed and task.source.is_video:  # a picture's new entry replaces its old one
+        if task.changed and task.source.is_video:  # an image's new entry replaces its old one
             yield _Read(task.entry(run, removed=True), file=file)
         origin = options.origins.of(task.source)
         if task.source.is_video:
             yield from _read_video(task, run, image_format, options)
             continue
         try:
-            picture = read_picture(file, image_format)
+            picture = read_image(file, image_format)
         except (BadImageError, OSError) as e:
             yield _Read(task.entry(run, error=str(e)), file=file)
             continue
@@ -228,7 +228,7 @@ def _refresh_index(store: GalleryStore) -> None:
     """Builds the approximate index if the gallery is large and the index is missing or old."""
     gallery = Gallery(store)
     description = read_description(store.folder)
-    rows = len(gallery.picture_of_row)
+    rows = len(gallery.image_of_row)
     held = sum(description.rows.values()) if description else 0
     if len(gallery) < APPROXIMATE_FROM or (description and rows - held <= REBUILD_SHARE * rows):
         return

@@ -27,8 +27,8 @@ class CompactReport:
     """What :func:`compact` has kept and dropped.
 
     Args:
-        pictures, persons: that are in the gallery now.
-        dropped_rows: persons of replaced or removed pictures. damaged: pictures that were lost.
+        images, persons: that are in the gallery now.
+        dropped_rows: persons of replaced or removed images. damaged: images that were lost.
     """
 
     pictures: int
@@ -40,7 +40,7 @@ class CompactReport:
 def verify(store: GalleryStore) -> list[str]:
     """Reads everything and returns what is wrong, in words; [] if all is well.
 
-    The unfinished end of an interrupted run is nothing wrong. Pictures whose files are gone or have
+    The unfinished end of an interrupted run is nothing wrong. Images whose files are gone or have
     changed since are named too: their persons are found, but cannot be shown.
     """
     problems: list[str] = []
@@ -52,20 +52,20 @@ def verify(store: GalleryStore) -> list[str]:
     for entries in live_entries(segments):
         for entry in entries:
             try:
-                file = store.picture_path(entry.root, entry.path)
+                file = store.image_path(entry.root, entry.path)
                 status = file.stat()
             except UnsafePathError as e:
                 problems.append(str(e))
             except OSError:
-                problems.append(f"the picture '{entry.path}' is gone.")
+                problems.append(f"the image '{entry.path}' is gone.")
             else:
                 if (status.st_size, status.st_mtime_ns) != (entry.size, entry.mtime_ns):
-                    problems.append(f"the picture '{entry.path}' has changed; index it again.")
+                    problems.append(f"the image '{entry.path}' has changed; index it again.")
     return list(dict.fromkeys(problems))
 
 
 def compact(store: GalleryStore) -> CompactReport:
-    """Writes all segments anew as one, without replaced, removed and damaged pictures.
+    """Writes all segments anew as one, without replaced, removed and damaged images.
 
     The manifest changes last: if it is interrupted, the gallery is as it was. An approximate index
     does not survive, since the rows have other numbers.

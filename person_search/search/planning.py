@@ -16,7 +16,7 @@ class IndexOptions:
     Args:
         every: seconds between sampled frames of a video.
         origins: where camera and time come from.
-        prune: take pictures out of the gallery whose files are gone.
+        prune: take images out of the gallery whose files are gone.
         retry: read files again that could not be read before.
         approximate: build the approximate index at the end, if the gallery is large.
         durable: see ``SegmentWriter``.
@@ -67,7 +67,7 @@ class Plan:
 
     Args:
         run: its number. segments: one per process.
-        tasks: files to be read, in order. gone: pictures to be taken out.
+        tasks: files to be read, in order. gone: images to be taken out.
         unchanged: files that are in the gallery as they are.
     """
 

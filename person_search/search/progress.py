@@ -14,10 +14,10 @@ LOG_EVERY = 30.0
 
 
 class Progress:
-    """Counts pictures, and shows the speed and the time that is left.
+    """Counts images, and shows the speed and the time that is left.
 
     Args:
-        total: pictures, about. name: of the work.
+        total: images, about. name: of the work.
         shown: a bar; None: a bar in a terminal, and lines in the log anywhere else. False: nothing.
     """
 
@@ -50,6 +50,6 @@ class Progress:
         speed = self._done / seconds
         left = max(self._total - self._done, 0) / speed if speed > 0 else 0.0
         return (
-            f"{self._name}: {self._done} of {self._total} pictures, {speed:.1f} per second, about "
+            f"{self._name}: {self._done} of {self._total} images, {speed:.1f} per second, about "
             f"{tqdm.format_interval(left)} left"
         )

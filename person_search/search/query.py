@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom to search for: the person in a box, at a point, or the best one of a picture.
+"""Whom to search for: the person in a box, at a point, or the best one of an image.
 
-Shape shorthand: Q pictures of the same person, D length of an embedding.
-Boxes and points are pixels of the picture as people see it (EXIF orientation applied).
+Shape shorthand: Q images of the same person, D length of an embedding.
+Boxes and points are pixels of the image as people see it (EXIF orientation applied).
 """
 
 import os
@@ -12,21 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
-from person_search.search.pictures import clip_box, read_picture
-from person_search.search.searcher import PersonSearcher
+from person_search.search.embedder import PersonEmbedder
+from person_search.search.images import clip_box, read_image
 from person_search.search.videos import read_frame
 
 
 @dataclass(frozen=True)
 class QueryPerson:
-    """One picture of the person who is searched for.
+    """One image of the person who is searched for.
 
     Args:
-        path: the picture. box: the person in it, XYXY.
+        path: the image. box: the person in it, XYXY.
         reid_feat: (D,) of unit length.
         score: of the detection, None for a box that somebody has drawn.
         frame: index of the frame if ``path`` is a video.
-        name: what people call the picture; "" for the name of its file.
+        name: what people call the image; "" for the name of its file.
     """
 
     path: str
@@ -38,12 +38,12 @@ class QueryPerson:
 
     @property
     def shown_name(self) -> str:
-        """What to call the picture where people read it."""
+        """What to call the image where people read it."""
         return self.name or Path(self.path).name
 
     def read(self) -> np.ndarray:
-        """The picture or frame as (H, W, 3) uint8 RGB."""
-        return read_picture(self.path) if self.frame is None else read_frame(self.path, self.frame)
+        """The image or frame as (H, W, 3) uint8 RGB."""
+        return read_image(self.path) if self.frame is None else read_frame(self.path, self.frame)
 
     def to_json(self) -> dict:
         """Plain types, without the embedding."""
@@ -59,48 +59,48 @@ class QueryPerson:
 
 
 def person_in_box(
-    searcher: PersonSearcher, path: str | os.PathLike, box: Sequence[float]
+    embedder: PersonEmbedder, path: str | os.PathLike, box: Sequence[float]
 ) -> QueryPerson:
-    """The person in a box that somebody has drawn; the part outside the picture is cut off.
+    """The person in a box that somebody has drawn; the part outside the image is cut off.
 
     Raises:
-        FileNotFoundError, BadImageError: the picture is absent or unreadable.
-        ValueError: the box has no area, or lies outside the picture.
+        FileNotFoundError, BadImageError: the image is absent or unreadable.
+        ValueError: the box has no area, or lies outside the image.
     """
-    picture = read_picture(path, searcher.image_format)
+    picture = read_image(path, embedder.image_format)
     clipped = clip_box(box, picture.shape[1], picture.shape[0], path)
-    (feat,) = searcher.embed_in(picture, [clipped])
+    (feat,) = embedder.embed_in(picture, [clipped])
     return QueryPerson(os.fspath(path), _as_box(clipped), feat)
 
 
 def detected_person(
-    searcher: PersonSearcher,
+    embedder: PersonEmbedder,
     path: str | os.PathLike,
     point: tuple[float, float] | None = None,
 ) -> QueryPerson:
     """The person that is detected with the highest score, or the one at a point.
 
     Args:
-        searcher: detects, with its own threshold.
-        path: the picture.
+        embedder: detects, with its own threshold.
+        path: the image.
         point: (x, y); of several persons there, the one with the smallest box. None: the best one.
 
     Raises:
-        FileNotFoundError, BadImageError: the picture is absent or unreadable.
+        FileNotFoundError, BadImageError: the image is absent or unreadable.
         ValueError: nobody is detected, or nobody at the point; those who are, are listed.
     """
-    picture = read_picture(path, searcher.image_format)
+    picture = read_image(path, embedder.image_format)
     height, width = picture.shape[:2]
     if point is not None and not (0 <= point[0] < width and 0 <= point[1] < height):
         raise ValueError(
-            f"the point {point[0]:g} {point[1]:g} lies outside the picture '{path}', which is "
+            f"the point {point[0]:g} {point[1]:g} lies outside the image '{path}', which is "
             f"{width} x {height} pixels (width x height)."
         )
-    found = searcher.detect(picture)
+    found = embedder.detect(picture)
     boxes, scores = found.pred_boxes.tensor.numpy(), found.scores.numpy()
     if not len(boxes):
         raise ValueError(
-            f"nobody was detected in '{path}' with a score of at least {searcher.score_thresh:g}; "
+            f"nobody was detected in '{path}' with a score of at least {embedder.score_thresh:g}; "
             "give the person's box, or lower TEST.PERSON_SEARCH.SCORE_THRESH."
         )
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -121,7 +121,7 @@ def detected_person(
 
 
 def fuse(reid_feats: Sequence[np.ndarray]) -> np.ndarray:
-    """One embedding (D,) for several pictures of a person: the mean of the unit vectors, of unit
+    """One embedding (D,) for several images of a person: the mean of the unit vectors, of unit
     length again. Of all unit vectors it has the largest mean similarity to them.
 
     Raises:
@@ -133,7 +133,7 @@ def fuse(reid_feats: Sequence[np.ndarray]) -> np.ndarray:
     mean = (feats / np.linalg.norm(feats, axis=1, keepdims=True)).mean(axis=0)
     length = np.linalg.norm(mean)
     if not length > 1e-6:
-        raise ValueError("the pictures of the query contradict each other: their mean is zero.")
+        raise ValueError("the images of the query contradict each other: their mean is zero.")
     return (mean / length).astype(np.float32)
 
 

@@ -17,16 +17,16 @@ from person_search.data import BadImageError
 from person_search.search.errors import UnsafePathError
 from person_search.search.gallery import Gallery
 from person_search.search.query import QueryPerson
-from person_search.search.sheets import QUERY_TITLE
 from person_search.search.table import Match, SearchFilter, count, format_time
 from person_search.utils.files import write_atomically
-from person_search.vis import SheetCell, draw_search_sheet, encode_picture
+from person_search.vis import SheetCell, draw_search_sheet, encode_image
 from person_search.vis.html_report import ReportCell, html_report
+from person_search.vis.ranked_list import QUERY_TITLE
 from person_search.vis.search_sheet import MAX_QUERY_CROPS
 
 RESULTS, SHEET, REPORT = "results.jsonl", "sheet.png", "report.html"
 TITLE = "Who is this, and where else?"
-HONESTY = (
+DISCLAIMER = (
     "Similarity 1 would be the very same look; nobody has checked who is right. A detector finds "
     "persons and a model compares their looks: both make mistakes."
 )
@@ -37,7 +37,7 @@ class SearchResult:
     """A search that has been made.
 
     Args:
-        queries: pictures of the person.
+        queries: images of the person.
         gallery: what was searched.
         matches: best first.
         settings: how, e.g. the filters; plain types.
@@ -51,7 +51,7 @@ class SearchResult:
     wanted: SearchFilter = SearchFilter()
 
     def describe(self) -> str:
-        """What was searched, e.g. "12 pictures (34 persons), only camera gate"."""
+        """What was searched, e.g. "12 images (34 persons), only camera gate"."""
         pictures = count(len(self.gallery.pictures), "picture")
         text = f"{pictures} ({count(len(self.gallery), 'person')})"
         return f"{text}, only {self.wanted.describe()}" if self.wanted.describe() else text
@@ -67,7 +67,7 @@ def write_results(result: SearchResult, folder: Path, shown: int) -> list[Path]:
     scenes = list(_scenes(result, shown))
     contents = {
         RESULTS: json_lines(result).encode(),
-        SHEET: encode_picture(_sheet(result, scenes), ".png"),
+        SHEET: encode_image(_sheet(result, scenes), ".png"),
         REPORT: _report(result, scenes, len(scenes)).encode(),
     }
     for name, content in contents.items():
@@ -102,7 +102,7 @@ def _scenes(result: SearchResult, shown: int) -> Iterator[np.ndarray | None]:
 
 
 def _scene(gallery: Gallery, match: Match) -> np.ndarray | None:
-    """The picture of a match; None if it is gone, unreadable or not to be opened."""
+    """The image of a match; None if it is gone, unreadable or not to be opened."""
     try:
         return gallery.read_scene(match)
     except (OSError, BadImageError, UnsafePathError):
@@ -126,19 +126,19 @@ def _sheet(result: SearchResult, scenes: Sequence[np.ndarray | None]):
         SheetCell(query.read(), query.box, QUERY_TITLE, "query", note=note)
         for query in result.queries[:MAX_QUERY_CROPS]
     ]
-    person = "the person searched for" + (f", in {more + 1} pictures" if more else "")
+    person = "the person searched for" + (f", in {more + 1} images" if more else "")
     return draw_search_sheet(
         query,
         cells,
         more_queries=others,
         title=TITLE,
         caption=f"Left: {person}. Right: in {result.describe()}, those with the most similar "
-        f"person, best first, each with that person enlarged. {HONESTY}",
+        f"person, best first, each with that person enlarged. {DISCLAIMER}",
     )
 
 
 def _query_scene(query: QueryPerson) -> np.ndarray | None:
-    """The picture of a query; None if it is gone: a person of the gallery is known without it."""
+    """The image of a query; None if it is gone: a person of the gallery is known without it."""
     try:
         return query.read()
     except (OSError, BadImageError):
@@ -177,7 +177,7 @@ def _report(result: SearchResult, scenes: Iterable[np.ndarray | None], shown: in
         searched += f"{count(shown, 'match', 'matches')}. "
     weights = result.gallery.store.manifest.model.weights[:12]
     footer = f"Gallery {result.gallery.store.folder}, model {weights}."
-    return html_report(queries, cells, title=TITLE, summary=searched + HONESTY, footer=footer)
+    return html_report(queries, cells, title=TITLE, summary=searched + DISCLAIMER, footer=footer)
 
 
 def _note(gallery: Gallery, match: Match) -> str:
@@ -197,11 +197,11 @@ def _facts(gallery: Gallery, match: Match) -> list[tuple[str, str]]:
 
 
 def place_of(match: Match, name: str = "") -> str:
-    """Name of the picture, or of the video with the time since its start.
+    """Name of the image, or of the video with the time since its start.
 
     Args:
-        match: in the picture.
-        name: the picture's, e.g. with its folders; "" for that of its file.
+        match: in the image.
+        name: the image's, e.g. with its folders; "" for that of its file.
     """
     name = name or Path(match.path).name
     if match.offset is None:

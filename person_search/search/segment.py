@@ -3,14 +3,14 @@
 
     vectors.f32   N x D float32, little endian: the embeddings
     boxes.f32     N x 5 float32: x1 y1 x2 y2 score
-    entries.log   one line per picture: checksum, then JSON with the rows that are its persons
+    entries.log   one line per image: checksum, then JSON with the rows that are its persons
 
-A picture exists once its line is complete. The rows are written before the line, and forced to the
+An image exists once its line is complete. The rows are written before the line, and forced to the
 disk before it, so a line never promises rows that are not there; what lies behind the last complete
 line is the rest of an interrupted run, which readers ignore and the next writer cuts off.
 
-Shape shorthand: N rows (persons) of the segment, n of one picture, D length of an embedding.
-Boxes are XYXY pixels of the picture as people see it.
+Shape shorthand: N rows (persons) of the segment, n of one image, D length of an embedding.
+Boxes are XYXY pixels of the image as people see it.
 """
 
 import json
@@ -35,13 +35,13 @@ END_OF_VIDEO = -1
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the log says about one picture, one frame of a video, or the end of a video.
+    """What the log says about one image, one frame of a video, or the end of a video.
 
     Args:
         run: number of the run of ``index`` that wrote it; of two entries the later one counts.
         root: index into the manifest's folders. path: within that folder, with ``/``.
         size: of the file, bytes. mtime_ns: its time of change; both together notice changes.
-        frame: index of the frame; None for a picture; ``END_OF_VIDEO``.
+        frame: index of the frame; None for an image; ``END_OF_VIDEO``.
         offset: of the frame, seconds from the start of the video.
         time: seconds since 1970, None if unknown. camera: "" if unknown.
         width, height: pixels.
@@ -185,7 +185,7 @@ def check_rows(folder: Path, vectors: np.ndarray, boxes: np.ndarray) -> None:
 def _too_short(path: Path, there: int, rows: int) -> GalleryDamagedError:
     return GalleryDamagedError(
         f"'{path}' holds {there} persons where the log beside it names {rows}. "
-        "'person-search compact' keeps the pictures that are complete."
+        "'person-search compact' keeps the images that are complete."
     )
 
 
@@ -198,17 +198,17 @@ def count_rows(folder: Path, dim: int) -> tuple[int, int]:
 
 
 def checksum(vectors: np.ndarray, boxes: np.ndarray) -> int:
-    """CRC-32 of the rows of one picture."""
+    """CRC-32 of the rows of one image."""
     return zlib.crc32(boxes.astype(FLOAT).tobytes(), zlib.crc32(vectors.astype(FLOAT).tobytes()))
 
 
 class SegmentWriter:
-    """Appends pictures to a segment; a context manager that holds the segment's lock.
+    """Appends images to a segment; a context manager that holds the segment's lock.
 
     Args:
         folder: of the segment; made if absent.
         dim: D.
-        durable: wait for the disk after every picture. False is faster and survives the end of the
+        durable: wait for the disk after every image. False is faster and survives the end of the
             process all the same, but not the end of the machine.
 
     Raises:
@@ -241,14 +241,14 @@ class SegmentWriter:
         scores: np.ndarray | None = None,
         reid_feats: np.ndarray | None = None,
     ) -> Entry:
-        """Adds one picture; when this returns, it is in the gallery.
+        """Adds one image; when this returns, it is in the gallery.
 
         Args:
             entry: without rows and checksum, which are filled in.
             boxes: (n, 4). scores: (n,). reid_feats: (n, D) of unit length. All three or none.
 
         Raises:
-            OSError: the disk is full, for example; the picture is then not in the gallery.
+            OSError: the disk is full, for example; the image is then not in the gallery.
         """
         rows = 0 if boxes is None else len(boxes)
         if boxes is not None and rows:
@@ -304,7 +304,7 @@ class SegmentWriter:
             os.fdatasync(handle)
 
     def _cut_back(self) -> None:
-        """After a failed write: back to the last complete picture."""
+        """After a failed write: back to the last complete image."""
         sizes = {
             self._log: self._log_bytes,  # first, so that no line outlives its rows
             self._boxes: self.rows * BOX_COLUMNS * FLOAT.itemsize,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What there is to be indexed: pictures and videos of folders, with camera and time.
+"""What there is to be indexed: images and videos of folders, with camera and time.
 
 Times are seconds since 1970. A time without a zone is that of the camera's clock; it is kept as if
 it were UTC, so that such times compare with each other, and shown as it was.
@@ -18,7 +18,7 @@ from PIL import ExifTags, Image
 from person_search.search.store import MANIFEST
 from person_search.search.videos import VIDEO_SUFFIXES
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Source:
 
     Args:
         root: folder that was named. path: within it, with ``/``.
-        is_video: a video, not a picture.
+        is_video: a video, not an image.
         size: bytes. mtime_ns: time of the last change.
     """
 
@@ -49,7 +49,7 @@ class Listing:
     Args:
         sources: sorted by path.
         left_out: links that lead nowhere or out of the folder, with the reason.
-        others: files that are neither pictures nor videos.
+        others: files that are neither images nor videos.
     """
 
     sources: list[Source] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Listing:
 
 
 def find_sources(places: Iterable[str | os.PathLike], recursive: bool = False) -> Listing:
-    """Lists pictures and videos.
+    """Lists images and videos.
 
     Args:
         places: folders, or single files.
@@ -74,15 +74,15 @@ def find_sources(places: Iterable[str | os.PathLike], recursive: bool = False) -
             _walk(place.resolve(), place.resolve(), recursive, listing)
         elif place.is_file():
             if not _suffix_of(place):
-                known = ", ".join((*PICTURE_SUFFIXES, *VIDEO_SUFFIXES))
-                raise ValueError(f"'{place}' is neither a picture nor a video ({known}).")
+                known = ", ".join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
+                raise ValueError(f"'{place}' is neither an image nor a video ({known}).")
             _add(place.resolve().parent, place.resolve(), listing)
         else:
-            raise FileNotFoundError(f"there is no folder, picture or video '{place}'.")
+            raise FileNotFoundError(f"there is no folder, image or video '{place}'.")
     if not listing.sources:
         names = ", ".join(str(place) for place in places)
         raise FileNotFoundError(
-            f"'{names}' holds no picture or video"
+            f"'{names}' holds no image or video"
             f"{'' if recursive else ' (folders within are searched with --recursive)'}."
         )
     unique = {(source.root, source.path): source for source in listing.sources}
@@ -91,7 +91,7 @@ def find_sources(places: Iterable[str | os.PathLike], recursive: bool = False) -
 
 
 def _walk(root: Path, folder: Path, recursive: bool, listing: Listing) -> None:
-    if (folder / MANIFEST).exists():  # a gallery inside the folder of its pictures
+    if (folder / MANIFEST).exists():  # a gallery inside the folder of its images
         return
     for item in sorted(os.scandir(folder), key=lambda item: item.name):
         path = Path(item.path)
@@ -129,7 +129,7 @@ def _add(root: Path, path: Path, listing: Listing) -> None:
 def _suffix_of(path: Path) -> str:
     """The suffix in lower case if we read such files; "" otherwise."""
     suffix = path.suffix.lower()
-    return suffix if suffix in PICTURE_SUFFIXES or suffix in VIDEO_SUFFIXES else ""
+    return suffix if suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES else ""
 
 
 # ---- camera and time -----------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def _suffix_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where and when a picture was taken; "" and None for unknown."""
+    """Where and when an image was taken; "" and None for unknown."""
 
     camera: str = ""
     time: float | None = None
@@ -148,9 +148,9 @@ class OriginRules:
     """Where camera and time come from. What a table says counts first, then the options, then EXIF.
 
     Args:
-        camera: of all pictures.
-        camera_from_folder: the name of the folder that a picture lies in.
-        time: of all pictures, the start for videos.
+        camera: of all images.
+        camera_from_folder: the name of the folder that an image lies in.
+        time: of all images, the start for videos.
         table: path (as in ``Source.path``) -> origin.
     """
 
@@ -172,12 +172,12 @@ class OriginRules:
 
 
 def read_exif(path: Path) -> Origin:
-    """Camera model and time from the EXIF data of a picture, as far as it has such."""
+    """Camera model and time from the EXIF data of an image, as far as it has such."""
     try:
         with Image.open(path) as picture:
             exif = picture.getexif()
             details = exif.get_ifd(ExifTags.IFD.Exif)
-    except Exception:  # Pillow raises almost anything for damaged files; reading the picture tells
+    except Exception:  # Pillow raises almost anything for damaged files; reading the image tells
         return Origin()
     camera = str(exif.get(ExifTags.Base.Model, "")).strip("\0 ")
     taken = details.get(ExifTags.Base.DateTimeOriginal) or exif.get(ExifTags.Base.DateTime)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A gallery on disk: one manifest, the segments that it names, and who may write them.
 
-    gallery.json        manifest: version, model, D, folders of the pictures, segments, last run
+    gallery.json        manifest: version, model, D, folders of the images, segments, last run
     gallery.lock        held by the run that is writing
     segments/<name>/    see segment.py; one per writing process
     index-*             approximate index, if any; see approximate.py
@@ -36,7 +36,7 @@ class Manifest:
     Args:
         dim: length of an embedding (D).
         model: which model the embeddings come from.
-        roots: folders of the pictures; relative ones start at the gallery.
+        roots: folders of the images; relative ones start at the gallery.
         segments: names of the segments, in order.
         run: number of the last run of ``index``.
     """
@@ -93,7 +93,7 @@ class GalleryStore:
             if others:
                 raise GalleryError(
                     f"'{folder}' is not empty (there is '{sorted(others)[0]}') and no gallery; "
-                    "give a new folder for the gallery, beside that of the pictures."
+                    "give a new folder for the gallery, beside that of the images."
                 )
             write_atomically(folder / MANIFEST, _dump(Manifest(dim, model)), durable=True)
         return cls(folder)
@@ -131,7 +131,7 @@ class GalleryStore:
         write_atomically(self.folder / MANIFEST, _dump(self.manifest), durable=True)
 
     def add_root(self, root: Path) -> int:
-        """The index of a folder of pictures, which is added if it is new; needs the lock."""
+        """The index of a folder of images, which is added if it is new; needs the lock."""
         root = root.resolve()
         home = self.folder.resolve().parent
         # what lies beside the gallery may be moved together with it
@@ -141,7 +141,7 @@ class GalleryStore:
         return self.manifest.roots.index(name)
 
     def root_path(self, root: int) -> Path:
-        """A folder of pictures."""
+        """A folder of images."""
         if not 0 <= root < len(self.manifest.roots):
             raise UnsafePathError(
                 f"an entry of the gallery '{self.folder}' names folder {root}; the manifest knows "
@@ -153,7 +153,7 @@ class GalleryStore:
         return self._root_paths[name]
 
     def named_path(self, root: int, path: str) -> Path:
-        """The path of a picture, to be shown; to be opened, see :meth:`picture_path`.
+        """The path of an image, to be shown; to be opened, see :meth:`image_path`.
 
         Raises:
             UnsafePathError: it leaves the folder that was indexed (``..``, an absolute path).
@@ -163,8 +163,8 @@ class GalleryStore:
             self._refuse(root, path)
         return self.root_path(root) / pure
 
-    def picture_path(self, root: int, path: str) -> Path:
-        """Where a picture of the gallery lies.
+    def image_path(self, root: int, path: str) -> Path:
+        """Where an image of the gallery lies.
 
         Raises:
             UnsafePathError: outside the folder that was indexed, by ``..``, as an absolute path or
@@ -177,7 +177,7 @@ class GalleryStore:
 
     def _refuse(self, root: int, path: str) -> NoReturn:
         raise UnsafePathError(
-            f"the gallery '{self.folder}' names the picture '{path}', which leaves the folder "
+            f"the gallery '{self.folder}' names the image '{path}', which leaves the folder "
             f"'{self.root_path(root)}' that was indexed. It is not opened."
         )
 
@@ -223,7 +223,7 @@ class GalleryStore:
         if not path.is_file():
             raise GalleryError(
                 f"'{self.folder}' is no gallery: there is no {MANIFEST} in it. Make one from a "
-                "folder of pictures or a video with 'person-search index'."
+                "folder of images or a video with 'person-search index'."
             )
         try:
             content = json.loads(path.read_bytes())
@@ -251,7 +251,7 @@ class GalleryStore:
 def live_entries(segments: Sequence[SegmentContents]) -> list[list[Entry]]:
     """The entries that count, per segment in their order.
 
-    Of several entries of a picture or frame the last one counts; a removal ends all before it.
+    Of several entries of an image or frame the last one counts; a removal ends all before it.
     """
     order = sorted(
         (entry.run, number, line)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a gallery by columns, which of them may be found, and what is found.
+"""Images of a gallery by columns, which of them may be found, and what is found.
 
-Shape shorthand in this file: P pictures and frames.
+Shape shorthand in this file: P images and frames.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ class SearchFilter:
     Args:
         min_score: of the detection.
         cameras: names; empty for all.
-        since, until: seconds since 1970, both included; None for no bound. With either, pictures
+        since, until: seconds since 1970, both included; None for no bound. With either, images
             of unknown time are left out.
         min_similarity: to the query; None for no bound. docs/search.md says how to choose it.
     """
@@ -77,11 +77,11 @@ class Match:
 
     Args:
         rank: 1 is best.
-        path: the picture or video, as an absolute path.
+        path: the image or video, as an absolute path.
         box: XYXY pixels.
         score: of the detection, in [0, 1].
         sim: cosine similarity in [-1, 1].
-        picture: its number in the gallery.
+        image: its number in the gallery.
         frame, offset: of a video: index of the frame, and seconds from the start.
         time: seconds since 1970, None if unknown. camera: "" if unknown.
     """
@@ -116,7 +116,7 @@ class Match:
 
 
 def count(number: int, noun: str, nouns: str = "") -> str:
-    """A number with its noun, e.g. "1 picture" and "2 pictures"."""
+    """A number with its noun, e.g. "1 image" and "2 images"."""
     return f"{number} {noun if number == 1 else nouns or noun + 's'}"
 
 
@@ -126,19 +126,19 @@ def format_time(seconds: float) -> str:
 
 
 @dataclass
-class PictureTable:
-    """The pictures and frames of a gallery by columns, which takes a fraction of P objects."""
+class ImageTable:
+    """The images and frames of a gallery by columns, which takes a fraction of P objects."""
 
     paths: list[str] = field(default_factory=list)
     roots: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    frames: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # -1: a picture
-    offsets: np.ndarray = field(default_factory=lambda: np.zeros(0))  # nan: a picture
+    frames: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # -1: an image
+    offsets: np.ndarray = field(default_factory=lambda: np.zeros(0))  # nan: an image
     times: np.ndarray = field(default_factory=lambda: np.zeros(0))  # nan: unknown
     cameras: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     camera_names: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, entries: Iterable[Entry]) -> "PictureTable":
+    def of(cls, entries: Iterable[Entry]) -> "ImageTable":
         """Builds the columns."""
         entries = list(entries)
         names = sorted({entry.camera for entry in entries})
@@ -162,7 +162,7 @@ class PictureTable:
         return len(self.paths)
 
     def allowed(self, wanted: SearchFilter) -> np.ndarray:
-        """(P,) bool: the pictures that pass by time and camera."""
+        """(P,) bool: the images that pass by time and camera."""
         mask = np.ones(len(self), bool)
         if wanted.cameras:
             codes = [i for i, name in enumerate(self.camera_names) if name in wanted.cameras]

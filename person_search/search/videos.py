@@ -26,7 +26,7 @@ class VideoFrame:
 
     Args:
         index: of the frame, from 0. offset: seconds from the start of the video.
-        picture: (H, W, 3) uint8 RGB; None for a frame that the caller has already.
+        image: (H, W, 3) uint8 RGB; None for a frame that the caller has already.
     """
 
     index: int

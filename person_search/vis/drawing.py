@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all pictures share: colors, text, boxes, crops, marks of right and wrong.
+"""What all images share: colors, text, boxes, crops, marks of right and wrong.
 
-Boxes are XYXY pixels of the picture that they lie in. An *area* is (left, top, width, height) in
-whole pixels of the picture that is drawn on.
+Boxes are XYXY pixels of the image that they lie in. An *area* is (left, top, width, height) in
+whole pixels of the image that is drawn on.
 """
 
 import functools
@@ -32,8 +32,8 @@ Color = tuple[int, int, int]
 Area = tuple[int, int, int, int]
 
 
-def to_picture(image: np.ndarray) -> Image.Image:
-    """Turns an RGB array into a picture.
+def to_image(image: np.ndarray) -> Image.Image:
+    """Turns an RGB array into an image.
 
     Raises:
         ValueError: not (H, W, 3) of uint8, or empty.
@@ -101,7 +101,7 @@ def crop_person(image: Image.Image, box: Sequence[float]) -> Image.Image:
 
 
 def paste_fitted(sheet: Image.Image, image: Image.Image, area: Area) -> Area:
-    """Scales a picture into the middle of an area, without changing its shape.
+    """Scales an image into the middle of an area, without changing its shape.
 
     Returns:
         the part of the area that it covers.
@@ -122,10 +122,10 @@ def draw_box(
     dashed: bool = False,
     rim: int = 1,
 ) -> None:
-    """Draws a box with a white rim, which lifts it off any ground; clipped to the picture.
+    """Draws a box with a white rim, which lifts it off any ground; clipped to the image.
 
     Args:
-        picture: that is drawn on.
+        image: that is drawn on.
         box: its outer edge, rim included.
         color: of the line.
         width: of the line, and ``rim`` of the white on each side of it, in pixels.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures as files of bounded size, so that they can be mailed, put into a report or a README."""
+"""Images as files of bounded size, so that they can be mailed, put into a report or a README."""
 
 import io
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ _SHRINK = 0.85
 _SMALLEST_SIDE = 64
 
 
-def encode_picture(picture: Image.Image, suffix: str, max_bytes: int = MAX_BYTES) -> bytes:
+def encode_image(picture: Image.Image, suffix: str, max_bytes: int = MAX_BYTES) -> bytes:
     """The content of a ``.png`` or ``.jpg`` file of at most ``max_bytes``.
 
-    First the quality is lowered (PNG: 256 colors), then the size. A picture of 64 pixels is not
+    First the quality is lowered (PNG: 256 colors), then the size. An image of 64 pixels is not
     made smaller any more, whatever it takes.
 
     Raises:
         ValueError: another suffix.
     """
     if suffix not in (".png", ".jpg"):
-        raise ValueError(f"pictures are written as .png or .jpg, not as '{suffix}'.")
+        raise ValueError(f"images are written as .png or .jpg, not as '{suffix}'.")
     picture = picture.convert("RGB")
     while True:
         for content in _variants(picture, suffix):

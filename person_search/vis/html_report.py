@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from person_search.vis.drawing import crop_person, draw_box, fitted_size, to_picture
+from person_search.vis.drawing import crop_person, draw_box, fitted_size, to_image
 from person_search.vis.search_sheet import STATUS_COLORS
 
 SCENE_SIZE = (720, 540)
@@ -61,7 +61,7 @@ class ReportCell:
         image: (H, W, 3) uint8 RGB; None if it cannot be read any more.
         box: the person.
         title: e.g. the rank.
-        alt: what the picture shows, for those who do not see it.
+        alt: what the image shows, for those who do not see it.
         facts: (name, value), shown below the scene.
         sim: cosine similarity; None for a query.
     """
@@ -85,7 +85,7 @@ def html_report(
     """Returns the HTML document.
 
     Args:
-        queries: pictures of the person who was searched for.
+        queries: images of the person who was searched for.
         results: best first; may be empty. Taken one after another, so that their scenes need not
             all be in memory.
         title, summary, footer: plain text.
@@ -116,14 +116,14 @@ def _card(cell: ReportCell, kind: str) -> str:
     )
     return (
         f'<li class="{kind}"><h3 class="title">{html.escape(cell.title)}{number}</h3>{sim}'
-        f"{_pictures(cell, kind)}<dl>{facts}</dl></li>\n"
+        f"{_images(cell, kind)}<dl>{facts}</dl></li>\n"
     )
 
 
-def _pictures(cell: ReportCell, kind: str) -> str:
+def _images(cell: ReportCell, kind: str) -> str:
     if cell.image is None:
-        return '<p class="title quiet">The picture cannot be read any more.</p>'
-    picture = to_picture(cell.image)
+        return '<p class="title quiet">The image cannot be read any more.</p>'
+    picture = to_image(cell.image)
     size = fitted_size(picture.size, SCENE_SIZE)
     scene = picture.resize(size, Image.Resampling.LANCZOS)  # small ones too: the box has to fit
     x1, y1, x2, y2 = np.asarray(cell.box, float) * np.array(size * 2) / (picture.size * 2)
@@ -134,7 +134,7 @@ def _pictures(cell: ReportCell, kind: str) -> str:
     crop.thumbnail(CROP_SIZE, Image.Resampling.LANCZOS)
     alt = html.escape(cell.alt)
     return (
-        f'<div class="pictures"><img class="scene" loading="lazy" alt="{alt}" src="{_uri(scene)}">'
+        f'<div class="images"><img class="scene" loading="lazy" alt="{alt}" src="{_uri(scene)}">'
         f'<img class="crop" loading="lazy" alt="The same person, enlarged" src="{_uri(crop)}">'
         "</div>"
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set record as a picture: boxes with their identities, and the queries.
+"""A data set record as an image: boxes with their identities, and the queries.
 
 Boxes are XYXY pixels of the scene.
 """
@@ -21,7 +21,7 @@ from person_search.vis.drawing import (
     font,
     label,
     shorten,
-    to_picture,
+    to_image,
 )
 
 HEAD = 40
@@ -43,7 +43,7 @@ def draw_record(image: np.ndarray, record: dict, long_side: int = 1000) -> Image
     """Draws the boxes of a record on its image.
 
     Args:
-        image: (H, W, 3) uint8 RGB, the picture of the record.
+        image: (H, W, 3) uint8 RGB, the image of the record.
         record: see docs/data_flow.md; ``queries`` may be absent.
         long_side: to which the scene is scaled.
 
@@ -51,7 +51,7 @@ def draw_record(image: np.ndarray, record: dict, long_side: int = 1000) -> Image
         The scaled scene below a line that says what is in it. Solid boxes are people of known
         identity, dashed gray ones of unknown identity, wide blue ones queries.
     """
-    scene = to_picture(image)
+    scene = to_image(image)
     scale = long_side / max(scene.size)
     width, height = (max(1, round(side * scale)) for side in scene.size)
     scene = scene.resize((width, height), Image.Resampling.LANCZOS)
@@ -79,7 +79,7 @@ def _xyxy(entry: dict) -> np.ndarray:
 def _label_at(
     draw: ImageDraw.ImageDraw, text: str, x: float, y: float, color: Color, size: tuple[int, int]
 ) -> None:
-    """Writes a label, moved so far that all of it lies in the picture."""
+    """Writes a label, moved so far that all of it lies in the image."""
     room = size[0] - font(LABEL_SIZE, bold=True).getlength(text) - 7, size[1] - LABEL_SIZE - 7
     place = max(0.0, min(x, room[0])), max(0.0, min(y, room[1]))
     label(draw, text, place, color, LABEL_SIZE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture of one search: the query on the left, the ranked scenes on the right.
+"""One image of one search: the query on the left, the ranked scenes on the right.
 
 Boxes are XYXY pixels of the scene that they lie in; all other numbers are pixels of the sheet.
 """
@@ -25,7 +25,7 @@ from person_search.vis.drawing import (
     font,
     paste_fitted,
     shorten,
-    to_picture,
+    to_image,
     wrap,
 )
 
@@ -39,7 +39,7 @@ STATUS_COLORS = {
 LEGEND = {
     "match": "the same person",
     "other": "somebody else, or a box that misses the person",
-    "repeat": "the same person in the same picture once more (counts as wrong)",
+    "repeat": "the same person in the same image once more (counts as wrong)",
 }
 MARKS = {"match": True, "other": False}
 """Statuses with a check mark (True) or a cross (False)."""
@@ -52,7 +52,7 @@ CARD = (SCENE[0] + CROP_WIDTH + 3 * BORDER, STRIP + SCENE[1] + NOTE + BORDER)
 QUERY_WIDTH = 380
 QUERY_SCENE_HEIGHT = 280
 MAX_QUERY_ROWS = 3  # beyond that the query would be larger than it needs to be
-MAX_QUERY_CROPS = 4  # of several pictures of the same person; more would be too small
+MAX_QUERY_CROPS = 4  # of several images of the same person; more would be too small
 
 
 @dataclass(frozen=True)
@@ -151,13 +151,13 @@ def draw_search_sheet(
     Args:
         query: whom was searched for.
         results: best first; may be empty.
-        more_queries: further pictures of the same person; of the first few the person is shown.
+        more_queries: further images of the same person; of the first few the person is shown.
         title: one line above everything.
         caption: sentences below the title: what is seen here.
         columns: results per row.
 
     Returns:
-        An RGB picture.
+        An RGB image.
     """
     width = SheetLayout.of(len(results), columns, 0).size[0]
     lines = wrap(caption, font(19), width - 2 * MARGIN)
@@ -198,18 +198,18 @@ def _draw_legend(
 
 
 def _draw_query(sheet: Image.Image, card: Area, cells: Sequence[SheetCell]) -> None:
-    """The scene of the first picture, and the person in all of them."""
+    """The scene of the first image, and the person in all of them."""
     _draw_card(sheet, card, cells[0])
     _draw_scene(sheet, query_scene_area(card), cells[0])
     shown = cells[:MAX_QUERY_CROPS]
     for cell, area in zip(shown, split_area(query_crop_area(card), len(shown)), strict=True):
-        paste_fitted(sheet, crop_person(to_picture(cell.image), cell.box), area)
+        paste_fitted(sheet, crop_person(to_image(cell.image), cell.box), area)
 
 
 def _draw_result(sheet: Image.Image, card: Area, cell: SheetCell) -> None:
     _draw_card(sheet, card, cell)
     _draw_scene(sheet, scene_area(card), cell)
-    paste_fitted(sheet, crop_person(to_picture(cell.image), cell.box), crop_area(card))
+    paste_fitted(sheet, crop_person(to_image(cell.image), cell.box), crop_area(card))
 
 
 def _draw_card(sheet: Image.Image, card: Area, cell: SheetCell) -> None:
@@ -233,7 +233,7 @@ def _draw_card(sheet: Image.Image, card: Area, cell: SheetCell) -> None:
 
 
 def _draw_scene(sheet: Image.Image, area: Area, cell: SheetCell) -> None:
-    image = to_picture(cell.image)
+    image = to_image(cell.image)
     covered = paste_fitted(sheet, image, area)
     scale = np.array(covered[2:] * 2) / (image.size * 2)
     scene = sheet.crop((covered[0], covered[1], covered[0] + covered[2], covered[1] + covered[3]))

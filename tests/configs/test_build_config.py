@@ -16,7 +16,7 @@ from person_search.config import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-SLIM = ROOT / "configs" / "PSDiff" / "psdiff_slim_synthetic.yaml"
+SLIM = ROOT / "configs" / "PSDiff" / "tiny" / "psdiff_slim_synthetic.yaml"
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> str:

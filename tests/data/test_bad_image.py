@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A test picture that cannot be read, from the file to the figures."""
+"""A test image that cannot be read, from the file to the figures."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from person_search.evaluation import PersonSearchEvaluator
 @pytest.fixture
 def name(tmp_path: Path):
     root = small_cuhk_sysu(tmp_path / "data")
-    (root / "Image" / "SSM" / "s6.jpg").write_bytes(b"not a picture")
+    (root / "Image" / "SSM" / "s6.jpg").write_bytes(b"not an image")
     register_cuhk_sysu("with_bad_image", root, gallery_sizes=(100,))
     yield "with_bad_image_test"
     for split in ("train", "test"):

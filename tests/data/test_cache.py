@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The caches of converted arrays and of picture sizes: when they are used, renewed, given up."""
+"""The caches of converted arrays and of image sizes: when they are used, renewed, given up."""
 
 import logging
 import os
@@ -144,7 +144,7 @@ def sizes_of(paths: list[Path], log: IrregularityLog | None = None) -> list[list
     return image_sizes.image_sizes(root, "sizes", paths, CUHK_SYSU_LAYOUT, log).tolist()
 
 
-def test_sizes_are_read_once_and_again_where_a_picture_changed(
+def test_sizes_are_read_once_and_again_where_an_image_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [tmp_path / f"{i}.jpg" for i in range(3)]
@@ -163,9 +163,9 @@ def test_sizes_are_read_once_and_again_where_a_picture_changed(
     assert sorted(opened) == ["1.jpg", "2.jpg"]
 
 
-def test_a_damaged_picture_has_size_zero_until_it_is_replaced(tmp_path: Path) -> None:
+def test_a_damaged_image_has_size_zero_until_it_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "s1.jpg"
-    path.write_bytes(b"not a picture")
+    path.write_bytes(b"not an image")
     log = IrregularityLog()
     assert sizes_of([path], log) == [[0, 0]]
     assert [item.kind for item in log] == ["unreadable_image"] and str(path) in log[0].where
@@ -173,7 +173,7 @@ def test_a_damaged_picture_has_size_zero_until_it_is_replaced(tmp_path: Path) ->
     assert sizes_of([path]) == [[40, 60]]
 
 
-def test_a_missing_picture_is_named(tmp_path: Path) -> None:
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
     write_image(tmp_path / "s1.jpg", 40, 60)
     with pytest.raises(IncompleteDatasetError, match=r"s2\.jpg does not exist"):
         sizes_of([tmp_path / "s1.jpg", tmp_path / "s2.jpg"])
@@ -187,8 +187,8 @@ def test_the_turn_mark_of_cameras_counts(tmp_path: Path, orientation: int, size:
     assert image_sizes.header_size(tmp_path / "turned.jpg") == size
 
 
-def test_a_data_set_with_a_damaged_picture_still_loads(tmp_path: Path) -> None:
+def test_a_data_set_with_a_damaged_image_still_loads(tmp_path: Path) -> None:
     root = small_cuhk_sysu(tmp_path / "data")
-    (root / "Image" / "SSM" / "s2.jpg").write_bytes(b"not a picture")
+    (root / "Image" / "SSM" / "s2.jpg").write_bytes(b"not an image")
     records = load_cuhk_sysu(root, "train")
     assert [record["height"] for record in records] == [120, 0, 120]

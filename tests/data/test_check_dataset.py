@@ -143,9 +143,9 @@ def test_protocols_with_different_queries_are_an_error(cuhk_sysu: Path, tmp_path
     assert "g50 holds other queries than g100" in error
 
 
-def test_unreadable_pictures_are_errors(cuhk_sysu: Path) -> None:
+def test_unreadable_images_are_errors(cuhk_sysu: Path) -> None:
     pictures = cuhk_sysu / "Image" / "SSM"
-    (pictures / "s2.jpg").write_bytes(b"not a picture")
+    (pictures / "s2.jpg").write_bytes(b"not an image")
     write_image(pictures / "s5.jpg", 120, 300)
     content = (pictures / "s5.jpg").read_bytes()
     (pictures / "s5.jpg").write_bytes(content[: len(content) // 2])
@@ -249,7 +249,7 @@ def test_a_bad_file_shows_everything_at_once(tool, tmp_path: Path, capsys) -> No
     document["annotations"][4]["bbox"] = [150, 5, 20, 60]
     document["images"][3]["file_name"] = "a/1.jpg"
     path = write_json_set(tmp_path, document)
-    (tmp_path / "b/1.jpg").write_bytes(b"no picture")
+    (tmp_path / "b/1.jpg").write_bytes(b"no image")
     (tmp_path / "a/2.jpg").unlink()
     assert tool.main([str(path)]) == 1
     output = capsys.readouterr().out

@@ -142,7 +142,7 @@ def test_an_image_without_people_keeps_all_fields(cfg, picture: Path) -> None:
 
 
 def paint(path: Path, box: tuple[int, int, int, int]) -> None:
-    """Writes a black picture in which exactly ``box`` (XYXY) is white; PNG keeps the edges."""
+    """Writes a black image in which exactly ``box`` (XYXY) is white; PNG keeps the edges."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     pixels[box[1] : box[3], box[0] : box[2]] = 255
     Image.fromarray(pixels).save(path)
@@ -260,16 +260,16 @@ def test_a_box_over_the_border_is_clipped_and_one_outside_dropped_with_one_warni
     assert str(picture) in warnings[0] and "[100, 5, 130, 50]" in warnings[0]
 
 
-def test_a_query_box_outside_the_picture_names_query_and_file(cfg, picture: Path) -> None:
+def test_a_query_box_outside_the_image_names_query_and_file(cfg, picture: Path) -> None:
     record = make_record(picture, [], queries=((31, (100, 0, 130, 50)),))
-    with pytest.raises(ValueError, match=r"query 31 .*outside.*picture\.jpg.*60 x 100"):
+    with pytest.raises(ValueError, match=r"query 31 .*outside.*image\.jpg.*60 x 100"):
         build_mapper(cfg, False)(record)
 
 
 @pytest.mark.parametrize("is_train", [True, False])
-def test_a_picture_of_another_size_is_named_with_both_sizes(cfg, picture, is_train) -> None:
+def test_an_image_of_another_size_is_named_with_both_sizes(cfg, picture, is_train) -> None:
     write_image(picture, 50, 80)
-    with pytest.raises(ValueError, match=r"picture\.jpg is 50 x 80 .*says 60 x 100"):
+    with pytest.raises(ValueError, match=r"image\.jpg is 50 x 80 .*says 60 x 100"):
         build_mapper(cfg, is_train)(make_record(picture, []))
 
 
@@ -279,15 +279,15 @@ def cut_off(path: Path) -> None:
 
 
 def scribble(path: Path) -> None:
-    path.write_bytes(b"not a picture")
+    path.write_bytes(b"not an image")
 
 
-BREAKS = {"cut off": cut_off, "no picture": scribble, "missing": Path.unlink}
+BREAKS = {"cut off": cut_off, "no image": scribble, "missing": Path.unlink}
 
 
 @pytest.mark.parametrize("is_train", [True, False])
 @pytest.mark.parametrize("how", BREAKS)
-def test_an_unreadable_picture_ends_the_run_and_is_named(cfg, picture, is_train, how) -> None:
+def test_an_unreadable_image_ends_the_run_and_is_named(cfg, picture, is_train, how) -> None:
     BREAKS[how](picture)
     with pytest.raises(BadImageError, match=r"picture\.jpg.*DATALOADER\.ON_BAD_IMAGE"):
         build_mapper(cfg, is_train)(make_record(picture, []))
@@ -321,7 +321,7 @@ def test_skip_gives_a_marked_black_image_in_testing(cfg, picture, recorded, capl
     assert str(picture) in caplog.text
 
 
-def test_a_readable_picture_of_unknown_size_is_used(cfg, picture: Path) -> None:
+def test_a_readable_image_of_unknown_size_is_used(cfg, picture: Path) -> None:
     record = make_record(picture, [])
     record["height"] = record["width"] = 0
     output = build_mapper(cfg, False)(record)

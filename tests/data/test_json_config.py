@@ -29,7 +29,7 @@ def forget():
 
 @pytest.fixture
 def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """$DETECTRON2_DATASETS with mine/train.json and mine/test.json, pictures in mine/pictures."""
+    """$DETECTRON2_DATASETS with mine/train.json and mine/test.json, images in mine/images."""
     folder = tmp_path / "data"
     monkeypatch.setenv("DETECTRON2_DATASETS", str(folder))
     records = write_tiny_dataset(folder / "mine" / "pictures")

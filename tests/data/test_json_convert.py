@@ -280,7 +280,7 @@ def test_the_command_says_what_is_missing(tool, tmp_path: Path, capsys) -> None:
     assert "no MOT sequence" in capsys.readouterr().err
 
 
-def test_file_names_start_at_the_output_if_it_holds_the_pictures(roots, tmp_path: Path) -> None:
+def test_file_names_start_at_the_output_if_it_holds_the_images(roots, tmp_path: Path) -> None:
     root = roots["small prw"]
     inside = convert_known_format("prw", root, root.parent, "inside")[0]
     assert inside.image_root == root.parent

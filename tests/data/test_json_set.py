@@ -163,7 +163,7 @@ def test_identities_may_be_named_and_listed(tmp_path: Path) -> None:
     assert boxes_of(load_person_search_json(path)[1])[0][-1] == 0 and count_json_pids(path) == 2
 
 
-def test_sizes_may_be_left_to_the_pictures(tmp_path: Path) -> None:
+def test_sizes_may_be_left_to_the_images(tmp_path: Path) -> None:
     document = small_document()
     for image in document["images"]:
         del image["height"], image["width"]
@@ -177,7 +177,7 @@ def test_an_image_root_of_its_own(tmp_path: Path) -> None:
     path.write_text(json.dumps(small_document()))
     records = load_person_search_json(path, tmp_path / "pictures")
     assert records[0]["file_name"] == str(tmp_path / "pictures" / "a/1.jpg")
-    with pytest.raises(IncompleteDatasetError, match="4 of the 4 pictures.*image root"):
+    with pytest.raises(IncompleteDatasetError, match="4 of the 4 images.*image root"):
         load_person_search_json(path)
 
 

@@ -90,7 +90,7 @@ def test_classes_flags_and_visibility(tmp_path: Path) -> None:
     records, persons = load_mot(tmp_path, ALL)["train"]
     # 7 stands still: a person without identity; 3 is a car; 4 is out of the benchmark; 5 is hidden
     assert persons == ["A/1", "A/6"] and persons_of(records) == [[0, -1, 1], [0, -1]]
-    assert records[0]["annotations"][2]["bbox"] == [149, 5, 160, 55], "clipped to the picture"
+    assert records[0]["annotations"][2]["bbox"] == [149, 5, 160, 55], "clipped to the image"
     options = MotOptions(every=1, classes=(1, 3), unlabeled_classes=(), min_visibility=0)
     records, persons = load_mot(tmp_path, options)["train"]
     assert persons == ["A/1", "A/5", "A/6"], "the flag of class 3 is 0"

@@ -194,7 +194,7 @@ def test_an_unknown_split_or_protocol_names_those_allowed(root: Path) -> None:
         ("479 1 2 3 x c1s1_000101", "expected 'pid x y w h frame'"),
         ("479 1 2 30 40 c9s9_000009", "frame 'c9s9_000009' is not in frame_test.mat"),
         ("12 1 2 30 40 c1s1_000101", "id 12 is not in ID_test.mat"),
-        ("479 200 2 30 40 c1s1_000101", "no area inside the picture"),
+        ("479 200 2 30 40 c1s1_000101", "no area inside the image"),
     ],
 )
 def test_a_bad_query_line_is_named(root: Path, line: str, complaint: str) -> None:

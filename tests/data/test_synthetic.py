@@ -157,8 +157,8 @@ def test_reader_returns_what_was_drawn(tmp_path, monkeypatch):
         drawn.update({s.file_name: p for s, p in zip(specs, people, strict=True)})
         return people
 
-    original = writer.draw_pictures
-    monkeypatch.setattr(writer, "draw_pictures", remember)
+    original = writer.draw_images
+    monkeypatch.setattr(writer, "draw_images", remember)
     write_cuhk_sysu(tmp_path / "set", TINY, progress=False)
     seen = 0
     for split in ("train", "test"):
@@ -261,7 +261,7 @@ def test_same_options_give_same_bytes_with_any_number_of_processes(cuhk, prw, tm
     assert digest(tmp_path / "PRW") == original
 
 
-def test_another_seed_gives_other_pictures(cuhk, tmp_path):
+def test_another_seed_gives_other_images(cuhk, tmp_path):
     write_cuhk_sysu(tmp_path / "set", dataclasses.replace(TINY, seed=1), progress=False)
     ours, theirs = digest(tmp_path / "set"), digest(cuhk)
     pictures = [name for name in ours if name.endswith(".jpg")]

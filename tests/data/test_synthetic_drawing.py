@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drawing of the synthetic data: looks, figures, pictures and who appears where."""
+"""The drawing of the synthetic data: looks, figures, images and who appears where."""
 
 import dataclasses
 import itertools
@@ -174,7 +174,7 @@ def test_left_border_cuts_the_first_person():
 
 
 def test_a_crowd_is_never_lost():
-    """Too many people for the picture: the last attempt lines everybody up."""
+    """Too many people for the image: the last attempt lines everybody up."""
     _, people = render_scene(make_spec(12, difficulty=1.0))
     assert [person.person_id for person in people] == list(range(12))
 
@@ -188,7 +188,7 @@ def plan(cfg: SyntheticConfig, cameras: list[int], twins: int = 0):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_identity_appears_in_two_pictures_and_cameras(seed):
+def test_every_identity_appears_in_two_images_and_cameras(seed):
     cfg = dataclasses.replace(TINY, seed=seed)
     plans, _ = plan(cfg, [i % 3 for i in range(12)])
     for pid in range(cfg.train_ids):
@@ -198,7 +198,7 @@ def test_every_identity_appears_in_two_pictures_and_cameras(seed):
     assert sum(all(pid < 0 for pid, _ in p.people) for p in plans) == 1  # the quirk
 
 
-def test_twins_stand_in_one_picture_only_when_asked():
+def test_twins_stand_in_one_image_only_when_asked():
     doubled = [0, 0]
     for twins in (0, 1):
         plans, _ = plan(TINY, [0] * 12, twins)

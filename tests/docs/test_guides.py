@@ -29,7 +29,7 @@ SHORTER = {
     "--size 160 120",
     "train_net.py": "SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) SOLVER.IMS_PER_BATCH 2 "
     "MODEL.PSDIFF.STEPS 1 MODEL.PSDIFF.QUERY_DRAWS 1 TEST.PERSON_SEARCH.SCORE_THRESH 0.0",
-    "tools/search.py": "MODEL.PSDIFF.STEPS 1 MODEL.PSDIFF.QUERY_DRAWS 1",
+    "person-search": "MODEL.PSDIFF.STEPS 1 MODEL.PSDIFF.QUERY_DRAWS 1",
 }
 """What is added to commands for the test's sake: small data, a short training."""
 
@@ -101,7 +101,7 @@ def run_tests_in(namespace: dict) -> None:
 
 
 @pytest.mark.slow
-def test_own_data_from_pictures_to_a_search(
+def test_own_data_from_images_to_a_search(
     repo_root: Path, tmp_path: Path, child_env: dict[str, str]
 ) -> None:
     """Types the commands of the guide, one after the other, in a checkout without data."""
@@ -136,7 +136,7 @@ def test_own_data_from_pictures_to_a_search(
 def test_the_config_of_the_guide_is_that_of_the_file(repo_root: Path) -> None:
     ((_, block),) = blocks_of(repo_root / "docs/adding_a_dataset.md", "yaml")
     shown = yaml.safe_load(block)["DATASETS"]
-    path = repo_root / "configs/PSDiff/psdiff_slim_own_data.yaml"
+    path = repo_root / "configs/PSDiff/tiny/psdiff_slim_own_data.yaml"
     assert shown == yaml.safe_load(path.read_text())["DATASETS"]
 
 

@@ -16,7 +16,7 @@ DATASET = "tiny_for_engine_tests"
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Iterator[str]:
-    """Name of a registered data set of six pictures, for training and test."""
+    """Name of a registered data set of six images, for training and test."""
     register_tiny_dataset(DATASET, tmp_path / "images")
     yield DATASET
     unregister_dataset(DATASET)

@@ -107,7 +107,7 @@ class TinyWithMemory(TinyPersonSearch):
 
 @pytest.fixture
 def other_set(tmp_path: Path):
-    """A data set of other pictures, with two identities in place of three."""
+    """A data set of other images, with two identities in place of three."""
     name = "tiny_for_crossing"
     records = register_tiny_dataset(name, tmp_path / "others", num_images=4)
     for annotation in (a for record in records for a in record["annotations"]):

@@ -40,7 +40,7 @@ def test_starts_at_any_step(make_cfg) -> None:
     assert_same(batches(cfg, 6)[4:], batches(cfg, 2, start=4))
 
 
-def test_the_same_picture_is_augmented_anew_each_epoch(make_cfg) -> None:
+def test_the_same_image_is_augmented_anew_each_epoch(make_cfg) -> None:
     cfg = make_cfg("out", "SOLVER.IMS_PER_BATCH", 6)
     epochs = batches(cfg, 8)
     of_first = [x["image"] for epoch in epochs for x in epoch if x["image_id"] == 0]

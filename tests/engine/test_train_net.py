@@ -52,7 +52,7 @@ def test_expected_results_are_verified(run) -> None:
 
 
 def test_an_unreadable_image_is_one_message(run, tmp_path, capfd) -> None:
-    (tmp_path / "images" / "s3.jpg").write_bytes(b"no picture")
+    (tmp_path / "images" / "s3.jpg").write_bytes(b"no image")
     for workers in ("0", "1"):
         with pytest.raises(SystemExit) as end:
             run("DATALOADER.NUM_WORKERS", workers)

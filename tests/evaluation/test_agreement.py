@@ -6,14 +6,13 @@ import itertools
 
 import numpy as np
 import pytest
+from evaluation_cases import random_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slow_reference import detection_reference, search_reference
 
 from person_search.evaluation import evaluate_detection, evaluate_search, similarities
 from person_search.evaluation.box_metrics import overlapping_pairs
-
-from .cases import random_case
-from .slow_reference import detection_reference, search_reference
 
 TOLERANCE = 1e-6
 OPTIONS = list(itertools.product(["cosine", "cws"], ["seqnet", "strict"], ["gt_box", "best_det"]))

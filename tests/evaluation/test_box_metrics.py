@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from slow_reference import iou
 
 from person_search.evaluation.box_metrics import (
     adaptive_iou_threshold,
@@ -13,8 +14,6 @@ from person_search.evaluation.box_metrics import (
     first_of_each,
     overlapping_pairs,
 )
-
-from .slow_reference import iou
 
 coordinate = st.integers(-20, 40)
 box = st.tuples(coordinate, coordinate, coordinate, coordinate).map(list)

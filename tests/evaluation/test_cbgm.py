@@ -5,17 +5,16 @@ import dataclasses
 
 import numpy as np
 import pytest
+from evaluation_cases import Case, make_record, random_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slow_reference import ImageDetections, best_matching, search_reference
 
 from person_search.evaluation import evaluate_search
 from person_search.evaluation.cbgm import companions, first_highest, match_query
 from person_search.evaluation.options import CbgmSettings, SearchOptions
 from person_search.evaluation.search_metrics import evaluate_searches
 from person_search.schema import Query, SearchProtocol
-
-from .cases import Case, make_record, random_case
-from .slow_reference import ImageDetections, best_matching, search_reference
 
 PERSON, FRIEND, OTHER = [0, 0, 50, 100], [60, 0, 110, 100], [120, 0, 170, 100]
 

@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from evaluation_cases import random_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,7 +11,6 @@ from person_search.evaluation import SearchScores, evaluate_search
 from person_search.evaluation.curves import detection_curve, search_curve
 from person_search.evaluation.detection_metrics import average_precision
 
-from .cases import random_case
 from .test_agreement import fast_detection
 
 BOXES = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], float)

@@ -15,16 +15,15 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset, print_csv_format
+from evaluation_cases import ReplayModel, random_case, registered
+from evaluation_processes import SEED, WORLD_SIZE
+from slow_reference import ImageDetections, detection_reference, search_reference
 
 from person_search.config import add_person_search_config
 from person_search.evaluation import PersonSearchEvaluator, evaluator, report
 from person_search.utils import backend_name
 
-from .cases import ReplayModel, random_case, registered
-from .slow_reference import ImageDetections, detection_reference, search_reference
-from .two_processes import SEED, WORLD_SIZE
-
-HERE = Path(__file__).parent
+PROCESSES = Path(__file__).resolve().parents[1] / "helpers" / "evaluation_processes.py"
 
 
 @pytest.fixture
@@ -91,9 +90,8 @@ def test_through_the_loop_of_detectron2(case, name, tmp_path, caplog):
 
 def test_two_processes_equal_one(case, name, tmp_path, child_env):
     # the test folder is no installed package, so the child finds it under a name of its own
-    (tmp_path / "evaluation_tests").symlink_to(HERE, target_is_directory=True)
     child_env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(tmp_path), *sys.path]))
-    command = [sys.executable, "-m", "evaluation_tests.two_processes", str(tmp_path)]
+    command = [sys.executable, str(PROCESSES), str(tmp_path)]
     children = [
         subprocess.Popen([*command, str(rank)], env=child_env, stderr=subprocess.PIPE, text=True)
         for rank in range(WORLD_SIZE)

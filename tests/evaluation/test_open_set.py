@@ -3,15 +3,14 @@
 
 import numpy as np
 import pytest
+from evaluation_cases import random_case, with_gt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from person_search.evaluation import SearchOptions
 from person_search.evaluation.open_set import best_similarities, open_set_table
-from person_search.search import rank_query
+from person_search.evaluation.ranking import rank_query
 
-from .cases import random_case
-from .test_options import with_gt
 from .test_search_metrics import BOX, SECOND, THREE_IMAGES, make_case
 
 

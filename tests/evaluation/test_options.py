@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of sections, several options in one pass, and what is refused."""
 
-import dataclasses
 
 import numpy as np
 import pytest
+from evaluation_cases import random_case, with_gt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slow_reference import search_reference
 
 from person_search.evaluation import evaluate_search
 from person_search.evaluation.options import OPTION_VALUES, SearchOptions, search_sections
 from person_search.evaluation.search_metrics import evaluate_searches
 from person_search.evaluation.settings import EvaluationSettings
-
-from .cases import random_case
-from .slow_reference import search_reference
 
 
 def test_sections_are_named_predictably():
@@ -57,17 +55,6 @@ def test_wrong_variants(variants, text):
 def test_wrong_values(name):
     with pytest.raises(ValueError, match=f"{name} is 'wrong', allowed.*{name.upper()}"):
         SearchOptions(**{name: "wrong"})
-
-
-def with_gt(case):
-    """The case's predictions with embeddings of the true boxes."""
-    found = list(case.on_gt_boxes().values())
-    return dataclasses.replace(
-        case.pooled(),
-        gt_offsets=np.cumsum([0] + [len(d.boxes) for d in found]),
-        gt_boxes=np.array([b for d in found for b in d.boxes], "f").reshape(-1, 4),
-        gt_feats=np.array([f for d in found for f in d.feats], "f").reshape(-1, 4),
-    )
 
 
 @settings(max_examples=25, deadline=None)

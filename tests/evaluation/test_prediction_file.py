@@ -5,10 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from evaluation_cases import random_case, registered
 
 from person_search.evaluation import PersonSearchEvaluator, read_predictions
-
-from .cases import random_case, registered
 
 NAME = "file_case"
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from evaluation_cases import random_case
 
 from person_search.evaluation import evaluate_search, read_predictions, write_predictions
 from person_search.evaluation.prediction_file import ARRAY_NAMES
@@ -12,8 +13,6 @@ from person_search.evaluation.predictions import (
     find_rows,
     pool_predictions,
 )
-
-from .cases import random_case
 
 
 def part(image_ids, counts, *, dim=2, query_ids=()):

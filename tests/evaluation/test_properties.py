@@ -5,14 +5,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from evaluation_cases import random_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from person_search.evaluation import evaluate_search
 from person_search.evaluation.box_metrics import expand_ranges
 from person_search.evaluation.coco_ap import coco_average_precision, coco_summary
-
-from .cases import random_case
 
 seeds = st.integers(0, 10**6)
 matchings = st.sampled_from(["plain", "cbgm"])

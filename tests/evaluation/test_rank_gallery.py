@@ -5,17 +5,15 @@ import dataclasses
 import itertools
 
 import pytest
+from evaluation_cases import Case, random_case, registered, with_gt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slow_reference import ranked_ap
 
 from person_search.evaluation import PersonSearchEvaluator, SearchOptions, write_predictions
 from person_search.evaluation.options import OPTION_VALUES, CbgmSettings
+from person_search.evaluation.ranking import rank_query
 from person_search.evaluation.search_metrics import evaluate_searches
-from person_search.search import rank_query
-
-from .cases import Case, random_case, registered
-from .slow_reference import ranked_ap
-from .test_options import with_gt
 
 EVERY_VARIANT = ["+".join(values) for values in itertools.product(*OPTION_VALUES.values())]
 

@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from evaluation_cases import Case, make_record, random_case
+from slow_reference import ImageDetections
 
 from person_search.evaluation import chance_level, evaluate_search
 from person_search.schema import Query, SearchProtocol
-
-from .cases import Case, make_record, random_case
-from .slow_reference import ImageDetections
 
 BOX, SECOND = [0.0, 0.0, 50.0, 100.0], [100.0, 0.0, 150.0, 100.0]
 

@@ -39,11 +39,11 @@ def bomb(width: int):
     return lambda path: Image.new("1", (width, 10_000)).save(path, "PNG")
 
 
-BAD_PICTURES = {
+BAD_IMAGES = {
     "cut.jpg": (cut_short, "it is cut short (image file is truncated"),
     "changed.png": (changed_bytes, "broken PNG file"),
     "zero.jpg": (lambda path: path.write_bytes(b""), "the file is empty (0 bytes)"),
-    "text.jpg": (lambda path: path.write_text("hello"), "it is no picture of a known format"),
+    "text.jpg": (lambda path: path.write_text("hello"), "it is no image of a known format"),
     "bomb.png": (bomb(11_000), "it has 11000 x 10000 pixels, and at most 100 million are taken"),
     "claim.png": (bomb(20_000), "it claims to have more than 178 million pixels"),
 }
@@ -63,26 +63,26 @@ def shown(capsys):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("how", ["box", "best"])
-def test_a_query_picture_that_cannot_be_read(how, search_tool, tmp_path, shown) -> None:
+def test_a_query_image_that_cannot_be_read(how, search_tool, tmp_path, shown) -> None:
     assert search_tool("index") == 0
     shown()
     changes = {"box": BOX} if how == "box" else {"box": None, "best": True}
-    for name, (write, reason) in BAD_PICTURES.items():
+    for name, (write, reason) in BAD_IMAGES.items():
         write(tmp_path / name)
         assert search_tool("query", query=tmp_path / name, **changes) == 2
         _, errors = shown()
-        assert errors.startswith(f"error: cannot read the picture '{tmp_path / name}': {reason}")
+        assert errors.startswith(f"error: cannot read the image '{tmp_path / name}': {reason}")
         assert errors.count("\n") == 2, "the message, and how to see more"
         assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_folder_of_everything(search_tool, tmp_path, shown) -> None:
-    """Damaged pictures, other files, broken links, a link out of the folder, a video that stops."""
+    """Damaged images, other files, broken links, a link out of the folder, a video that stops."""
     folder = tmp_path / "pictures"
-    for name, (write, _) in BAD_PICTURES.items():
+    for name, (write, _) in BAD_IMAGES.items():
         write(folder / name)
-    (folder / "notes.txt").write_text("no picture, and no suffix of one")
+    (folder / "notes.txt").write_text("no image, and no suffix of one")
     (folder / "to_nothing.jpg").symlink_to(folder / "absent.jpg")
     (tmp_path / "secret.png").write_bytes((folder / "p0.png").read_bytes())
     (folder / "out.png").symlink_to(tmp_path / "secret.png")
@@ -95,12 +95,12 @@ def test_a_folder_of_everything(search_tool, tmp_path, shown) -> None:
     assert names == {"p0.png", "p1.png", "p2.png", "p3.png", "v.avi"}
     assert "7 files could not be read, or not to the end:" in output
     assert "2 links left out:" in output and "1 file of other kinds not looked at." in output
-    assert all(str(folder / name) in output for name in [*BAD_PICTURES, "v.avi", "out.png"])
+    assert all(str(folder / name) in output for name in [*BAD_IMAGES, "v.avi", "out.png"])
     reasons = " ".join(entry.error for entry in gallery.failed)
-    assert "stops after" in reasons and all(text in reasons for _, text in BAD_PICTURES.values())
+    assert "stops after" in reasons and all(text in reasons for _, text in BAD_IMAGES.values())
 
 
-def test_unusual_query_pictures_are_turned_and_converted(search_tool, tmp_path, shown) -> None:
+def test_unusual_query_images_are_turned_and_converted(search_tool, tmp_path, shown) -> None:
     """The same scene as CMYK, with 16 bits, and lying on its side with an EXIF mark."""
     assert search_tool("index") == 0
     scene = Image.open(tmp_path / "pictures" / "p0.png").convert("L")
@@ -125,7 +125,7 @@ def test_unusual_query_pictures_are_turned_and_converted(search_tool, tmp_path, 
 @pytest.mark.parametrize(
     ("box", "text"),
     [
-        ((200, 10, 240, 90), "error: the box 200 10 240 90 lies outside the picture '{path}', "
+        ((200, 10, 240, 90), "error: the box 200 10 240 90 lies outside the image '{path}', "
                              "which is 128 x 96 pixels (width x height)"),
         ((10, 10, 10, 90), "error: the box 10 10 10 90 has no area; give x1 y1 x2 y2 with "
                            "x1 < x2 and y1 < y2"),
@@ -142,10 +142,10 @@ def test_an_empty_gallery(search_tool, tmp_path, shown) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "zero.jpg").write_bytes(b"")
     assert search_tool("index", source=tmp_path / "bad") == 0
-    assert "0 pictures with 0 persons added" in shown()[0]
+    assert "0 images with 0 persons added" in shown()[0]
     assert search_tool("query") == 0
     assert (
-        "Nobody was found in 0 pictures (0 persons): the gallery is empty, and 1 file could not be "
+        "Nobody was found in 0 images (0 persons): the gallery is empty, and 1 file could not be "
         "read." in shown()[0]
     )
     assert search_tool("info") == 0
@@ -159,7 +159,7 @@ def test_another_model(search_tool, shown) -> None:
         assert search_tool(command, "MODEL.PSDIFF.STEPS", 2) == 2
         errors = shown()[1]
         assert "was made by another model or with other settings. Different: " in errors
-        assert "index the pictures into a new gallery" in errors
+        assert "index the images into a new gallery" in errors
 
 
 def test_two_writers(search_tool, tmp_path, shown) -> None:
@@ -191,7 +191,7 @@ def test_a_path_that_leaves_the_folder(name, search_tool, tmp_path, shown) -> No
         text = json.dumps(entry, separators=(",", ":"))
         lines.append(f"{zlib.crc32(text.encode()):08x} {text}\n")
     log.write_text("".join(lines))
-    message = f"names the picture '{name}', which leaves the folder '{tmp_path / 'pictures'}'"
+    message = f"names the image '{name}', which leaves the folder '{tmp_path / 'pictures'}'"
     assert search_tool("verify") == 2
     assert message in shown()[0]
     if name != "link.png":
@@ -200,8 +200,8 @@ def test_a_path_that_leaves_the_folder(name, search_tool, tmp_path, shown) -> No
         return
     assert search_tool("query") == 0, "the others are shown"
     report = (tmp_path / "out" / "report.html").read_text()
-    assert report.count("The picture cannot be read any more") == 1
-    assert report.count("<img") == 2 + 2 * 2, "the query and the two other pictures"
+    assert report.count("The image cannot be read any more") == 1
+    assert report.count("<img") == 2 + 2 * 2, "the query and the two other images"
 
 
 def test_a_gallery_that_is_damaged(search_tool, tmp_path, shown) -> None:
@@ -215,7 +215,7 @@ def test_a_gallery_that_is_damaged(search_tool, tmp_path, shown) -> None:
     errors = shown()[1]
     assert "line 1 of" in errors and "is damaged" in errors and "person-search compact" in errors
     assert search_tool("verify") == 2 and "1 problem." in shown()[0]
-    assert search_tool("compact") == 0 and "3 pictures with" in shown()[0]
+    assert search_tool("compact") == 0 and "3 images with" in shown()[0]
     (tmp_path / "copy" / "gallery.json").write_text("{")
     assert search_tool("info", gallery=tmp_path / "copy") == 2
     assert "is no manifest of a gallery" in shown()[1]

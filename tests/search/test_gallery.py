@@ -52,7 +52,7 @@ def test_exact_search_is_numpy(segments, tmp_path) -> None:
     query = unit_vectors(np.random.default_rng(5), 1, 8)[0]
     gallery = Gallery(store)
     assert len(gallery) == 18 and len(gallery.pictures) == 6
-    matches = gallery.search(query, None, per_picture=False)
+    matches = gallery.search(query, None, per_image=False)
     order = reference(feats, query, 18)
     assert [m.path for m in matches] == [
         str(tmp_path / "pictures" / f"p{picture[i]}.png") for i in order
@@ -83,13 +83,13 @@ def test_filters(tmp_path) -> None:
     assert found(cameras=frozenset({"nowhere"})) == set()
     scores = np.sort(gallery.boxes[0][:, 4])
     matches = gallery.search(
-        feats[0], None, wanted=SearchFilter(min_score=float(scores[5])), per_picture=False
+        feats[0], None, wanted=SearchFilter(min_score=float(scores[5])), per_image=False
     )
     assert sorted(m.score for m in matches) == pytest.approx(scores[5:].tolist())
-    every = gallery.search(feats[0], None, per_picture=False)
+    every = gallery.search(feats[0], None, per_image=False)
     similar = SearchFilter(min_similarity=every[2].sim)
-    assert gallery.search(feats[0], None, wanted=similar, per_picture=False) == every[:3]
-    assert gallery.search(feats[0], 2, wanted=similar, per_picture=False) == every[:2]
+    assert gallery.search(feats[0], None, wanted=similar, per_image=False) == every[:3]
+    assert gallery.search(feats[0], 2, wanted=similar, per_image=False) == every[:2]
     skipped = gallery.search(feats[0], None, skip=[tmp_path / "pictures" / "p0.png"])
     assert "p0" not in {m.path[-6:-4] for m in skipped} and len(skipped) == 3
 
@@ -179,8 +179,8 @@ def test_approximate_agrees_with_exact(indexed) -> None:
     assert made.recall >= 0.99 and made.cells == choose_cells(3000)
     hits = 0
     for query in unit_vectors(np.random.default_rng(1), 40, 16):
-        exact = gallery.search(query, 10, method="exact", per_picture=False)
-        approximate = gallery.search(query, 10, method="approximate", per_picture=False)
+        exact = gallery.search(query, 10, method="exact", per_image=False)
+        approximate = gallery.search(query, 10, method="approximate", per_image=False)
         hits += len({(m.path, m.box) for m in exact} & {(m.path, m.box) for m in approximate})
     assert hits >= 0.95 * 400
     for query in (feats[0], feats[2999], later[0], later[59]):
@@ -197,14 +197,14 @@ def test_approximate_with_filters(indexed) -> None:
     found = gallery.search(feats[0], 5, skip=skip, method="approximate")
     assert own.path not in [m.path for m in found]
     high = SearchFilter(min_score=0.9)
-    matches = gallery.search(feats[0], 20, wanted=high, method="approximate", per_picture=False)
+    matches = gallery.search(feats[0], 20, wanted=high, method="approximate", per_image=False)
     assert matches and min(m.score for m in matches) >= 0.9
 
 
 def test_more_wanted_than_the_cells_hold(indexed) -> None:
     store, feats, later, _ = indexed
     gallery = Gallery(store)
-    matches = gallery.search(feats[0], None, method="approximate", per_picture=False)
+    matches = gallery.search(feats[0], None, method="approximate", per_image=False)
     assert len(matches) == 3060
     assert len(gallery.search(feats[0], 612, method="approximate")) == 612
 

@@ -19,9 +19,9 @@ from person_search.search import (
     GalleryStore,
     IndexOptions,
     OriginRules,
-    PersonSearcher,
+    PersonEmbedder,
     find_sources,
-    index_pictures,
+    index_images,
     verify,
 )
 from person_search.search.errors import GalleryLockedError, OtherModelError
@@ -31,25 +31,25 @@ from person_search.search.store import live_entries
 RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
 
 
-def make_searcher(thresh: float = 0.5) -> PersonSearcher:
-    return PersonSearcher(
+def make_embedder(thresh: float = 0.5) -> PersonEmbedder:
+    return PersonEmbedder(
         ColorModel(), image_format="RGB", min_size=80, max_size=100, score_thresh=thresh
     )
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Pictures red, green, blue; each has two persons of that color."""
+    """Images red, green, blue; each has two persons of that color."""
     (tmp_path / "pictures").mkdir()
     for name, color in (("a", RED), ("b", GREEN), ("c", BLUE)):
         paint(tmp_path / "pictures" / f"{name}.png", {(0, 0, 100, 80): color})
     return tmp_path / "pictures"
 
 
-def index(folder: Path, gallery: str = "g", searcher: PersonSearcher | None = None, **options):
+def index(folder: Path, gallery: str = "g", embedder: PersonEmbedder | None = None, **options):
     listing = find_sources([folder], recursive=True)
-    return index_pictures(
-        searcher or make_searcher(),
+    return index_images(
+        embedder or make_embedder(),
         folder.parent / gallery,
         listing,
         IndexOptions(**options),
@@ -94,7 +94,7 @@ def test_only_what_is_new_or_changed_is_read(folder) -> None:
     assert (report.pictures, report.unchanged) == (2, 2)
     gallery = Gallery.open(folder.parent / "g")
     assert len(gallery.pictures) == 4 and len(gallery) == 8
-    assert gallery.search(np.array([1.0, 0, 0]), 4)[0].sim < 0.8, "the red picture is gone"
+    assert gallery.search(np.array([1.0, 0, 0]), 4)[0].sim < 0.8, "the red image is gone"
     assert index(folder).pictures == 0
 
 
@@ -110,7 +110,7 @@ def test_files_that_are_gone(folder) -> None:
 def bad_files(folder: Path) -> dict[str, str]:
     """Writes files that cannot be read; name -> part of the message."""
     (folder / "empty.png").write_bytes(b"")
-    (folder / "text.jpg").write_text("no picture")
+    (folder / "text.jpg").write_text("no image")
     whole = (folder / "a.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
     Image.new("1", (20_000, 10_000)).save(folder / "bomb.png")
@@ -135,7 +135,7 @@ def test_unreadable_files_are_named_remembered_and_read_again_when_they_change(f
     assert (repaired.pictures, repaired.failed) == (1, {})
 
 
-def test_unusual_pictures(folder) -> None:
+def test_unusual_images(folder) -> None:
     Image.new("CMYK", (100, 80), (0, 255, 255, 0)).save(folder / "cmyk.jpg")
     Image.fromarray(np.full((80, 100), 40_000, np.uint16)).save(folder / "deep.png")
     turned = Image.fromarray(np.zeros((80, 100, 3), np.uint8))
@@ -146,7 +146,7 @@ def test_unusual_pictures(folder) -> None:
     assert report.pictures == 6 and not report.failed
     gallery = Gallery.open(folder.parent / "g")
     names = [Path(path).name for path in gallery.pictures.paths]
-    first = gallery.picture_of_row.tolist().index(names.index("turned.jpg"))
+    first = gallery.image_of_row.tolist().index(names.index("turned.jpg"))
     assert gallery.boxes[0][first, :4].tolist() == [0, 0, 40, 100], "80 x 100 upright"
     assert Path(gallery.search(np.array([1.0, 0, 0]), 2)[1].path).name == "cmyk.jpg"
 
@@ -184,12 +184,12 @@ def test_video_that_stops_in_the_middle(folder) -> None:
 
 def test_another_model_or_threshold_is_refused(folder) -> None:
     index(folder)
-    other = make_searcher()
+    other = make_embedder()
     other.model.extra = torch.nn.Linear(1, 1)
     with pytest.raises(OtherModelError, match="the weights"):
-        index(folder, searcher=other)
+        index(folder, embedder=other)
     with pytest.raises(OtherModelError, match="SCORE_THRESH .0.5, here 0.2"):
-        index(folder, searcher=make_searcher(0.2))
+        index(folder, embedder=make_embedder(0.2))
 
 
 def test_two_runs_at_once(folder) -> None:
@@ -200,14 +200,14 @@ def test_two_runs_at_once(folder) -> None:
     assert index(folder).unchanged == 3
 
 
-def test_defects_of_the_model_are_not_taken_for_bad_pictures(folder) -> None:
+def test_defects_of_the_model_are_not_taken_for_bad_images(folder) -> None:
     class Broken(ColorModel):
         def forward(self, batched_inputs):
             raise ValueError("a defect")
 
-    broken = PersonSearcher(Broken(), image_format="RGB", min_size=80, max_size=100)
+    broken = PersonEmbedder(Broken(), image_format="RGB", min_size=80, max_size=100)
     with pytest.raises(ValueError, match="a defect"):
-        index(folder, searcher=broken)
+        index(folder, embedder=broken)
     with pytest.raises(OtherModelError):  # another class, but the lock is free again
         index(folder)
 
@@ -221,19 +221,19 @@ def test_killed_runs_end_as_if_nothing_had_happened(life, tmp_path) -> None:
     for i in range(12):
         paint(folder / f"{i:02d}.png", {(0, 0, 100, 80): tuple(rng.integers(0, 255, 3).tolist())})
     write_video(folder / "v.avi")
-    searcher = make_searcher()
-    index(folder, "whole", searcher, every=0.5)
+    embedder = make_embedder()
+    index(folder, "whole", embedder, every=0.5)
     for repeat in range(3):
         child = os.fork()
         if child == 0:
-            index(folder, "killed", searcher, every=0.5)
+            index(folder, "killed", embedder, every=0.5)
             os._exit(0)
         time.sleep(life * (1 + repeat))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         if (tmp_path / "killed" / "gallery.json").exists():
             Gallery.open(tmp_path / "killed")  # readable in any state
-    index(folder, "killed", searcher, every=0.5)
+    index(folder, "killed", embedder, every=0.5)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert verify(GalleryStore(tmp_path / "killed")) == []
 

@@ -18,16 +18,16 @@ from page_tiny import (
     RED,
     RIGHT,
     Page,
+    embedder,
+    image_bytes,
     make_gallery,
     paint_halves,
-    picture_bytes,
     running,
-    searcher,
 )
 from PIL import Image
 
-from person_search.search import GalleryStore, find_sources, index_pictures
-from person_search.search.page.uploads import UnknownPictureError, UploadLimits, Uploads
+from person_search.search import GalleryStore, find_sources, index_images
+from person_search.search.page.uploads import UnknownImageError, UploadLimits, Uploads
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_facts_of_the_gallery(shared: Page) -> None:
     assert (facts["since"], facts["until"]) == ("2026-05-01 12:00:00", "2026-05-01 14:00:00")
 
 
-def test_pictures_are_listed_in_parts_and_by_camera(shared: Page) -> None:
+def test_images_are_listed_in_parts_and_by_camera(shared: Page) -> None:
     first, second = (shared.get(f"/api/pictures?offset={offset}&limit=3").json for offset in (0, 3))
     assert first["total"] == second["total"] == 4
     assert [one["name"] for one in first["pictures"] + second["pictures"]] == [
@@ -68,8 +68,8 @@ def test_pictures_are_listed_in_parts_and_by_camera(shared: Page) -> None:
     ]  # fmt: skip
 
 
-def test_persons_of_a_picture_are_those_of_the_gallery(shared: Page) -> None:
-    found = shared.get(f"/api/pictures/{key_of(shared, 'a.png')}").json
+def test_persons_of_an_image_are_those_of_the_gallery(shared: Page) -> None:
+    found = shared.get(f"/api/images/{key_of(shared, 'a.png')}").json
     assert (found["width"], found["height"], found["name"]) == (100, 80, "a.png")
     assert found["persons"] == [
         {"person": 0, "box": list(LEFT), "score": 0.9},
@@ -101,7 +101,7 @@ def test_a_person_of_the_gallery_is_found_elsewhere(shared: Page) -> None:
     key = key_of(shared, "a.png")
     body = {"persons": [{"picture": key, "person": 0}]}
     answer = shared.post("/api/search", body)
-    assert names(answer)[:2] == ["c.png", "d.png"], "the own picture is left out"
+    assert names(answer)[:2] == ["c.png", "d.png"], "the own image is left out"
     first = answer.json["matches"][0]
     assert first["similarity"] == pytest.approx(1, abs=1e-3) and first["box"] == list(LEFT)
     assert (first["camera"], first["time"]) == ("hall", "2026-05-01 14:00:00")
@@ -132,7 +132,7 @@ def test_filters(shared: Page) -> None:
     assert answer.status == 422 and "similarities are from -1 to 1" in answer.json["error"]
 
 
-def test_pictures_of_the_same_person_are_averaged(shared: Page) -> None:
+def test_images_of_the_same_person_are_averaged(shared: Page) -> None:
     """Red and green average to yellow, which the greenish red of d.png is nearest to."""
     keys = [key_of(shared, "a.png"), key_of(shared, "b.png")]
     persons = [{"picture": key, "person": 0} for key in keys]
@@ -141,26 +141,26 @@ def test_pictures_of_the_same_person_are_averaged(shared: Page) -> None:
 
 
 def test_an_upload_is_searched_for(shared: Page) -> None:
-    content = picture_bytes((BLUE, RED))
+    content = image_bytes((BLUE, RED))
     sent = shared.post("/api/uploads", content, x_file_name="my%20picture.png")
     assert sent.status == 200, sent.body
-    assert sent.json["name"] == "my picture.png" and len(sent.json["persons"]) == 2
+    assert sent.json["name"] == "my image.png" and len(sent.json["persons"]) == 2
     body = {"persons": [{"picture": sent.json["id"], "person": 0}]}
     assert names(shared.post("/api/search", body))[0] in ("b.png", "c.png")
     report = shared.post("/api/search/report.html", body)
-    assert report.status == 200 and b"my picture.png" in report.body
+    assert report.status == 200 and b"my image.png" in report.body
     assert report.body.count(b"data:image/jpeg") == 2 + 2 * 4
     head, *lines = shared.post("/api/search/results.jsonl", body).body.decode().splitlines()
-    assert json.loads(head)["query"][0]["image"] == "my picture.png" and len(lines) == 4
+    assert json.loads(head)["query"][0]["image"] == "my image.png" and len(lines) == 4
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
-def test_kinds_of_pictures(shared: Page, kind: str) -> None:
-    sent = shared.post("/api/uploads", picture_bytes(kind=kind))
+def test_kinds_of_images(shared: Page, kind: str) -> None:
+    sent = shared.post("/api/uploads", image_bytes(kind=kind))
     assert (sent.status, sent.json["width"], sent.json["height"]) == (200, 100, 80)
 
 
-def test_unusual_pictures(shared: Page) -> None:
+def test_unusual_images(shared: Page) -> None:
     """CMYK, 16 bits, and one that has to be turned."""
     for picture, kind in (
         (Image.new("CMYK", (100, 80), (0, 255, 255, 0)), "JPEG"),
@@ -171,19 +171,19 @@ def test_unusual_pictures(shared: Page) -> None:
         assert shared.post("/api/uploads", buffer.getvalue()).status == 200
     turned = Image.Exif()
     turned[0x0112] = 6
-    sent = shared.post("/api/uploads", picture_bytes(kind="JPEG", exif=turned)).json
+    sent = shared.post("/api/uploads", image_bytes(kind="JPEG", exif=turned)).json
     assert (sent["width"], sent["height"]) == (80, 100)
 
 
 # ---- what changes --------------------------------------------------------------------------------
 
 
-def test_new_pictures_of_the_gallery_are_taken_in(tmp_path: Path) -> None:
+def test_new_images_of_the_gallery_are_taken_in(tmp_path: Path) -> None:
     gallery = make_gallery(tmp_path)
     with running(gallery) as page:
         old = key_of(page, "a.png")
         paint_halves(tmp_path / "pictures" / "e.png", (RED, RED))
-        index_pictures(searcher(), gallery, find_sources([tmp_path / "pictures"]))
+        index_images(embedder(), gallery, find_sources([tmp_path / "pictures"]))
         assert page.get(f"/api/pictures/{old}").status == 200, "until the page is loaded again"
         assert page.get("/api/gallery").json["pictures"] == 5
         answer = page.get(f"/api/pictures/{old}")
@@ -195,7 +195,7 @@ def test_new_pictures_of_the_gallery_are_taken_in(tmp_path: Path) -> None:
 def test_frames_of_a_video(tmp_path: Path) -> None:
     (tmp_path / "films").mkdir()
     write_video(tmp_path / "films" / "film.avi")
-    index_pictures(searcher(), tmp_path / "g", find_sources([tmp_path / "films"]))
+    index_images(embedder(), tmp_path / "g", find_sources([tmp_path / "films"]))
     with running(tmp_path / "g") as page:
         listed = page.get("/api/pictures").json["pictures"]
         assert [one["name"] for one in listed] == [f"film.avi at {i}.0 s" for i in range(3)]
@@ -208,12 +208,12 @@ def test_frames_of_a_video(tmp_path: Path) -> None:
             assert page.post("/api/search/report.html", body).status == 200
 
 
-def test_a_picture_that_is_gone(tmp_path: Path) -> None:
+def test_an_image_that_is_gone(tmp_path: Path) -> None:
     with running(make_gallery(tmp_path)) as page:
         key = key_of(page, "c.png")
         (tmp_path / "pictures" / "c.png").unlink()
         answer = page.get(f"/api/pictures/{key}/image")
-        assert answer.status == 404 and "there is no picture 'c.png'" in answer.json["error"]
+        assert answer.status == 404 and "there is no image 'c.png'" in answer.json["error"]
         person = {"picture": key_of(page, "a.png"), "person": 0}
         report = page.post("/api/search/report.html", {"persons": [person]})
         assert b"cannot be read any more" in report.body
@@ -223,14 +223,14 @@ def test_a_picture_that_is_gone(tmp_path: Path) -> None:
 
 
 def test_an_empty_gallery(tmp_path: Path) -> None:
-    strict = searcher()
+    strict = embedder()
     strict.score_thresh = 0.99
     paint_halves(tmp_path / "a.png", (RED, BLUE))
-    index_pictures(strict, tmp_path / "g", find_sources([tmp_path / "a.png"]))
+    index_images(strict, tmp_path / "g", find_sources([tmp_path / "a.png"]))
     with running(tmp_path / "g") as page:
-        sent = page.post("/api/uploads", picture_bytes()).json
+        sent = page.post("/api/uploads", image_bytes()).json
         answer = page.post("/api/search", {"persons": [{"picture": sent["id"], "person": 0}]})
-        assert names(answer) == [] and answer.json["searched"] == "1 picture (0 persons)"
+        assert names(answer) == [] and answer.json["searched"] == "1 image (0 persons)"
 
 
 # ---- what is refused -----------------------------------------------------------------------------
@@ -252,12 +252,12 @@ def bomb() -> bytes:
     ("content", "status", "words"),
     [
         (b"", 415, "empty"),
-        (b"GIF89a no picture", 415, "no picture"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "no picture"),
-        (picture_bytes(kind="GIF"), 415, "kind GIF; bmp, jpg, png, webp are taken"),
-        (picture_bytes(kind="TIFF"), 415, "kind TIFF"),
-        (picture_bytes()[:150], 422, "cannot read"),
-        (bomb(), 415, "no picture"),
+        (b"GIF89a no image", 415, "no image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "no image"),
+        (image_bytes(kind="GIF"), 415, "kind GIF; bmp, jpg, png, webp are taken"),
+        (image_bytes(kind="TIFF"), 415, "kind TIFF"),
+        (image_bytes()[:150], 422, "cannot read"),
+        (bomb(), 415, "no image"),
     ],
     ids=["empty", "damaged-gif", "svg", "gif", "tiff", "cut off", "bomb"],
 )
@@ -273,8 +273,8 @@ def test_size_of_uploads(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "PNG")
-    with running(make_gallery(tmp_path), UploadLimits(picture_bytes=5000)) as page:
-        assert page.post("/api/uploads", picture_bytes()).status == 200
+    with running(make_gallery(tmp_path), UploadLimits(image_bytes=5000)) as page:
+        assert page.post("/api/uploads", image_bytes()).status == 200
         answer = page.post("/api/uploads", buffer.getvalue())
         assert answer.status == 413 and "larger than 0.005 MB" in answer.json["error"]
         # without a length that is announced, too
@@ -299,7 +299,7 @@ def test_size_of_searches(shared: Page) -> None:
         ({"persons": [{"picture": "?", "person": -1}]}, "2 were detected"),
         ({"persons": [{"picture": "?"}]}, "person None is chosen"),
         ({"persons": [{"picture": "?", "box": [10, 10, 10, 50]}]}, "no area"),
-        ({"persons": [{"picture": "?", "box": [200, 10, 300, 50]}]}, "outside the picture"),
+        ({"persons": [{"picture": "?", "box": [200, 10, 300, 50]}]}, "outside the image"),
         ({"persons": [{"picture": "?", "box": [10, 10, 50]}]}, "body.persons.0.box.3"),
         ({"persons": [{"picture": "?", "file": "x"}]}, "body.persons.0.file"),
         ({"top": 0}, "1 to 200"),
@@ -318,7 +318,7 @@ def test_searches_that_are_refused(shared: Page, change: dict, words: str) -> No
 
 @pytest.mark.parametrize("box", ["", "1,2,3", "a,b,c,d", "nan,0,9,9", "9,9,1,1", "200,0,300,9"])
 def test_boxes_that_are_none(shared: Page, box: str) -> None:
-    answer = shared.get(f"/api/pictures/{key_of(shared, 'a.png')}/crop?box={box}")
+    answer = shared.get(f"/api/images/{key_of(shared, 'a.png')}/crop?box={box}")
     assert answer.status == 422 and "box" in answer.json["error"]
 
 
@@ -339,7 +339,7 @@ def test_paths_out_of_the_static_folder(shared: Page) -> None:
 
 
 def test_an_entry_that_leaves_the_folder_is_not_shown(tmp_path: Path) -> None:
-    """A link that was put in the place of a picture after indexing."""
+    """A link that was put in the place of an image after indexing."""
     with running(make_gallery(tmp_path)) as page:
         key = key_of(page, "a.png")
         paint_halves(tmp_path / "secret.png", (RED, RED))
@@ -375,7 +375,7 @@ def test_an_entry_that_leaves_the_folder_is_not_shown(tmp_path: Path) -> None:
 def test_who_is_answered(tmp_path_factory, guarded: Page, headers: dict, status: int) -> None:
     assert guarded.get("/api/gallery", **headers).status == status
     if "origin" in headers:
-        assert guarded.post("/api/uploads", picture_bytes(), **headers).status == status
+        assert guarded.post("/api/uploads", image_bytes(), **headers).status == status
 
 
 @pytest.fixture(scope="module")
@@ -399,12 +399,12 @@ def test_what_a_browser_may_do_with_answers(shared: Page) -> None:
 
 
 def test_the_oldest_uploads_are_forgotten() -> None:
-    content = picture_bytes()
+    content = image_bytes()
     uploads = Uploads(UploadLimits(count=3))
     first, second, third = (uploads.add(content, name) for name in "abc")
     uploads.get(first)  # was used
     fourth = uploads.add(content, "d")
-    with pytest.raises(UnknownPictureError, match="not kept any more"):
+    with pytest.raises(UnknownImageError, match="not kept any more"):
         uploads.get(second)
     assert [uploads.get(key).name for key in (first, third, fourth)] == ["a", "c", "d"]
     folder = uploads.get(first).path.parent
@@ -414,7 +414,7 @@ def test_the_oldest_uploads_are_forgotten() -> None:
 
 
 def test_uploads_are_bounded_in_bytes() -> None:
-    content = picture_bytes()
+    content = image_bytes()
     uploads = Uploads(UploadLimits(total_bytes=2 * len(content) + 1))
     for name in "abcd":
         last = uploads.add(content, name)
@@ -434,7 +434,7 @@ def test_uploads_are_bounded_in_bytes() -> None:
 )
 def test_names_of_uploads(name: str, kept: str) -> None:
     uploads = Uploads()
-    assert uploads.get(uploads.add(picture_bytes(), name)).name == kept
+    assert uploads.get(uploads.add(image_bytes(), name)).name == kept
     uploads.close()
 
 

@@ -109,7 +109,7 @@ def test_on_a_phone(visit, look, scheme: str) -> None:
         return tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
     assert nothing_sticks_out()
-    choose_file(tab, name="a rather long name of a picture from a telephone_2026-05-01.jpg")
+    choose_file(tab, name="a rather long name of an image from a telephone_2026-05-01.jpg")
     tab.locator(".person").first.tap()
     tab.locator("#filters summary").tap()
     tab.locator("#numbers summary").tap()
@@ -148,7 +148,7 @@ def test_draw_with_a_finger(visit) -> None:
 
 
 @needs_browser
-def test_pictures_of_the_gallery_and_several_of_one_person(visit, look) -> None:
+def test_images_of_the_gallery_and_several_of_one_person(visit, look) -> None:
     tab = visit()
     tab.click("#browse summary")
     tab.wait_for_selector(".thumbs li")
@@ -224,7 +224,7 @@ def test_who_is_not_similar_enough_is_not_listed(visit, tmp_path: Path) -> None:
 def test_what_goes_wrong_is_told(visit) -> None:
     tab = visit(expect="Failed to load resource")
     tab.set_input_files("#file", {"name": "me.png", "mimeType": "image/png", "buffer": b"no"})
-    tab.wait_for_selector("#error:has-text('The file is no picture that can be read')")
+    tab.wait_for_selector("#error:has-text('The file is no image that can be read')")
     assert tab.locator("#mark").is_hidden()
     tab.route("**/api/uploads", lambda route: route.abort())
     tab.set_input_files("#file", {"name": "me.png", "mimeType": "image/png", "buffer": b"no"})

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from page_tiny import picture_bytes
+from page_tiny import image_bytes
 
 from person_search.search.page.server import address_of, bind, is_private
 
@@ -44,7 +44,7 @@ def test_the_command(serve_words, tmp_path: Path, child_env, number: int) -> Non
         lines = iter(run.stdout.readline, "")
         line = next(line for line in lines if "is open at" in line)
         address = re.search(r"http://127\.0\.0\.1:\d+/", line)[0]
-        sent = urllib.request.Request(address + "api/uploads", data=picture_bytes())
+        sent = urllib.request.Request(address + "api/uploads", data=image_bytes())
         with urllib.request.urlopen(sent, timeout=60) as answer:
             picture = json.load(answer)
         assert picture["width"] == 100

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from page_tiny import Answer, Page, make_gallery, picture_bytes, running
+from page_tiny import Answer, Page, image_bytes, make_gallery, running
 
 from person_search.search import Gallery, GalleryStore
 from person_search.search.errors import GalleryDamagedError
@@ -62,13 +62,13 @@ def test_rows_that_have_been_cut_off_are_not_touched(tmp_path: Path, name: str) 
     """To read mapped memory behind the end of its file would end the process."""
     with running(make_gallery(tmp_path)) as page:
         key = page.get("/api/pictures").json["pictures"][0]["id"]
-        upload = page.post("/api/uploads", picture_bytes()).json["id"]
+        upload = page.post("/api/uploads", image_bytes()).json["id"]
         cut_off(tmp_path / "gallery", name)
         for answer in (
             page.get(f"/api/pictures/{key}"),
             page.post("/api/search", {"persons": [{"picture": upload, "person": 0}]}),
         ):
-            assert answer.status == 503 and "keeps the pictures" in answer.json["error"]
+            assert answer.status == 503 and "keeps the images" in answer.json["error"]
 
 
 def test_a_gallery_whose_files_were_deleted_is_still_whole(tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_an_error_of_our_own(tmp_path: Path, capfd, monkeypatch) -> None:
         def fail(_: object) -> None:
             raise RuntimeError("the model is broken")
 
-        monkeypatch.setattr(page.session.searcher, "detect", fail)
-        answer = page.post("/api/uploads", picture_bytes())
+        monkeypatch.setattr(page.session.embedder, "detect", fail)
+        answer = page.post("/api/uploads", image_bytes())
         assert answer.status == 500 and "its terminal says more" in answer.json["error"]
         assert b"broken" not in answer.body and b"Traceback" not in answer.body
         for name, value in HEADERS.items():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page in a real browser: where the focus goes, and what is said beside a field."""
 
-from page_tiny import make_gallery, paint_halves, running, searcher
+from page_tiny import embedder, make_gallery, paint_halves, running
 from page_visit import (
     choose_file,
     chromium,
@@ -14,7 +14,7 @@ from page_visit import (
     visit,
 )
 
-from person_search.search import find_sources, index_pictures
+from person_search.search import find_sources, index_images
 
 __all__ = ["chromium", "look", "page_server", "visit"]  # fixtures
 
@@ -29,7 +29,7 @@ def is_in_view(tab) -> bool:
 
 @needs_browser
 def test_the_focus_after_a_person_is_removed(visit) -> None:
-    """The next one, the one before the last, and the choice of a picture when none is left."""
+    """The next one, the one before the last, and the choice of an image when none is left."""
     tab = visit()
     tab.click("#browse summary")
     for name in ("a.png", "b.png", "c.png"):
@@ -84,7 +84,7 @@ def test_the_focus_after_the_rest_is_listed(chromium, tmp_path) -> None:
     gallery = make_gallery(tmp_path)
     for i in range(22):
         paint_halves(tmp_path / "pictures" / f"e{i:02d}.png", ((9 * i, 0, 9), (0, 9 * i, 9)))
-    index_pictures(searcher(), gallery, find_sources([tmp_path / "pictures"]))
+    index_images(embedder(), gallery, find_sources([tmp_path / "pictures"]))
     with running(gallery) as page:
         tab = chromium.new_page()
         tab.goto(page.address)
@@ -100,8 +100,8 @@ WRONG = [
     ({"x2": "5"}, "“right” (5) must be at least 2 more than “left” (50).", ["x1", "x2"]),
     ({"x2": "51"}, "“right” (51) must be at least 2 more than “left” (50).", ["x1", "x2"]),
     ({"y1": "80"}, "“bottom” (80) must be at least 2 more than “top” (80).", ["y1", "y2"]),
-    ({"x2": "500"}, "“right” is 500; the picture reaches from 0 to 100.", ["x2"]),
-    ({"y1": "-3"}, "“top” is -3; the picture reaches from 0 to 80.", ["y1"]),
+    ({"x2": "500"}, "“right” is 500; the image reaches from 0 to 100.", ["x2"]),
+    ({"y1": "-3"}, "“top” is -3; the image reaches from 0 to 80.", ["y1"]),
     ({"y2": "1e"}, "“bottom” is no number.", ["y2"]),
     ({"x1": "", "y2": ""}, "Still missing: left, bottom.", []),
 ]
@@ -205,7 +205,7 @@ def test_enter_in_a_filter_searches(visit) -> None:
 
 
 @needs_browser
-def test_the_focus_is_seen_on_persons_at_the_edge_of_the_picture(visit, look) -> None:
+def test_the_focus_is_seen_on_persons_at_the_edge_of_the_image(visit, look) -> None:
     """On all four sides, on a picked one, too."""
     tab = visit()
     choose_file(tab)

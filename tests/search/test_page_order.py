@@ -144,7 +144,7 @@ def test_the_box_that_is_seen_is_the_one_that_is_searched_for(visit) -> None:
 
 
 @needs_browser
-def test_marking_anew_before_another_picture_is_added(visit) -> None:
+def test_marking_anew_before_another_image_is_added(visit) -> None:
     tab = visit()
     browse(tab)
     tab.click(".thumbs button[title='a.png']")
@@ -161,7 +161,7 @@ def test_marking_anew_before_another_picture_is_added(visit) -> None:
 
 @needs_browser
 @pytest.mark.parametrize("event", ["drop", "paste"])
-def test_a_picture_that_comes_before_the_gallery_is_open(visit, event: str) -> None:
+def test_an_image_that_comes_before_the_gallery_is_open(visit, event: str) -> None:
     """It waits; of several the last one is taken."""
     release: list[Callable[[], None]] = []
     tab = visit(early=lambda tab: release.append(hold(tab, "**/api/gallery")))
@@ -179,7 +179,7 @@ def test_a_picture_that_comes_before_the_gallery_is_open(visit, event: str) -> N
 
 
 @needs_browser
-def test_a_picture_of_the_gallery_before_it_is_open(visit) -> None:
+def test_an_image_of_the_gallery_before_it_is_open(visit) -> None:
     """The list is there, the facts are not yet; as long as a large gallery is read anew."""
     release: list[Callable[[], None]] = []
     tab = visit(early=lambda tab: release.append(hold(tab, "**/api/gallery")))

@@ -10,53 +10,53 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from page_tiny import make_gallery, picture_bytes, searcher
+from page_tiny import embedder, image_bytes, make_gallery
 
-from person_search.search import Gallery, IndexOptions, find_sources, index_pictures
+from person_search.search import Gallery, IndexOptions, find_sources, index_images
 from person_search.search.page.rendering import Decoded
 from person_search.search.page.requests import Choice, Request
 from person_search.search.page.session import PageSession
-from person_search.search.page.uploads import UnknownPictureError, UploadLimits
+from person_search.search.page.uploads import UnknownImageError, UploadLimits
 from person_search.search.results import report_html
 
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[PageSession]:
-    with closing(PageSession(make_gallery(tmp_path), searcher())) as session:
+    with closing(PageSession(make_gallery(tmp_path), embedder())) as session:
         yield session
 
 
 def first_key(session: PageSession) -> str:
-    return session.list_pictures(0, 1)["pictures"][0]["id"]
+    return session.list_images(0, 1)["pictures"][0]["id"]
 
 
 def test_an_answer_keeps_to_one_state_of_the_gallery(session: PageSession, tmp_path: Path) -> None:
-    """The gallery changes between two steps of an answer; its picture 0 becomes another one."""
+    """The gallery changes between two steps of an answer; its image 0 becomes another one."""
     key = first_key(session)
     old = session._resolve(key)
     result = session.search(Request([Choice(key, 0)]))
     (tmp_path / "pictures" / "a.png").unlink()
     listing = find_sources([tmp_path / "pictures"])
-    index_pictures(searcher(), session.folder, listing, IndexOptions(prune=True))
+    index_images(embedder(), session.folder, listing, IndexOptions(prune=True))
     assert session.describe()["pictures"] == 3
     assert first_key(session)[-2:] == key[-2:] == "-0", "the same number, now of b.png"
     assert session._persons(old).feats[0].argmax() == 0, "red, as in a.png"
     with pytest.raises(FileNotFoundError, match=r"a\.png"):
         session._pixels(old)
-    with pytest.raises(UnknownPictureError, match="has changed"):
+    with pytest.raises(UnknownImageError, match="has changed"):
         session.match_facts(result)
 
 
 def test_only_who_needs_the_model_waits_for_it(session: PageSession) -> None:
     at_work, done = threading.Event(), threading.Event()
-    detect = session.searcher.detect
+    detect = session.embedder.detect
 
     def slow(picture: np.ndarray):
         at_work.set()
         assert done.wait(60)
         return detect(picture)
 
-    session.searcher.detect = slow  # type: ignore[method-assign]
+    session.embedder.detect = slow  # type: ignore[method-assign]
 
     def others() -> tuple[int, int, int]:
         key = first_key(session)
@@ -64,7 +64,7 @@ def test_only_who_needs_the_model_waits_for_it(session: PageSession) -> None:
         return session.describe()["pictures"], len(found), len(session.picture(key)["persons"])
 
     with ThreadPoolExecutor(2) as threads:
-        upload = threads.submit(session.upload, picture_bytes(), "me.png")
+        upload = threads.submit(session.upload, image_bytes(), "me.png")
         try:
             assert at_work.wait(30)
             assert threads.submit(others).result(30) == (4, 3, 2)
@@ -74,7 +74,7 @@ def test_only_who_needs_the_model_waits_for_it(session: PageSession) -> None:
         assert len(upload.result(30)["persons"]) == 2
 
 
-def test_decoded_pictures_are_kept_up_to_a_number_of_pixels() -> None:
+def test_decoded_images_are_kept_up_to_a_number_of_pixels() -> None:
     decoded, read = Decoded(pixels=250), []
 
     def get(key: str) -> None:
@@ -85,7 +85,7 @@ def test_decoded_pictures_are_kept_up_to_a_number_of_pixels() -> None:
     assert "".join(read) == "abcb"
 
 
-def test_a_picture_that_two_ask_for_is_decoded_once() -> None:
+def test_an_image_that_two_ask_for_is_decoded_once() -> None:
     """A scene and its crop come at the same time."""
     decoded, read, two = Decoded(), [], threading.Event()
 
@@ -108,7 +108,7 @@ def test_a_report_has_one_scene_at_a_time_in_memory(session: PageSession, monkey
 
     def read(gallery: Gallery, match) -> np.ndarray:
         nonlocal most
-        scene = gallery.read_picture(match.picture)
+        scene = gallery.read_image(match.picture)
         scenes.append(weakref.ref(scene))
         most = max(most, sum(one() is not None for one in scenes))
         return scene
@@ -120,20 +120,20 @@ def test_a_report_has_one_scene_at_a_time_in_memory(session: PageSession, monkey
 
 def test_embeddings_of_an_upload_are_forgotten_with_it(tmp_path: Path) -> None:
     """Also those that are found while it is being forgotten."""
-    size = len(picture_bytes())
+    size = len(image_bytes())
     for limits in (UploadLimits(count=2), UploadLimits(total_bytes=2 * size)):
         gallery = make_gallery(tmp_path / str(limits.count))
-        with closing(PageSession(gallery, searcher(), limits)) as session:
-            keys = [session.upload(picture_bytes(), name)["id"] for name in "abc"]
+        with closing(PageSession(gallery, embedder(), limits)) as session:
+            keys = [session.upload(image_bytes(), name)["id"] for name in "abc"]
             assert len(session._detected) == 2
             session.uploads.remove(keys[-1][2:])
             assert len(session._detected) == 1
-            detect = session.searcher.detect
+            detect = session.embedder.detect
 
             def forgetting(picture: np.ndarray, session=session, detect=detect):
                 session.uploads.close()
                 return detect(picture)
 
-            session.searcher.detect = forgetting  # type: ignore[method-assign]
-            session.upload(picture_bytes(), "d")
+            session.embedder.detect = forgetting  # type: ignore[method-assign]
+            session.upload(image_bytes(), "d")
             assert len(session._detected) == 0

@@ -26,8 +26,8 @@ def test_a_log_file_gets_a_line_now_and_then(clock, caplog, capsys) -> None:
             clock[0] += 2
             progress.update(5)
     assert caplog.messages == [
-        "index: 75 of 1000 pictures, 2.5 per second, about 06:10 left",
-        "index: 150 of 1000 pictures, 2.5 per second, about 05:40 left",
+        "index: 75 of 1000 images, 2.5 per second, about 06:10 left",
+        "index: 150 of 1000 images, 2.5 per second, about 05:40 left",
     ]
     assert capsys.readouterr().err == "", "no bar, which would be thousands of lines there"
 
@@ -58,4 +58,4 @@ def test_more_than_was_announced(clock, caplog) -> None:
     with Progress(2, "index") as progress:
         clock[0] += 30
         progress.update(3)
-    assert caplog.messages == ["index: 3 of 2 pictures, 0.1 per second, about 00:00 left"]
+    assert caplog.messages == ["index: 3 of 2 images, 0.1 per second, about 00:00 left"]

@@ -27,15 +27,15 @@ def results_in(folder: Path) -> tuple[dict, list[dict]]:
 
 
 def test_index_and_query(search_tool, tmp_path, pictures, capsys) -> None:
-    """A copy of the query's picture must come first, with a similarity of 1."""
+    """A copy of the query's image must come first, with a similarity of 1."""
     shutil.copy(pictures[0], tmp_path / "pictures" / "copy.png")
-    (tmp_path / "pictures" / "broken.jpg").write_text("no picture")
+    (tmp_path / "pictures" / "broken.jpg").write_text("no image")
     (tmp_path / "table.csv").write_text("file,camera,time\ncopy.png,north,2026-05-01T12:00\n")
     assert search_tool("index", table=tmp_path / "table.csv") == 0
     printed = capsys.readouterr().out
-    assert "5 pictures with" in printed and "broken.jpg" in printed
+    assert "5 images with" in printed and "broken.jpg" in printed
     assert search_tool("query") == 0
-    # whom the model finds in the copy is in the query's picture at the same place
+    # whom the model finds in the copy is in the query's image at the same place
     found = next(m for m in results_in(tmp_path / "out")[1] if m["image"].endswith("copy.png"))
     capsys.readouterr()
     assert search_tool("query", box=tuple(found["box"])) == 0
@@ -44,7 +44,7 @@ def test_index_and_query(search_tool, tmp_path, pictures, capsys) -> None:
     assert best["image"].endswith("copy.png") and best["similarity"] > 0.99
     assert best["box"] == pytest.approx(found["box"], abs=0.2)
     assert (best["camera"], best["time"]) == ("north", "2026-05-01 12:00:00")
-    assert [m["rank"] for m in matches] == [1, 2, 3, 4], "each picture once, not the query's own"
+    assert [m["rank"] for m in matches] == [1, 2, 3, 4], "each image once, not the query's own"
     assert head["query"][0]["image"] == str(pictures[0])
     printed = capsys.readouterr().out
     assert "  1  similarity" in printed and "report.html" in printed
@@ -110,8 +110,8 @@ def test_nobody_found(search_tool, tmp_path, capsys) -> None:
         ("query", {"box": (200, 10, 240, 90)}, "p0.png', which is 128 x 96 pixels"),
         ("query", {"box": (10, 10, 10, 90)}, "has no area"),
         ("query", {"box": ("nan", 10, 60, 90)}, "has no area"),
-        ("query", {"query": "absent.jpg"}, "there is no picture 'absent.jpg'"),
-        ("query", {"query": "{folder}/text.jpg"}, "cannot read the picture"),
+        ("query", {"query": "absent.jpg"}, "there is no image 'absent.jpg'"),
+        ("query", {"query": "{folder}/text.jpg"}, "cannot read the image"),
         ("query", {"gallery": "{folder}/pictures"}, "is no gallery: there is no gallery.json"),
         ("query", {"gallery": "{folder}/absent"}, "is no gallery"),
         ("query", {"camera": "south"}, "--camera south: the gallery knows no camera"),
@@ -119,8 +119,8 @@ def test_nobody_found(search_tool, tmp_path, capsys) -> None:
         ("query", {"weights": "{folder}/absent.pth"}, "there is no weight file"),
         ("query", {"method": "approximate"}, "has no approximate index"),
         ("query", {"output": "{folder}/text.jpg"}, "text.jpg"),
-        ("index", {"source": "{folder}/empty"}, "holds no picture"),
-        ("index", {"source": "{folder}/absent"}, "there is no folder, picture or video"),
+        ("index", {"source": "{folder}/empty"}, "holds no image"),
+        ("index", {"source": "{folder}/absent"}, "there is no folder, image or video"),
         ("index", {"weights": "{folder}/text.jpg"}, "is damaged, or is none"),
         ("index", {"weights": "{folder}/other.pth"}, "is of another architecture"),
         ("index", {"config_file": "absent.yaml"}, "'absent.yaml' does not exist"),
@@ -130,7 +130,7 @@ def test_nobody_found(search_tool, tmp_path, capsys) -> None:
     ],
 )
 def test_wrong_input(command, changes, text, search_tool, tmp_path, capsys) -> None:
-    (tmp_path / "text.jpg").write_text("no picture, and no weights either\n")
+    (tmp_path / "text.jpg").write_text("no image, and no weights either\n")
     (tmp_path / "empty").mkdir()
     (tmp_path / "table.csv").write_text("file,camera\nnobody.png,north\n")
     torch.save({"model": {"other.weight": torch.zeros(2)}}, tmp_path / "other.pth")
@@ -166,7 +166,7 @@ def identity_of_gallery(search_tool, folder: Path):
         ("query", (), {"top": 0}, "--top is 0; it must be at least 1"),
         ("query", (), {"show": -1}, "--show is -1; it must be at least 0"),
         ("query", (), {"box": (1, 2, 3)}, "expected 4 arguments"),
-        ("query", (), {"query": ["a.png", "b.png"]}, "--box is given 1 times for 2 pictures"),
+        ("query", (), {"query": ["a.png", "b.png"]}, "--box is given 1 times for 2 images"),
         ("query", (), {"point": (1, 2)}, "not allowed with argument"),
         ("find", (), {}, "invalid choice: 'find'"),
     ],

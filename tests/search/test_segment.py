@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A segment holds whole pictures only, wherever its writer is interrupted."""
+"""A segment holds whole images only, wherever its writer is interrupted."""
 
 import errno
 import os
@@ -109,7 +109,7 @@ def test_line_and_back() -> None:
         assert Entry.from_line(changed) is None, f"byte {i}"
 
 
-def test_full_disk_takes_the_picture_back(tmp_path) -> None:
+def test_full_disk_takes_the_image_back(tmp_path) -> None:
     class FullDisk(SegmentWriter):
         full = False
 

@@ -48,11 +48,11 @@ def test_a_folder_of_everything(tmp_path) -> None:
 
 def test_nothing_to_be_found(tmp_path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(FileNotFoundError, match="holds no picture or video .*--recursive"):
+    with pytest.raises(FileNotFoundError, match="holds no image or video .*--recursive"):
         find_sources([tmp_path])
-    with pytest.raises(FileNotFoundError, match="there is no folder, picture or video"):
+    with pytest.raises(FileNotFoundError, match="there is no folder, image or video"):
         find_sources([tmp_path / "absent"])
-    with pytest.raises(ValueError, match="neither a picture nor a video"):
+    with pytest.raises(ValueError, match="neither an image nor a video"):
         find_sources([tmp_path / "notes.txt"])
 
 

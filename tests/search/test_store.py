@@ -131,20 +131,20 @@ def test_paths_stay_in_the_folder(tmp_path) -> None:
     store, _ = write_gallery(tmp_path / "g", [1])
     (tmp_path / "secret.txt").write_text("secret")
     (tmp_path / "pictures" / "link.png").symlink_to(tmp_path / "secret.txt")
-    assert store.picture_path(0, "sub/a.png") == tmp_path / "pictures" / "sub" / "a.png"
+    assert store.image_path(0, "sub/a.png") == tmp_path / "pictures" / "sub" / "a.png"
     for path in ("../secret.txt", "sub/../../secret.txt", str(tmp_path / "secret.txt"), "link.png"):
         with pytest.raises(UnsafePathError, match="leaves the folder"):
-            store.picture_path(0, path)
+            store.image_path(0, path)
     for root in (-1, 1):
         with pytest.raises(UnsafePathError, match="the manifest knows 1"):
-            store.picture_path(root, "a.png")
+            store.image_path(root, "a.png")
 
 
-def test_gallery_and_pictures_move_together(tmp_path) -> None:
+def test_gallery_and_images_move_together(tmp_path) -> None:
     write_gallery(tmp_path / "old" / "g", [1])
     os.rename(tmp_path / "old", tmp_path / "new")
     expected = (tmp_path / "new" / "pictures" / "a.png").resolve()
-    assert GalleryStore(tmp_path / "new" / "g").picture_path(0, "a.png") == expected
+    assert GalleryStore(tmp_path / "new" / "g").image_path(0, "a.png") == expected
 
 
 def test_last_entry_counts() -> None:
@@ -162,12 +162,12 @@ def test_compact_keeps_what_counts(tmp_path) -> None:
     with store.writing() as run, store.segment_writer("0002") as writer:
         writer.append(entry("p0.png", run), np.array([[1, 2, 3, 4]]), np.array([0.5]), new)
         writer.append(entry("p1.png", run, removed=True))
-    before = Gallery(store).search(feats[3], None, per_picture=False)
+    before = Gallery(store).search(feats[3], None, per_image=False)
     report = compact(store)
     assert (report.pictures, report.persons, report.dropped_rows) == (3, 4, 3)
     assert report.damaged == [] and store.manifest.segments == ("0003",)
     assert [p.name for p in (tmp_path / "g" / "segments").iterdir()] == ["0003"]
-    after = Gallery(GalleryStore(tmp_path / "g")).search(feats[3], None, per_picture=False)
+    after = Gallery(GalleryStore(tmp_path / "g")).search(feats[3], None, per_image=False)
     assert [(m.path, m.box, m.score) for m in after] == [(m.path, m.box, m.score) for m in before]
     assert len(after) == 4
 
@@ -187,7 +187,7 @@ def test_a_gallery_that_is_compacted_while_it_is_opened(tmp_path, monkeypatch, s
 
     monkeypatch.setattr(module, name, late)
     gallery = Gallery.open(tmp_path / "g")
-    assert len(gallery) == 6 and len(gallery.search(feats[3], None, per_picture=False)) == 6
+    assert len(gallery) == 6 and len(gallery.search(feats[3], None, per_image=False)) == 6
     assert gallery.store.manifest.segments == ("0002",)
 
 
@@ -228,8 +228,8 @@ def test_verify_and_salvage(tmp_path) -> None:
     (tmp_path / "pictures" / "p2.png").write_bytes(b"other")
     assert verify(store) == [
         "the persons of 'p0.png' in '0001' are damaged.",
-        "the picture 'p1.png' is gone.",
-        "the picture 'p2.png' has changed; index it again.",
+        "the image 'p1.png' is gone.",
+        "the image 'p2.png' has changed; index it again.",
     ]
     report = compact(store)
     assert report.damaged == ["the persons of 'p0.png' in '0001' are damaged."]

@@ -13,7 +13,7 @@ from person_search.search.wording import describe_query, describe_run, match_lin
 
 
 def test_one_and_many() -> None:
-    assert [count(n, "picture") for n in (0, 1, 2)] == ["0 pictures", "1 picture", "2 pictures"]
+    assert [count(n, "picture") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
     assert [count(n, "match", "matches") for n in (1, 2)] == ["1 match", "2 matches"]
 
 
@@ -41,14 +41,14 @@ def test_what_a_run_prints() -> None:
     report = IndexReport(1, 2, 3, 1, {f"{i}.jpg": "why" for i in range(22)}, {"l.jpg": "why"}, 2.0)
     lines = describe_run(report, Listing(others=1)).splitlines()
     assert lines[:3] == [
-        "1 picture with 2 persons added in 2.0 s (0.50 per second); 3 files had been looked at "
+        "1 image with 2 persons added in 2.0 s (0.50 per second); 3 files had been looked at "
         "before.",
-        "1 picture taken out, the files being gone.",
+        "1 image taken out, the files being gone.",
         "22 files could not be read, or not to the end:",
     ]
     assert lines[22:] == ["  19.jpg", "  and 2 more, named above", "1 link left out:", "  l.jpg",
                           "1 file of other kinds not looked at."]  # fmt: skip
     assert describe_run(IndexReport(), Listing()) == (
-        "0 pictures with 0 persons added in 0.0 s (0.00 per second); 0 files had been looked at "
+        "0 images with 0 persons added in 0.0 s (0.00 per second); 0 files had been looked at "
         "before."
     )

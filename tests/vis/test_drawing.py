@@ -20,7 +20,7 @@ from person_search.vis.drawing import (
     font,
     paste_fitted,
     shorten,
-    to_picture,
+    to_image,
     wrap,
 )
 
@@ -149,6 +149,6 @@ def test_wrap_breaks_at_blanks() -> None:
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)),
      np.zeros((0, 4, 3), np.uint8)],
 )  # fmt: skip
-def test_what_is_no_picture_is_refused(array) -> None:
+def test_what_is_no_image_is_refused(array) -> None:
     with pytest.raises(ValueError, match="RGB array"):
-        to_picture(array)
+        to_image(array)

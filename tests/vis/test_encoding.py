@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures as files of bounded size."""
+"""Images as files of bounded size."""
 
 import io
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from person_search.vis import encode_picture
+from person_search.vis import encode_image
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -17,7 +17,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_even_noise_stays_below_the_limit(suffix: str) -> None:
-    content = encode_picture(noise(400, 300), suffix, max_bytes=40_000)
+    content = encode_image(noise(400, 300), suffix, max_bytes=40_000)
     assert len(content) <= 40_000
     small = Image.open(io.BytesIO(content))
     assert small.width / small.height == pytest.approx(4 / 3, abs=0.05)
@@ -25,21 +25,21 @@ def test_even_noise_stays_below_the_limit(suffix: str) -> None:
 
 def test_png_that_fits_is_exact() -> None:
     picture = noise(40, 30)
-    read = Image.open(io.BytesIO(encode_picture(picture, ".png"))).convert("RGB")
+    read = Image.open(io.BytesIO(encode_image(picture, ".png"))).convert("RGB")
     assert (np.asarray(read) == np.asarray(picture)).all()
 
 
 def test_colors_are_given_up_before_the_size() -> None:
     picture = noise(200, 150)
-    read = Image.open(io.BytesIO(encode_picture(picture, ".png", max_bytes=50_000)))
+    read = Image.open(io.BytesIO(encode_image(picture, ".png", max_bytes=50_000)))
     assert read.size == (200, 150) and read.mode == "P"
 
 
 def test_smallest_size_ends_the_search() -> None:
-    read = Image.open(io.BytesIO(encode_picture(noise(100, 100), ".png", max_bytes=10)))
+    read = Image.open(io.BytesIO(encode_image(noise(100, 100), ".png", max_bytes=10)))
     assert min(read.size) >= 60
 
 
 def test_other_formats_are_refused() -> None:
     with pytest.raises(ValueError, match=r"not as '\.gif'"):
-        encode_picture(noise(4, 4), ".gif")
+        encode_image(noise(4, 4), ".gif")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data set records as pictures."""
+"""Data set records as images."""
 
 import numpy as np
 import pytest

@@ -139,7 +139,7 @@ def test_nobody_found_is_said() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 4, 6])
-def test_several_pictures_of_the_person(count: int) -> None:
+def test_several_images_of_the_person(count: int) -> None:
     """Each shows the person in a place of its own; beyond four the first four."""
     colors = [(40 * i + 10, 200, 90) for i in range(count)]
     cells = [SheetCell(np.full((80, 60, 3), color, np.uint8), (10, 10, 40, 70), "q", "query")

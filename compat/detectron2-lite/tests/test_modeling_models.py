@@ -368,7 +368,7 @@ class TestGeneralizedRCNN:
         (result,) = model([{"image": torch.rand(3, 64, 96), "proposals": proposals}])
         assert len(result["instances"]) <= tiny_cfg.MODEL.ROI_HEADS.NUM_CLASSES
 
-    def test_training_picture(self, tiny_cfg):
+    def test_training_image(self, tiny_cfg):
         pytest.importorskip("detectron2.utils.visualizer")
         tiny_cfg.VIS_PERIOD = 1
         model = build_model(tiny_cfg)

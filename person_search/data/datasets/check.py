@@ -32,7 +32,7 @@ from person_search.data.datasets.prw_files import (
 from person_search.data.datasets.prw_files import (
     count_train_pids as count_prw_pids,
 )
-from person_search.data.pictures import PictureState, look_at_picture
+from person_search.data.image_io import ImageState, look_at_image
 from person_search.schema import UNLABELED_PID, SearchProtocol, record_problems
 
 SYNTHETIC_MARK = "synthetic.json"
@@ -182,7 +182,7 @@ def _count_split(split: str, records: list[dict], log: IrregularityLog) -> dict[
 
 
 def _record_errors(records: list[dict], is_test: bool, tolerance: float) -> list[str]:
-    """Returns the problems of all records whose picture has a known size."""
+    """Returns the problems of all records whose image has a known size."""
     return [
         f"{record['file_name']}: {problem}"
         for record in records
@@ -206,16 +206,16 @@ def protocol_errors(
     return errors
 
 
-def look_at_pictures(
+def look_at_images(
     paths: list[str], decode: bool, log: IrregularityLog
-) -> tuple[list[PictureState], list[str]]:
-    """Looks at every picture, see :mod:`person_search.data.pictures`.
+) -> tuple[list[ImageState], list[str]]:
+    """Looks at every image, see :mod:`person_search.data.image_io`.
 
     Returns:
         What each one is, and a sentence for each one that cannot be read.
     """
     with ThreadPoolExecutor(8) as pool:
-        states = list(pool.map(partial(look_at_picture, decode=decode), paths))
+        states = list(pool.map(partial(look_at_image, decode=decode), paths))
     errors = []
     for path, state in zip(paths, states, strict=True):
         for kind in state.oddities:
@@ -236,7 +236,7 @@ def check_dataset(
         root: folder of the data set.
         compare: whether to put the published numbers beside its own and to take a difference for
             an error; None does so unless the set is marked as synthetic.
-        decode: also decode every picture, which takes minutes but finds files cut off in copying.
+        decode: also decode every image, which takes minutes but finds files cut off in copying.
 
     Returns:
         The report. A set that cannot be read at all gives one error and no counts.
@@ -275,7 +275,7 @@ def _read_all(kind: DatasetFormat, root: Path, report: CheckReport, decode: bool
         report.errors += _record_errors(records, split == "test", kind.box_tolerance)
         if decode:
             pictures = [record["file_name"] for record in records]
-            report.errors += look_at_pictures(pictures, decode, report.irregularities)[1]
+            report.errors += look_at_images(pictures, decode, report.irregularities)[1]
         counts["images"] += len(records)
         counts |= _count_split(split, records, log)
         if split == "train":

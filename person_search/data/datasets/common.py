@@ -18,9 +18,9 @@ from person_search.schema import PERSON_CATEGORY_ID
 
 IRREGULARITY_KINDS = {
     "zero_size_box": "box without width or height; dropped",
-    "box_outside": "box entirely outside the picture; dropped",
-    "box_clipped": "box reaches over the border of the picture; clipped",
-    "box_over_border": "box reaches over the border of the picture; kept, the mapper clips it",
+    "box_outside": "box entirely outside the image; dropped",
+    "box_clipped": "box reaches over the border of the image; clipped",
+    "box_over_border": "box reaches over the border of the image; kept, the mapper clips it",
     "crowd": "annotation of a crowd (iscrowd), not of one person; left out",
     "other_category": "annotation of another category than person; left out",
     "no_boxes": "image without any box; kept",
@@ -30,9 +30,9 @@ IRREGULARITY_KINDS = {
     "claimed_twice": "one box claimed by two persons; the first one keeps it",
     "listed_twice": "a gallery lists one image twice; kept as listed",
     "own_image": "a gallery holds the query's own image; kept as listed",
-    "exif_turned": "picture with an EXIF orientation; turned, boxes count in the turned picture",
-    "cmyk_picture": "picture in printing colors (CMYK); converted to RGB",
-    "deep_picture": "gray picture of 16 bits; its upper 8 bits are used",
+    "exif_turned": "image with an EXIF orientation; turned, boxes count in the turned image",
+    "cmyk_picture": "image in printing colors (CMYK); converted to RGB",
+    "deep_picture": "gray image of 16 bits; its upper 8 bits are used",
     "unreadable_image": "image header cannot be read; size unknown (0)",
 }
 """Every kind of irregularity, and what the reader does about it."""

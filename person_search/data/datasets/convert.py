@@ -55,7 +55,7 @@ def convert_known_format(
         format_name: ``cuhk_sysu`` or ``prw``.
         root: folder of the data set.
         output: folder for ``<name>_train.json`` and ``<name>_test.json``; file names start from it
-            if the pictures are below it, else from ``root``.
+            if the images are below it, else from ``root``.
         name: of the new data set.
         report: is told what comes next.
     """

@@ -218,7 +218,7 @@ def _make_annotations(
             continue
         over = max((box[2:] - image_size[::-1]).max(), -box.min())
         if image_size[0] and over > BORDER_TOLERANCE:
-            log.add("box_over_border", where, f"{box.tolist()}, picture {image_size}")
+            log.add("box_over_border", where, f"{box.tolist()}, image {image_size}")
         annotations.append(make_annotation(box, labels[row], is_hard=bool(images["hard"][row])))
     if not annotations:
         log.add("no_boxes", where, "no box with an area")

@@ -14,7 +14,7 @@ _OVER_BORDER = 1.0
 
 _FAR, _SWAPPED_SHARE = 0.05, 0.25
 """Corners in place of sizes are suspected if this share of the boxes reaches so far, as a part of
-the picture, over the border."""
+the image, over the border."""
 
 
 def usable_boxes(tables: AnnotationTables) -> np.ndarray:
@@ -27,7 +27,7 @@ def box_faults(tables: AnnotationTables, sizes: np.ndarray) -> list[str]:
 
     Args:
         tables: of the file.
-        sizes: (I, 2) height and width; pictures of unknown size (0) are passed over.
+        sizes: (I, 2) height and width; images of unknown size (0) are passed over.
     """
     faults = _negative_sizes("annotations", tables.boxes)
     swapped = _corner_fault(tables, sizes)
@@ -65,7 +65,7 @@ def log_irregular_boxes(
     over = _overhang(tables.boxes, tables.box_image, sizes)
     for row in np.flatnonzero(usable & (over > _OVER_BORDER)).tolist():
         height, width = sizes[tables.box_image[row]]
-        detail = f"{_show(tables.boxes[row])}, picture {width} x {height} (width x height)"
+        detail = f"{_show(tables.boxes[row])}, image {width} x {height} (width x height)"
         log.add("box_over_border", place(row), detail)
     for row in np.flatnonzero(_repeated(tables, usable)).tolist():
         log.add("twice_in_image", place(row), f"identity {tables.labels[row]}")
@@ -89,7 +89,7 @@ def _negative_sizes(section: str, boxes: np.ndarray) -> list[str]:
 
 
 def _overhang(boxes: np.ndarray, image: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Returns (N,) pixels by which boxes reach over a border; 0 in pictures of unknown size."""
+    """Returns (N,) pixels by which boxes reach over a border; 0 in images of unknown size."""
     whole = sizes[image][:, ::-1]
     over = np.maximum((boxes[:, :2] + boxes[:, 2:] - whole).max(axis=1), -boxes[:, :2].min(axis=1))
     return np.where(whole[:, 0] > 0, over, 0.0)
@@ -112,9 +112,9 @@ def _corner_fault(tables: AnnotationTables, sizes: np.ndarray) -> str | None:
     row = int(np.flatnonzero(usable)[known][over.argmax()])
     height, width = sizes[tables.box_image[row]]
     return (
-        f"annotations: {over.sum()} of {len(boxes)} boxes reach far out of their pictures, none "
+        f"annotations: {over.sum()} of {len(boxes)} boxes reach far out of their images, none "
         f"would as corners (x1, y1, x2, y2), e.g. annotations[{row}] {_show(tables.boxes[row])} "
-        f"in a picture of {width} x {height} (width x height): bbox must be [x, y, width, height]"
+        f"in an image of {width} x {height} (width x height): bbox must be [x, y, width, height]"
     )
 
 
@@ -126,13 +126,13 @@ def _outside(
     tables: AnnotationTables,
     sizes: np.ndarray,
 ) -> list[str]:
-    """Returns a sentence per box without any part in its picture."""
+    """Returns a sentence per box without any part in its image."""
     whole = sizes[image][:, ::-1]
     outside = (boxes[:, :2] >= whole) | (boxes[:, :2] + boxes[:, 2:] <= 0)
     outside = outside.any(axis=1) & kept & (whole[:, 0] > 0) & (boxes[:, 2:] > 0).all(axis=1)
     return [
         f"{section}[{row}]: the box {_show(boxes[row])} [x, y, width, height] lies outside the "
-        f"picture {tables.names[image[row]]} of {whole[row, 0]} x {whole[row, 1]} (width x height)"
+        f"image {tables.names[image[row]]} of {whole[row, 0]} x {whole[row, 1]} (width x height)"
         for row in np.flatnonzero(outside).tolist()
     ]
 

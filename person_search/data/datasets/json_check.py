@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks an annotation file (COCO-style JSON) and its pictures: all faults at once."""
+"""Checks an annotation file (COCO-style JSON) and its images: all faults at once."""
 
 from collections import Counter
 from dataclasses import replace
@@ -10,7 +10,7 @@ import numpy as np
 from person_search.data.datasets.check import (
     CheckReport,
     Count,
-    look_at_pictures,
+    look_at_images,
     protocol_errors,
 )
 from person_search.data.datasets.common import IrregularityLog
@@ -22,7 +22,7 @@ from person_search.data.datasets.json_protocols import (
     load_json_protocol,
     protocol_names,
 )
-from person_search.data.datasets.json_records import picture_paths
+from person_search.data.datasets.json_records import image_paths
 from person_search.data.datasets.json_tables import FAULTY, AnnotationTables
 from person_search.schema import UNLABELED_PID, SearchProtocol
 
@@ -30,12 +30,12 @@ from person_search.schema import UNLABELED_PID, SearchProtocol
 def check_json_dataset(
     json_file: str | Path, image_root: str | Path | None = None, decode: bool = False
 ) -> CheckReport:
-    """Reads an annotation file and looks at all its pictures.
+    """Reads an annotation file and looks at all its images.
 
     Args:
         json_file: the file.
         image_root: folder that the file names start from; None: that of ``json_file``.
-        decode: also decode every picture.
+        decode: also decode every image.
 
     Returns:
         The report. A file that is no JSON at all gives one error and no counts.
@@ -88,10 +88,10 @@ def _set_faulty_apart(tables: AnnotationTables) -> AnnotationTables:
 def _look_at_all(
     tables: AnnotationTables, root: Path, decode: bool, report: CheckReport, findings: list[str]
 ) -> np.ndarray:
-    """Looks at the pictures; returns (I, 2) their sizes, or else those of the file."""
+    """Looks at the images; returns (I, 2) their sizes, or else those of the file."""
     named = [row for row, name in enumerate(tables.names) if name.strip()]
-    paths = picture_paths(tables, root)
-    states, errors = look_at_pictures([paths[row] for row in named], decode, report.irregularities)
+    paths = image_paths(tables, root)
+    states, errors = look_at_images([paths[row] for row in named], decode, report.irregularities)
     report.errors += errors
     sizes = tables.sizes.copy()
     for row, state in zip(named, states, strict=True):
@@ -103,8 +103,8 @@ def _look_at_all(
         hint = ""
         if "exif_turned" in state.oddities and said == real[::-1]:
             hint = (
-                "; the picture is stored lying and shown turned (EXIF orientation): sizes and "
-                "boxes must be those of the picture as it is shown"
+                "; the image is stored lying and shown turned (EXIF orientation): sizes and "
+                "boxes must be those of the image as it is shown"
             )
         findings.append(
             f"images[{row}]: {tables.names[row]} is {real[1]} x {real[0]} (width x height), but "

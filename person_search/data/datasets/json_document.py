@@ -33,7 +33,7 @@ def parse_document(document: dict) -> tuple[AnnotationTables, list[str]]:
 
     Returns:
         The arrays, fit for use if the second part is empty: one sentence for every fault. Whether
-        boxes lie in their pictures is not looked at here, since sizes may have to be read first.
+        boxes lie in their images is not looked at here, since sizes may have to be read first.
     """
     findings: list[str] = []
     for key in ("images", "annotations"):
@@ -78,7 +78,7 @@ def _parse_images(images: Section) -> dict[str, Any]:
         values = images.column(key, optional, "a whole number of pixels", 1)
         for row, value in enumerate(values):
             if value is not None and not 0 < value < 2**31:
-                images.add(row, f"{key} is {value}; a picture has at least one pixel")
+                images.add(row, f"{key} is {value}; an image has at least one pixel")
                 values[row] = 1
         sizes[:, place] = [value or 0 for value in values]
     sizes[(sizes == 0).any(axis=1)] = 0

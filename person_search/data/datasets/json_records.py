@@ -2,7 +2,7 @@
 """Records of a data set from an annotation file (COCO-style JSON).
 
 The format is described in ``docs/adding_a_dataset.md``. A file is one data set: it may be trained
-on, tested on, or both. Its checked arrays and the sizes of its pictures are cached beside it.
+on, tested on, or both. Its checked arrays and the sizes of its images are cached beside it.
 
 Shape shorthand: I images, B annotations, Q queries.
 """
@@ -38,13 +38,13 @@ logger = logging.getLogger(__name__)
 _SHOWN = 3
 
 
-def picture_paths(tables: AnnotationTables, image_root: Path) -> list[str]:
+def image_paths(tables: AnnotationTables, image_root: Path) -> list[str]:
     """Returns the I files; an absolute ``file_name`` is taken as it stands."""
     root = os.fspath(image_root)
     return [os.path.join(root, name) for name in tables.names]
 
 
-def missing_pictures(paths: list[str]) -> list[str]:
+def missing_images(paths: list[str]) -> list[str]:
     """Returns those files that are not there; folders are listed, not every file asked for."""
     by_folder = defaultdict(list)
     for path in paths:
@@ -67,12 +67,12 @@ def missing_pictures(paths: list[str]) -> list[str]:
 def picture_sizes(
     tables: AnnotationTables, json_file: Path, image_root: Path, log: IrregularityLog
 ) -> np.ndarray:
-    """Returns (I, 2) height and width: the file's, or else those of the pictures (0: damaged)."""
+    """Returns (I, 2) height and width: the file's, or else those of the images (0: damaged)."""
     sizes = tables.sizes.copy()
     todo = np.flatnonzero(sizes[:, 0] == 0).tolist()
     if todo:
-        paths = picture_paths(tables, image_root)
-        layout = DatasetLayout(str(json_file), (), f"  {len(paths)} pictures", "add them.")
+        paths = image_paths(tables, image_root)
+        layout = DatasetLayout(str(json_file), (), f"  {len(paths)} images", "add them.")
         sizes[todo] = image_sizes(
             image_root, f"{json_file.name}.sizes", [Path(paths[row]) for row in todo], layout, log
         )
@@ -96,15 +96,15 @@ def load_person_search_json(
         Every record carries ``queries``, which training ignores.
 
     Raises:
-        FileNotFoundError: the file, or a picture, is not there.
-        AnnotationFileError: the file has faults, or boxes lie outside their pictures.
+        FileNotFoundError: the file, or an image, is not there.
+        AnnotationFileError: the file has faults, or boxes lie outside their images.
     """
     path = Path(json_file)
     root = path.parent if image_root is None else Path(image_root)
     log = IrregularityLog() if irregularities is None else irregularities
     tables = read_tables(path)
-    paths = picture_paths(tables, root)
-    _require_pictures(path, root, paths)
+    paths = image_paths(tables, root)
+    _require_images(path, root, paths)
     sizes = picture_sizes(tables, path, root, log)
     faults = box_faults(tables, sizes)
     if faults:
@@ -132,11 +132,11 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _require_pictures(path: Path, root: Path, paths: list[str]) -> None:
-    missing = missing_pictures(paths)
+def _require_images(path: Path, root: Path, paths: list[str]) -> None:
+    missing = missing_images(paths)
     if missing:
         raise IncompleteDatasetError(
-            f"{len(missing)} of the {len(paths)} pictures of {path} do not exist, e.g. "
+            f"{len(missing)} of the {len(paths)} images of {path} do not exist, e.g. "
             f"{', '.join(missing[:_SHOWN])}. File names are relative to the image root, which is "
             f"{root.absolute()}: correct that or the names."
         )

@@ -30,7 +30,7 @@ class MotSequence:
 
     Args:
         name: of its folder.
-        frames: number -> picture.
+        frames: number -> image.
         frame_rate: frames per second.
         image_size: (height, width).
         frame: (N,) int64 frame number.
@@ -90,7 +90,7 @@ def read_sequence(folder: Path) -> MotSequence:
     strange = sorted(set(table[:, 0].astype(np.int64).tolist()) - set(frames))
     if strange:
         raise FileNotFoundError(
-            f"{folder / GROUND_TRUTH} has boxes in {len(strange)} frames whose pictures are not in "
+            f"{folder / GROUND_TRUTH} has boxes in {len(strange)} frames whose images are not in "
             f"{pictures}, e.g. frame {strange[0]}"
         )
     known = table.shape[1] == _CLASSES

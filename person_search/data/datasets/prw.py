@@ -45,14 +45,14 @@ PRW_PROTOCOLS = ("all", "multi_view")
 
 
 def _clip(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Clips (N, 4) XYXY boxes to a picture; a picture of unknown size (0) clips nothing."""
+    """Clips (N, 4) XYXY boxes to an image; an image of unknown size (0) clips nothing."""
     if height == 0:
         return boxes
     return np.clip(boxes, 0, [width, height, width, height])
 
 
 def _describe(box: np.ndarray, image_size: tuple[int, int]) -> str:
-    return f"{np.round(box, 3).tolist()}, picture {image_size}"
+    return f"{np.round(box, 3).tolist()}, image {image_size}"
 
 
 def _make_records(root: Path, split: str, log: IrregularityLog) -> list[dict]:
@@ -138,7 +138,7 @@ def _read_test_queries(root: Path, records: list[dict]) -> list[Query]:
         if (box[2:] <= box[:2]).any():
             raise ValueError(
                 f"{line.where}: the query box {line.box} (x, y, w, h) has no area inside the "
-                f"picture {record['file_name']} of {size} (height, width)"
+                f"image {record['file_name']} of {size} (height, width)"
             )
         queries.append(
             Query(

@@ -44,7 +44,7 @@ PRW_LAYOUT = DatasetLayout(
 
 
 def frame_path(root: Path, frame: str) -> Path:
-    """Returns the picture of a frame name, which has no extension."""
+    """Returns the image of a frame name, which has no extension."""
     return root / FRAME_FOLDER / f"{frame}.jpg"
 
 

@@ -37,8 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"),
                         default=(default.width, default.height))  # fmt: skip
     for name, text in (
-        ("train_images", "training pictures"),
-        ("test_images", "test pictures, the gallery pool"),
+        ("train_images", "training images"),
+        ("test_images", "test images, the gallery pool"),
         ("train_ids", "labeled training identities"),
         ("test_ids", "test identities, one query each (PRW: one per camera)"),
         ("cameras", "places of the CUHK-SYSU set"),
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(default, name),
                             help=text)  # fmt: skip
     parser.add_argument("--people", type=int, nargs=2, metavar=("FEWEST", "MOST"),
-                        default=default.people, help="people per picture")  # fmt: skip
+                        default=default.people, help="people per image")  # fmt: skip
     parser.add_argument("--labeled-share", type=float, default=default.labeled_share,
                         help="share of the people with an identity")  # fmt: skip
     parser.add_argument("--gallery-sizes", type=int, nargs="*", default=default.gallery_sizes,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cameras: a place seen from one spot, with the picture faults of one device.
+"""Cameras: a place seen from one spot, with the image faults of one device.
 
-Shape shorthand: H, W pixels of the final picture.
+Shape shorthand: H, W pixels of the final image.
 """
 
 import functools
@@ -15,7 +15,7 @@ from .painter import View
 from .scenery import KINDS, OUTDOORS, PlacePainter
 
 _MARGIN = 1.10
-"""The place is painted this much larger; each picture looks at another part of it."""
+"""The place is painted this much larger; each image looks at another part of it."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Camera:
     """One camera.
 
     Args:
-        view: geometry of the painted place, which is larger than a picture.
-        size: (width, height) of a picture.
+        view: geometry of the painted place, which is larger than an image.
+        size: (width, height) of an image.
         place: (H', W', 3) uint8 BGR painting without people.
         outdoors: whether there is sun and a cast shadow.
         light: horizontal light direction, -1..1.
@@ -32,7 +32,7 @@ class Camera:
         pitch: how far the camera looks down, radians.
         cast: (3,) gain of B, G, R.
         blur: sigma in pixels.
-        noise: (H + 64, W + 64) float32 sensor noise, of which each picture cuts a part.
+        noise: (H + 64, W + 64) float32 sensor noise, of which each image cuts a part.
         vignette: (H, W, 1) float32 falloff towards the corners.
     """
 
@@ -49,7 +49,7 @@ class Camera:
     vignette: np.ndarray
 
     def shift(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Where in the painting a picture's top left corner lies."""
+        """Where in the painting an image's top left corner lies."""
         free_x = self.view.width - self.size[0]
         free_y = self.view.height - self.size[1]
         return int(rng.integers(free_x + 1)), int(rng.integers(free_y + 1))
@@ -98,11 +98,11 @@ def _vignette(size: tuple[int, int], strength: float) -> np.ndarray:
 def expose(
     camera: Camera, rng: np.random.Generator, frame: np.ndarray, difficulty: float
 ) -> np.ndarray:
-    """Turns the ideal picture into what the camera records.
+    """Turns the ideal image into what the camera records.
 
     Args:
         camera: gives color cast, blur, noise and vignette.
-        rng: stream of this picture: time of day, white balance, exposure.
+        rng: stream of this image: time of day, white balance, exposure.
         frame: (H, W, 3) float32 BGR in 0..255; overwritten.
         difficulty: 0..1, scales the spread.
 

@@ -12,7 +12,7 @@ GENERATOR_VERSION = 2
 DIFFICULTY_NAMES = {"easy": 0.1, "medium": 0.4, "hard": 0.8}
 
 _MIN_SIZE = 64
-"""Smallest picture side in pixels at which a person still has a shape."""
+"""Smallest image side in pixels at which a person still has a shape."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class SyntheticConfig:
     Args:
         seed: root of all random streams.
         difficulty: 0 (clean) to 1; scales look-alikes, lighting, noise, occlusion and distance.
-        width: picture width in pixels.
-        height: picture height in pixels.
-        train_images: number of training pictures.
-        test_images: number of test pictures; the gallery pool.
+        width: image width in pixels.
+        height: image height in pixels.
+        train_images: number of training images.
+        test_images: number of test images; the gallery pool.
         train_ids: number of labeled training identities.
         test_ids: number of test identities, none of them in training; each has a query.
-        people: fewest and most people per picture.
+        people: fewest and most people per image.
         labeled_share: share of the people who belong to a labeled identity; the rest are
             passers-by, boxed without identity.
         gallery_sizes: CUHK-SYSU protocols to write (``TestG<X>``); those above
@@ -87,7 +87,7 @@ class SyntheticConfig:
         return 0.6 * self.difficulty
 
     def usable_gallery_sizes(self) -> list[int]:
-        """The sizes of ``gallery_sizes`` that the pool of test pictures can fill, ascending."""
+        """The sizes of ``gallery_sizes`` that the pool of test images can fill, ascending."""
         return sorted({size for size in self.gallery_sizes if size <= self.test_images - 1})
 
     def fingerprint(self, layout: str) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 
 from . import matlab
 from .config import SyntheticConfig
-from .plan import TWINS_PER_TEST_SET, Cast, PicturePlan, generator, make_casts, plan_split
+from .plan import TWINS_PER_TEST_SET, Cast, ImagePlan, generator, make_casts, plan_split
 from .scene import DrawnPerson, SceneSpec
-from .store import draw_pictures, write_data_set
+from .store import draw_images, write_data_set
 
 STREAM = 1
 _SUBSET_GALLERY = 100
@@ -24,7 +24,7 @@ _SUBSET_GALLERY = 100
 
 @dataclass
 class _Appearance:
-    """One boxed person in one picture; ``box`` is (x, y, w, h) as written."""
+    """One boxed person in one image; ``box`` is (x, y, w, h) as written."""
 
     image: str
     box: tuple[int, int, int, int]
@@ -34,7 +34,7 @@ class _Appearance:
 
 @dataclass
 class _Split:
-    """Everything known about train or test: names, boxes per picture, pictures per identity."""
+    """Everything known about train or test: names, boxes per image, images per identity."""
 
     names: list[str]
     boxes: dict[str, list[tuple[tuple[int, int, int, int], bool]]] = field(default_factory=dict)
@@ -57,7 +57,7 @@ def write_cuhk_sysu(
 
     Raises:
         FileExistsError: ``root`` holds something else.
-        ValueError: more identities than the pictures can show.
+        ValueError: more identities than the images can show.
     """
 
     def fill(folder: Path) -> dict:
@@ -83,7 +83,7 @@ def _write(folder: Path, cfg: SyntheticConfig, workers: int, progress: bool) -> 
         _spec(cfg, name, i, plan)
         for i, (name, plan) in enumerate(zip(names, everyone, strict=True))
     ]
-    drawn = draw_pictures(specs, folder / "Image" / "SSM", cfg, workers, progress, "CUHK-SYSU")
+    drawn = draw_images(specs, folder / "Image" / "SSM", cfg, workers, progress, "CUHK-SYSU")
     train = _collect(names[: cfg.train_images], drawn[: cfg.train_images])
     test = _collect(names[cfg.train_images :], drawn[cfg.train_images :])
     annotation = folder / "annotation"
@@ -106,7 +106,7 @@ def _write(folder: Path, cfg: SyntheticConfig, workers: int, progress: bool) -> 
     }
 
 
-def _spec(cfg: SyntheticConfig, name: str, index: int, plan: PicturePlan) -> SceneSpec:
+def _spec(cfg: SyntheticConfig, name: str, index: int, plan: ImagePlan) -> SceneSpec:
     return SceneSpec(
         file_name=name,
         seed=cfg.seed,
@@ -165,9 +165,9 @@ def _write_train(annotation: Path, train: _Split) -> None:
 
 
 def _choose_queries(cfg: SyntheticConfig, test: _Split) -> dict[int, _Appearance]:
-    """One well visible appearance per test identity, in another picture than a twin's if any.
+    """One well visible appearance per test identity, in another image than a twin's if any.
 
-    With quirks, the last identity that stands twice in a picture is queried from that picture.
+    With quirks, the last identity that stands twice in an image is queried from that image.
     """
     rng = generator(cfg, STREAM, 3_000_010)
     queries, twins = {}, []
@@ -191,7 +191,7 @@ def _galleries(
     chosen: list[int],
     size: int,
 ) -> list[list[_Appearance | str]]:
-    """Per query: positives, then names of pictures without the person, ``size`` in all."""
+    """Per query: positives, then names of images without the person, ``size`` in all."""
     own_listed = -1
     if cfg.quirks:  # one query whose own box is listed as a positive
         own_listed = next(

@@ -49,7 +49,7 @@ class Figure:
     Args:
         look: what the person looks like.
         pose: what the person does.
-        height: body height in pixels of the final picture.
+        height: body height in pixels of the final image.
         light: horizontal light direction, -1..1.
         pitch: how far the camera looks down, radians.
     """

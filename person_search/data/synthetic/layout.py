@@ -28,7 +28,7 @@ class Spot:
 
 
 def _hidden_share(index: int, boxes: list, feet: list[float], size: tuple[int, int]) -> float:
-    """Upper bound on the share of a box that nearer boxes and the picture's border hide."""
+    """Upper bound on the share of a box that nearer boxes and the image's border hide."""
     x1, y1, x2, y2 = boxes[index]
     area = (x2 - x1) * (y2 - y1)
     inside = max(0.0, min(x2, size[0]) - max(x1, 0)) * max(0.0, min(y2, size[1]) - max(y1, 0))
@@ -78,9 +78,9 @@ def place_people(
     """Chooses a spot for everyone, the first in the list first.
 
     Args:
-        rng: stream of this picture.
+        rng: stream of this image.
         statures: body heights in meters.
-        size: (width, height) of the picture.
+        size: (width, height) of the image.
         horizon: row of the horizon.
         eye: camera height in meters.
         difficulty: 0..1; higher lets people stand farther off and cover each other more.

@@ -53,7 +53,7 @@ BAGS = ("none", "backpack", "handbag", "shoulder bag")
 
 @dataclass(frozen=True)
 class Look:
-    """All that stays the same about one person from picture to picture.
+    """All that stays the same about one person from image to image.
 
     ``stature`` is in meters, ``build`` a factor on the widths (1 = average), ``skin`` an index
     into ``SKIN_COLORS``; ``tint`` shifts the named colors by so many gray levels, per garment.

@@ -43,7 +43,7 @@ def flag(value: bool) -> np.ndarray:
 
 
 def empty() -> np.ndarray:
-    """What stands for "not in this picture": float64 (1, 0)."""
+    """What stands for "not in this image": float64 (1, 0)."""
     return np.zeros((1, 0), dtype=np.float64)
 
 

@@ -17,11 +17,11 @@ SCALE = 2
 
 @dataclass(frozen=True)
 class View:
-    """Where a camera looks, in pixels of the picture at hand.
+    """Where a camera looks, in pixels of the image at hand.
 
     Args:
-        width: picture width.
-        height: picture height.
+        width: image width.
+        height: image height.
         horizon: row of the horizon.
         eye: camera height above ground in meters.
         center: column of the vanishing point.
@@ -34,7 +34,7 @@ class View:
     center: float
 
     def scaled(self, factor: float) -> "View":
-        """The same view on a picture ``factor`` times as large."""
+        """The same view on an image ``factor`` times as large."""
         return View(
             round(self.width * factor),
             round(self.height * factor),

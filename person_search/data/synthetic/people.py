@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws one person: a look in a pose, as a color picture with alpha."""
+"""Draws one person: a look in a pose, as a color image with alpha."""
 
 import math
 
@@ -63,7 +63,7 @@ def draw_person(
 
     Returns:
         Color (h, w, 3) float32 BGR 0..255 multiplied by alpha, alpha (h, w) float32 0..1, and the
-        point (x, y) of that picture that stands on the ground.
+        point (x, y) of that image that stands on the ground.
     """
     figure = Figure(look, pose, height, light, pitch)
     draw_parts(figure)
@@ -81,7 +81,7 @@ def draw_person(
 
 
 def _reduce(picture: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Cuts and shrinks a picture; area averaging as a box blur before bilinear sampling."""
+    """Cuts and shrinks an image; area averaging as a box blur before bilinear sampling."""
     factor = 1.0 / matrix[0, 0]
     if factor > 1.3:
         side = max(2, round(factor))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides before anything is drawn who appears in which picture."""
+"""Decides before anything is drawn who appears in which image."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from .config import SyntheticConfig
 from .looks import Look, alter_look, look_distance, sample_look, sample_looks
 
 TWINS_PER_TEST_SET = 2
-"""Test identities that stand twice in one picture when quirks are on (and ids suffice)."""
+"""Test identities that stand twice in one image when quirks are on (and ids suffice)."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Cast:
 
 
 @dataclass
-class PicturePlan:
-    """One picture: its camera and everyone in it, as (identity index or -1, look)."""
+class ImagePlan:
+    """One image: its camera and everyone in it, as (identity index or -1, look)."""
 
     camera: int
     people: list[tuple[int, Look]]
@@ -48,23 +48,23 @@ def make_casts(cfg: SyntheticConfig, stream: int) -> tuple[Cast, Cast]:
 
 def plan_split(
     cfg: SyntheticConfig, rng: np.random.Generator, cast: Cast, cameras: list[int], twins: int
-) -> list[PicturePlan]:
-    """Deals the identities of a split into its pictures.
+) -> list[ImagePlan]:
+    """Deals the identities of a split into its images.
 
-    Every identity gets at least two pictures and, where there are several cameras, two cameras.
+    Every identity gets at least two images and, where there are several cameras, two cameras.
 
     Args:
         cfg: counts and shares.
         rng: stream of this split.
         cast: the split's identities.
-        cameras: camera of each picture.
-        twins: number of pictures in which one identity stands twice.
+        cameras: camera of each image.
+        twins: number of images in which one identity stands twice.
 
     Returns:
-        One plan per picture. With quirks, one picture has passers-by only.
+        One plan per image. With quirks, one image has passers-by only.
 
     Raises:
-        ValueError: the people of all pictures do not suffice for two appearances per identity.
+        ValueError: the people of all images do not suffice for two appearances per identity.
     """
     count = len(cameras)
     low, high = cfg.people
@@ -88,7 +88,7 @@ def plan_split(
         people = [(pid, cast.looks[pid]) for pid in dealt[picture]]
         for _ in range(int(totals[picture]) - len(people)):
             people.append((-1, _passer_by(rng, cfg, cast)))
-        plans.append(PicturePlan(cameras[picture], people))
+        plans.append(ImagePlan(cameras[picture], people))
     return plans
 
 
@@ -99,14 +99,14 @@ def _raise_to(
     labeled = labeled.copy()
     room = np.minimum(totals, most)
     while labeled.sum() < least:
-        open_pictures = [i for i in range(len(labeled)) if i != empty and labeled[i] < room[i]]
-        if not open_pictures:
+        open_images = [i for i in range(len(labeled)) if i != empty and labeled[i] < room[i]]
+        if not open_images:
             raise ValueError(
                 f"{least // 2} identities need two appearances each, {least} in all, but the "
-                f"{len(labeled)} pictures hold {int(labeled.sum())} labeled people at most. "
+                f"{len(labeled)} images hold {int(labeled.sum())} labeled people at most. "
                 "Lower train_ids/test_ids, or raise train_images/test_images or people."
             )
-        for i in open_pictures:
+        for i in open_images:
             if labeled.sum() < least:
                 labeled[i] += 1
     return labeled
@@ -115,7 +115,7 @@ def _raise_to(
 def _deal(
     rng: np.random.Generator, labeled: np.ndarray, cameras: list[int], ids: int
 ) -> list[list[int]]:
-    """Identity indices of each picture; the first two rounds hold everybody, in two cameras."""
+    """Identity indices of each image; the first two rounds hold everybody, in two cameras."""
     several = len(set(cameras)) > 1
     for _ in range(200):
         frequency = rng.uniform(0.4, 1.0, size=ids)
@@ -144,7 +144,7 @@ def _deal(
         if twice and (not several or all(len(set(cams)) >= 2 for cams in seen)):
             return dealt
     raise ValueError(
-        f"found no way to show each of {ids} identities in two pictures"
+        f"found no way to show each of {ids} identities in two images"
         + (" of two cameras" if several else "")
         + "; raise train_images/test_images or people, or lower train_ids/test_ids"
     )

@@ -10,9 +10,9 @@ import numpy as np
 from . import matlab
 from .config import SyntheticConfig
 from .cuhk_sysu import attributes
-from .plan import PicturePlan, generator, make_casts, plan_split
+from .plan import ImagePlan, generator, make_casts, plan_split
 from .scene import DrawnPerson, SceneSpec
-from .store import draw_pictures, write_data_set
+from .store import draw_images, write_data_set
 
 STREAM = 2
 CAMERAS = 6
@@ -45,7 +45,7 @@ def write_prw(
     """Writes the set to ``root`` (the folder that holds ``frames`` and ``annotations``).
 
     Args, return value and errors are those of ``write_cuhk_sysu``; ``gallery_sizes`` and
-    ``cameras`` are not used. Camera 6 has pictures of another size, as in the real set.
+    ``cameras`` are not used. Camera 6 has images of another size, as in the real set.
     """
 
     def fill(folder: Path) -> dict:
@@ -55,7 +55,7 @@ def write_prw(
 
 
 def frame_size(cfg: SyntheticConfig, camera: int) -> tuple[int, int]:
-    """(width, height) of the pictures of a camera (1..6); the sixth is 5:4 and smaller."""
+    """(width, height) of the images of a camera (1..6); the sixth is 5:4 and smaller."""
     if camera < CAMERAS:
         return cfg.width, cfg.height
     return round(1.125 * cfg.height), round(0.9 * cfg.height)
@@ -74,7 +74,7 @@ def _write(folder: Path, cfg: SyntheticConfig, workers: int, progress: bool) -> 
         if part == 1 and cfg.quirks:
             _add_train_ids(rng, number, casts[0].looks, raw[0])
         specs += _specs(cfg, part, number, len(specs))
-    drawn = draw_pictures(specs, folder / "frames", cfg, workers, progress, "PRW")
+    drawn = draw_images(specs, folder / "frames", cfg, workers, progress, "PRW")
     boxes = [_boxes(spec, people) for spec, people in zip(specs, drawn, strict=True)]
     names = [spec.file_name.removesuffix(".jpg") for spec in specs]
     for index, (name, rows) in enumerate(zip(names, boxes, strict=True)):
@@ -98,13 +98,13 @@ def _write(folder: Path, cfg: SyntheticConfig, workers: int, progress: bool) -> 
     return {"images": len(names), "boxes": total, "train_ids": len(raw[0]), "queries": queries}
 
 
-def _with_raw_ids(plan: PicturePlan, raw: list[int]) -> PicturePlan:
+def _with_raw_ids(plan: ImagePlan, raw: list[int]) -> ImagePlan:
     people = [(raw[pid] if pid >= 0 else -1, look) for pid, look in plan.people]
-    return PicturePlan(plan.camera, people)
+    return ImagePlan(plan.camera, people)
 
 
 def _add_train_ids(
-    rng: np.random.Generator, plans: list[PicturePlan], looks: list, raw: list[int]
+    rng: np.random.Generator, plans: list[ImagePlan], looks: list, raw: list[int]
 ) -> None:
     """Lets training identities take the place of passers-by in some test frames."""
     for plan in plans:
@@ -114,9 +114,7 @@ def _add_train_ids(
             plan.people[strangers[0]] = (raw[who], looks[who])
 
 
-def _specs(
-    cfg: SyntheticConfig, part: int, plans: list[PicturePlan], start: int
-) -> list[SceneSpec]:
+def _specs(cfg: SyntheticConfig, part: int, plans: list[ImagePlan], start: int) -> list[SceneSpec]:
     """Frames in recording order; with quirks the first sends somebody over the left border."""
     specs = []
     for i, plan in enumerate(plans):
@@ -137,7 +135,7 @@ def _specs(
     return specs
 
 
-def _first_with_id(plans: list[PicturePlan]) -> int:
+def _first_with_id(plans: list[ImagePlan]) -> int:
     return next(i for i, plan in enumerate(plans) if plan.people[0][0] >= 0)
 
 

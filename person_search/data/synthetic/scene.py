@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws one picture with its people and measures their boxes.
+"""Draws one image with its people and measures their boxes.
 
-A picture depends on the options and on its own :class:`SceneSpec` only, never on another
-picture; so any number of processes writes the same bytes.
+An image depends on the options and on its own :class:`SceneSpec` only, never on another
+image; so any number of processes writes the same bytes.
 
-Shape shorthand: H, W pixels of the picture; h, w of one drawn figure.
+Shape shorthand: H, W pixels of the image; h, w of one drawn figure.
 """
 
 import math
@@ -29,13 +29,13 @@ _ATTEMPTS = 6
 
 @dataclass(frozen=True)
 class SceneSpec:
-    """What a picture shall show.
+    """What an image shall show.
 
     Args:
-        file_name: name of the picture, with extension.
+        file_name: name of the image, with extension.
         seed: root seed.
-        stream: random stream of the data set; cameras and pictures branch off it.
-        index: number of the picture in that stream.
+        stream: random stream of the data set; cameras and images branch off it.
+        index: number of the image in that stream.
         camera: number of the camera.
         size: (width, height) in pixels.
         difficulty: 0..1.
@@ -59,7 +59,7 @@ class DrawnPerson:
     """A boxed person.
 
     ``box`` is (x1, y1, x2, y2) in whole pixels, right and lower end exclusive, clipped to the
-    picture; ``hidden`` the share of the figure that other things or the border cover.
+    image; ``hidden`` the share of the figure that other things or the border cover.
     """
 
     person_id: int
@@ -80,7 +80,7 @@ class _Sprite:
     owner: int
 
     def clip(self, size: tuple[int, int]) -> tuple[slice, slice, slice, slice] | None:
-        """Slices (picture rows, columns, own rows, columns) of the part inside the picture."""
+        """Slices (image rows, columns, own rows, columns) of the part inside the image."""
         height, width = self.alpha.shape
         x1, y1 = max(self.left, 0), max(self.top, 0)
         x2, y2 = min(self.left + width, size[0]), min(self.top + height, size[1])
@@ -97,7 +97,7 @@ def _generator(spec: SceneSpec, attempt: int) -> np.random.Generator:
 
 
 def render_scene(spec: SceneSpec) -> tuple[np.ndarray, list[DrawnPerson]]:
-    """Draws a picture.
+    """Draws an image.
 
     A draw that hides a person with an identity too much is thrown away and repeated with more
     room; the last attempt lines everybody up.
@@ -250,7 +250,7 @@ def _cast_shadows(
 
 
 def _building_shadow(frame: np.ndarray, rng: np.random.Generator) -> None:
-    """A large soft-edged shadow over one side of the picture, people included."""
+    """A large soft-edged shadow over one side of the image, people included."""
     height, width = frame.shape[:2]
     edge = rng.uniform(0.25, 0.75) * width
     slant = rng.uniform(-0.4, 0.4)

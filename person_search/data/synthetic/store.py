@@ -114,7 +114,7 @@ def _single_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def draw_pictures(
+def draw_images(
     specs: list[SceneSpec],
     folder: Path,
     cfg: SyntheticConfig,
@@ -122,10 +122,10 @@ def draw_pictures(
     progress: bool,
     title: str,
 ) -> list[list[DrawnPerson]]:
-    """Draws all pictures into ``folder``; the result does not depend on ``workers``.
+    """Draws all images into ``folder``; the result does not depend on ``workers``.
 
     Returns:
-        The boxed people of each picture, in the order of ``specs``.
+        The boxed people of each image, in the order of ``specs``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     draw = functools.partial(_draw_to_file, folder=str(folder), quality=cfg.jpeg_quality)

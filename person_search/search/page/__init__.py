@@ -2,9 +2,9 @@
 """The page: a gallery and its model in a web browser, on this machine.
 
 ======================  ===========================================================================
-``session.py``          what can be asked, without HTTP: pictures, persons, searches
+``session.py``          what can be asked, without HTTP: images, persons, searches
 ``requests.py``         who is searched for, and how
-``uploads.py``          the user's pictures, checked and kept for the time being
+``uploads.py``          the user's images, checked and kept for the time being
 ``rendering.py``        scenes and crops as JPEG, decoded once
 ``app.py``              the HTTP interface (FastAPI)
 ``safety.py``           who may ask, and what a browser may do with the answer

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP interface of the page. All answers are JSON, pictures, or files of ``static/``.
+"""The HTTP interface of the page. All answers are JSON, images, or files of ``static/``.
 
 =======================================  ========================================================
 ``GET /``                                the page
 ``GET /api/gallery``                     the gallery in a few facts
-``GET /api/pictures?offset&limit``       its pictures (``camera``: of one camera)
-``GET /api/pictures/{id}``               one picture, with the persons detected in it
-``GET /api/pictures/{id}/image``         as JPEG (``side``: of the longer side; ``box``: drawn)
-``GET /api/pictures/{id}/crop?box=``     one person as JPEG
-``POST /api/uploads``                    body: a picture; header ``X-File-Name``, percent-encoded
+``GET /api/images?offset&limit``       its images (``camera``: of one camera)
+``GET /api/images/{id}``               one image, with the persons detected in it
+``GET /api/images/{id}/image``         as JPEG (``side``: of the longer side; ``box``: drawn)
+``GET /api/images/{id}/crop?box=``     one person as JPEG
+``POST /api/uploads``                    body: an image; header ``X-File-Name``, percent-encoded
 ``POST /api/search``                     body: :class:`SearchBody`; answers with the matches
 ``POST /api/search/report.html``         the same as one HTML file, ``results.jsonl`` as lines
 =======================================  ========================================================
@@ -31,28 +31,28 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from person_search.data import BadImageError
 from person_search.search.errors import GalleryError, UnsafePathError
+from person_search.search.images import clip_box
 from person_search.search.page.rendering import crop_jpeg, scene_jpeg
 from person_search.search.page.requests import Choice
 from person_search.search.page.requests import Request as SearchRequest
 from person_search.search.page.safety import UPLOADS, guard, protect
 from person_search.search.page.session import PageSession
 from person_search.search.page.uploads import (
-    UnknownPictureError,
+    UnknownImageError,
     UploadTooLargeError,
     UploadTypeError,
 )
-from person_search.search.pictures import clip_box
 from person_search.search.results import json_lines, report_html
 from person_search.search.sources import parse_time
 from person_search.search.table import SearchFilter
 
 STATIC = Path(__file__).parent / "static"
 JPEG = "image/jpeg"
-KEEP = {"Cache-Control": "private, max-age=3600"}  # ids are never used again for other pictures
+KEEP = {"Cache-Control": "private, max-age=3600"}  # ids are never used again for other images
 STATUS = {
     UploadTooLargeError: 413,
     UploadTypeError: 415,
-    UnknownPictureError: 404,
+    UnknownImageError: 404,
     UnsafePathError: 403,
     GalleryError: 503,
     FileNotFoundError: 404,
@@ -122,7 +122,7 @@ def create_app(session: PageSession, names: Collection[str] = ()) -> FastAPI:
         app.add_exception_handler(kind, _teller(status))
     app.add_exception_handler(RequestValidationError, _tell_invalid)
     app.add_exception_handler(Exception, _tell_failure)
-    _add_pictures(app, session)
+    _add_images(app, session)
     _add_searches(app, session)
 
     @app.get("/")
@@ -133,14 +133,14 @@ def create_app(session: PageSession, names: Collection[str] = ()) -> FastAPI:
     return app
 
 
-def _add_pictures(app: FastAPI, session: PageSession) -> None:
+def _add_images(app: FastAPI, session: PageSession) -> None:
     @app.get("/api/gallery")
     def gallery() -> dict:
         return session.describe()
 
     @app.get("/api/pictures")
     def pictures(offset: int = 0, limit: int = 24, camera: str = "") -> dict:
-        return session.list_pictures(offset, limit, camera)
+        return session.list_images(offset, limit, camera)
 
     @app.get("/api/pictures/{key}")
     def picture(key: str) -> dict:
@@ -193,7 +193,7 @@ def _add_searches(app: FastAPI, session: PageSession) -> None:
 
 
 def _parse_box(text: str, shape: tuple[int, ...]) -> list[float]:
-    """``x1,y1,x2,y2``, as far as it lies in the picture."""
+    """``x1,y1,x2,y2``, as far as it lies in the image."""
     try:
         values = [float(value) for value in text.split(",")]
     except ValueError as e:

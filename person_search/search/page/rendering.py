@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scenes and crops as JPEG. The last few pictures stay decoded, as both are asked for together.
+"""Scenes and crops as JPEG. The last few images stay decoded, as both are asked for together.
 
-Boxes are XYXY pixels of the picture that they lie in.
+Boxes are XYXY pixels of the image that they lie in.
 """
 
 import threading
@@ -11,22 +11,22 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from person_search.vis.drawing import crop_person, draw_box, fitted_size, to_picture
-from person_search.vis.encoding import encode_picture
+from person_search.vis.drawing import crop_person, draw_box, fitted_size, to_image
+from person_search.vis.encoding import encode_image
 from person_search.vis.search_sheet import STATUS_COLORS
 
 SMALLEST_SIDE, LARGEST_SIDE = 64, 2048
 CROP_SIZE = (240, 420)
 MAX_BYTES = 1_500_000
 AT_ONCE = 2
-"""Pictures that are decoded at the same time: each may take 300 MB."""
+"""Images that are decoded at the same time: each may take 300 MB."""
 
 
 class Decoded:
-    """The last few decoded pictures, shared by all threads.
+    """The last few decoded images, shared by all threads.
 
     Args:
-        pixels: how many pixels are kept in all; the picture in use is kept in any case.
+        pixels: how many pixels are kept in all; the image in use is kept in any case.
     """
 
     def __init__(self, pixels: int = 50_000_000) -> None:
@@ -37,11 +37,11 @@ class Decoded:
         self._turns = threading.BoundedSemaphore(AT_ONCE)
 
     def get(self, key: str, read: Callable[[], np.ndarray]) -> np.ndarray:
-        """The picture of a key, read if need be: (H, W, 3) uint8, not to be written to."""
+        """The image of a key, read if need be: (H, W, 3) uint8, not to be written to."""
         with self._lock:
             reading = self._reading.setdefault(key, threading.Lock())
         try:
-            with reading:  # who asks for the same picture waits for it
+            with reading:  # who asks for the same image waits for it
                 picture = self._find(key)
                 if picture is None:
                     with self._turns:
@@ -69,15 +69,15 @@ class Decoded:
 
 
 def scene_jpeg(picture: np.ndarray, side: int, box: Sequence[float] | None = None) -> bytes:
-    """A picture as JPEG.
+    """An image as JPEG.
 
     Args:
-        picture: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB.
         side: its longer side is made at most so long; never longer than it is, except that a
-            picture with a box gets at least ``SMALLEST_SIDE``.
+            image with a box gets at least ``SMALLEST_SIDE``.
         box: drawn into it.
     """
-    image = to_picture(picture)
+    image = to_image(picture)
     side = min(max(side, SMALLEST_SIDE), LARGEST_SIDE)
     if box is None:
         side = min(side, max(image.size))
@@ -88,11 +88,11 @@ def scene_jpeg(picture: np.ndarray, side: int, box: Sequence[float] | None = Non
         line = max(3, round(side**0.5 / 5))  # to be seen in a card or on a phone, scaled down
         around = (x1 - line, y1 - line, x2 + line, y2 + line)
         draw_box(scene, around, STATUS_COLORS["unknown"], line)
-    return encode_picture(scene, ".jpg", MAX_BYTES)
+    return encode_image(scene, ".jpg", MAX_BYTES)
 
 
 def crop_jpeg(picture: np.ndarray, box: Sequence[float]) -> bytes:
     """A person with a small margin, as JPEG."""
-    crop = crop_person(to_picture(picture), box)
+    crop = crop_person(to_image(picture), box)
     size = fitted_size(crop.size, CROP_SIZE)
-    return encode_picture(crop.resize(size, Image.Resampling.LANCZOS), ".jpg", MAX_BYTES)
+    return encode_image(crop.resize(size, Image.Resampling.LANCZOS), ".jpg", MAX_BYTES)

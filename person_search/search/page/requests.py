@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user of the page asks for.
 
-Boxes are XYXY pixels of the picture as people see it (EXIF orientation applied).
+Boxes are XYXY pixels of the image as people see it (EXIF orientation applied).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Choice:
     """A person that somebody has chosen.
 
     Args:
-        picture: id of the picture.
+        image: id of the image.
         person: number of a detected person in it; None for a drawn box.
         box: that was drawn; None for a detected person.
     """
@@ -33,11 +33,11 @@ class Request:
     """A search.
 
     Args:
-        persons: pictures of the same person.
+        persons: images of the same person.
         top: matches that are wanted.
         wanted: filters.
-        every_person: list all persons of a picture, not only the most similar.
-        include_own: search the pictures that the persons were chosen from, too.
+        every_person: list all persons of an image, not only the most similar.
+        include_own: search the images that the persons were chosen from, too.
     """
 
     persons: Sequence[Choice]

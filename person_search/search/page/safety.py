@@ -6,7 +6,7 @@ also on loopback, where every web site that the user visits could knock:
 
 - a foreign *name* in the Host header (a site that points its own name at this machine),
 - a request *sent by another site* (Origin, Sec-Fetch-Site), which could otherwise search,
-- *showing or framing* our pictures within another site (CORP, CSP),
+- *showing or framing* our images within another site (CORP, CSP),
 - a request that is *no upload and yet long*, which would be read into memory as a whole.
 """
 

@@ -95,14 +95,14 @@ def serve(
     address = address_of(listening)
     facts = session.describe()
     if not is_private(listening):
-        logger.warning("Everybody who can reach %s can see all pictures of the gallery: there is "
+        logger.warning("Everybody who can reach %s can see all images of the gallery: there is "
                        "no login.", address)  # fmt: skip
     config = uvicorn.Config(
         create_app(session, names), log_level="warning", server_header=False, lifespan="off"
     )
     server = uvicorn.Server(config)
     print(
-        f"The gallery '{facts['name']}' ({facts['pictures']} pictures, {facts['persons']} persons) "
+        f"The gallery '{facts['name']}' ({facts['pictures']} images, {facts['persons']} persons) "
         f"is open at {address}\nCtrl-C ends.",
         flush=True,
     )

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the page can ask for, without HTTP: a gallery, its model, and the user's own pictures.
+"""What the page can ask for, without HTTP: a gallery, its model, and the user's own images.
 
-A picture has an id: ``g-<edition>-<number>`` for a picture or frame of the gallery, of which a new
+An image has an id: ``g-<edition>-<number>`` for an image or frame of the gallery, of which a new
 edition begins whenever the gallery on disk has changed, and ``u-<token>`` for an upload. Nothing
 that a browser sends is ever used as a path.
 
-Shape shorthand in this file: n persons of one picture, D length of an embedding.
-Boxes are XYXY pixels of the picture as people see it (EXIF orientation applied).
+Shape shorthand in this file: n persons of one image, D length of an embedding.
+Boxes are XYXY pixels of the image as people see it (EXIF orientation applied).
 """
 
 import logging
@@ -24,20 +24,20 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from person_search.data import BadImageError
+from person_search.search.embedder import PersonEmbedder
 from person_search.search.errors import GalleryError, UnsafePathError
 from person_search.search.gallery import Gallery
+from person_search.search.images import clip_box, read_image
 from person_search.search.page.rendering import Decoded
 from person_search.search.page.requests import MAX_PERSONS, MAX_TOP, Choice, Request
 from person_search.search.page.uploads import (
-    UnknownPictureError,
+    UnknownImageError,
     Upload,
     UploadLimits,
     Uploads,
 )
-from person_search.search.pictures import clip_box, read_picture
 from person_search.search.query import QueryPerson, fuse
 from person_search.search.results import SearchResult, place_of
-from person_search.search.searcher import PersonSearcher
 from person_search.search.table import SearchFilter, format_time
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class _Edition:
     """The gallery as it was at one time. Whoever answers a request keeps to one edition.
 
     Args:
-        name: in the ids of its pictures. gallery: opened. seen: its :func:`signature`.
+        name: in the ids of its images. gallery: opened. seen: its :func:`signature`.
     """
 
     name: str
@@ -59,8 +59,8 @@ class _Edition:
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """A picture by its id.
+class _Image:
+    """An image by its id.
 
     Args:
         path: of the file. frame: of a video. name: shown to people.
@@ -91,7 +91,7 @@ class PageSession:
 
     Args:
         folder: of the gallery.
-        searcher: the model of the gallery.
+        embedder: the model of the gallery.
         limits: of uploads.
 
     Raises:
@@ -101,11 +101,11 @@ class PageSession:
     def __init__(
         self,
         folder: str | os.PathLike,
-        searcher: PersonSearcher,
+        embedder: PersonEmbedder,
         limits: UploadLimits | None = None,
     ) -> None:
         self.folder = folder
-        self.searcher = searcher
+        self.embedder = embedder
         self.decoded = Decoded()
         self._opening = threading.Lock()
         self._lock = threading.Lock()  # the model
@@ -123,7 +123,7 @@ class PageSession:
 
     def _open(self) -> _Edition:
         seen = signature(self.folder)  # before reading: what comes later makes the next edition
-        gallery = Gallery.open(self.folder, self.searcher.identity)
+        gallery = Gallery.open(self.folder, self.embedder.identity)
         return _Edition(secrets.token_hex(4), gallery, seen)
 
     # ---- what there is ---------------------------------------------------------------------------
@@ -149,13 +149,13 @@ class PageSession:
             "cameras": [name for name in table.camera_names if name],
             "since": format_time(times.min()) if len(times) else None,
             "until": format_time(times.max()) if len(times) else None,
-            "upload_bytes": self.uploads.limits.picture_bytes,
+            "upload_bytes": self.uploads.limits.image_bytes,
             "max_persons": MAX_PERSONS,
             "max_top": MAX_TOP,
         }
 
-    def list_pictures(self, offset: int, limit: int, camera: str = "") -> dict:
-        """Pictures and frames of the gallery in its order.
+    def list_images(self, offset: int, limit: int, camera: str = "") -> dict:
+        """Images and frames of the gallery in its order.
 
         Args:
             offset, limit: which of them. camera: only of this one; "" for all.
@@ -170,7 +170,7 @@ class PageSession:
         }
 
     def picture(self, key: str) -> dict:
-        """One picture: name, size, and the persons detected in it, the surest first."""
+        """One image: name, size, and the persons detected in it, the surest first."""
         picture = self._resolve(key)
         height, width = self._pixels(picture).shape[:2]
         persons = self._persons(picture)
@@ -186,10 +186,10 @@ class PageSession:
         }
 
     def read(self, key: str) -> np.ndarray:
-        """The pixels of a picture, (H, W, 3) uint8 RGB, not to be written to.
+        """The pixels of an image, (H, W, 3) uint8 RGB, not to be written to.
 
         Raises:
-            UnknownPictureError: there is none with this id.
+            UnknownImageError: there is none with this id.
             FileNotFoundError, BadImageError: its file is gone or unreadable.
             UnsafePathError: the gallery names a file outside its folder.
         """
@@ -198,7 +198,7 @@ class PageSession:
     # ---- what can be done ------------------------------------------------------------------------
 
     def upload(self, content: bytes, name: str) -> dict:
-        """Takes in a picture and detects the persons in it; what :meth:`picture` returns.
+        """Takes in an image and detects the persons in it; what :meth:`image` returns.
 
         Raises:
             UploadTooLargeError, UploadTypeError, BadImageError.
@@ -214,13 +214,13 @@ class PageSession:
         """Ranks the gallery.
 
         Raises:
-            ValueError: nobody, too many, a box beside the picture, a camera that is not known.
-            UnknownPictureError: a picture that is not there any more.
+            ValueError: nobody, too many, a box beside the image, a camera that is not known.
+            UnknownImageError: an image that is not there any more.
             GalleryDamagedError: the gallery has been cut off.
         """
         if not 1 <= len(request.persons) <= MAX_PERSONS:
             raise ValueError(
-                f"{len(request.persons)} persons are chosen; choose 1 to {MAX_PERSONS} pictures of "
+                f"{len(request.persons)} persons are chosen; choose 1 to {MAX_PERSONS} images of "
                 "the same person."
             )
         if not 1 <= request.top <= MAX_TOP:
@@ -243,7 +243,7 @@ class PageSession:
                 request.top,
                 wanted=request.wanted,
                 skip=() if request.include_own else own,
-                per_picture=not request.every_person,
+                per_image=not request.every_person,
             )
         settings = {"method": "auto", "top": request.top, **request.wanted.to_json()}
         return SearchResult(queries, gallery, matches, settings, request.wanted)
@@ -252,11 +252,11 @@ class PageSession:
         """Matches for the browser: as in ``results.jsonl``, with an id in place of the path.
 
         Raises:
-            UnknownPictureError: the gallery that was searched has been replaced.
+            UnknownImageError: the gallery that was searched has been replaced.
         """
         edition = self._edition
         if result.gallery is not edition.gallery:
-            raise UnknownPictureError(CHANGED)
+            raise UnknownImageError(CHANGED)
         found = []
         for match in result.matches:
             facts = match.to_json()
@@ -268,45 +268,45 @@ class PageSession:
 
     # ---- within ----------------------------------------------------------------------------------
 
-    def _resolve(self, key: str, edition: _Edition | None = None) -> _Picture:
+    def _resolve(self, key: str, edition: _Edition | None = None) -> _Image:
         """
         Args:
             edition: to look into; None for the newest.
 
         Raises:
-            UnknownPictureError, UnsafePathError.
+            UnknownImageError, UnsafePathError.
         """
         if key.startswith("u-"):
             upload = self.uploads.get(key[2:])
-            return _Picture(key, str(upload.path), upload.name, upload=upload)
+            return _Image(key, str(upload.path), upload.name, upload=upload)
         found = re.fullmatch(r"g-([0-9a-f]{8})-([0-9]{1,12})", key)
         if found is None:
-            raise UnknownPictureError(f"'{key[:60]}' is no id of a picture.")
+            raise UnknownImageError(f"'{key[:60]}' is no id of an image.")
         edition = edition or self._edition
         number, gallery = int(found[2]), edition.gallery
         if found[1] != edition.name:
-            raise UnknownPictureError(CHANGED)
+            raise UnknownImageError(CHANGED)
         if number >= len(gallery.pictures):
-            raise UnknownPictureError(f"the gallery has no picture {number}.")
+            raise UnknownImageError(f"the gallery has no image {number}.")
         name, frame = _facts(edition, number)["name"], int(gallery.pictures.frames[number])
         try:
-            path = str(gallery.picture_path(number))
+            path = str(gallery.image_path(number))
         except UnsafePathError as e:
             raise UnsafePathError(
-                f"the picture '{name}' leaves the folder that was indexed. It is not opened."
+                f"the image '{name}' leaves the folder that was indexed. It is not opened."
             ) from e
-        return _Picture(key, path, name, gallery, number, None if frame < 0 else frame)
+        return _Image(key, path, name, gallery, number, None if frame < 0 else frame)
 
-    def _pixels(self, picture: _Picture) -> np.ndarray:
+    def _pixels(self, picture: _Image) -> np.ndarray:
         """See :meth:`read`."""
         gallery, number = picture.gallery, picture.number
         with _names_in_errors(picture):
             if gallery is None or number is None:
-                return self.decoded.get(picture.id, lambda: read_picture(picture.path))
-            return self.decoded.get(picture.id, lambda: gallery.read_picture(number))
+                return self.decoded.get(picture.id, lambda: read_image(picture.path))
+            return self.decoded.get(picture.id, lambda: gallery.read_image(number))
 
-    def _persons(self, picture: _Picture) -> _Persons:
-        """Who is in a picture: of the gallery, as it was indexed; of an upload, detected now."""
+    def _persons(self, picture: _Image) -> _Persons:
+        """Who is in an image: of the gallery, as it was indexed; of an upload, detected now."""
         if picture.gallery is not None and picture.number is not None:
             with self._gallery_in_errors():
                 picture.gallery.check()
@@ -315,27 +315,27 @@ class PageSession:
         assert picture.upload is not None
         with self._lock:
             if picture.upload not in self._detected:
-                found = self.searcher.detect(self._for_model(picture))
+                found = self.embedder.detect(self._for_model(picture))
                 boxes, scores = found.pred_boxes.tensor.numpy(), found.scores.numpy()
                 feats = found.reid_feats.numpy()
                 self._detected[picture.upload] = _sorted(boxes, scores, feats)
             return self._detected[picture.upload]
 
-    def _for_model(self, picture: _Picture) -> np.ndarray:
+    def _for_model(self, picture: _Image) -> np.ndarray:
         """The pixels in the order of the channels that the model wants."""
         if picture.frame is None:
             with _names_in_errors(picture):
-                return read_picture(picture.path, self.searcher.image_format)
+                return read_image(picture.path, self.embedder.image_format)
         frame = self._pixels(picture)
-        bgr = self.searcher.image_format == "BGR"
+        bgr = self.embedder.image_format == "BGR"
         return np.ascontiguousarray(frame[:, :, ::-1]) if bgr else frame
 
-    def _query(self, choice: Choice, picture: _Picture) -> QueryPerson:
+    def _query(self, choice: Choice, picture: _Image) -> QueryPerson:
         if choice.box is not None:
             with self._lock:
                 pixels = self._for_model(picture)
                 box = clip_box(choice.box, pixels.shape[1], pixels.shape[0])
-                feat, score = self.searcher.embed_in(pixels, [box])[0], None
+                feat, score = self.embedder.embed_in(pixels, [box])[0], None
         else:
             persons, person = self._persons(picture), choice.person
             if person is None or not 0 <= person < len(persons.scores):
@@ -378,8 +378,8 @@ def _facts(edition: _Edition, number: int) -> dict:
 
 
 @contextmanager
-def _names_in_errors(picture: _Picture) -> Iterator[None]:
-    """Puts the name of a picture in the place of its path, which is nobody's business."""
+def _names_in_errors(picture: _Image) -> Iterator[None]:
+    """Puts the name of an image in the place of its path, which is nobody's business."""
     try:
         yield
     except (BadImageError, FileNotFoundError) as e:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that somebody has sent to the page: checked, kept in a private folder, soon forgotten.
+"""Images that somebody has sent to the page: checked, kept in a private folder, soon forgotten.
 
-Boxes are XYXY pixels of the picture as people see it (EXIF orientation applied).
+Boxes are XYXY pixels of the image as people see it (EXIF orientation applied).
 """
 
 import io
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from person_search.data.pictures import READ_ERRORS
+from person_search.data.image_io import READ_ERRORS
 
 FORMATS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
 """By content, whatever the name says. MPO is what some phones write as ``.jpg``."""
@@ -27,11 +27,11 @@ class UploadTooLargeError(ValueError):
 
 
 class UploadTypeError(ValueError):
-    """No picture, or one of a kind that is not taken."""
+    """No image, or one of a kind that is not taken."""
 
 
-class UnknownPictureError(LookupError):
-    """An id that was never given out, or whose picture has been forgotten."""
+class UnknownImageError(LookupError):
+    """An id that was never given out, or whose image has been forgotten."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class UploadLimits:
     """How much is taken and kept.
 
     Args:
-        picture_bytes: of one picture.
+        image_bytes: of one image.
         count, total_bytes: of all that are kept; the ones not used for longest are forgotten.
     """
 
-    picture_bytes: int = 20_000_000
+    image_bytes: int = 20_000_000
     count: int = 50
     total_bytes: int = 200_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """A picture that was sent. What others know about it they should know only as long as it lives.
+    """An image that was sent. What others know about it they should know only as long as it lives.
 
     Args:
         path: where it lies for now. name: what its owner calls it. size: bytes.
@@ -62,7 +62,7 @@ class Upload:
 
 
 class Uploads:
-    """All pictures that were sent; may be used by several threads.
+    """All images that were sent; may be used by several threads.
 
     They lie in a folder that only this user can read, and that ends with :meth:`close`.
     """
@@ -83,7 +83,7 @@ class Uploads:
             self._folder.cleanup()
 
     def add(self, content: bytes, name: str) -> str:
-        """Keeps a picture whose kind and size are allowed; its pixels are not looked at yet.
+        """Keeps an image whose kind and size are allowed; its pixels are not looked at yet.
 
         Args:
             content: of the file. name: what to call it; no path is ever made of it.
@@ -107,27 +107,27 @@ class Uploads:
     def check_size(self, size: int) -> None:
         """
         Raises:
-            UploadTooLargeError: a picture of so many bytes is not taken.
+            UploadTooLargeError: an image of so many bytes is not taken.
         """
-        if size > self.limits.picture_bytes:
+        if size > self.limits.image_bytes:
             raise UploadTooLargeError(
-                f"the picture is larger than {self.limits.picture_bytes / 1e6:g} MB; make it "
+                f"the image is larger than {self.limits.image_bytes / 1e6:g} MB; make it "
                 "smaller, or let 'person-search query' read it from the disk."
             )
 
     def get(self, token: str) -> Upload:
         """
         Raises:
-            UnknownPictureError: there is none with this id any more.
+            UnknownImageError: there is none with this id any more.
         """
         with self._lock:
             if token not in self._kept:
-                raise UnknownPictureError("this picture is not kept any more; choose it again.")
+                raise UnknownImageError("this image is not kept any more; choose it again.")
             self._kept.move_to_end(token)
             return self._kept[token]
 
     def remove(self, token: str) -> None:
-        """Forgets one picture."""
+        """Forgets one image."""
         with self._lock:
             upload = self._kept.pop(token, None)
         if upload is not None:
@@ -150,9 +150,9 @@ def _format_of(content: bytes) -> str:
         with Image.open(io.BytesIO(content)) as picture:
             kind = picture.format or "unknown"
     except READ_ERRORS as e:
-        raise UploadTypeError(f"the file is no picture that can be read ({known}).") from e
+        raise UploadTypeError(f"the file is no image that can be read ({known}).") from e
     if kind not in FORMATS:
-        raise UploadTypeError(f"the picture is of the kind {kind}; {known} are taken.")
+        raise UploadTypeError(f"the image is of the kind {kind}; {known} are taken.")
     return kind
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How large a cache of the frozen model becomes, from shapes alone: no picture is read."""
+"""How large a cache of the frozen model becomes, from shapes alone: no image is read."""
 
 import math
 import shutil
@@ -48,7 +48,7 @@ def estimate_cache(
 
 
 def resized(cfg: CfgNode, size: tuple[int, int], is_train: bool) -> tuple[int, int]:
-    """(height, width) that the mapper of DiffPS makes of a picture; one of the sizes, if random."""
+    """(height, width) that the mapper of DiffPS makes of an image; one of the sizes, if random."""
     config = cfg.MODEL.DIFFPS.INPUT
     if config.RESIZE == "fixed":
         return tuple(config.SIZE)

@@ -61,7 +61,7 @@ def _add_backbone(diffps: CN) -> None:
     # Condition of the UNet, and further words whose text vectors are wanted beside SFAN.PARTS.
     backbone.PROMPT = "person"
     backbone.WORDS = []
-    # File of tools/encode_diffps_text.py that holds all of this encoded: the text encoder and the
+    # File of projects/DiffPS/tools/encode_text.py that holds all of this encoded: the text encoder and the
     # tokenizer are then neither loaded nor needed. Empty: encode at build.
     backbone.TEXT_EMBEDS_FILE = ""
     # End the UNet's forward after the last activation that is wanted. Gives the same bits.
@@ -85,7 +85,7 @@ def _add_backbone(diffps: CN) -> None:
 def _add_attention_map(backbone: CN) -> None:
     """The cross-attention map "attn" for DGRPN."""
     backbone.ATTN = CN()
-    # Layers, heads and resolution differ: the release takes head [1] of u3r0 (stride 8), pictures
+    # Layers, heads and resolution differ: the release takes head [1] of u3r0 (stride 8), images
     # of the paper have the 40 x 40 cells of up-level 1. Several are averaged; [] heads: all.
     # No layers: no map.
     backbone.ATTN.LAYERS = ["u3r0"]
@@ -103,7 +103,7 @@ def _add_cache(backbone: CN) -> None:
     # outputs, 86 MB) or "compact" (53 MB: the hidden states that outputs are frozen projections of,
     # which are applied at reading). Flipped and otherwise transformed images count as images of
     # their own: PRW takes 7 GB, 1.5 TB or 0.9 TB in all (table in projects/DiffPS/README.md), so
-    # "latent" is the one for Stable Diffusion. tools/build_diffps_cache.py estimates it.
+    # "latent" is the one for Stable Diffusion. projects/DiffPS/tools/build_cache.py estimates it.
     backbone.CACHE.KIND = "none"
     backbone.CACHE.DIR = ""
     # Gigabytes (1e9 bytes) after which nothing is added; 0: no limit. What is there is kept and

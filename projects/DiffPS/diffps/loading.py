@@ -96,7 +96,7 @@ class DiffusionFolder:
                 f"{_KEY}.MODEL {self.model!r} is no model in diffusers format: it has no "
                 f"model_index.json. It holds: {_listing(folder)}. Single-file checkpoints "
                 "(.ckpt, .safetensors) must be converted with diffusers first; "
-                "tools/make_tiny_diffusion.py writes a tiny model."
+                "projects/DiffPS/tools/make_tiny_diffusion.py writes a tiny model."
             )
         text = ("text_encoder", "tokenizer") if self.needs_text else ()
         for part in ("unet", "vae", *text, "scheduler"):

@@ -3,7 +3,7 @@
 
 The file, in safetensors format, belongs to one model: it holds a sample of the weights with which
 its UNet reads text, and is refused where the UNet has others.
-``tools/encode_diffps_text.py`` writes it.
+``projects/DiffPS/tools/encode_text.py`` writes it.
 
 Shape shorthand: T tokens (77), D width of the condition, P width of SDXL's pooled text.
 """
@@ -23,7 +23,7 @@ from diffps.loading import DiffusionFolder
 from diffps.text import TextConditioning, encode_text
 
 _KEY = "MODEL.DIFFPS.BACKBONE.TEXT_EMBEDS_FILE"
-_REMEDY = "Write the file anew with tools/encode_diffps_text.py and this config, or leave the key"
+_REMEDY = "Write the file anew with projects/DiffPS/tools/encode_text.py and this config, or leave the key"
 _FORMAT = "1"
 _PER_LAYER = 8  # values of each layer in the sample of weights
 _WORD = "word."  # prefix of the names of word vectors
@@ -79,7 +79,7 @@ def load_text(
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"{_KEY}: there is no file {path!r}. tools/encode_diffps_text.py writes it; an empty "
+            f"{_KEY}: there is no file {path!r}. projects/DiffPS/tools/encode_text.py writes it; an empty "
             "key takes the model's text encoder."
         )
     tensors, metadata = _read(path)

@@ -3,7 +3,7 @@
 
 The classes, the topology and the files are those of the real models; widths, depths and vocabulary
 are small and the weights random. Tests, quick configs and CPU demos thereby run the code that loads
-and uses the real ones, without a download. ``tools/make_tiny_diffusion.py`` is the command.
+and uses the real ones, without a download. ``projects/DiffPS/tools/make_tiny_diffusion.py`` is the command.
 """
 
 import json

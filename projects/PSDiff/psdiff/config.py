@@ -115,7 +115,7 @@ def _add_teacher_config(psdiff: CN) -> None:
     psdiff.TEACHER = CN()
     teacher = psdiff.TEACHER
     # safetensors file with the teacher's embedding (e_0) of every training box,
-    # written by projects/PSDiff/compute_embeddings.py.
+    # written by projects/PSDiff/tools/compute_embeddings.py.
     teacher.EMBEDDINGS = ""
     # Method: "hhcl", "s_reid", "mgn", "agw" or "pplr" (Table VI).
     teacher.NAME = "hhcl"

@@ -4,12 +4,12 @@
 import pytest
 import torch
 from diffps_plain import SD21_LAYERS, plain_features
+from random_diffusion import build_unet, build_vae
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffps.attention import use_fused_attention
 from diffps.hooks import ActivationTap, find_layers, list_layers
 from diffps.loading import FAMILIES, UNetShape
-from diffps.random_model import build_unet, build_vae
 from diffps.text import TextConditioning
 from diffps.unet_forward import UNetFeatures
 

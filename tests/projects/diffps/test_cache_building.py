@@ -21,7 +21,7 @@ NAMES = ("cache_building_train", "cache_building_test")
 
 @pytest.fixture
 def records(tmp_path):
-    """Three pictures, as training and as test set."""
+    """Three images, as training and as test set."""
     found = []
     for i in range(3):
         path = tmp_path / f"{i}.png"
@@ -57,7 +57,7 @@ def cfg(tiny_sd, tmp_path):
 
 @pytest.fixture
 def tool(repo_root):
-    path = repo_root / "tools" / "build_diffps_cache.py"
+    path = repo_root / "projects/DiffPS/tools/build_cache.py"
     spec = importlib.util.spec_from_file_location("build_diffps_cache", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -103,9 +103,9 @@ def test_what_does_not_fit_is_counted(cfg, records, tool, capsys):
     assert "train: 3 added, 0 were there, 0 unreadable, 3 missing" in out
 
 
-def test_unreadable_pictures_are_skipped_where_the_config_says_so(cfg, records):
+def test_unreadable_images_are_skipped_where_the_config_says_so(cfg, records):
     with open(records[1]["file_name"], "wb") as file:
-        file.write(b"no picture")
+        file.write(b"no image")
     cfg.DATALOADER.ON_BAD_IMAGE = "skip"
     backbone = build_backbone(cfg)
     for name, is_train, added in ((NAMES[0], True, 4), (NAMES[1], False, 0)):

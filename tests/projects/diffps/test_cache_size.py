@@ -12,13 +12,13 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_backbone
 from diffps_tiny import tiny_backbone_cfg
 from PIL import Image
+from random_diffusion import build_unet
 
 from diffps.cache_building import fill_cache
 from diffps.cache_size import CacheEstimate, check_room, estimate_cache, resized
 from diffps.compact import HiddenStateProjector
 from diffps.data import budget_size
 from diffps.hooks import find_layers, list_layers
-from diffps.random_model import build_unet
 from person_search.config import build_config
 from person_search.data import build_mapper
 
@@ -51,7 +51,7 @@ def cfg(tiny_sd, tmp_path):
 
 @pytest.fixture
 def tool(repo_root):
-    path = repo_root / "tools" / "build_diffps_cache.py"
+    path = repo_root / "projects/DiffPS/tools/build_cache.py"
     spec = importlib.util.spec_from_file_location("build_diffps_cache", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -140,7 +140,7 @@ def test_the_tool_says_it_first(cfg, records, tool, capsys, free_bytes):
     assert "7.65 GB free in " in out and "warning" not in out
 
 
-def test_what_cannot_fit_is_refused_before_the_first_picture(
+def test_what_cannot_fit_is_refused_before_the_first_image(
     cfg, records, tool, capsys, free_bytes, tmp_path
 ):
     free_bytes(1000)

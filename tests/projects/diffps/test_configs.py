@@ -98,7 +98,7 @@ RECIPE = {
     "SOLVER.IMS_PER_BATCH": 3,
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
 }
-CODE = {
+RELEASE = {
     "MODEL.DIFFPS.INPUT.RESIZE": "fixed",
     "MODEL.DIFFPS.INPUT.SIZE": [1280, 1280],
     "MODEL.DIFFPS.BACKBONE.NOISE": "random",
@@ -149,10 +149,10 @@ REPAIRED = {
 
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize(
-    "variant, expected", [("code_", CODE), ("paper_", PAPER), ("", REPAIRED)], ids=str
+    "variant, expected", [("release/", RELEASE), ("paper/", PAPER), ("", REPAIRED)], ids=str
 )
 def test_variants_have_what_they_stand_for(variant, expected, data, repo_root):
-    cfg = load(repo_root, f"diffps_sd21_{variant}{data}")
+    cfg = load(repo_root, f"{variant}diffps_sd21_{data}")
     expected = RECIPE | expected
     assert {key: value(cfg, key) for key in expected} == expected
 

@@ -14,7 +14,7 @@ from person_search.data import build_mapper
 
 @pytest.fixture
 def record(tmp_path):
-    """A record of a picture of 90 x 160 with one person."""
+    """A record of an image of 90 x 160 with one person."""
     pixels = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "0.png")
     box = {"bbox": [16.0, 9.0, 80.0, 81.0], "bbox_mode": 0, "category_id": 0, "person_id": 3}

@@ -16,7 +16,7 @@ from diffps.prior.pointing import (
     cells_inside,
     measure,
     part_boxes,
-    read_picture,
+    read_image,
 )
 
 
@@ -62,11 +62,11 @@ def test_boxes_of_parts():
     assert part_boxes(boxes, "shoes")[0][3] == 200
 
 
-def test_picture_of_a_record(tmp_path):
+def test_image_of_a_record(tmp_path):
     path = str(tmp_path / "a.png")
     Image.fromarray(np.full((240, 320, 3), (255, 0, 0), np.uint8)).save(path)
     annotation = {"bbox": [10, 60, 20, 120], "bbox_mode": BoxMode.XYWH_ABS, "person_id": -1}
-    picture = read_picture({"file_name": path, "annotations": [annotation]})
+    picture = read_image({"file_name": path, "annotations": [annotation]})
     assert picture.image.shape == (3, 256, 320)
     assert picture.image[:, 0, 0].tolist() == [1, -1, -1]  # RGB
     assert picture.boxes[0] == pytest.approx((10, 64, 30, 192))

@@ -107,7 +107,7 @@ def test_tool_and_backbone_without_a_text_encoder(tiny_sd, tmp_path, capsys, rep
     """The whole way: the tool writes, the model then needs neither tokenizer nor encoder."""
     config, output = tmp_path / "config.yaml", tmp_path / "text.safetensors"
     config.write_text(tiny_backbone_cfg(tiny_sd).dump())
-    assert run_tool(repo_root, "encode_diffps_text", output, "--config-file", config) == 0
+    assert run_tool(repo_root, "encode_text", output, "--config-file", config) == 0
     assert "'person'" in capsys.readouterr().out
     bare = shutil.copytree(tiny_sd, tmp_path / "bare")
     for part in ("text_encoder", "tokenizer"):
@@ -124,7 +124,9 @@ def test_tool_and_backbone_without_a_text_encoder(tiny_sd, tmp_path, capsys, rep
 
 
 def run_tool(repo_root: Path, name: str, *arguments) -> int:
-    spec = importlib.util.spec_from_file_location(name, repo_root / "tools" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        name, repo_root / "projects/DiffPS/tools" / f"{name}.py"
+    )
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     argv, sys.argv = sys.argv, [name, *map(str, arguments)]

@@ -94,7 +94,11 @@ def test_unknown_family_is_refused(tmp_path):
 
 
 def test_the_command(tmp_path, repo_root, child_env):
-    command = [sys.executable, str(repo_root / "tools/make_tiny_diffusion.py"), str(tmp_path / "x")]
+    command = [
+        sys.executable,
+        str(repo_root / "projects/DiffPS/tools/make_tiny_diffusion.py"),
+        str(tmp_path / "x"),
+    ]
     run = subprocess.run(command, env=child_env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith(f"{tmp_path / 'x'}: 1.")

@@ -134,7 +134,9 @@ def release_cfg(repo_root: Path, data: str) -> CfgNode:
     cfg = get_cfg()
     add_person_search_config(cfg)
     add_diffps_config(cfg)
-    cfg.merge_from_file(str(repo_root / "configs" / "DiffPS" / f"diffps_sd21_code_{data}.yaml"))
+    cfg.merge_from_file(
+        str(repo_root / "configs" / "DiffPS" / "release" / f"diffps_sd21_{data}.yaml")
+    )
     return cfg
 
 

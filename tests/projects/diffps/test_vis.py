@@ -9,8 +9,8 @@ from PIL import Image
 
 from diffps.data import DiffPSMapper
 from diffps.dgrpn import AttentionModulator
-from diffps.vis.backbone_figures import AttentionOptions, draw_attention, draw_pca, group_by_level
-from diffps.vis.head_figures import PEAK_COLOR, draw_peaks
+from diffps.vis.backbone_panels import AttentionOptions, draw_attention, draw_pca, group_by_level
+from diffps.vis.head_panels import PEAK_COLOR, draw_peaks
 from diffps.vis.maps import cell_to_pixel, colorize, overlay, place_map, unit_range, valid_cells
 from diffps.vis.pca import fit_pca, pca_colors, side_by_side
 from diffps.vis.probe import DiffusionProbe
@@ -120,11 +120,11 @@ def test_colors_follow_the_values():
     dark, bright = colorize(torch.tensor([[0.0, 1.0]]))[0]
     assert dark.sum() < 20 < 500 < bright.sum()
     heat = np.asarray(overlay(Image.new("RGB", (2, 1), "red"), torch.tensor([[0.0, 1.0]])))
-    assert np.ptp(heat[0, 0].astype(int)) < 10, "where the map is low, the picture is gray"
+    assert np.ptp(heat[0, 0].astype(int)) < 10, "where the map is low, the image is gray"
 
 
 def test_peaks_are_marked_where_they_are():
-    """A peak in cell (x=6, y=2) of stride 8; the picture is twice the input."""
+    """A peak in cell (x=6, y=2) of stride 8; the image is twice the input."""
     attention = torch.zeros(1, 1, 8, 8)
     attention[0, 0, 2, 6] = 1
     peaks = AttentionModulator(delta=1.0).find_peaks(attention)
@@ -132,7 +132,7 @@ def test_peaks_are_marked_where_they_are():
     draw_peaks(picture, peaks, 8, (64, 64), reach=1.0)
     marked = (np.asarray(picture) == PEAK_COLOR).all(axis=2)
     assert marked[40, 104], "the cross is in the middle of the cell"
-    # one extent is delta, 1 cell, 16 pixels of the picture: the ellipse crosses there
+    # one extent is delta, 1 cell, 16 pixels of the image: the ellipse crosses there
     assert marked[40, 119:122].any() and marked[55:58, 104].any()
     assert not marked[:20].any() and not marked[:, :80].any(), "no mark for entries without a peak"
 
@@ -247,7 +247,7 @@ def test_figures_of_the_backbone_have_a_panel_for_everything(tiny_sd, subject):
     image = probe.encode(seen.item["image"])
     options = AttentionOptions(["person", "head"], places=["u3r0", "u2r1"], average=False)
     sheet = draw_attention(probe, image, seen, options, (200, 160))
-    assert sheet.width == 18 + 132 + 12 + 3 * 200 + 2 * 12 + 18, "picture and two words"
+    assert sheet.width == 18 + 132 + 12 + 3 * 200 + 2 * 12 + 18, "image and two words"
     assert sheet.height > 5 * 160, "two heads of one layer and three of the other"
     again = draw_attention(probe, image, seen, options, (200, 160))
     assert np.array_equal(sheet, again)
@@ -272,7 +272,7 @@ def test_the_mapper_scales_the_boxes(tiny_sd, subject):
     assert seen.scaled(60, 60).size == (60, 48)
 
 
-def test_a_mapper_that_leaves_pictures_out(tiny_sd, subject):
+def test_a_mapper_that_leaves_images_out(tiny_sd, subject):
     class Choosy(DiffPSMapper):
         def __call__(self, record):
             return None
@@ -280,11 +280,11 @@ def test_a_mapper_that_leaves_pictures_out(tiny_sd, subject):
     MAPPER_REGISTRY.register(Choosy)
     cfg = probe_cfg(tiny_sd)
     cfg.DATALOADER.MAPPER = "Choosy"
-    with pytest.raises(ValueError, match="mapper Choosy leaves out .*picture.png"):
+    with pytest.raises(ValueError, match="mapper Choosy leaves out .*image.png"):
         subject(cfg)
 
 
-def test_a_file_that_is_no_picture(tiny_sd, tmp_path):
-    (tmp_path / "text.jpg").write_text("no picture")
+def test_a_file_that_is_no_image(tiny_sd, tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(BadImageError, match="cannot read the image"):
         make_subject(probe_cfg(tiny_sd), tmp_path / "text.jpg", np.zeros((8, 8, 3), np.uint8))

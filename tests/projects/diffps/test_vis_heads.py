@@ -10,7 +10,7 @@ from PIL import Image
 from diffps.dgrpn import AttentionModulator
 from diffps.msfrn import MSFRN
 from diffps.sfan import SFAN
-from diffps.vis.head_figures import HeadsView, draw_dgrpn, draw_msfrn, draw_sfan, place_pooled
+from diffps.vis.head_panels import HeadsView, draw_dgrpn, draw_msfrn, draw_sfan, place_pooled
 from diffps.vis.subject import make_subject
 
 PANEL = (200, 160)

@@ -110,7 +110,7 @@ def test_mapper_gives_the_mirrored_embedding_with_the_mirrored_image(people, tmp
     feats = write_file(people, cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS)
     cfg.INPUT.MIN_SIZE_TRAIN = (48,)
     mapper = PSDiffMapper(cfg, is_train=True)
-    # A box outside the picture is dropped; the rows of the others must not move.
+    # A box outside the image is dropped; the rows of the others must not move.
     people[4]["annotations"][0]["bbox"] = [500.0, 8.0, 520.0, 40.0]
     (row,) = mapper(people[4])["instances"].gt_reid_feats.numpy()
     assert min(np.abs(row - feats[9, 0]).max(), np.abs(row - feats[9, 1]).max()) < 1e-3

@@ -64,7 +64,7 @@ def test_an_oracle_that_swaps_two_scenes_is_not(test_set):
 
 def test_the_kept_teacher_is_far_above_chance(test_set, repo_root):
     cfg = build_config(
-        repo_root / "configs/PSDiff/psdiff_slim_synthetic.yaml",
+        repo_root / "configs/PSDiff/tiny/psdiff_slim_synthetic.yaml",
         [
             "MODEL.PSDIFF.TEACHER.WEIGHTS",
             str(repo_root / "projects/PSDiff/weights/teacher_slim_synthetic.safetensors"),

@@ -26,7 +26,7 @@ def people(tmp_path):
 @pytest.fixture(scope="module")
 def train(request):
     """The function behind ``train_teacher.py``."""
-    script = request.config.rootpath / "projects" / "PSDiff" / "train_teacher.py"
+    script = request.config.rootpath / "projects/PSDiff/tools/train_teacher.py"
     return runpy.run_path(str(script))["train"]
 
 

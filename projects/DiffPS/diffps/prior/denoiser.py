@@ -71,7 +71,7 @@ class DenoisingLoss:
         """
         Args:
             pipeline: ``StableDiffusionPipeline``; its UNet and text encoder are trained.
-            scenes: who is where; the pictures are not looked at.
+            scenes: who is where; the images are not looked at.
             moments: (N, 2 L, h, w) from :func:`diffps.prior.vae.encode_scenes`.
         """
         self.options = options or DenoisingOptions()

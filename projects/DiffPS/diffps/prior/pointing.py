@@ -99,7 +99,7 @@ class Picture:
     boxes: list[Box] = field(default_factory=list)
 
 
-def read_picture(record: dict, max_pixels: int = 256 * 320) -> Picture:
+def read_image(record: dict, max_pixels: int = 256 * 320) -> Picture:
     """Reads the image of a dataset record and resizes it as ``DiffPSMapper`` does.
 
     Args:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that a trained model draws from captions: what it has understood, to look at."""
+"""Images that a trained model draws from captions: what it has understood, to look at."""
 
 import os
 from collections.abc import Sequence
@@ -27,12 +27,12 @@ def draw_samples(
     steps: int = 30,
     guidance: float = 3.0,
 ) -> None:
-    """Draws pictures with the plain pipeline of diffusers, one row per caption.
+    """Draws images with the plain pipeline of diffusers, one row per caption.
 
     Args:
         model: folder in diffusers format.
-        path: of the picture to write.
-        each: pictures per caption.
+        path: of the image to write.
+        each: images per caption.
         size: (height, width) of each in pixels.
     """
     from diffusers import StableDiffusionPipeline

@@ -21,7 +21,7 @@ from diffps.prior.captions import Figure, part_colors
 from person_search.data.synthetic.config import SyntheticConfig
 from person_search.data.synthetic.looks import sample_look
 from person_search.data.synthetic.scene import SceneSpec
-from person_search.data.synthetic.store import draw_pictures
+from person_search.data.synthetic.store import draw_images
 
 INDEX = "scenes.json"
 _STREAM = 77  # random stream of the generator; the data sets have others
@@ -34,7 +34,7 @@ class SceneOptions:
 
     Args:
         count: number of scenes.
-        seed: of places, people and pictures.
+        seed: of places, people and images.
         cameras: number of places.
         size: (width, height) in pixels as drawn.
         difficulty: see ``SyntheticConfig``.
@@ -60,12 +60,12 @@ class SceneOptions:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Pictures and who stands where."""
+    """Images and who stands where."""
 
     images: Tensor
     """(N, 3, H, W) uint8 RGB."""
     figures: list[list[Figure]]
-    """Everybody in each picture, boxes in its pixels."""
+    """Everybody in each image, boxes in its pixels."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -103,7 +103,7 @@ def draw_scenes(folder: str | os.PathLike, options: SceneOptions, progress: bool
         return
     specs = plan_scenes(options)
     (folder / INDEX).unlink(missing_ok=True)
-    drawn = draw_pictures(specs, folder, SyntheticConfig(), 1, progress, "scenes")
+    drawn = draw_images(specs, folder, SyntheticConfig(), 1, progress, "scenes")
     entries = []
     for spec, people in zip(specs, drawn, strict=True):
         looks = dict(spec.people)
@@ -141,7 +141,7 @@ def load_scenes(folder: str | os.PathLike) -> Scenes:
 
 
 def _round(side: int) -> int:
-    """To the next multiple of 64, as ``DiffPSMapper`` does for small pictures."""
+    """To the next multiple of 64, as ``DiffPSMapper`` does for small images."""
     return max(_STRIDE, round(side / _STRIDE) * _STRIDE)
 
 

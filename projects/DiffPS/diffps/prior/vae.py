@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""First stage: the VAE that turns pictures into latents.
+"""First stage: the VAE that turns images into latents.
 
 Shape shorthand: N scenes, B crops, (H, W) pixels, (h, w) = (H / 8, W / 8) cells, L = 4 channels.
 """

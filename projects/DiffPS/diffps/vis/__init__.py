@@ -3,16 +3,16 @@
 
 ``probe`` asks the UNet, ``pca`` and ``maps`` turn tensors into colors in the right place, ``sheet``
 lays panels out, ``backbone_figures`` and ``head_figures`` are the figures.
-``tools/visualize_diffusion.py`` is the command.
+``projects/DiffPS/tools/visualize_diffusion.py`` is the command.
 """
 
-from diffps.vis.backbone_figures import (
+from diffps.vis.backbone_panels import (
     AttentionOptions,
     draw_attention,
     draw_pca,
     group_by_level,
 )
-from diffps.vis.head_figures import HeadsView, draw_dgrpn, draw_msfrn, draw_sfan
+from diffps.vis.head_panels import HeadsView, draw_dgrpn, draw_msfrn, draw_sfan
 from diffps.vis.probe import DiffusionProbe
 from diffps.vis.sheet import stack_sheets
 from diffps.vis.subject import Subject, make_subject

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps of cells as pictures: colored, and laid over the image in the right place.
+"""Maps of cells as images: colored, and laid over the image in the right place.
 
 Shape shorthand: (h, w) cells of a map, (H, W) pixels of the model's input without padding.
-A picture is what people see: the input, or a part of it, at any size.
+An image is what people see: the input, or a part of it, at any size.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def place_map(
     picture_size: Sequence[int],
     smooth: bool = True,
 ) -> Tensor:
-    """Enlarges a map to a picture of the whole image, so that cells lie where they look.
+    """Enlarges a map to an image of the whole image, so that cells lie where they look.
 
     Args:
         x: (h, w) or (h, w, k), padding included.
@@ -56,7 +56,7 @@ def place_map(
     flat = x.ndim == 2
     maps = (x[None] if flat else x.permute(2, 0, 1))[None].float()
     width, height = picture_size
-    # pixel middles of the picture, in cells, as grid_sample counts them: -1 to 1 over the map
+    # pixel middles of the image, in cells, as grid_sample counts them: -1 to 1 over the map
     ys = (torch.arange(height) + 0.5) * (input_size[0] / height / stride / x.shape[0]) * 2 - 1
     xs = (torch.arange(width) + 0.5) * (input_size[1] / width / stride / x.shape[1]) * 2 - 1
     grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)[None]
@@ -68,7 +68,7 @@ def place_map(
 def cell_to_pixel(
     cells: Tensor, stride: int, input_size: Sequence[int], picture_size: Sequence[int]
 ) -> Tensor:
-    """Middles of cells (..., 2), as (x, y), in pixels of a picture of the whole image."""
+    """Middles of cells (..., 2), as (x, y), in pixels of an image of the whole image."""
     factors = [p / i for p, i in zip(picture_size, reversed(input_size), strict=True)]
     return (cells.double() + 0.5) * stride * torch.tensor(factors).double()
 
@@ -82,9 +82,9 @@ def colorize(x: Tensor, colormap: str = COLORMAP) -> np.ndarray:
 
 
 def overlay(picture: Image.Image, x: Tensor) -> Image.Image:
-    """Lays a heat map (height, width) in [0, 1] over a picture of that size.
+    """Lays a heat map (height, width) in [0, 1] over an image of that size.
 
-    The picture is gray where the map is low, and all but covered where it is high.
+    The image is gray where the map is low, and all but covered where it is high.
     """
     gray = np.asarray(picture.convert("L"), np.float64)[..., None]
     alpha = 0.25 + 0.6 * np.asarray(x, np.float64)[..., None]
@@ -92,8 +92,8 @@ def overlay(picture: Image.Image, x: Tensor) -> Image.Image:
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def rgb_picture(x: Tensor) -> Image.Image:
-    """(height, width, 3) in [0, 1] -> a picture."""
+def rgb_image(x: Tensor) -> Image.Image:
+    """(height, width, 3) in [0, 1] -> an image."""
     return Image.fromarray((np.asarray(x, np.float64) * 255).round().astype(np.uint8))
 
 

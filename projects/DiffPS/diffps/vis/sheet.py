@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sheets of panels: pictures in rows and columns, each with a title, a scale of colors and a note.
+"""Sheets of panels: images in rows and columns, each with a title, a scale of colors and a note.
 
 All numbers are pixels of what is drawn.
 """
@@ -32,10 +32,10 @@ HEAD, BAR, NOTE = 24, 20, 19  # heights of a panel's title, scale and note
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a sheet.
+    """One image of a sheet.
 
     Args:
-        picture: scaled to the size of the row's panels, its shape kept.
+        image: scaled to the size of the row's panels, its shape kept.
         title: above it. note: below it.
         limits: values of the darkest and the brightest color, if it has a scale.
     """
@@ -61,7 +61,7 @@ def draw_sheet(
 
     Args:
         rows: at least one, with at least one panel.
-        panel_size: (width, height) that every picture is fitted into.
+        panel_size: (width, height) that every image is fitted into.
     """
     columns = max(len(row.panels) for row in rows)
     left = MARGIN + (ROW_TITLE_WIDTH + GAP if any(row.title for row in rows) else 0)
@@ -107,7 +107,7 @@ def draw_curves(
 
     Args:
         curves: name, values and color of each.
-        size: (width, height) of the picture.
+        size: (width, height) of the image.
     """
     picture = Image.new("RGB", size, EMPTY_COLOR)
     draw = ImageDraw.Draw(picture)

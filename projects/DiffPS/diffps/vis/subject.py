@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture that figures are drawn of, as people see it and as the model is given it."""
+"""The image that figures are drawn of, as people see it and as the model is given it."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, BoxMode
 from PIL import Image
 
 from person_search.data import build_mapper
-from person_search.vis.drawing import QUERY_COLOR, draw_box, fitted_size, to_picture
+from person_search.vis.drawing import QUERY_COLOR, draw_box, fitted_size, to_image
 
 # What a box is drawn with, by where it comes from.
 BOX_COLORS = {"given": QUERY_COLOR, "annotated": (0, 158, 105), "detected": (24, 150, 165)}
@@ -19,7 +19,7 @@ BOX_COLORS = {"given": QUERY_COLOR, "annotated": (0, 158, 105), "detected": (24,
 
 @dataclass(frozen=True)
 class Subject:
-    """A picture with boxes of the people in question."""
+    """An image with boxes of the people in question."""
 
     name: str
     """For titles."""
@@ -28,7 +28,7 @@ class Subject:
     item: dict
     """Input of the model, made as in testing; ``queries`` are the boxes in its frame."""
     boxes: np.ndarray
-    """(n, 4) XYXY in pixels of the picture."""
+    """(n, 4) XYXY in pixels of the image."""
     boxes_from: str
     """Key of ``BOX_COLORS``."""
 
@@ -43,12 +43,12 @@ class Subject:
         return self.item["queries"].pred_boxes
 
     def scaled(self, width: int, height: int) -> Image.Image:
-        """The picture, fitted into a size."""
-        picture = to_picture(self.picture)
+        """The image, fitted into a size."""
+        picture = to_image(self.picture)
         return picture.resize(fitted_size(picture.size, (width, height)), Image.Resampling.LANCZOS)
 
     def with_boxes(self, picture: Image.Image, width: int = 2) -> Image.Image:
-        """A copy of a picture of the whole image with the boxes in it."""
+        """A copy of an image of the whole image with the boxes in it."""
         picture = picture.copy()
         height, breadth = self.picture.shape[:2]
         scale = np.array([picture.width / breadth, picture.height / height] * 2)
@@ -67,8 +67,8 @@ def make_subject(
     """Runs the mapper of a config, as testing does.
 
     Args:
-        path: of the picture, which the mapper reads itself. picture: its RGB pixels.
-        boxes: XYXY in pixels of the picture, each with an area inside it.
+        path: of the image, which the mapper reads itself. image: its RGB pixels.
+        boxes: XYXY in pixels of the image, each with an area inside it.
     """
     if boxes_from not in BOX_COLORS:
         raise ValueError(f"boxes_from is {boxes_from!r}; allowed: {', '.join(BOX_COLORS)}")
@@ -89,7 +89,7 @@ def make_subject(
     item = build_mapper(cfg, is_train=False)(record)
     if item is None:
         raise ValueError(
-            f"the mapper {cfg.DATALOADER.MAPPER} leaves out the picture {os.fspath(path)}; one for "
-            "testing has to map every picture"
+            f"the mapper {cfg.DATALOADER.MAPPER} leaves out the image {os.fspath(path)}; one for "
+            "testing has to map every image"
         )
     return Subject(os.path.basename(path), picture, item, rows, boxes_from)

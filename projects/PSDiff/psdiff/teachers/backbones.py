@@ -79,7 +79,7 @@ class WholeBackbone(nn.Module):
             shapes = self.net.output_shape()
             return self.net(x)[max(shapes, key=lambda name: shapes[name].stride)]
         y = self.net.forward_features(x)
-        if y.dim() == 3:  # tokens, those without a place in the picture first
+        if y.dim() == 3:  # tokens, those without a place in the image first
             y = y[:, getattr(self.net, "num_prefix_tokens", 0) :].transpose(1, 2)
             return y.unflatten(2, self.grid or (-1, 1))
         return y if y.shape[1] == self.channels else y.permute(0, 3, 1, 2)

@@ -49,7 +49,7 @@ def run_script(
     """Reads arguments and config, sets up log and seed, and calls ``work``.
 
     Args:
-        run_program: that of :mod:`person_search.program`, which only programs import.
+        run_program: that of :mod:`person_search.cli`, which only programs import.
 
     Returns:
         Exit status. Wrong data, config or weights end the program with one message and status 2,

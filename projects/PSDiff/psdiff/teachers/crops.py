@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from person_search.data.pictures import read_picture_file
+from person_search.data.image_io import read_image_file
 from person_search.data.samplers import sample_seed
 
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111]
@@ -54,7 +54,7 @@ def crop_image(image: Tensor, boxes: Sequence[Sequence[float]], size: tuple[int,
 
 
 class SceneCrops(Dataset):
-    """All crops of one scene per item, so that every picture is read once.
+    """All crops of one scene per item, so that every image is read once.
 
     Args:
         records: of the data set. size: (h, w) of a crop. image_format: ``cfg.INPUT.FORMAT``.
@@ -76,7 +76,7 @@ class SceneCrops(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         record = self.records[index]
-        picture = read_picture_file(record["file_name"], self.image_format)
+        picture = read_image_file(record["file_name"], self.image_format)
         image = torch.as_tensor(np.ascontiguousarray(picture.transpose(2, 0, 1)))
         return crop_image(image, self.boxes_of(record), self.size)
 

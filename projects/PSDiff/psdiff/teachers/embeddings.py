@@ -24,7 +24,7 @@ from person_search.utils.files import write_atomically
 FORMAT = "person_search.teacher_embeddings.v1"
 TEACHER_FORMAT = "person_search.teacher.v1"
 KEY = "MODEL.PSDIFF.TEACHER.EMBEDDINGS"
-_HOW_TO = "Write it with projects/PSDiff/compute_embeddings.py."
+_HOW_TO = "Write it with projects/PSDiff/tools/compute_embeddings.py."
 
 
 def boxes_hash(records: Sequence[dict]) -> str:

@@ -140,7 +140,7 @@ class TeacherNet(nn.Module):
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"MODEL.PSDIFF.TEACHER.WEIGHTS is '{path}', which is no file. Make one with "
-                "projects/PSDiff/train_teacher.py."
+                "projects/PSDiff/tools/train_teacher.py."
             ) from error
         except (RuntimeError, SafetensorError) as error:
             raise ValueError(

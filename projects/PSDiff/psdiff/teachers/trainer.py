@@ -2,7 +2,7 @@
 """Training of a teacher.
 
 The trainer is one of Detectron2's, so that hooks for checkpoints can be added from outside; see
-projects/PSDiff/train_teacher.py.
+projects/PSDiff/tools/train_teacher.py.
 """
 
 import logging

@@ -289,7 +289,7 @@ _DEFAULTS = {
     "CUDNN_BENCHMARK": False,
     # "" leaves PyTorch's setting alone; "highest", "high" or "medium" set it.
     "FLOAT32_PRECISION": "",
-    # Iterations between pictures of the training; 0 for none.
+    # Iterations between images of the training; 0 for none.
     "VIS_PERIOD": 0,
     # For code that no config is passed to; see set_global_cfg.
     "GLOBAL": {

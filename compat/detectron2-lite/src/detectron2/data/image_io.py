@@ -11,7 +11,7 @@ _RGB_TO_YUV = [[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51
 _YUV_TO_RGB = [[1.0, 0.0, 1.13983], [1.0, -0.39465, -0.58060], [1.0, 2.03211, 0.0]]
 
 _EXIF_ORIENTATION = 0x0112
-# How a picture with that orientation is to be turned for display; 1 is upright.
+# How an image with that orientation is to be turned for display; 1 is upright.
 _TURN = {
     2: Image.FLIP_LEFT_RIGHT,
     3: Image.ROTATE_180,

@@ -271,7 +271,7 @@ class EventStorage:
             self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
 
     def put_image(self, img_name, img_tensor):
-        """Add a picture for TensorBoard.
+        """Add an image for TensorBoard.
 
         Args:
             img_name: its name.
@@ -381,7 +381,7 @@ class EventStorage:
         self._current_prefix = previous
 
     def clear_images(self):
-        """Drop the pictures; called after they were written."""
+        """Drop the images; called after they were written."""
         self._vis_data = []
 
     def clear_histograms(self):

@@ -64,11 +64,11 @@ class VisImage:
         self.ax.imshow(img, extent=(0, self.width, self.height, 0), interpolation="nearest")
 
     def save(self, filepath):
-        """Write the picture to a file; its ending decides on the format."""
+        """Write the image to a file; its ending decides on the format."""
         self.fig.savefig(filepath)
 
     def get_image(self) -> np.ndarray:
-        """The picture as (H * scale, W * scale, 3) uint8 RGB."""
+        """The image as (H * scale, W * scale, 3) uint8 RGB."""
         buffer, (width, height) = self.canvas.print_to_buffer()
         rgba = np.frombuffer(buffer, dtype="uint8").reshape(height, width, 4)
         return np.ascontiguousarray(rgba[:, :, :3])

@@ -335,7 +335,7 @@ class Visualizer:
         mask = GenericMask(np.asarray(binary_mask, dtype="uint8"), *shape)
         drawn = False
         if mask.has_holes:
-            # Polygons would fill the holes: lay a transparent picture over the image instead.
+            # Polygons would fill the holes: lay a transparent image over the image instead.
             overlay = np.zeros((*shape, 4))
             overlay[..., :3] = color
             overlay[..., 3] = mask.mask * alpha

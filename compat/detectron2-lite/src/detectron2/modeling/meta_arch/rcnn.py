@@ -85,7 +85,7 @@ class GeneralizedRCNN(_NormalizedInput):
         roi_heads: see `ROIHeads`.
         pixel_mean, pixel_std: per channel, in the units of the images.
         input_format: order of the channels; needed for `vis_period`.
-        vis_period: put a picture of a training image into the event storage every so many
+        vis_period: put an image of a training image into the event storage every so many
             iterations; 0 never.
     """
 
@@ -126,7 +126,7 @@ class GeneralizedRCNN(_NormalizedInput):
         }
 
     def visualize_training(self, batched_inputs, proposals):
-        """Put a picture of the first image into the event storage.
+        """Put an image of the first image into the event storage.
 
         Left the ground truth boxes, right the best proposals.
 

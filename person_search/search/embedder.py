@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained model as a search engine: images and boxes in, detections and embeddings out.
+
+Shape shorthand in this file: Q boxes of one image, D length of an embedding.
+Boxes are XYXY pixels of the image as people see it (EXIF orientation applied).
+"""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from person_search.data import build_mapper
+from person_search.engine import PersonSearchTrainer
+from person_search.search.identity import ModelIdentity, config_identity
+from person_search.search.images import clip_box, read_image
+
+MIN_SIDE = 2.0
+"""Pixels of the image; see :meth:`PersonEmbedder.detect`."""
+
+
+class PersonEmbedder:
+    """Detects and embeds persons in images with a person search model.
+
+    Args:
+        model: obeys the model interface of docs/data_flow.md; is put into eval mode.
+        image_format: order of the channels that it wants, ``cfg.INPUT.FORMAT``.
+        min_size, max_size: shorter side to which images are resized, and bound of the longer.
+        score_thresh: detections below it do not enter a gallery.
+        augmentations: what is done to images instead of that resizing, e.g. those of a mapper.
+        config: what else the embeddings depend on, see :class:`ModelIdentity`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        image_format: str = "BGR",
+        min_size: int = 800,
+        max_size: int = 1333,
+        score_thresh: float = 0.5,
+        augmentations: T.AugmentationList | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.image_format = image_format
+        resize = T.ResizeShortestEdge([min_size, min_size], max_size)
+        self.augmentations = augmentations or T.AugmentationList([resize])
+        self.score_thresh = score_thresh
+        self._config = dict(config or {})
+        self._config |= {
+            "INPUT.FORMAT": image_format,
+            "INPUT.MIN_SIZE_TEST": min_size,
+            "INPUT.MAX_SIZE_TEST": max_size,
+        }
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, weights: str = "") -> "PersonEmbedder":
+        """Builds the model of a config and loads ``weights`` (or ``cfg.MODEL.WEIGHTS``).
+
+        Raises:
+            FileNotFoundError: there are no such weights.
+            ValueError: none are named, the file is damaged, or it is of another model.
+        """
+        path = weights or cfg.MODEL.WEIGHTS
+        if not path:
+            raise ValueError(
+                "no weights are given (--weights, or MODEL.WEIGHTS in the config): an untrained "
+                "model finds nobody."
+            )
+        if "://" not in path and not os.path.isfile(path):  # before the model takes its time
+            raise FileNotFoundError(f"there is no weight file '{path}'.")
+        model = build_model(cfg)
+        _load(cfg, model, path)
+        return cls(
+            model,
+            image_format=cfg.INPUT.FORMAT,
+            min_size=cfg.INPUT.MIN_SIZE_TEST,
+            max_size=cfg.INPUT.MAX_SIZE_TEST,
+            augmentations=build_mapper(cfg, is_train=False).augmentations,
+            score_thresh=cfg.TEST.PERSON_SEARCH.SCORE_THRESH,
+            config=config_identity(cfg),
+        )
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Which model this is; its weights are hashed at the first use."""
+        thresh = {"TEST.PERSON_SEARCH.SCORE_THRESH": self.score_thresh}
+        return ModelIdentity.of(self.model, self._config, thresh)
+
+    @cached_property
+    def embed_dim(self) -> int:
+        """D, found by embedding a part of an empty image."""
+        return self.embed_in(np.zeros((64, 64, 3), np.uint8), [(0, 0, 32, 64)]).shape[1]
+
+    def embed(self, path: str | os.PathLike, boxes: Sequence[Sequence[float]]) -> np.ndarray:
+        """Embeds the persons in given boxes of an image.
+
+        Returns:
+            (Q, D) float32 of unit length; (0, D) for no boxes.
+
+        Raises:
+            FileNotFoundError, BadImageError: the image is absent or unreadable.
+            ValueError: a box that does not overlap the image, or is no box at all.
+        """
+        return self.embed_in(read_image(path, self.image_format), boxes)
+
+    @torch.no_grad()
+    def embed_in(self, picture: np.ndarray, boxes: Sequence[Sequence[float]]) -> np.ndarray:
+        """Like :meth:`embed`, for an image (H, W, 3) uint8 in ``image_format``."""
+        height, width = picture.shape[:2]
+        clipped = np.array([clip_box(box, width, height) for box in boxes]).reshape(-1, 4)
+        item, transform = self.model_input(picture)
+        scaled = torch.as_tensor(transform.apply_box(clipped), dtype=torch.float32)
+        given = Instances(
+            tuple(item["image"].shape[1:]),
+            pred_boxes=Boxes(scaled),
+            pred_classes=torch.zeros(len(scaled), dtype=torch.int64),
+        )
+        (result,) = self.model.inference([item], detected_instances=[given], do_postprocess=False)
+        return result.reid_feats.cpu().numpy()
+
+    @torch.no_grad()
+    def detect(self, picture: np.ndarray) -> Instances:
+        """All persons above the score threshold, on the CPU, in the frame of the image.
+
+        Boxes with a side below ``MIN_SIDE`` are left out: a sparse detector can narrow a box down
+        to a line, which shows nobody.
+
+        Args:
+            image: (H, W, 3) uint8 in ``image_format``.
+        """
+        item, _ = self.model_input(picture)
+        item["height"], item["width"] = picture.shape[:2]
+        instances = self.model([item])[0]["instances"].to("cpu")
+        large = instances.pred_boxes.nonempty(MIN_SIDE)
+        return instances[(instances.scores >= self.score_thresh) & large]
+
+    def model_input(self, picture: np.ndarray) -> tuple[dict, T.Transform]:
+        """The model's input for an image, and the resizing between them."""
+        aug_input = T.AugInput(picture)
+        transform = self.augmentations(aug_input)
+        image = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        return {"image": image}, transform
+
+
+def _load(cfg: CfgNode, model: nn.Module, path: str) -> None:
+    """Fills the whole model from a file; a file that is no checkpoint gives a ValueError."""
+    checkpointer = PersonSearchTrainer.build_checkpointer(cfg, model)
+    try:
+        checkpointer.load(path, checkpointables=[], need_whole=True)
+    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, TypeError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise ValueError(f"the weight file '{path}' is damaged, or is none: {reason}") from e

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of the paper: their commands, run on a tiny scale, and what is made of the results."""
+
+import importlib
+import json
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from person_search.config import build_config
+from person_search.data.synthetic import SyntheticConfig, write_prw
+
+ROOT = Path(__file__).resolve().parents[4]
+README = ROOT / "projects" / "PSDiff" / "README.md"
+TINY = shlex.split(
+    """
+    MODEL.DEVICE cpu MODEL.WEIGHTS '' MODEL.BACKBONE.NAME build_slim_resnet_fpn_backbone
+    MODEL.SLIM_RESNET.STEM_WIDTH 8 MODEL.SLIM_RESNET.WIDTHS [8,12] MODEL.SLIM_RESNET.BLOCKS [1,1]
+    MODEL.FPN.IN_FEATURES "['res2','res3']" MODEL.FPN.OUT_CHANNELS 16 MODEL.REID.EMBED_DIM 16
+    MODEL.PSDIFF.NUM_PROPOSALS 6 MODEL.PSDIFF.CDL.IN_FEATURES "['p2','p3']" MODEL.PSDIFF.CDL.HEADS 2
+    MODEL.PSDIFF.CDL.POOLER_RESOLUTION 3 MODEL.PSDIFF.SCORE_THRESH 0.0
+    MODEL.PSDIFF.TEACHER.BACKBONE build_slim_resnet_backbone MODEL.PSDIFF.TEACHER.MAX_ITER 2
+    MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS '' MODEL.PSDIFF.TEACHER.CROP_SIZE [32,16]
+    INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 SOLVER.MAX_ITER 1 SOLVER.STEPS ()
+    SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0 TEST.PERSON_SEARCH.SCORE_THRESH 0.0
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def tool():
+    # its sibling is imported by name, as it is where it runs as a program
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "projects/PSDiff/tools"))
+        yield importlib.import_module("paper_tables")
+
+
+@pytest.fixture
+def run_main(tool, monkeypatch, capsys):
+    """Runs the tool; returns what it printed."""
+
+    def run_main(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["paper_tables.py", *words])
+        capsys.readouterr()
+        assert tool.main() == 0
+        return capsys.readouterr().out
+
+    return run_main
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def test_the_readmes_tables_are_the_tools(tool, tmp_path) -> None:
+    text = README.read_text()
+    tables = tool.all_tables(tool.read_figures(tmp_path))
+    assert [match[2] for match in tool.BLOCK.finditer(text)] == list(tables)
+    assert tool.with_tables(text, tables) == text, (
+        "python projects/PSDiff/tools/paper_tables.py --update"
+    )
+
+
+def test_every_row_has_a_config_and_every_ablation_of_a_table_a_row(tool) -> None:
+    runs = {run.training for run in tool.evaluations(list(tool.NUMBERS))}
+    folder = ROOT / "configs" / "PSDiff"
+    assert all((folder / f"{training}.yaml").is_file() for training in runs)
+    made = {f"ablations/{path.stem}" for path in (folder / "ablations").glob("table*.yaml")}
+    assert made - runs == {"ablations/table4c_skip"}  # ours, beside the paper's two
+    names = {run.run for run in tool.evaluations(list(tool.NUMBERS))}
+    assert len(names) == len(runs)  # each has a folder of its own
+
+
+def test_figures_that_are_one_run_agree_in_the_paper(tool) -> None:
+    papers: dict = {}
+    for table in tool.TABLES:
+        for _, cells in table.rows:
+            for cell in cells:
+                papers.setdefault(cell.ours, []).append(cell.paper)
+    shared = [figures for figures in papers.values() if len(figures) > 1]
+    assert max(map(len, shared)) == 6  # 8 steps on CUHK-SYSU: I, IV a, IV b, IV c, V and VI
+    for figures in shared:
+        longest = max(figures, key=len)
+        assert all(longest.startswith(figure) for figure in figures), figures
+
+
+def without_place(cfg: CfgNode) -> str:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = ""
+    return cfg.dump()
+
+
+def test_no_two_configs_train_the_same(tool) -> None:
+    """Rows share a training by naming one config; a copy would be trained twice."""
+    configs = tool.Commands(Path("out"), 0).config
+    runs = sorted({run.training for run in tool.evaluations(list(tool.NUMBERS))})
+    seen: dict[str, str] = {}
+    for training in runs:
+        same = seen.setdefault(without_place(configs(training)), training)
+        assert same == training, f"{training} and {same}"
+
+
+def test_a_teachers_config_and_its_rows_agree(tool) -> None:
+    configs = tool.Commands(Path("out"), 0).config
+    for name in ("hhcl", "s_reid", "mgn", "agw", "pplr"):
+        teacher = configs(f"teachers/{name}").MODEL.PSDIFF.TEACHER
+        for kind in ("imitation", "diffusion"):
+            row = f"ablations/table6_{name}_{kind}"
+            row = (
+                tool.TABLES[0].rows[0][1][0].ours.training
+                if row.endswith("hhcl_diffusion")
+                else row
+            )
+            assert configs(row).MODEL.PSDIFF.TEACHER == teacher, row
+
+
+def test_parameters_of_table_2_are_those_of_the_config(tool, tmp_path) -> None:
+    path = ROOT / "configs" / "PSDiff" / f"{tool.COST_CONFIGS['r50']}.yaml"
+    model = build_model(build_config(path, ["MODEL.DEVICE", "cpu"]))
+    count = sum(p.numel() for p in model.parameters())
+    assert tool.read_figures(tmp_path)["cost"]["r50"]["parameters"] == count
+    assert f"| 31 M | {count / 1e6:.2f} M |" in README.read_text()
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
+def test_every_training_and_evaluation_is_commanded_once(tool, tmp_path) -> None:
+    steps = tool.Commands(tmp_path, 4).of_tables(list(tool.NUMBERS))
+    trainings = [s for s in steps if "train_net.py --resume" in s.command]
+    evaluations = [s for s in steps if "--eval-only" in s.command]
+    runs = set(tool.evaluations(list(tool.NUMBERS)))
+    assert len(trainings) == len({run.training for run in runs}) == 33
+    assert len(evaluations) == len(runs) == len({s.done for s in evaluations})
+    teachers = [s for s in steps if "train_teacher.py" in s.command]
+    assert len(teachers) == 6  # HHCL on both data sets, four others on CUHK-SYSU
+    order = [s.command.split()[1] for s in steps]
+    assert order.index("train_net.py") > max(
+        i for i, script in enumerate(order) if script.startswith("projects/")
+    )
+
+
+def test_what_is_done_is_left_out(tool, tmp_path, run_main) -> None:
+    words = ["--commands", "--output", str(tmp_path), "--tables", "V", "--num-gpus", "2"]
+    first = run_main(*words).splitlines()
+    assert first[0] == "# 0 of 15 are done" and len(first) == 16
+    assert all("--num-gpus 2" in line for line in first if "train_net" in line)
+    done = tmp_path / "psdiff_r50_fpn_cuhk_sysu" / "steps2_dpmsolver++" / "results.json"
+    done.parent.mkdir(parents=True)
+    done.write_text(json.dumps({"search": {"mAP": 92.84, "top1": 93.06}}))
+    second = run_main(*words).splitlines()
+    assert second[0] == "# 1 of 15 are done" and set(first[1:]) - set(second[1:]) == {
+        line for line in first if str(done.parent) in line
+    }
+    table = run_main("--output", str(tmp_path), "--tables", "V")
+    assert "| DPM-Solver++ | 90.8 |  | 92.5 | 92.8 | 94.8 |  |" in table
+    assert "Table IV" not in table
+
+
+def test_found_figures_are_kept_with_update(tool, tmp_path, run_main, monkeypatch) -> None:
+    record, readme = tmp_path / "record.json", tmp_path / "README.md"
+    record.write_text(tool.RECORD.read_text())
+    readme.write_text(
+        "before\n<!-- projects/PSDiff/tools/paper_tables.py: Table III -->\nold\n<!-- end -->\nbehind\n"
+    )
+    monkeypatch.setattr(tool, "RECORD", record)
+    monkeypatch.setattr(tool, "README", readme)
+    found = tmp_path / "out" / "psdiff_r50_fpn_prw" / "steps8_ddim_cuhk_sysu_test"
+    found.mkdir(parents=True)
+    (found / "results.json").write_text(json.dumps({"search": {"mAP": 58.04, "top1": 63.0}}))
+    run_main("--output", str(tmp_path / "out"), "--update")
+    expected = "| PRW → CUHK-SYSU | 58.2 / 63.7 | 58.0 / 63.0 | `paper/psdiff_r50_fpn_prw` |"
+    assert expected in readme.read_text() and "old" not in readme.read_text()
+    assert readme.read_text().startswith("before\n") and readme.read_text().endswith("behind\n")
+    assert expected in run_main("--output", str(tmp_path / "elsewhere"))
+
+
+def test_commands_make_the_table(tool, tmp_path, monkeypatch, run_main) -> None:
+    """Teacher, embeddings, training and evaluation of one row, as printed, on tiny models."""
+    small = SyntheticConfig(
+        train_images=6, test_images=6, train_ids=3, test_ids=2, width=96, height=72,
+        people=(2, 3),
+    )  # fmt: skip
+    write_prw(tmp_path / "PRW", small, progress=False)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    words = ["--output", "out", "--tables", "I"]
+    printed = run_main("--commands", "--num-gpus", "0", *words, "--", *TINY).splitlines()
+    wanted = [line for line in printed if "psdiff_r50_fpn_prw" in line][:4]
+    assert [re.search(r"(\w+)\.py", line)[1] for line in wanted] == [
+        "train_teacher", "compute_embeddings", "train_net", "train_net",
+    ]  # fmt: skip
+    for line in wanted:
+        _, script, *options = shlex.split(line)
+        monkeypatch.setattr(sys, "argv", [script, *options])
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as ended:
+            assert not ended.code, line
+    result = json.loads(Path("out/psdiff_r50_fpn_prw/steps1_ddim/results.json").read_text())
+    ours = f"{result['search']['mAP']:.1f} / {result['search']['top1']:.1f}"
+    row = next(line for line in run_main(*words).splitlines() if line.startswith("| R50, 1 |"))
+    assert row.split(" | ")[1:5] == ["90.8 / 92.1", "", "49.9 / 80.4", ours]
+    assert "# 4 of" in run_main("--commands", "--num-gpus", "0", *words, "--", *TINY)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the trends tool makes of figures; the trainings themselves are too long for a test."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    # its sibling is imported by name, as it is where it runs as a program
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "projects/PSDiff/tools"))
+        path = ROOT / "projects/PSDiff/tools" / "reproduce_trends.py"
+        spec = importlib.util.spec_from_file_location("trends", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return module
+
+
+def result(mean_ap, ap50=80.0):
+    return {"search/mAP": mean_ap, "search/top1": 50.0, "detection/AP50": ap50}
+
+
+def run(*mean_aps):
+    return dict(zip((1, 2, 4, 8), map(result, mean_aps), strict=True))
+
+
+FIGURES = {
+    "parallel": {1: run(30, 31, 32, 33), 2: run(36, 36, 36, 35)},
+    "skip": {2: run(38, 39, 40, 44), 1: run(31, 32, 33, 37), 3: run(1, 2, 3, 4)},
+}
+
+
+def trend(tool, better, worse):
+    return tool.Trend("claim", better, worse)
+
+
+def test_only_seeds_of_both_sides_are_compared(tool) -> None:
+    verdict = tool.judge(trend(tool, ("skip", 8), ("parallel", 8)), FIGURES)
+    assert verdict.differences == [4, 9]
+    assert verdict.text == "holds"
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "differences", "text"),
+    [
+        (("parallel", 8), ("parallel", 1), [3, -1], "holds on average"),
+        (("parallel", 8), ("skip", 8), [-4, -9], "does not hold"),
+        (("skip", 8), ("imitation", 8), [], "not measured"),
+    ],
+)
+def test_verdicts(tool, better, worse, differences, text) -> None:
+    verdict = tool.judge(trend(tool, better, worse), FIGURES)
+    assert verdict.differences == differences
+    assert verdict.text == text
+
+
+def test_mean_and_spread_of_the_sample(tool) -> None:
+    assert tool.mean_and_spread([1.0, 3.0]) == "2.0 ± 1.4"
+    assert tool.mean_and_spread([5.0]) == "5.0"
+    assert tool.signed([-4.0, -2.0]) == "-3.0 ± 1.4"
+    assert tool.signed([4.0]) == "+4.0"
+
+
+def test_report_has_every_variant_and_every_trend(tool, tmp_path) -> None:
+    text = tool.write_report(tmp_path, FIGURES)
+    assert (tmp_path / "trends.md").read_text() == text
+    assert "| parallel | 2 | 8 | 34.0 ± 1.4 | 50.0 ± 0.0 | 80.0 ± 0.0 |" in text
+    assert text.index("| skip |") < text.index("| parallel |")
+    record = json.loads((tmp_path / "trends.json").read_text())
+    assert [t["claim"] for t in record["trends"]] == [t.claim for t in tool.TRENDS]
+
+
+def test_every_side_of_a_trend_is_a_variant_with_a_config(tool) -> None:
+    variants = {*tool.MAIN_VARIANTS, *tool.OTHER_VARIANTS}
+    sides = [side for t in tool.TRENDS for side in (t.better, t.worse)]
+    assert {name for name, _ in sides} == variants
+    assert {steps for _, steps in sides} <= set(tool.STEPS)
+    for variant in variants:
+        assert (ROOT / tool.CONFIGS / f"{variant}.yaml").is_file()
