@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from mat_trees import idlocate, ishard, struct
 from scipy.io import loadmat, savemat
 
-from person_search.data.datasets import matlab_stream
+from person_search.data.datasets import matlab
 from person_search.data.datasets.matlab import (
     cell_strings,
     load_variable,
+    stream_struct,
     struct_rows,
     text,
 )
-from person_search.data.datasets.matlab_stream import stream_struct
 
 FIELDS = ["imname", "idlocate", "ishard"]
 
@@ -60,7 +60,7 @@ def test_in_parts_equals_whole(
     galleries: list,
     packed: bool,
 ) -> None:
-    monkeypatch.setattr(matlab_stream, "_BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(matlab, "_BATCH_BYTES", batch_bytes)
     path = tmp_path / "table.mat"
     savemat(path, {"before": "text", "Table": make_table(galleries)}, do_compression=packed)
     expected = list(struct_rows(loadmat(path)["Table"], ["Gallery", "Query"], ""))
@@ -70,7 +70,7 @@ def test_in_parts_equals_whole(
 
 
 def test_an_element_may_be_longer_than_one_read(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(matlab_stream, "_CHUNK_BYTES", 7)
+    monkeypatch.setattr(matlab, "_CHUNK_BYTES", 7)
     path = tmp_path / "table.mat"
     savemat(path, {"Table": make_table([[("s1.jpg", (1, 2, 3, 4))]] * 3)}, do_compression=True)
     assert len(list(stream_struct(path, "Table", ["Query"]))) == 3

@@ -131,10 +131,10 @@ def test_global_ids_give_a_protocol_across_cameras(tmp_path: Path) -> None:
     [
         ("gt/gt.txt", "1,1,5,5\n", r"gt.txt:1: 4 columns"),
         ("gt/gt.txt", "1,1,5,5,9,9,1,1,1\n1,x,5,5,9,9,1,1,1\n", r"gt.txt:2: numbers are expected"),
-        ("gt/gt.txt", "", "holds no boxes"),
+        ("gt/gt.txt", "", "contains no boxes"),
         ("gt/gt.txt", "1,1,nan,5,9,9,1,1,1\n", "not finite"),
         ("gt/gt.txt", "77,1,5,5,9,9,1,1,1\n", "frame 77"),
-        ("seqinfo.ini", "nothing", "not the description"),
+        ("seqinfo.ini", "nothing", "does not describe"),
         ("seqinfo.ini", "[Sequence]\nframeRate=0\nimWidth=5\nimHeight=5\n", "frameRate is 0"),
         ("seqinfo.ini", "[Sequence]\nimDir=x\nframeRate=1\nimWidth=5\nimHeight=5\n", "no frames"),
     ],
@@ -148,7 +148,7 @@ def test_broken_sequences_are_named(folder: Path, file: str, content: str, messa
 def test_no_sequence_no_info_and_an_empty_split(folder: Path, tmp_path_factory) -> None:
     with pytest.raises(FileNotFoundError, match="no MOT sequence(.|\n)*gt/gt.txt"):
         load_mot(tmp_path_factory.mktemp("empty"), ALL)
-    with pytest.raises(ValueError, match="the train split by sequence would hold 0 frames"):
+    with pytest.raises(ValueError, match="the train split by sequence would have 0 frames"):
         load_mot(folder / "S-01", MotOptions(split="sequence", test_share=0.1, every=1))
     (folder / "S-02" / "seqinfo.ini").unlink()
     with pytest.raises(FileNotFoundError, match="seqinfo.ini does not exist"):

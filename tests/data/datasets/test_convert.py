@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CUHK-SYSU and PRW as JSON: the same records, the same protocols, the same figures."""
+"""CUHK-SYSU and PRW as JSON: the same records, the same protocols, the same results."""
 
 import dataclasses
 import importlib.util
@@ -52,7 +52,7 @@ READERS = {
 
 @pytest.fixture(scope="module")
 def tool():
-    path = Path(__file__).resolve().parents[2] / "tools" / "convert_dataset.py"
+    path = Path(__file__).resolve().parents[3] / "tools" / "convert_dataset.py"
     spec = importlib.util.spec_from_file_location("convert_dataset_tool", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -140,7 +140,7 @@ def noisy_results(name: str, protocol: str) -> dict:
 
 
 @pytest.mark.parametrize("which", ["cuhk_sysu", "prw"])
-def test_the_figures_are_the_same(which: str, roots, tmp_path: Path) -> None:
+def test_the_results_are_the_same(which: str, roots, tmp_path: Path) -> None:
     splits = convert_known_format(which, roots[which], tmp_path, "copy")
     protocols = {"cuhk_sysu": {"gallery_sizes": (5, 7)}, "prw": {}}[which]
     register = {"cuhk_sysu": register_cuhk_sysu, "prw": register_prw}[which]
@@ -205,24 +205,24 @@ def data_sets(draw) -> tuple[list[dict], int]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for place in range(5):
         write_image(folder / f"{place}.jpg", 90, 160, place)
     return folder
 
 
 @given(data=data_sets())
-def test_any_records_come_back(data, pictures: Path) -> None:
+def test_any_records_come_back(data, images: Path) -> None:
     records, persons = data
-    records = [{**r, "file_name": str(pictures / r["file_name"])} for r in records]
+    records = [{**r, "file_name": str(images / r["file_name"])} for r in records]
     # a file of its own each time: clocks of file systems are coarse, and the reader looks at them
-    path = pictures / f"{next(NUMBERS)}.json"
-    write_document(path, make_document(records, pictures, persons))
+    path = images / f"{next(NUMBERS)}.json"
+    write_document(path, make_document(records, images, persons))
     found = load_person_search_json(path)
     queries = [query for record in found for query in record.pop("queries")]
     assert found == records
-    # every query of the rule has a match, and everybody in two images is searched for
+    # every query of the rule has a match, and each person in two images is searched for
     protocol = load_json_protocol(path, "all")
     assert set(protocol.positive_query.tolist()) == set(range(len(queries)))
     images_of: dict[int, set] = {}
@@ -275,7 +275,7 @@ def test_the_command(tool, roots, tmp_path: Path, capsys, monkeypatch) -> None:
 
 def test_the_command_says_what_is_missing(tool, tmp_path: Path, capsys) -> None:
     assert tool.main(["cuhk_sysu", "--root", str(tmp_path)]) == 1
-    assert "CUHK-SYSU is only partly there" in capsys.readouterr().err
+    assert "CUHK-SYSU is incomplete" in capsys.readouterr().err
     assert tool.main(["mot", str(tmp_path)]) == 1
     assert "no MOT sequence" in capsys.readouterr().err
 

@@ -9,12 +9,12 @@ from json_trees import small_document, write_json_set
 from mat_trees import small_cuhk_sysu, small_prw, write_image, write_subset
 
 from person_search.data.datasets.check import FORMATS, check_dataset
-from person_search.data.datasets.json_check import check_json_dataset
+from person_search.data.datasets.check import check_json_dataset
 
 
 @pytest.fixture(scope="module")
 def tool():
-    path = Path(__file__).resolve().parents[2] / "tools" / "check_dataset.py"
+    path = Path(__file__).resolve().parents[3] / "tools" / "check_dataset.py"
     spec = importlib.util.spec_from_file_location("check_dataset_tool", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -140,15 +140,15 @@ def test_protocols_with_different_queries_are_an_error(cuhk_sysu: Path, tmp_path
     name = "annotation/test/train_test/TestG50.mat"
     (cuhk_sysu / name).write_bytes((other / name).read_bytes())
     (error,) = check_dataset("cuhk_sysu", cuhk_sysu, compare=False).errors
-    assert "g50 holds other queries than g100" in error
+    assert "g50 has other queries than g100" in error
 
 
 def test_unreadable_images_are_errors(cuhk_sysu: Path) -> None:
-    pictures = cuhk_sysu / "Image" / "SSM"
-    (pictures / "s2.jpg").write_bytes(b"not an image")
-    write_image(pictures / "s5.jpg", 120, 300)
-    content = (pictures / "s5.jpg").read_bytes()
-    (pictures / "s5.jpg").write_bytes(content[: len(content) // 2])
+    folder = cuhk_sysu / "Image" / "SSM"
+    (folder / "s2.jpg").write_bytes(b"not an image")
+    write_image(folder / "s5.jpg", 120, 300)
+    content = (folder / "s5.jpg").read_bytes()
+    (folder / "s5.jpg").write_bytes(content[: len(content) // 2])
     (error,) = check_dataset("cuhk_sysu", cuhk_sysu, compare=False).errors
     assert "s2.jpg" in error
     errors = check_dataset("cuhk_sysu", cuhk_sysu, compare=False, decode=True).errors
@@ -249,7 +249,7 @@ def test_a_bad_file_shows_everything_at_once(tool, tmp_path: Path, capsys) -> No
     document["annotations"][4]["bbox"] = [150, 5, 20, 60]
     document["images"][3]["file_name"] = "a/1.jpg"
     path = write_json_set(tmp_path, document)
-    (tmp_path / "b/1.jpg").write_bytes(b"no image")
+    (tmp_path / "b/1.jpg").write_bytes(b"not an image")
     (tmp_path / "a/2.jpg").unlink()
     assert tool.main([str(path)]) == 1
     output = capsys.readouterr().out
@@ -258,7 +258,7 @@ def test_a_bad_file_shows_everything_at_once(tool, tmp_path: Path, capsys) -> No
         "annotations[1]: bbox is [nan, 1, 2, 3], which is not finite",
         "annotations[2]: the box [500.0, 5.0, 20.0, 60.0]",
         "annotations[3]: the box [50.0, 5.0, -20.0, 60.0] has a negative",
-        "images[3]: file_name 'a/1.jpg' is that of images[0]",
+        "images[3]: file_name 'a/1.jpg' is already used by images[0]",
         "b/1.jpg: cannot be decoded",
         "a/2.jpg: the file does not exist",
         "annotations[4], b/1.jpg: [150.0, 5.0, 20.0, 60.0]",
@@ -276,13 +276,13 @@ def test_queries_without_a_match_and_odd_galleries(tmp_path: Path) -> None:
     assert sorted(item.kind for item in report.irregularities) == ["listed_twice", "own_image"]
 
 
-def test_a_file_that_is_no_json(tool, tmp_path: Path, capsys) -> None:
+def test_a_file_that_is_not_json(tool, tmp_path: Path, capsys) -> None:
     path = tmp_path / "own.json"
     assert tool.main([str(path)]) == 1
     assert "does not exist" in capsys.readouterr().out
     path.write_text("{")
     assert tool.main([str(path)]) == 1
-    assert "the file is no JSON" in capsys.readouterr().out
+    assert "the file is not JSON" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """$DETECTRON2_DATASETS with mine/train.json and mine/test.json, images in mine/images."""
     folder = tmp_path / "data"
     monkeypatch.setenv("DETECTRON2_DATASETS", str(folder))
-    records = write_tiny_dataset(folder / "mine" / "pictures")
+    records = write_tiny_dataset(folder / "mine" / "images")
     for name in ("train", "test"):
         document = make_document(records, folder / "mine", ["anna", "bert", "carl"])
         write_document(folder / "mine" / f"{name}.json", document)
@@ -82,7 +82,7 @@ def test_paths_start_at_the_data_folder_or_are_absolute(datasets: Path) -> None:
     register_config_datasets(make_cfg(entries()))
     register_config_datasets(make_cfg(entries()))  # once more changes nothing
     records = DatasetCatalog.get("own_train")
-    assert records[0]["file_name"] == str(datasets / "mine" / "pictures" / "s1.jpg")
+    assert records[0]["file_name"] == str(datasets / "mine" / "images" / "s1.jpg")
     unregister_dataset("own_train")
     absolute = [["own_train", str(datasets / "mine" / "train.json"), str(datasets / "mine")]]
     register_config_datasets(make_cfg(absolute))
@@ -106,15 +106,13 @@ def test_the_key_comes_from_a_file_or_the_command_line(datasets: Path, tmp_path:
     "value", [["own_train"], [["own_train"]], ["own_train", "a.json"], [[1, "a.json"]], [["a", ""]]]
 )
 def test_wrong_entries_are_named(value: list) -> None:
-    with pytest.raises(
-        ValueError, match=r"DATASETS.PERSON_SEARCH_JSON holds .*\[name, JSON file\]"
-    ):
+    with pytest.raises(ValueError, match=r"DATASETS.PERSON_SEARCH_JSON has .*\[name, JSON file\]"):
         register_config_datasets(make_cfg(value))
 
 
 def test_a_name_is_taken_once(datasets: Path) -> None:
     register_config_datasets(make_cfg([["own_train", "mine/train.json"]]))
-    with pytest.raises(ValueError, match="'own_train' is registered already"):
+    with pytest.raises(ValueError, match="'own_train' is already registered"):
         register_config_datasets(make_cfg([["own_train", "mine/test.json"]]))
-    with pytest.raises(ValueError, match="'prw_train' is registered already"):
+    with pytest.raises(ValueError, match="'prw_train' is already registered"):
         register_config_datasets(make_cfg([["prw_train", "mine/train.json"]]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a COCO-style JSON is told, all of it, with its place."""
+"""Faults of an annotation file are all reported, each with its place."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from person_search.data.datasets import IrregularityLog
 
 
 def change(section: str, row: int, **values: object) -> dict:
-    """The small document with values of one entry replaced; ``...`` takes a key away."""
+    """The small document with values of one entry replaced; ``...`` removes a key."""
     document = small_document(queries=[{"annotation_id": 101}], categories=[])
     entry = document[section][row]
     entry.update(values)
@@ -22,13 +22,19 @@ def change(section: str, row: int, **values: object) -> dict:
 
 BAD = {
     "unknown image": (change("annotations", 1, image_id=99), "annotations[1]: image_id 99 is not"),
-    "duplicate image id": (change("images", 1, id=11), "images[1]: id 11 is that of images[0]"),
+    "duplicate image id": (
+        change("images", 1, id=11),
+        "images[1]: id 11 is already used by images[0]",
+    ),
     "duplicate name": (
         change("images", 1, file_name="a//./1.jpg"),
-        "images[1]: file_name 'a/1.jpg' is that of images[0]",
+        "images[1]: file_name 'a/1.jpg' is already used by images[0]",
     ),
-    "duplicate annotation": (change("annotations", 2, id=101), "annotations[2]: id 101 is that"),
-    "image id of text": (change("images", 0, id="11"), "images[0]: id is '11'; a whole number"),
+    "duplicate annotation": (
+        change("annotations", 2, id=101),
+        "annotations[2]: id 101 is already used",
+    ),
+    "image id of text": (change("images", 0, id="11"), "images[0]: id is '11'; an integer"),
     "image id too large": (change("images", 0, id=2**31), "images[0]: id is 2147483648; allowed"),
     "negative image id": (change("images", 0, id=-2), "images[0]: id is -2; allowed"),
     "boolean id": (change("images", 0, id=True), "images[0]: id is True"),
@@ -52,13 +58,13 @@ BAD = {
         "annotations[0]: the box [161.0, 5.0, 20.0, 60.0] [x, y, width, height] lies outside",
     ),
     "person of PRW": (change("annotations", 0, person_id=-2), "annotations[0]: person_id is -2"),
-    "person of float": (change("annotations", 0, person_id=7.0), "person_id is 7.0; a whole"),
+    "person of float": (change("annotations", 0, person_id=7.0), "person_id is 7.0; an integer"),
     "mixed persons": (change("annotations", 0, person_id="anna"), "others text ('anna')"),
     "unknown person": (
         change("annotations", 0) | {"persons": [{"id": 3}]},
         "annotations[0]: person_id 7 is not among the persons",
     ),
-    "query of nobody": (
+    "query without identity": (
         change("queries", 0, annotation_id=102),
         "queries[0]: annotation_id 102 has no person_id",
     ),
@@ -68,7 +74,7 @@ BAD = {
     ),
     "query of an unknown person": (
         change("queries", 0, annotation_id=..., image_id=11, bbox=[1, 1, 9, 9], person_id=8),
-        "queries[0]: person_id 8 is that of no annotation",
+        "queries[0]: person_id 8 is not that of any annotation",
     ),
     "query in an unknown image": (
         change("queries", 0, annotation_id=..., image_id=10, bbox=[1, 1, 9, 9], person_id=7),
@@ -90,7 +96,7 @@ BAD = {
     ),
     "galleries without queries": (
         small_document(galleries=[[12]]),
-        "there are galleries but no queries",
+        "the file has galleries but no queries",
     ),
     "match outside the gallery": (
         change("queries", 0)
@@ -118,9 +124,12 @@ BAD = {
     ),
     "no images": ({"annotations": []}, "the key 'images' is absent"),
     "empty images": ({"images": [], "annotations": []}, "images is an empty list"),
-    "images no list": (small_document(images={"id": 1}), "images is {'id': 1}; a list of objects"),
-    "image no object": (small_document(images=[11]), "images[0]: is 11; an object"),
-    "a list": ([1, 2], "the file holds [1, 2]; an object with images"),
+    "images not a list": (
+        small_document(images={"id": 1}),
+        "images is {'id': 1}; a list of objects",
+    ),
+    "image not an object": (small_document(images=[11]), "images[0]: is 11; an object"),
+    "a list": ([1, 2], "the file contains [1, 2]; an object with the lists images"),
 }
 
 
@@ -139,15 +148,15 @@ def test_bad_content_is_named(tmp_path: Path, name: str) -> None:
     [
         (b"", "the file is empty (0 bytes)"),
         (b" \n", "the file is empty (2 bytes)"),
-        (b"images", "no JSON: Expecting value, line 1, column 1"),
-        (b'{"images": [{"id": 1', "the file ends in the middle"),
-        (b'{"images": "\xff"}', "no UTF-8"),
+        (b"images", "not JSON: Expecting value, line 1, column 1"),
+        (b'{"images": [{"id": 1', "the file is truncated"),
+        (b'{"images": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"images": ' + b"9" * 5000 + b"}", "Exceeds the limit"),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else value[:20],
 )
-def test_files_that_are_no_json(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_that_are_not_json(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "set.json"
     path.write_bytes(content)
     with pytest.raises(AnnotationFileError) as raised:
@@ -162,7 +171,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
         load_person_search_json(tmp_path)
 
 
-def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     path = write_json_set(tmp_path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert len(load_person_search_json(path)) == 4
@@ -176,7 +185,7 @@ def test_all_faults_come_at_once(tmp_path: Path) -> None:
         load_person_search_json(write_json_set(tmp_path, document))
     findings = raised.value.findings
     assert any("bbox is [1, 2]" in finding for finding in findings)
-    assert any("id 11 is that" in finding for finding in findings)
+    assert any("id 11 is already used" in finding for finding in findings)
     assert any("image_id 99" in finding for finding in findings)
     assert any("annotations[6]: image_id 14" in finding for finding in findings)
 
@@ -194,7 +203,7 @@ def test_corners_in_place_of_sizes_are_suspected(tmp_path: Path) -> None:
         x, y, w, h = annotation["bbox"]
         annotation["bbox"] = [x, y, x + w, y + h]
     with pytest.raises(
-        AnnotationFileError, match=r"boxes reach far out.*corners \(x1, y1, x2, y2\)"
+        AnnotationFileError, match=r"boxes lie far outside.*corners \(x1, y1, x2, y2\)"
     ):
         load_person_search_json(write_json_set(tmp_path, document))
 

@@ -260,7 +260,7 @@ def test_a_missing_file_is_named_with_the_expected_tree(root: Path, split: str, 
     with pytest.raises(IncompleteDatasetError) as raised:
         load_cuhk_sysu(root, split)
     message = str(raised.value)
-    assert f"{root / path} does not exist" in message and "only partly there" in message
+    assert f"{root / path} does not exist" in message and "is incomplete" in message
     assert "annotation/pool.mat" in message and "DETECTRON2_DATASETS" in message
 
 

@@ -13,7 +13,7 @@ from person_search.data import (
     load_person_search_json,
 )
 from person_search.data.datasets import IncompleteDatasetError, IrregularityLog
-from person_search.data.datasets.json_records import count_json_pids
+from person_search.data.datasets.json_dataset import count_json_pids
 from person_search.schema import record_problems
 from person_search.testing import PersonSearchDatasetTests
 
@@ -54,9 +54,9 @@ def test_the_cache_gives_the_same_and_notices_a_change(tmp_path: Path) -> None:
     path = write_json_set(tmp_path)
     first = load_person_search_json(path)
     assert list((tmp_path / ".person_search").glob("set.json.v*.npz"))
-    from person_search.data.datasets.json_reader import _read_tables
+    from person_search.data.datasets.json_dataset import _read_table
 
-    _read_tables.cache_clear()
+    _read_table.cache_clear()
     assert load_person_search_json(path) == first
     document = small_document()
     document["annotations"].pop()
@@ -87,7 +87,9 @@ def test_without_cameras_there_is_one_query_per_person(tmp_path: Path) -> None:
     queries = load_json_protocol(path, "all").queries
     # 8 is in one image only, so there is nothing to find
     assert [(q.person_id, q.image_id, q.cam_id) for q in queries] == [(0, 14, None), (1, 13, None)]
-    with pytest.raises(ValueError, match="no protocol 'multi_view', but .'all'.*needs cam_id"):
+    with pytest.raises(
+        ValueError, match="no protocol 'multi_view'; available: .'all'.*needs cam_id"
+    ):
         load_json_protocol(path, "multi_view")
 
 
@@ -172,11 +174,11 @@ def test_sizes_may_be_left_to_the_images(tmp_path: Path) -> None:
 
 
 def test_an_image_root_of_its_own(tmp_path: Path) -> None:
-    write_json_set(tmp_path / "pictures")
+    write_json_set(tmp_path / "images")
     path = tmp_path / "set.json"
     path.write_text(json.dumps(small_document()))
-    records = load_person_search_json(path, tmp_path / "pictures")
-    assert records[0]["file_name"] == str(tmp_path / "pictures" / "a/1.jpg")
+    records = load_person_search_json(path, tmp_path / "images")
+    assert records[0]["file_name"] == str(tmp_path / "images" / "a/1.jpg")
     with pytest.raises(IncompleteDatasetError, match="4 of the 4 images.*image root"):
         load_person_search_json(path)
 

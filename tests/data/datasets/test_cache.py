@@ -153,8 +153,8 @@ def test_sizes_are_read_once_and_again_where_an_image_changed(
     assert sizes_of(paths[:2]) == [[40, 60], [41, 60]]
 
     opened = []
-    real = image_sizes.header_size
-    monkeypatch.setattr(image_sizes, "header_size", lambda p: opened.append(p.name) or real(p))
+    real = image_sizes.look_at_image
+    monkeypatch.setattr(image_sizes, "look_at_image", lambda p: opened.append(p.name) or real(p))
     assert sizes_of(paths[:2]) == [[40, 60], [41, 60]]
     assert opened == []
     write_image(paths[1], 50, 70)
@@ -184,7 +184,7 @@ def test_the_turn_mark_of_cameras_counts(tmp_path: Path, orientation: int, size:
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (60, 40)).save(tmp_path / "turned.jpg", exif=exif)
-    assert image_sizes.header_size(tmp_path / "turned.jpg") == size
+    assert sizes_of([tmp_path / "turned.jpg"]) == [list(size)]
 
 
 def test_a_data_set_with_a_damaged_image_still_loads(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from json_trees import small_document, write_json_set
 
 from person_search.data import AnnotationFileError, load_person_search_json
-from person_search.data.datasets.json_check import check_json_dataset
+from person_search.data.datasets.check import check_json_dataset
 from person_search.data.datasets.json_document import parse_document
-from person_search.data.datasets.json_tables import AnnotationTables
+from person_search.data.datasets.annotations import AnnotationTable
 
 WHOLE = small_document(
     info={"description": "all there is"},
@@ -86,7 +86,7 @@ def test_parsing_never_crashes(changes: list) -> None:
     tables, findings = parse_document(changed(*map(list, zip(*changes, strict=True))))
     assert all(isinstance(finding, str) and finding for finding in findings)
     if not findings:
-        again = AnnotationTables.unpack(tables.pack())
+        again = AnnotationTable.unpack(tables.pack())
         assert again.names == tables.names and again.galleries.keys() == tables.galleries.keys()
 
 

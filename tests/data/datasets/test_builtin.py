@@ -88,7 +88,7 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     assert metadata.default_search_protocols == ("g50",)
     register_prw("my_prw", small_prw(tmp_path / "prw"))
     assert get_num_pids("my_prw_train") == 3
-    with pytest.raises(ValueError, match="'mine_train' is registered already.*elsewhere"):
+    with pytest.raises(ValueError, match="'mine_train' is already registered.*elsewhere"):
         register_cuhk_sysu("mine", tmp_path / "elsewhere")
 
 
@@ -102,8 +102,8 @@ def test_identities_of_any_other_data_set_are_counted() -> None:
     DatasetCatalog.register("gap", lambda: records_with([0, 2]))
     with pytest.raises(ValueError, match="'gap'.* but 1 is absent"):
         get_num_pids("gap")
-    DatasetCatalog.register("nobody", lambda: records_with([-1]))
-    with pytest.raises(ValueError, match="'nobody'"):
-        get_num_pids("nobody")
+    DatasetCatalog.register("unlabeled", lambda: records_with([-1]))
+    with pytest.raises(ValueError, match="'unlabeled'"):
+        get_num_pids("unlabeled")
     MetadataCatalog.get("gap").num_pids = 3
     assert get_num_pids("gap") == 3
