@@ -118,7 +118,7 @@ def _check_content(path: str) -> str:
     check_weight_file(path)
     with open(path, "rb") as file:
         start = file.read(9)
-    if start.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle as before torch 1.6
+    if start[8:] != b"{" and start.startswith((b"PK", b"\x80")):  # zip, or pickle (old)
         return "torch"
     if start[8:] != b"{":
         raise WeightFileError(
@@ -151,8 +151,9 @@ def _torch_load(path: str) -> Any:
     while True:
         known = [(replacement, name) for name, replacement in unknown.items()]
         try:
-            with torch.serialization.safe_globals([*_NUMPY_DTYPES, *known]):
-                return torch.load(path, map_location="cpu", weights_only=True)
+            # opened here, since torch.load chooses the format of some names by their suffix
+            with open(path, "rb") as file, torch.serialization.safe_globals([*_NUMPY, *known]):
+                return torch.load(file, map_location="cpu", weights_only=True)
         except OSError:
             raise
         except Exception as e:  # noqa: BLE001 - a damaged pickle can raise anything
@@ -174,7 +175,7 @@ def _torch_load(path: str) -> Any:
             raise WeightFileError(f"The weight file {path!r} {reason}; {_SAVE_WEIGHTS}.") from e
 
 
-_NUMPY_DTYPES = [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"]
+_NUMPY = [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"]
 
 
 def _numpy_global(name: str) -> Any:
