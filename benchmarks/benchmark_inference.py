@@ -5,8 +5,8 @@
     OMP_NUM_THREADS=1 python benchmarks/benchmark_inference.py --repeats 3
 
 SeqNet is represented by a model of the same operations built from torchvision layers, with random
-weights, at the test size that it uses (864 x 1504): ResNet-50 to stage 4, an RPN head, and two
-heads that run stage 5 on 300 RoIs of 14 x 14. PSDiff (R50-FPN) runs at 768 x 1344. Each repeat
+weights, at the test size that it uses (864 x 1504): ResNet-50 to stage 4, an RPN head, a head that
+runs stage 5 on 300 RoIs of 14 x 14, and a second one for the detections (--detections). PSDiff (R50-FPN) runs at 768 x 1344. Each repeat
 times all variants in turn; the table shows medians and the range of the ratios.
 """
 
@@ -37,6 +37,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default="cpu",
         help="process time of one thread (default), or elapsed time, as needed on a GPU",
     )
+    parser.add_argument(
+        "--detections",
+        type=int,
+        default=20,
+        help="boxes that reach SeqNet's second head, at most 300 (default: 20)",
+    )
     parser.add_argument("--device", default="cpu", help="device of the models (default: cpu)")
     args = parser.parse_args(argv)
     if args.repeats < 1:
@@ -44,8 +50,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def seqnet_cost_model():
-    """Returns a module with the operations of SeqNet's inference and random weights."""
+def seqnet_cost_model(detections: int):
+    """Returns a module with the operations of SeqNet's inference and random weights.
+
+    Args:
+        detections: Number of boxes that reach the second head.
+    """
     import torch
     from torch import nn
     from torchvision.models import resnet50
@@ -54,7 +64,7 @@ def seqnet_cost_model():
     class SeqNetCost(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            net = resnet50(norm_layer=torch.nn.BatchNorm2d)
+            net = resnet50()
             self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
             self.stages = nn.Sequential(net.layer1, net.layer2, net.layer3)
             self.rpn = nn.Sequential(nn.Conv2d(1024, 1024, 3, padding=1), nn.ReLU())
@@ -65,10 +75,10 @@ def seqnet_cost_model():
             features = self.stages(self.stem(image))
             self.rpn_outputs(self.rpn(features))
             height, width = image.shape[-2:]
-            corner = torch.rand(300, 2, device=image.device) * 0.5
-            boxes = torch.cat([corner, corner + 0.3], 1)
-            boxes = boxes * torch.tensor([width, height, width, height], device=image.device)
-            for head in self.heads:
+            scale = torch.tensor([width, height, width, height], device=image.device)
+            for head, count in zip(self.heads, (300, detections), strict=True):
+                corner = torch.rand(count, 2, device=image.device) * 0.5
+                boxes = torch.cat([corner, corner + 0.3], 1) * scale
                 rois = roi_align(features.float(), [boxes], 14, 1 / 16, sampling_ratio=2)
                 embedding = head(rois.to(features.dtype)).mean((2, 3))
             return embedding
@@ -90,7 +100,7 @@ def benchmark(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     cfg = build_config(CONFIG, ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", ""])
     psdiff = build_model(cfg).eval()
-    seqnet = seqnet_cost_model().to(args.device)
+    seqnet = seqnet_cost_model(args.detections).to(args.device)
     best = supported_precisions(args.device)[0]
 
     def image(size: tuple[int, int]) -> torch.Tensor:
@@ -98,7 +108,7 @@ def benchmark(args: argparse.Namespace) -> None:
         return torch.rand(3, height, width, device=args.device)
 
     seqnet_image, psdiff_image = image(SEQNET_SIZE)[None], image(PSDIFF_SIZE)
-    seqnet_low = seqnet_cost_model().to(args.device)
+    seqnet_low = seqnet_cost_model(args.detections).to(args.device)
     seqnet_low.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
     low_image = seqnet_image.to(torch.bfloat16, memory_format=torch.channels_last)
     variants: dict[str, Callable[[], object]] = {
