@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent
 PROJECTS = {
     "diffps": "projects/DiffPS/diffps",
     "psdiff": "projects/PSDiff/psdiff",
+    "twostage": "projects/TwoStage/twostage",
 }
 
 # import name = module:function that adds the config keys of the project; its import registers
@@ -21,6 +22,7 @@ ENTRY_POINTS = {
     "person_search.projects": [
         "diffps = diffps:add_diffps_config",
         "psdiff = psdiff:add_psdiff_config",
+        "twostage = twostage:add_twostage_config",
     ],
 }
 
