@@ -52,6 +52,18 @@ def add_person_search_config(cfg: CN) -> None:
     # Recompute blocks in the backward pass: slower, with much less memory.
     cfg.MODEL.SWIN.ACTIVATION_CHECKPOINT = False
 
+    # ---- image models of timm with an FPN (build_timm_fpn_backbone) -----------------------------
+    cfg.MODEL.TIMM = CN()
+    # Name of the model, for example "convnext_base" or "pvt_v2_b2".
+    cfg.MODEL.TIMM.NAME = "resnet50"
+    # Initial weights where MODEL.WEIGHTS is empty: "" random, "imagenet" downloaded by timm, or the
+    # path of a state dict of timm, torchvision or the original authors.
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    # Number of leading features (stages) that are not trained.
+    cfg.MODEL.TIMM.FROZEN_STAGES = 0
+    # Batch norms: "train", or "frozen" (eval mode, not trained).
+    cfg.MODEL.TIMM.NORM = "train"
+
     # ---- solver ------------------------------------------------------------------------------
     # "SGD" as in Detectron2, or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"

@@ -8,6 +8,7 @@ from person_search.modeling.slim_resnet import (
 )
 from person_search.modeling.swin_fpn import build_swin_fpn_backbone
 from person_search.modeling.swin_weights import PretrainedSwin
+from person_search.modeling.timm_fpn import build_timm_fpn_backbone
 
 __all__ = [
     "OIMLoss",
@@ -15,4 +16,5 @@ __all__ = [
     "build_slim_resnet_backbone",
     "build_slim_resnet_fpn_backbone",
     "build_swin_fpn_backbone",
+    "build_timm_fpn_backbone",
 ]
