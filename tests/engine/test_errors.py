@@ -58,3 +58,18 @@ def test_log_file_gets_the_traceback(tmp_path, monkeypatch) -> None:
             logger.removeHandler(handler)
     text = (tmp_path / "log.txt").read_text()
     assert "Traceback" in text and "ValueError: wrong" in text
+
+
+def test_a_full_disk_without_a_path_shows_free_space(tmp_path, capsys) -> None:
+    logger = logging.getLogger("detectron2")
+    with open(tmp_path / "log.txt", "w") as file:
+        handler = logging.StreamHandler(file)
+        logger.addHandler(handler)
+        try:
+            with pytest.raises(SystemExit), friendly_errors(), open("/dev/full", "w") as full:
+                full.write("x")
+                full.flush()
+        finally:
+            logger.removeHandler(handler)
+    shown = capsys.readouterr().err
+    assert "No space left on device; free space: " in shown and f" MB in {tmp_path}" in shown

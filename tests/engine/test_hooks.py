@@ -238,3 +238,31 @@ def test_plain_detectron2_reads_the_file(make_cfg) -> None:
     assert rest["iteration"] == 7 and rest["trainer"]["iteration"] == 7
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("removed", "start", "text"),
+    [
+        (["trainer"], 4, "holds no state of the trainer: optimizer and learning rate schedule"),
+        (["trainer", "iteration"], 0, "holds no state of the trainer"),
+        (["optimizer"], 4, "holds no optimizer state"),
+        (["_trainer"], 4, "holds no optimizer state"),
+    ],
+)
+def test_resuming_without_optimizer_state_is_reported(
+    make_cfg, caplog, removed, start, text
+) -> None:
+    train(make_cfg(), interrupt_after=5)
+    path = Path(make_cfg().OUTPUT_DIR) / "model_0000003.pth"
+    content = torch.load(path, weights_only=True)
+    for name in removed:
+        places = (
+            content,
+            content.get("trainer", {}),
+            content.get("trainer", {}).get("_trainer", {}),
+        )
+        next(place for place in places if name in place).pop(name)
+    torch.save(content, path)
+    trainer, losses = train(make_cfg(), resume=True)
+    assert trainer.start_iter == start and len(losses) == 8 - start
+    assert text in caplog.text

@@ -48,11 +48,11 @@ def test_exception_is_that_of_the_failed_process(tmp_path: Path) -> None:
         run(tmp_path, "1 // comm.get_rank()")
 
 
-def test_user_error_in_one_process_is_one_message(capfd) -> None:
+def test_user_error_in_one_process_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as end:
-        launch(fail_in_second_process, num_gpus=0, num_processes=2)
+        run_in_two_processes(fail_in_second_process, str(tmp_path))
     assert end.value.code == 2
-    message = capfd.readouterr().err
+    message = (tmp_path / "stderr1").read_text()
     assert "error (process 1): no room" in message
     assert "Traceback" not in message
 

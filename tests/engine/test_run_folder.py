@@ -8,9 +8,10 @@ import pytest
 import yaml
 from detectron2.data import MetadataCatalog
 from tiny_runs import evaluate_in_two_processes
+from two_processes import run_in_two_processes
 
 from person_search.config import default_config
-from person_search.engine import DatasetError, PersonSearchTrainer, evaluation_config, launch
+from person_search.engine import DatasetError, PersonSearchTrainer, evaluation_config
 
 
 def record(folder: Path) -> tuple[str, str]:
@@ -138,17 +139,13 @@ def test_a_missing_protocol_ends_the_training_before_it_begins(make_cfg, dataset
         PersonSearchTrainer(cfg)
 
 
-def test_two_processes_agree_on_the_folder_and_on_a_broken_test_set(
-    make_cfg, tmp_path, capfd, monkeypatch
-) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "none"))
-    monkeypatch.delenv("PERSON_SEARCH_TRACEBACK", raising=False)
+def test_two_processes_agree_on_the_folder_and_on_a_broken_test_set(make_cfg, tmp_path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.yaml").write_text(make_cfg("out").dump())
     cfg = make_cfg("out", "SEED", 7, "MODEL.WEIGHTS", "a.pth", "DATASETS.TEST", ("prw_test",))
     with pytest.raises(SystemExit) as end:
-        launch(evaluate_in_two_processes, num_gpus=0, num_processes=2, args=(cfg.dump(),))
+        run_in_two_processes(evaluate_in_two_processes, cfg.dump(), str(tmp_path))
     assert end.value.code == 2
-    shown = capfd.readouterr().err
+    shown = "".join((tmp_path / f"stderr{rank}").read_text() for rank in range(2))
     assert shown.count("error: DATASETS.TEST: 'prw_test' cannot be evaluated: ") == 1
     assert "(process" not in shown and "Traceback" not in shown

@@ -144,6 +144,20 @@ def test_the_schedule_follows_the_number_of_processes(make_cfg) -> None:
     assert (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS) == (16, (12,), 4)
 
 
+def test_a_training_of_no_iterations_is_refused(make_cfg) -> None:
+    with pytest.raises(ValueError, match="SOLVER.MAX_ITER is 0; .*at least 1.*--eval-only"):
+        PersonSearchTrainer(make_cfg("out", "SOLVER.MAX_ITER", 0))
+
+
+def test_warns_of_a_test_set_that_is_trained_on(make_cfg, dataset, tmp_path, caplog) -> None:
+    PersonSearchTrainer(make_cfg())
+    assert f"DATASETS.TRAIN and DATASETS.TEST both name {dataset}" in caplog.text
+    caplog.clear()
+    register_tiny_dataset("second_tiny", tmp_path / "second", 4)
+    PersonSearchTrainer(make_cfg("out", "DATASETS.TEST", ("second_tiny",)))
+    assert "both name" not in caplog.text
+
+
 # ---- frozen random weights ----------------------------------------------------------------
 FROZEN_MESSAGE = (
     "MODEL.WEIGHTS is empty, so the backbone starts from random weights, but "

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from oim_processes import STEPS, train_alone, train_together
+from two_processes import run_in_two_processes
 
-from person_search.engine import launch
 from person_search.modeling import OIMLoss
 
 
@@ -151,7 +151,7 @@ def test_unknown_identities_and_settings_are_refused():
 
 def test_two_processes_equal_one_with_both_batches(tmp_path):
     """Loss, gradients, look-up table and queue, step by step."""
-    launch(train_together, num_gpus=0, num_processes=2, args=(str(tmp_path),))
+    run_in_two_processes(train_together, str(tmp_path))
     expected = train_alone()
     first, second = (torch.load(tmp_path / f"record{rank}.pt") for rank in range(2))
     close = {"atol": 1e-6, "rtol": 1e-5}

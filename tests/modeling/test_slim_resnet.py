@@ -55,7 +55,7 @@ def test_nothing_is_frozen_and_every_weight_learns():
     [
         ("SLIM_RESNET.NORM", "FrozenBN", "cannot be 'FrozenBN'"),
         ("SLIM_RESNET.BLOCKS", [1, 1], "one entry per stage"),
-        ("SLIM_RESNET.WIDTHS", [8, 8, 16], "neighbours must differ"),
+        ("SLIM_RESNET.WIDTHS", [8, 8, 16], "neighbors must differ"),
         ("FPN.IN_FEATURES", ["res3", "res6"], r"names \['res6'\]"),
     ],
 )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that are replaced as a whole."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -20,6 +21,15 @@ def test_content_or_writer(tmp_path: Path, durable: bool) -> None:
     write_atomically(path, lambda file: file.write(b"written"), durable=durable)
     assert path.read_bytes() == b"written"
     assert os.listdir(path.parent) == ["file"]
+
+
+def test_a_full_disk_is_reported_with_the_path(tmp_path) -> None:
+    def write(file) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device: .*wanted") as error:
+        write_atomically(tmp_path / "wanted", write)
+    assert error.value.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
