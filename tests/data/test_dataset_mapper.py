@@ -24,7 +24,6 @@ from person_search.data import (
     PersonSearchMapper,
     RecordImageReader,
     build_mapper,
-    check_training_files,
     load_cuhk_sysu,
 )
 from person_search.schema import NO_QUERY_ID
@@ -344,17 +343,6 @@ def test_unknown_names_are_answered_with_those_allowed(cfg) -> None:
         build_mapper(cfg, True)
     with pytest.raises(ValueError, match=r"ON_BAD_IMAGE is 'ignore'.*'raise', 'skip'"):
         make_mapper(on_bad_image="ignore")
-
-
-def test_a_set_that_is_trained_and_tested_on_is_warned_of(cfg, caplog) -> None:
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("mine", "other"), ("mine",)
-    with caplog.at_level(logging.WARNING):
-        check_training_files(cfg)
-    assert "mine is in DATASETS.TRAIN and in DATASETS.TEST" in caplog.text
-    caplog.clear()
-    cfg.DATASETS.TEST = ("third",)
-    check_training_files(cfg)
-    assert not caplog.text
 
 
 def test_the_reader_of_records_names_and_skips_for_other_users(tmp_path: Path, caplog) -> None:
