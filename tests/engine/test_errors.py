@@ -23,7 +23,7 @@ from person_search.utils import BackendError
         (ValueError(), "error: ValueError\n"),
     ],
 )
-def test_one_message_instead_of_a_traceback(error, text, capsys, monkeypatch) -> None:
+def test_user_errors_are_one_message(error, text, capsys, monkeypatch) -> None:
     monkeypatch.delenv("PERSON_SEARCH_TRACEBACK", raising=False)
     with pytest.raises(SystemExit) as end, friendly_errors():
         raise error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where runs write: the record of a training is its own, evaluations stand beside it."""
+"""Output folders: evaluations do not overwrite the record of a training."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def trained(run) -> Path:
     return run("SOLVER.MAX_ITER", "7")
 
 
-def test_evaluations_leave_the_record_of_the_training_alone(run, trained, caplog) -> None:
+def test_evaluations_do_not_change_the_record_of_the_training(run, trained, caplog) -> None:
     before = record(trained)
     weights = ("--eval-only", "MODEL.WEIGHTS", str(trained / "model_final.pth"))
     key = "TEST.PERSON_SEARCH.SCORE_THRESH"
@@ -62,7 +62,7 @@ def test_the_same_evaluation_stays_with_the_training(run, trained) -> None:
 
 
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
-def test_a_run_that_cannot_start_leaves_the_record_alone(run, trained, resume) -> None:
+def test_a_run_that_cannot_start_does_not_change_the_record(run, trained, resume) -> None:
     before = record(trained)
     with pytest.raises(SystemExit):
         run(*resume, "SOLVER.OPTIMIZER", "LAMB")
@@ -73,7 +73,7 @@ def test_a_run_that_cannot_start_leaves_the_record_alone(run, trained, resume) -
     assert yaml.safe_load((trained / "config.yaml").read_text())["SOLVER"]["MAX_ITER"] == 9
 
 
-def test_untrained_into_an_empty_folder_and_once_more(run, tmp_path) -> None:
+def test_untrained_evaluation_can_be_repeated(run, tmp_path) -> None:
     with pytest.raises(SystemExit):  # and one that failed leaves no trace
         run("--eval-only", "MODEL.WEIGHTS", "absent.pth")
     for _ in range(2):

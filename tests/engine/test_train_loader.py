@@ -46,14 +46,14 @@ def test_starts_at_any_step(make_cfg) -> None:
     assert_same(batches(cfg, 6)[4:], batches(cfg, 2, start=4))
 
 
-def test_the_same_image_is_augmented_anew_each_epoch(make_cfg) -> None:
+def test_augmentation_differs_between_epochs(make_cfg) -> None:
     cfg = make_cfg("out", "SOLVER.IMS_PER_BATCH", 6)
     epochs = batches(cfg, 8)
     of_first = [x["image"] for epoch in epochs for x in epoch if x["image_id"] == 0]
     assert len({(image.shape, image.float().sum().item()) for image in of_first}) > 2
 
 
-def test_reading_leaves_the_global_generators_alone(make_cfg) -> None:
+def test_reading_does_not_change_the_global_generators(make_cfg) -> None:
     before = torch.get_rng_state(), random.getstate()
     batches(make_cfg(), 3)
     assert torch.equal(torch.get_rng_state(), before[0])

@@ -30,7 +30,7 @@ IMAGE_SIZE = (96, 160)  # height, width of the images
 
 @META_ARCH_REGISTRY.register()
 class TinyPersonSearch(nn.Module):
-    """Every cell says whether it is a person's centre, and how large the person is."""
+    """Every cell says whether it is a person's center, and how large the person is."""
 
     @configurable
     def __init__(self, *, embed_dim: int, num_pids: int, pixel_mean, pixel_std, jitter: float):
@@ -151,7 +151,7 @@ class TinyPersonSearch(nn.Module):
 
 
 def write_tiny_dataset(folder: Path, num_images: int = 6) -> list[dict]:
-    """Writes JPEGs with two of three persons each, as plain coloured boxes on a noisy ground.
+    """Writes JPEGs with two of three persons each, as plain colored boxes on a noisy background.
 
     Returns:
         The records, with queries: the first person of each image.
@@ -218,7 +218,7 @@ def tiny_protocol(records: list[dict]) -> SearchProtocol:
 
 
 def register_tiny_dataset(name: str, folder: Path, num_images: int = 6) -> list[dict]:
-    """Writes and registers a data set; a name that is registered already is taken over."""
+    """Writes and registers a data set, replacing one of the same name."""
     records = write_tiny_dataset(folder, num_images)
     unregister_dataset(name)
     DatasetCatalog.register(name, lambda: records)

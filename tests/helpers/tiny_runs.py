@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Short training runs of the tiny model, in a module of their own for child processes to find."""
+"""Short training runs of the tiny model, importable by child processes."""
 
 import json
 import math
@@ -25,13 +25,13 @@ from person_search.engine import (
 
 
 class Interrupted(Exception):
-    """Stands for whatever ends a training early."""
+    """Ends a training early."""
 
 
 def train(
     cfg: CfgNode, *, resume: bool = False, interrupt_after: int | None = None
 ) -> tuple[PersonSearchTrainer, dict[int, float]]:
-    """Trains, and ends with :class:`Interrupted` after an iteration if so wished.
+    """Trains, and optionally stops after an iteration.
 
     Returns:
         The trainer, and the total loss of each iteration that was run.
@@ -76,7 +76,7 @@ def assert_same_state(first: PersonSearchTrainer, second: PersonSearchTrainer) -
 
 
 def poison_loss(trainer: PersonSearchTrainer, iteration: int, value: float) -> None:
-    """Gives one more loss, which is ``value`` from an iteration on and zero before."""
+    """Adds a loss that is ``value`` from an iteration on and zero before."""
 
     def add(model, inputs, losses):
         if not isinstance(losses, dict):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slim ResNet: shapes that it declares, shapes that it gives, and settings that it refuses."""
+"""The slim ResNet: declared and actual shapes, refused settings."""
 
 import pytest
 import torch

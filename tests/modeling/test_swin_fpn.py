@@ -195,7 +195,7 @@ def test_timm_itself():
     )
 
 
-def test_everything_but_the_new_norms_is_filled(source):
+def test_all_weights_but_the_new_norms_are_filled(source):
     model = Model(swin_cfg())
     result = model.load_state_dict(adapt(model, source.state_dict()), strict=False)
     assert not result.unexpected_keys

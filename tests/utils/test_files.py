@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are replaced as a whole."""
+"""Atomic file replacement."""
 
 import errno
 import os
@@ -48,7 +48,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error, temp
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_others_may_read_as_the_user_wishes(tmp_path: Path) -> None:
+def test_file_mode_follows_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_atomically(tmp_path / "file", b"x")
