@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The caches of converted arrays and of image sizes: when they are used, renewed, given up."""
+"""The caches of converted arrays and of image sizes: when they are used and renewed."""
 
 import logging
 import os

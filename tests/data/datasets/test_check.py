@@ -88,7 +88,7 @@ def test_dropped_boxes_count_as_published_ones_do(tmp_path: Path) -> None:
     assert counts["train boxes"] == 2 and counts["train boxes dropped"] == 1
 
 
-def test_boxes_over_the_border_are_odd_and_boxes_outside_wrong(tmp_path: Path) -> None:
+def test_boxes_over_the_border_are_irregular_and_boxes_outside_wrong(tmp_path: Path) -> None:
     images = {
         "s1.jpg": [(1, 5, 300, 80), (290, 5, 40, 80), (301, 5, 40, 80)],
         "s2.jpg": [(2, 5, 40, 80)],
@@ -173,7 +173,7 @@ def test_a_good_file(tmp_path: Path) -> None:
     }
 
 
-def test_queries_without_a_match_and_odd_galleries(tmp_path: Path) -> None:
+def test_queries_without_a_match_and_irregular_galleries(tmp_path: Path) -> None:
     queries = [{"annotation_id": 101}, {"annotation_id": 104}]
     document = small_document(queries=queries, galleries=[[11, 12, 12], [11]])
     report = check_json_dataset(write_json_set(tmp_path, document))

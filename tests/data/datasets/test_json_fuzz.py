@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any value anywhere in an annotation file: it is read, or its faults are listed; no crash."""
+"""Any value anywhere in an annotation file is read or reported as a fault, without a crash."""
 
 import copy
 import itertools

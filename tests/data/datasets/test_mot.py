@@ -159,3 +159,9 @@ def test_no_sequence_no_info_and_an_empty_split(folder: Path, tmp_path_factory) 
 def test_options_are_checked(values: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         MotOptions(**values)
+
+
+def test_a_file_in_another_encoding_is_named(folder: Path) -> None:
+    (folder / "S-01" / "seqinfo.ini").write_bytes("[Sequence]\nname=caf\u00e9".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"seqinfo\.ini is not a UTF-8 text file"):
+        load_mot(folder, ALL)
