@@ -19,6 +19,12 @@ import person_search.data  # noqa: F401  (registers the built-in data sets, whic
 from person_search.utils import backend_name
 
 ROOT = Path(__file__).resolve().parents[1]
+USER_SETTINGS = (
+    "DETECTRON2_DATASETS",
+    "PERSON_SEARCH_CACHE",
+    "PERSON_SEARCH_TRACEBACK",
+    "DEMO_STARTED",
+)
 LOGGERS = ("detectron2", "fvcore", "person_search", "psdiff")
 
 # No deadline: machines under load are slow. Derandomized: a run of CI can be repeated.
@@ -26,6 +32,15 @@ settings.register_profile(
     "default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("default")
+
+
+def pytest_configure() -> None:
+    """Removes the settings of the user from the environment, before test modules are imported."""
+    for name in USER_SETTINGS:
+        os.environ.pop(name, None)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if any(paths):  # tests and their child processes run in another folder
+        os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
 
 
 def pytest_report_header() -> str:
@@ -39,6 +54,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def outside_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs the tests in a temporary folder with an empty cache.
+
+    No test reads or writes what lies in the checkout beside the tracked files, such as the output
+    of the demo or the data sets of the user.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("session"))
+        patch.setenv("PERSON_SEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def current_folder(
+    outside_the_checkout: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Gives every test an empty current folder of its own."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
 
 
 @pytest.fixture(autouse=True)
