@@ -104,7 +104,7 @@ def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path, write, suffix: str)
     assert len(np.unique(expected)) > 200, "not cut off at white"
     for channel in image.numpy():
         np.testing.assert_array_equal(channel, expected)
-    assert look_at_image(str(path), decode=True).oddities == ("deep_picture",)
+    assert look_at_image(str(path), decode=True).oddities == ("deep_image",)
 
 
 def test_an_exif_mark_turns_image_and_size(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_printing_colors_become_rgb(tmp_path: Path) -> None:
     cmyk(path)
     image = make_mapper()(record_of(path))["image"].numpy()
     assert image[0, 10, 10] > 200 and image[1, 10, 10] < 60
-    assert look_at_image(str(path)).oddities == ("cmyk_picture",)
+    assert look_at_image(str(path)).oddities == ("cmyk_image",)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
@@ -137,7 +137,7 @@ def test_other_modes_become_three_channels(tmp_path: Path, mode: str) -> None:
 
 BAD = {
     "empty.jpg": (empty, "the file is empty (0 bytes)"),
-    "no_image.jpg": (no_image, "no image of a known format"),
+    "no_image.jpg": (no_image, "not an image of a known format"),
     "cut_short.jpg": (cut_short, "truncated"),
     "bomb.png": (bomb, "claims to have more than 178 million pixels"),
     "floating_point.tif": (floating_point, "32 bits per pixel"),
@@ -180,7 +180,7 @@ def test_the_check_finds_them_all_at_once(tmp_path: Path) -> None:
     assert "EXIF orientation" in mismatch
     assert len(report.errors) == len(BAD) + 2
     kinds = sorted(item.kind for item in report.irregularities)
-    assert kinds == ["cmyk_picture", "deep_picture", "exif_turned"]
+    assert kinds == ["cmyk_image", "deep_image", "exif_turned"]
 
 
 def test_a_size_that_contradicts_the_file(tmp_path: Path) -> None:

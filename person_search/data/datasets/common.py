@@ -31,8 +31,8 @@ IRREGULARITY_KINDS = {
     "listed_twice": "a gallery lists one image twice; kept as listed",
     "own_image": "a gallery holds the query's own image; kept as listed",
     "exif_turned": "image with an EXIF orientation; turned, boxes count in the turned image",
-    "cmyk_picture": "image in printing colors (CMYK); converted to RGB",
-    "deep_picture": "gray image of 16 bits; its upper 8 bits are used",
+    "cmyk_image": "image in printing colors (CMYK); converted to RGB",
+    "deep_image": "gray image of 16 bits; its upper 8 bits are used",
     "unreadable_image": "image header cannot be read; size unknown (0)",
 }
 """Every kind of irregularity, and what the reader does about it."""
