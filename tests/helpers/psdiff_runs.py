@@ -6,9 +6,9 @@ from detectron2.utils import comm
 from psdiff_tiny import EMBED_DIM, tiny_model, training_input
 
 from person_search.engine.trainer import wrap_for_processes
-from psdiff.criterion import LossWeights, PSDiffCriterion
+from psdiff.criterion import PSDiffCriterion
 from psdiff.head import HeadOutput
-from psdiff.matcher import MatchWeights, ProposalMatcher
+from psdiff.matcher import LossWeights, ProposalMatcher
 
 
 def compare_with_joint_batch() -> None:
@@ -23,7 +23,7 @@ def compare_with_joint_batch() -> None:
 def check_criterion(persons: tuple[int, int], rank: int) -> None:
     """Gradients at the outputs of the head, one image per process."""
     targets = [training_input(n, seed=i)["instances"] for i, n in enumerate(persons)]
-    criterion = PSDiffCriterion(ProposalMatcher("dynamic_k", MatchWeights()), LossWeights())
+    criterion = PSDiffCriterion(ProposalMatcher("dynamic_k", LossWeights()), LossWeights())
     g = torch.Generator().manual_seed(1)
     corner = torch.rand(2, 8, 2, generator=g) * 30
     boxes = torch.cat([corner, corner + 5 + torch.rand(2, 8, 2, generator=g) * 20], dim=-1)

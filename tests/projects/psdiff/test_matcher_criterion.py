@@ -9,10 +9,10 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torchvision.ops import box_iou, generalized_box_iou
 
-from psdiff.criterion import LossWeights, PSDiffCriterion, reid_distance
+from psdiff.criterion import PSDiffCriterion, reid_distance
 from psdiff.head import HeadOutput
 from psdiff.matcher import (
-    MatchWeights,
+    LossWeights,
     ProposalMatcher,
     dynamic_k_assign,
     near_ground_truth,
@@ -47,7 +47,7 @@ def literal_dynamic_k(cost, iou, top_ious):
 @pytest.mark.parametrize("seed", range(20))
 def test_dynamic_k_equals_its_literal_form(seed):
     logits, boxes, gt = random_case(seed, 3 + seed % 12, 1 + seed % 5)
-    cost = pairwise_cost(logits, boxes, gt, torch.tensor([100.0] * 4), MatchWeights())
+    cost = pairwise_cost(logits, boxes, gt, torch.tensor([100.0] * 4), LossWeights())
     iou = box_iou(boxes, gt)
     rows, columns = dynamic_k_assign(cost, iou, 5)
     expected = literal_dynamic_k(cost.tolist(), iou.tolist(), 5)
@@ -57,7 +57,7 @@ def test_dynamic_k_equals_its_literal_form(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_hungarian_equals_brute_force(seed):
     logits, boxes, gt = random_case(seed, 6, 3)
-    weights = MatchWeights()
+    weights = LossWeights()
     cost = pairwise_cost(logits, boxes, gt, torch.tensor([100.0] * 4), weights)
     rows, columns = ProposalMatcher("hungarian", weights)(logits, boxes, gt, (100, 100))
     best = min(
@@ -70,7 +70,7 @@ def test_hungarian_equals_brute_force(seed):
 def test_every_ground_truth_gets_a_proposal_while_there_are_any():
     logits, boxes, gt = random_case(1, 12, 4)
     gt[1:] = gt[0]  # four persons at one place compete for the same proposals
-    _, truth = ProposalMatcher("dynamic_k", MatchWeights())(logits, boxes, gt, (100, 100))
+    _, truth = ProposalMatcher("dynamic_k", LossWeights())(logits, boxes, gt, (100, 100))
     assert set(truth.tolist()) == {0, 1, 2, 3}
 
 
@@ -82,7 +82,7 @@ def test_near_is_inside_or_within_two_and_a_half_sizes():
 
 
 def test_no_ground_truth_matches_nothing():
-    rows, columns = ProposalMatcher("dynamic_k", MatchWeights())(
+    rows, columns = ProposalMatcher("dynamic_k", LossWeights())(
         torch.zeros(3), torch.rand(3, 4), torch.zeros(0, 4), (10, 10)
     )
     assert len(rows) == len(columns) == 0
@@ -90,7 +90,7 @@ def test_no_ground_truth_matches_nothing():
 
 def test_unknown_matcher_is_refused():
     with pytest.raises(ValueError, match="MODEL.PSDIFF.MATCHER is 'greedy'"):
-        ProposalMatcher("greedy", MatchWeights())
+        ProposalMatcher("greedy", LossWeights())
 
 
 def _target(boxes, reid, size=(100, 200)):
@@ -108,7 +108,7 @@ def test_losses_of_a_hand_made_case():
         reid_feats=torch.tensor([[[1.0, 0.0], [0.6, 0.2], [5.0, 5.0]]]),
     )
     weights = LossWeights()
-    criterion = PSDiffCriterion(ProposalMatcher("hungarian", MatchWeights()), weights)
+    criterion = PSDiffCriterion(ProposalMatcher("hungarian", LossWeights()), weights)
     losses = criterion(output, [target])
     # Two matched pairs divide everything. Focal at p = 0.5: alpha_t * 0.25 * ln 2.
     focal = (0.25 * 2 + 0.75) * 0.25 * math.log(2)
@@ -125,7 +125,7 @@ def test_an_empty_image_has_only_class_loss_and_finite_gradients():
         reid_feats=torch.randn(1, 4, 2).requires_grad_(),
     )
     target = Instances((50, 50), gt_boxes=Boxes(torch.zeros(0, 4)), gt_reid_feats=torch.zeros(0, 2))
-    criterion = PSDiffCriterion(ProposalMatcher("dynamic_k", MatchWeights()), LossWeights())
+    criterion = PSDiffCriterion(ProposalMatcher("dynamic_k", LossWeights()), LossWeights())
     losses = criterion(output, [target])
     assert losses["loss_cls"] > 0
     assert losses["loss_l1"] == losses["loss_giou"] == losses["loss_reid"] == 0
@@ -147,11 +147,11 @@ def test_the_distance_of_embeddings_can_be_part_of_the_cost():
     gt_boxes = boxes + torch.tensor([[0.0], [1.0]])
     reid, gt_reid = torch.eye(2), torch.eye(2).flip(0)
     for weight, expected in ((0.0, None), (5.0, [1, 0])):
-        matcher = ProposalMatcher("hungarian", MatchWeights(reid=weight))
+        matcher = ProposalMatcher("hungarian", LossWeights(), reid_weight=weight)
         rows, truth = matcher(torch.zeros(2), boxes, gt_boxes, (100, 100), reid, gt_reid)
         assert rows.tolist() == [0, 1]
         assert expected is None or truth.tolist() == expected
-    swapped = ProposalMatcher("hungarian", MatchWeights(reid=5.0))(
+    swapped = ProposalMatcher("hungarian", LossWeights(), reid_weight=5.0)(
         torch.zeros(2), boxes, gt_boxes, (100, 100), reid, gt_reid.flip(0)
     )[1]
     assert swapped.tolist() == [0, 1]
@@ -161,7 +161,7 @@ def test_the_distance_of_embeddings_can_be_part_of_the_cost():
 def test_dynamic_k_equals_its_literal_form_where_persons_compete(seed):
     """Few proposals for many persons close together: most have to be given one that is free."""
     logits, boxes, gt = random_case(seed, 4 + seed, 6, size=30)
-    cost = pairwise_cost(logits, boxes, gt, torch.tensor([30.0] * 4), MatchWeights())
+    cost = pairwise_cost(logits, boxes, gt, torch.tensor([30.0] * 4), LossWeights())
     iou = box_iou(boxes, gt)
     rows, columns = dynamic_k_assign(cost, iou, 3)
     expected = literal_dynamic_k(cost.tolist(), iou.tolist(), 3)
@@ -210,7 +210,7 @@ def test_losses_equal_their_literal_form(mode):
         logits=torch.randn(3, 9, generator=g),
         reid_feats=torch.randn(3, 9, 4, generator=g),
     )
-    matcher, weights = ProposalMatcher(mode, MatchWeights()), LossWeights()
+    matcher, weights = ProposalMatcher(mode, LossWeights()), LossWeights()
     losses = PSDiffCriterion(matcher, weights)(output, targets)
     expected = literal_losses(output, targets, weights, matcher)
     assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-4)
