@@ -58,7 +58,9 @@ def add_common_options(parser: argparse.ArgumentParser, *, config: bool = False)
         "--traceback", action="store_true", help="print the full traceback of an error"
     )
     if config:
-        parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
+        parser.add_argument(
+            "--config-file", required=True, metavar="FILE", help="config file (YAML), see configs/"
+        )
         parser.add_argument(
             "opts",
             nargs=argparse.REMAINDER,

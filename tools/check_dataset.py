@@ -25,7 +25,7 @@ from rich.table import Table
 from person_search.data.datasets import builtin
 from person_search.data.datasets.check import CheckReport, check_dataset
 from person_search.data.datasets.common import IRREGULARITY_KINDS
-from person_search.data.datasets.json_check import check_json_dataset
+from person_search.data.datasets.check import check_json_dataset
 
 DATASETS = {
     "cuhk_sysu": ("cuhk_sysu", builtin.cuhk_sysu_root),

@@ -27,29 +27,32 @@ def launch(
     num_machines: int = 1,
     machine_rank: int = 0,
     dist_url: str = "auto",
+    start_method: str = "spawn",
     args: tuple = (),
 ) -> None:
     """Runs ``main(*args)`` in every process of a training.
 
-    With GPUs this is Detectron2's ``launch``. Without, the processes talk through gloo, which
-    Detectron2's releases do not offer. The exit status of a failed process becomes this one's.
+    With GPUs, this is Detectron2's ``launch``. Without, the processes communicate through gloo,
+    which Detectron2 does not offer. The exit status of a failed process becomes that of this one.
 
     Args:
-        main: importable function.
-        num_gpus: processes per machine, each with its own GPU; 0 for a CPU.
-        num_processes: processes per machine on a CPU (``num_gpus`` is 0).
-        num_machines, machine_rank: several machines.
-        dist_url: meeting point of the processes, e.g. ``tcp://10.0.0.1:29500``; "auto" finds one
-            (one machine only).
-        args: of ``main``.
+        main: Importable function.
+        num_gpus: Number of processes per machine, each with its own GPU; 0 for a CPU.
+        num_processes: Number of processes per machine on a CPU (``num_gpus`` is 0).
+        num_machines: Number of machines.
+        machine_rank: Rank of this machine, from 0.
+        dist_url: Address where the processes meet, for example ``tcp://10.0.0.1:29500``. "auto"
+            finds one, on a single machine.
+        start_method: How processes on a CPU are started; see ``multiprocessing``.
+        args: Arguments of ``main``.
 
     Raises:
-        ValueError: numbers that do not go together.
+        ValueError: If the numbers contradict each other or the machine.
     """
     if num_gpus > 0 and num_processes > 1:
         raise ValueError(
-            f"--num-processes {num_processes} is for a CPU; give --num-gpus 0 with it, or leave it "
-            f"out: --num-gpus {num_gpus} starts one process per GPU."
+            f"--num-processes {num_processes} is for a CPU and needs --num-gpus 0; "
+            f"--num-gpus {num_gpus} starts one process per GPU by itself."
         )
     if num_gpus < 0 or num_processes < 1:
         raise ValueError("--num-gpus must be at least 0, --num-processes at least 1.")
@@ -67,29 +70,18 @@ def launch(
         elif num_machines * num_processes == 1:
             main(*args)
         else:
-            _launch_on_cpu(main, num_processes, num_machines, machine_rank, dist_url, args)
-    except mp.ProcessExitedException as e:  # it has said why
+            with tempfile.TemporaryDirectory(prefix="person_search_") as folder:
+                if dist_url == "auto":  # a file needs no free port
+                    dist_url = "file://" + os.path.join(folder, "meeting_point")
+                failed = mp.get_context(start_method).Event()
+                mp.start_processes(
+                    _run_cpu_process,
+                    args=(failed, main, num_processes, num_machines, machine_rank, dist_url, args),
+                    nprocs=num_processes,
+                    start_method=start_method,
+                )
+    except mp.ProcessExitedException as e:  # its message has been printed
         sys.exit(e.exit_code if e.exit_code > 0 else 128 - e.exit_code)
-
-
-def _launch_on_cpu(
-    main: Callable[..., Any],
-    num_processes: int,
-    num_machines: int,
-    machine_rank: int,
-    dist_url: str,
-    args: tuple,
-) -> None:
-    with tempfile.TemporaryDirectory(prefix="person_search_") as folder:
-        if dist_url == "auto":  # a file needs no free port
-            dist_url = "file://" + os.path.join(folder, "meeting_point")
-        failed = mp.get_context("spawn").Event()
-        mp.start_processes(
-            _run_cpu_process,
-            args=(failed, main, num_processes, num_machines, machine_rank, dist_url, args),
-            nprocs=num_processes,
-            start_method="spawn",
-        )
 
 
 def _run_cpu_process(
@@ -113,27 +105,27 @@ def _run_cpu_process(
     status: int | str | None = 0
     try:
         main(*args)
-    except SystemExit as e:  # it has said why
+    except SystemExit as e:  # its message has been printed
         failed.set()
         status = e.code
     except Exception:
-        # The end of one process breaks the connections of the others: these are not the reason,
-        # so they wait to be stopped by the parent.
+        # The end of one process breaks the connections of the others. Their errors are not the
+        # cause, so they wait until the parent stops them.
         if failed.is_set():
             time.sleep(SECONDS_TO_BE_STOPPED)
         failed.set()
         raise
     finally:
-        # Also on the way out of a stopped run: gloo's threads abort a process that leaves them.
+        # Also where a run was stopped: gloo's threads abort a process that exits without this.
         dist.destroy_process_group()
     _leave(status)
 
 
 def _leave(status: int | str | None) -> NoReturn:
-    """Ends this process without taking down the interpreter, as forked workers always end.
+    """Ends this process without finalizing the interpreter, as forked workers do.
 
-    Detectron2 keeps the group of this machine's processes. When the interpreter takes it down,
-    threads of gloo that are just ending abort a process whose work is done: under load, one in 30.
+    Detectron2 keeps the process group of this machine. While the interpreter destroys it, ending
+    threads of gloo abort a process whose work is done; under load, this happened once in 30 runs.
     """
     if isinstance(status, str):
         print(status, file=sys.stderr)

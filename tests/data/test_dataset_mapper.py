@@ -264,7 +264,7 @@ def test_a_box_over_the_border_is_clipped_and_one_outside_dropped_with_one_warni
 
 def test_a_query_box_outside_the_image_names_query_and_file(cfg, image_file: Path) -> None:
     record = make_record(image_file, [], queries=((31, (100, 0, 130, 50)),))
-    with pytest.raises(ValueError, match=r"query 31 .*outside.*image_file\.jpg.*60 x 100"):
+    with pytest.raises(ValueError, match=r"query 31: .*outside.*image_file\.jpg.*60 x 100"):
         build_mapper(cfg, False)(record)
 
 

@@ -121,7 +121,9 @@ def test_a_config_of_an_older_version_and_a_broken_one(make_cfg, tmp_path) -> No
     assert folder_of(make_cfg, *own, key, "fixed") == f"eval/{key}=fixed"
     assert default_config().TEST.PERSON_SEARCH.IOU_RULE == "adaptive"
     path.write_text("A: [1\n")
-    with pytest.raises(ValueError, match=r"config.yaml cannot be read: (.|\n)*another OUTPUT_DIR"):
+    with pytest.raises(
+        ValueError, match=r"config.yaml is not readable YAML: (.|\n)*another OUTPUT_DIR"
+    ):
         folder_of(make_cfg, *own)
 
 

@@ -73,11 +73,11 @@ def test_an_unreadable_image_is_one_message(run, tmp_path, capfd) -> None:
         (["--eval-only"], "MODEL.WEIGHTS is empty, so there is nothing to evaluate"),
         (["--eval-only", "--resume"], "--eval-only --resume: there is no checkpoint in"),
         (["--eval-only", "--resume", "--untrained"], "contradict each other"),
-        (["--untrained"], "--untrained goes with --eval-only"),
+        (["--untrained"], "--untrained requires --eval-only"),
         (["SOLVER.REFERENCE_WORLD_SIZE", "3"], "must divide SOLVER.IMS_PER_BATCH (2)"),
         (["MODEL.META_ARCHITECTURE", "TinyPersonSerch"], "Did you mean TinyPersonSearch?"),
-        (["DATASETS.TRAIN", "mine"], "Write it so: DATASETS.TRAIN \"('mine',)\""),
-        (["DATASETS.TEST", "('prw_tset',)"], "Did you mean prw_test? There are cuhk_sysu_test,"),
+        (["DATASETS.TRAIN", "mine"], "Write DATASETS.TRAIN \"('mine',)\""),
+        (["DATASETS.TEST", "('prw_tset',)"], "Did you mean prw_test? Available: cuhk_sysu_test,"),
         (["DATASETS.TEST", "('prw_tset',)"], "DATASETS.PERSON_SEARCH_JSON adds your own"),
         (["DATASETS.TEST", "('prw_test',)"], "DATASETS.TEST: 'prw_test' cannot be evaluated: "),
         (
@@ -112,7 +112,7 @@ def test_weights_of_another_architecture(run, tmp_path, capsys) -> None:
     torch.save({"model": torch.nn.LSTM(2, 2).state_dict()}, path)
     with pytest.raises(SystemExit):
         run("--eval-only", "MODEL.WEIGHTS", str(path))
-    assert "is of another architecture" in capsys.readouterr().err
+    assert "is for another architecture" in capsys.readouterr().err
 
 
 # ---- the command -----------------------------------------------------------------------------

@@ -4,17 +4,16 @@
 import os
 import re
 
-import torch
 import torchvision
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils import comm
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffps.norm import no_rows
+from person_search.utils.weight_files import read_weights
 
 
 class Res5(nn.Sequential):
@@ -115,10 +114,8 @@ def read_res5_weights(source: str) -> dict[str, Tensor]:
             f"MODEL.DIFFPS.HEAD.RES5_WEIGHTS: no file {source!r}. Use 'torchvision' to download "
             "the weights, or '' for random ones (for evaluation they are not needed)."
         )
-    elif source.endswith(".safetensors"):
-        state = load_file(source)
     else:
-        state = torch.load(source, map_location="cpu", weights_only=True)
+        state = read_weights(source)
     return {
         _our_name(name.removeprefix("layer4.")): value
         for name, value in state.items()

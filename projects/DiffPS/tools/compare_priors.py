@@ -15,8 +15,8 @@ types; what exists already is used again, an interrupted training goes on. ``pri
 ``priors.json`` in the output folder hold the figures, mean and spread over the seeds. What a run
 that was killed has spent is not known: minutes of what it was at are left out of the means.
 
-Variants are the leaves of configs/DiffPS/priors; options after ``--`` override config keys of all
-trainings, e.g. ``-- SOLVER.MAX_ITER 3000``.
+Variants are the leaves of configs/DiffPS/priors; config overrides at the end of the
+command apply to all trainings, e.g. ``SOLVER.MAX_ITER 3000``.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from person_search.engine.training_series import (
     METRICS,
     ROOT,
     console,
-    figures_in,
+    results_in,
     mean_and_spread,
     parse_series,
     run_logged,
@@ -149,7 +149,7 @@ class Comparison:
             )
             self.measure(costs, name, "minutes", name, command)
         minutes = costs.get(name, {}).get("minutes")
-        return figures_in(out) | shared | {"minutes": minutes}
+        return results_in(out) | shared | {"minutes": minutes}
 
     def measure(self, costs: Costs, group: str, key: str, name: str, command: str) -> None:
         """Runs a command and notes its minutes; None if an earlier run was killed in it."""
@@ -216,7 +216,7 @@ def main() -> None:
     args = parse_args()
     os.chdir(ROOT)
     args.output.mkdir(parents=True, exist_ok=True)
-    comparison = Comparison(args.output, args.prior, args.data, args.overrides)
+    comparison = Comparison(args.output, args.prior, args.data, args.opts)
     comparison.prepare()
     figures: Figures = {}
     # Seed by seed, so that a run that is stopped early has compared all variants.

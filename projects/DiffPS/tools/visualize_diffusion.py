@@ -243,18 +243,12 @@ def load_model(cfg) -> tuple:
 
 def saved_identities(path: str) -> int:
     """Rows of the look-up table in a weight file; 0 if the file does not tell."""
-    import pickle
+    from person_search.utils.weight_files import WeightFileError, read_weights
 
-    import torch
-
-    if not Path(path).is_file():
-        return 0
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        return len(read_weights(path).get("roi_heads.reid_head.oim.lut", ()))
+    except (OSError, WeightFileError):
         return 0
-    saved = saved.get("model", saved) if isinstance(saved, dict) else {}
-    return len(saved.get("roi_heads.reid_head.oim.lut", ()))
 
 
 def with_detections(cfg, path, subject, model):

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from psdiff.config import check_choice
+
 NUM_TRAIN_TIMESTEPS = 1000
 _MAX_BETA = 0.999
 _COSINE_OFFSET = 0.008
@@ -87,10 +89,7 @@ class SignalCodec:
     embed_norm: str = "l2"
 
     def __post_init__(self) -> None:
-        if self.embed_norm not in ("l2", "rms"):
-            raise ValueError(
-                f"MODEL.PSDIFF.EMBED_NORM is '{self.embed_norm}'; it must be 'l2' or 'rms'."
-            )
+        check_choice("EMBED_NORM", self.embed_norm, ("l2", "rms"))
         if self.snr_box <= 0 or self.snr_reid <= 0:
             raise ValueError(
                 "MODEL.PSDIFF.SNR_BOX and SNR_REID must be above 0, "
@@ -157,8 +156,7 @@ def pad_ground_truth(
     Returns:
         boxes_norm (N, 4) and unit embeddings (N, D).
     """
-    if mode not in ("repeat", "noise", "mix"):
-        raise ValueError(f"MODEL.PSDIFF.PAD is '{mode}'; it must be 'repeat', 'noise' or 'mix'.")
+    check_choice("PAD", mode, ("repeat", "noise", "mix"))
     num_gt, dim = reid_feats.shape
     if num_gt > num_proposals:
         keep = torch.randperm(num_gt, generator=generator, device=boxes_norm.device)

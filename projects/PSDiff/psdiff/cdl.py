@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from psdiff.config import check_choice
+
 
 class ProposalSelfAttention(nn.Module):
     """SA: self-attention over the proposals of an image, or over the cells of each RoI.
@@ -23,10 +25,7 @@ class ProposalSelfAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, over: str) -> None:
         super().__init__()
-        if over not in ("proposals", "cells"):
-            raise ValueError(
-                f"MODEL.PSDIFF.CDL.SA_OVER is '{over}'; it must be 'proposals' or 'cells'."
-            )
+        check_choice("CDL.SA_OVER", over, ("proposals", "cells"))
         self.over = over
         self.attn = nn.MultiheadAttention(dim, heads, batch_first=True)
         self.norm = nn.LayerNorm(dim)

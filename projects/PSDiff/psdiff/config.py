@@ -1,7 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config keys of PSDiff with meaning, unit and place in the paper."""
 
+from collections.abc import Collection
+
 from detectron2.config import CfgNode as CN
+
+
+def check_choice(key: str, value: object, allowed: Collection[object]) -> None:
+    """Raises ValueError unless the value of ``MODEL.PSDIFF.<key>`` is allowed."""
+    if value not in allowed:
+        names = ", ".join(map(repr, allowed))
+        raise ValueError(f"MODEL.PSDIFF.{key} is {value!r}; allowed: {names}.")
+
+
+def check_range(key: str, value: float, low: float, high: float | None = None) -> None:
+    """Raises ValueError unless ``MODEL.PSDIFF.<key>`` is a number from ``low`` to ``high``."""
+    if not low <= value or (high is not None and not value <= high):
+        limits = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"MODEL.PSDIFF.{key} is {value}; it must be {limits}.")
 
 
 def add_psdiff_config(cfg: CN) -> None:
@@ -101,6 +117,11 @@ def add_psdiff_config(cfg: CN) -> None:
     psdiff.EMBED_DETECTIONS = False
     # Number of noise draws over which the embedding of a given (query) box is averaged.
     psdiff.QUERY_DRAWS = 1
+    # Denoising steps for the embedding of a given (query) box. 0: as many as STEPS.
+    psdiff.QUERY_STEPS = 0
+    # Factor on the noisy embedding that each step receives, 0 to 1. 1: as in the paper. 0: each
+    # step embeds from the image alone, and only the boxes are refined.
+    psdiff.REID_FEEDBACK = 1.0
     # Seed of the noise. The noise of an image depends on (SEED, image_id), not on its batch.
     psdiff.SEED = 0
 

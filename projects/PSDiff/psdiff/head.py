@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from psdiff.box_diffusion import NUM_TRAIN_TIMESTEPS, SignalCodec, cosine_alphas_cumprod
 from psdiff.cdl import CollaborativeDenoisingLayer
+from psdiff.config import check_choice
 
-_PREDICTIONS = ("cascaded", "parallel", "skip")
 # Score of an untrained class branch, as in the focal loss paper.
 _PRIOR_PROBABILITY = 0.01
 
@@ -105,19 +105,9 @@ class PSDiffHead(nn.Module):
             num_reg: Hidden layers of the box branch.
         """
         super().__init__()
-        if prediction not in _PREDICTIONS:
-            raise ValueError(
-                f"MODEL.PSDIFF.CDL.PREDICTION is '{prediction}'; it must be one of {_PREDICTIONS}."
-            )
-        if token_scale not in ("plain", "wiener"):
-            raise ValueError(
-                f"MODEL.PSDIFF.CDL.TOKEN_SCALE is '{token_scale}'; it must be 'plain' or 'wiener'."
-            )
-        if reid_input not in ("diffusion", "imitation"):
-            raise ValueError(
-                f"MODEL.PSDIFF.CDL.REID_INPUT is '{reid_input}'; it must be 'diffusion' or "
-                "'imitation'."
-            )
+        check_choice("CDL.PREDICTION", prediction, ("cascaded", "parallel", "skip"))
+        check_choice("CDL.TOKEN_SCALE", token_scale, ("plain", "wiener"))
+        check_choice("CDL.REID_INPUT", reid_input, ("diffusion", "imitation"))
         self.in_features = in_features
         self.pooler = pooler
         self.cdl = cdl

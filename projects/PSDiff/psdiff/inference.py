@@ -93,7 +93,8 @@ class ReverseProcess:
             boxes = torch.stack(
                 [codec.decode_boxes(b, s) for b, s in zip(boxes_signal, image_sizes, strict=True)]
             )
-            output = self.head(features, boxes, reid_signal, self._times(t, len(seeds)), dtype)
+            token = settings.reid_feedback * reid_signal
+            output = self.head(features, boxes, token, self._times(t, len(seeds)), dtype)
             finite.append(which_are_finite(output.boxes, output.logits, output.reid_feats))
             if t == trajectory.times[-1]:
                 require_finite(finite, trajectory.times, ("boxes", "logits", "reid_feats"))
@@ -167,12 +168,13 @@ class ReverseProcess:
 
     def _denoise_reid(self, roi_feats: Tensor, boxes: Tensor, generator: torch.Generator) -> Tensor:
         """Embeds fixed boxes from one noise draw: (Q, 1, S, C) and (Q, 1, 4) -> (Q, D)."""
-        trajectory = Trajectory(self.codec, self.settings.sampler_settings, renewable=False)
+        trajectory = Trajectory(self.codec, self.settings.query_sampler_settings, renewable=False)
         count, still = len(boxes), boxes.new_zeros(len(boxes), 1, 4)
         reid_signal = self._shared_noise(generator, count, self.embed_dim)
         finite = []
         for t in trajectory.times:
-            output = self.head.denoise(roi_feats, boxes, reid_signal, self._times(t, count))
+            token = self.settings.reid_feedback * reid_signal
+            output = self.head.denoise(roi_feats, boxes, token, self._times(t, count))
             finite.append(which_are_finite(output.reid_feats))
             if t == trajectory.times[-1]:
                 break

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from detectron2.config import CfgNode
 
+from psdiff.config import check_range
 from psdiff.sampler import SamplerSettings
 
 
@@ -33,24 +34,21 @@ class InferenceSettings:
     max_detections: int = 100
     embed_detections: bool = False
     query_draws: int = 1
+    query_steps: int = 0
+    reid_feedback: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _ = self.sampler_settings  # validates the sampler's fields
+        _ = self.sampler_settings, self.query_sampler_settings  # validates the sampler's fields
         if not (math.isfinite(self.latency_budget_ms) and self.latency_budget_ms >= 0):
             raise ValueError(
                 f"MODEL.PSDIFF.LATENCY_BUDGET_MS is {self.latency_budget_ms}; it must be a time in "
                 "milliseconds, or 0 for no budget."
             )
-        if not 0 <= self.renewal_thresh <= 1:
-            raise ValueError(
-                f"MODEL.PSDIFF.RENEWAL_THRESH is {self.renewal_thresh}; it must be a score, "
-                "between 0 and 1."
-            )
-        if self.query_draws < 1:
-            raise ValueError(
-                f"MODEL.PSDIFF.QUERY_DRAWS is {self.query_draws}; it must be at least 1."
-            )
+        check_range("RENEWAL_THRESH", self.renewal_thresh, 0, 1)
+        check_range("QUERY_STEPS", self.query_steps, 0)
+        check_range("REID_FEEDBACK", self.reid_feedback, 0, 1)
+        check_range("QUERY_DRAWS", self.query_draws, 1)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "InferenceSettings":
@@ -77,6 +75,12 @@ class InferenceSettings:
     def sampler_settings(self) -> SamplerSettings:
         """Settings of the sampler for detections."""
         return SamplerSettings(self.sampler, self.steps, self.solver_order, self.eta)
+
+    @property
+    def query_sampler_settings(self) -> SamplerSettings:
+        """Settings of the sampler for given boxes."""
+        steps = self.query_steps or self.steps
+        return SamplerSettings(self.sampler, steps, self.solver_order, self.eta)
 
 
 def image_seed(seed: int, image_id: int) -> int:

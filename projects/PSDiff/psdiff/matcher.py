@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.ops import box_iou, generalized_box_iou
 
 from psdiff.box_diffusion import image_whwh
+from psdiff.config import check_choice, check_range
 
 # Added to the cost of proposals far from a ground truth: they are the last choice.
 _FAR_COST = 100.0
@@ -127,12 +128,8 @@ class ProposalMatcher:
     def __init__(
         self, mode: str, weights: LossWeights, top_ious: int = 5, reid_weight: float = 0.0
     ) -> None:
-        if mode not in ("dynamic_k", "hungarian"):
-            raise ValueError(
-                f"MODEL.PSDIFF.MATCHER is '{mode}'; it must be 'dynamic_k' or 'hungarian'."
-            )
-        if top_ious < 1:
-            raise ValueError(f"MODEL.PSDIFF.MATCHER_TOP_IOUS is {top_ious}; it must be at least 1.")
+        check_choice("MATCHER", mode, ("dynamic_k", "hungarian"))
+        check_range("MATCHER_TOP_IOUS", top_ious, 1)
         self.mode, self.weights, self.top_ious = mode, weights, top_ious
         self.reid_weight = reid_weight
 

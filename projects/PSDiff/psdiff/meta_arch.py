@@ -21,6 +21,7 @@ from psdiff.box_diffusion import (
     cosine_alphas_cumprod,
     pad_ground_truth,
 )
+from psdiff.config import check_range
 from psdiff.criterion import PSDiffCriterion
 from psdiff.head import PSDiffHead
 from psdiff.inference import DenoisingStep, ReverseProcess, one_image
@@ -75,9 +76,8 @@ class PSDiff(nn.Module):
             test_size: Largest image size (h, w) in testing, for a latency budget.
         """
         super().__init__()
-        for key, value in (("NUM_PROPOSALS", num_proposals), ("TRAIN_DRAWS", train_draws)):
-            if value < 1:
-                raise ValueError(f"MODEL.PSDIFF.{key} is {value}; it must be at least 1.")
+        check_range("NUM_PROPOSALS", num_proposals, 1)
+        check_range("TRAIN_DRAWS", train_draws, 1)
         self.backbone = backbone
         self.head = head
         self.criterion = criterion

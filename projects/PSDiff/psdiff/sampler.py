@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from psdiff.box_diffusion import NUM_TRAIN_TIMESTEPS, SignalCodec, cosine_alphas_cumprod
+from psdiff.config import check_choice, check_range
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 SAMPLERS = ("ddim", "dpmsolver", "dpmsolver++")
-SOLVER_ORDERS = (1, 2, 3)
 
 LAMBDA_MIN, LAMBDA_SLOPE = -5.1, 0.1
 """Bound below which lambda = log sqrt(ab / (1 - ab)) is compressed for ``dpmsolver``, and slope.
@@ -69,17 +69,10 @@ class SamplerSettings:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in SAMPLERS:
-            raise ValueError(
-                f"MODEL.PSDIFF.SAMPLER is '{self.name}'; it must be one of {SAMPLERS}."
-            )
+        check_choice("SAMPLER", self.name, SAMPLERS)
         sampling_times(self.steps)  # validates the number
-        if self.order not in SOLVER_ORDERS:
-            raise ValueError(
-                f"MODEL.PSDIFF.SOLVER_ORDER is {self.order}; it must be one of {SOLVER_ORDERS}."
-            )
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"MODEL.PSDIFF.ETA is {self.eta}; it must be between 0 and 1.")
+        check_choice("SOLVER_ORDER", self.order, (1, 2, 3))
+        check_range("ETA", self.eta, 0, 1)
         if self.eta > 0 and self.name != "ddim":
             raise ValueError(
                 f"MODEL.PSDIFF.ETA is {self.eta}, but the sampler '{self.name}' adds no noise: set "

@@ -7,13 +7,14 @@ Shape shorthand in this file: n crops, C channels, (h, w) size of the last featu
 import logging
 from pathlib import Path
 
-import torch
 import torchvision
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ResNet
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from person_search.utils.weight_files import read_weights
+from psdiff.config import check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +113,7 @@ def build_teacher_backbone(
         )
     backbone = builders[source](name, cfg)
     stride = teacher.LAST_STRIDE if last_stride is None else last_stride
-    if stride not in (1, 2):
-        raise ValueError(f"MODEL.PSDIFF.TEACHER.LAST_STRIDE is {stride}; allowed: 1, 2.")
+    check_choice("TEACHER.LAST_STRIDE", stride, (1, 2))
     if stride == 1 and isinstance(backbone, StagedBackbone):
         remove_stride(backbone.stages[-1])
     elif stride == 1:
@@ -217,11 +217,11 @@ def _load_local(net: nn.Module, path: str) -> None:
     key = "MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS"
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"{key} is '{path}', which is not a file. Allowed: '' (random), 'imagenet' (download) or "
-            "the path of a state dict, .pth or .safetensors."
+            f"{key} is '{path}', which is not a file. Allowed: '' (random), 'imagenet' (download), "
+            "or the path of a state dict, .pth or .safetensors."
         )
     try:
-        state = _read(path)
+        state = read_weights(path)
         own = net.state_dict()
         missing = [k for k in own if k not in state and not k.startswith(_CLASSIFIERS)]
         missing = [k for k in missing if not k.endswith("num_batches_tracked")]
@@ -231,13 +231,3 @@ def _load_local(net: nn.Module, path: str) -> None:
         net.load_state_dict(fitting, strict=False)
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{key}: '{path}' does not fit {_KEY}: {error}") from error
-
-
-def _read(path: str) -> dict[str, Tensor]:
-    if path.endswith(".safetensors"):
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    return state

@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 
 from person_search.data.samplers import Sample
 from person_search.schema import UNLABELED_PID
+from psdiff.config import check_range
 
 
 class IdentityBatches(Sampler[list[Sample]]):
@@ -37,12 +38,8 @@ class IdentityBatches(Sampler[list[Sample]]):
         unlabeled_per_batch: int = 0,
         seed: int = 0,
     ) -> None:
-        for key, value in (("IDS_PER_BATCH", ids_per_batch), ("CROPS_PER_ID", crops_per_id)):
-            if value < 2:
-                raise ValueError(
-                    f"MODEL.PSDIFF.TEACHER.{key} is {value}; losses compare within a batch, so it "
-                    "must be at least 2."
-                )
+        check_range("TEACHER.IDS_PER_BATCH", ids_per_batch, 2)  # losses compare within a batch
+        check_range("TEACHER.CROPS_PER_ID", crops_per_id, 2)
         ids = np.asarray(pids)
         self.rows = [np.flatnonzero(ids == p) for p in np.unique(ids[ids != UNLABELED_PID])]
         if len(self.rows) < 2:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from person_search.data import RecordImageReader
 from person_search.data.samplers import sample_seed
+from psdiff.config import check_choice
 
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111]
 """High quality with full color resolution: colors distinguish persons."""
@@ -105,10 +106,7 @@ class CropStore:
     """
 
     def __init__(self, count: int, size: tuple[int, int], kind: str) -> None:
-        if kind not in ("raw", "jpeg"):
-            raise ValueError(
-                f"MODEL.PSDIFF.TEACHER.CROPS_IN_MEMORY is '{kind}'; allowed: 'raw', 'jpeg'."
-            )
+        check_choice("TEACHER.CROPS_IN_MEMORY", kind, ("raw", "jpeg"))
         self._pixels = torch.zeros(count, 3, *size, dtype=torch.uint8) if kind == "raw" else None
         self._files: list[bytes] = []
         self._filled = 0

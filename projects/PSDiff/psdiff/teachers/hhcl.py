@@ -11,6 +11,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
 from person_search.schema import UNLABELED_PID
+from psdiff.config import check_choice, check_range
 from psdiff.teachers.layers import GeneralizedMeanPool
 from psdiff.teachers.losses import DescribeRows, TeacherLoss
 from psdiff.teachers.memory import HybridMemory, UnlabeledInstances, UnlabeledQueue
@@ -82,18 +83,10 @@ class HHCLLoss(TeacherLoss):
 
 def _build_unlabeled(cfg: CfgNode, pids: Tensor) -> UnlabeledInstances | UnlabeledQueue | None:
     teacher, dim = cfg.MODEL.PSDIFF.TEACHER, cfg.MODEL.REID.EMBED_DIM
-    if teacher.UNLABELED not in ("instances", "queue", "none"):
-        raise ValueError(
-            f"MODEL.PSDIFF.TEACHER.UNLABELED is '{teacher.UNLABELED}'; allowed: 'instances', "
-            "'queue', 'none'."
-        )
+    check_choice("TEACHER.UNLABELED", teacher.UNLABELED, ("instances", "queue", "none"))
     if teacher.UNLABELED == "none" or not (pids == UNLABELED_PID).any():
         return None
     if teacher.UNLABELED == "instances":
         return UnlabeledInstances(pids, dim, teacher.MOMENTUM)
-    if teacher.QUEUE_SIZE < 1:
-        raise ValueError(
-            f"MODEL.PSDIFF.TEACHER.QUEUE_SIZE is {teacher.QUEUE_SIZE}; it must be at least 1, or "
-            "set MODEL.PSDIFF.TEACHER.UNLABELED to 'none'."
-        )
+    check_range("TEACHER.QUEUE_SIZE", teacher.QUEUE_SIZE, 1)
     return UnlabeledQueue(teacher.QUEUE_SIZE, dim)

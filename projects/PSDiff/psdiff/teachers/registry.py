@@ -7,6 +7,7 @@ from typing import NamedTuple
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from psdiff.config import check_choice
 from psdiff.teachers.agw import AGWLoss, AGWNet
 from psdiff.teachers.folder import WEIGHTS_FILE, read_source, teacher_folder
 from psdiff.teachers.hhcl import HHCLLoss, HHCLNet
@@ -38,10 +39,7 @@ TEACHER_REGISTRY: dict[str, TeacherMethod] = {
 
 def _method(cfg: CfgNode) -> TeacherMethod:
     name = cfg.MODEL.PSDIFF.TEACHER.NAME
-    if name not in TEACHER_REGISTRY:
-        raise ValueError(
-            f"MODEL.PSDIFF.TEACHER.NAME is '{name}'; allowed: {', '.join(TEACHER_REGISTRY)}."
-        )
+    check_choice("TEACHER.NAME", name, TEACHER_REGISTRY)
     return TEACHER_REGISTRY[name]
 
 

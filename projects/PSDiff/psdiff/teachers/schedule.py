@@ -9,6 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch import nn
 
+from psdiff.config import check_choice
+
 
 def total_iterations(cfg: CfgNode, per_epoch: int) -> int:
     """Returns MAX_ITER if it is set, else EPOCHS times the iterations of an epoch."""
@@ -28,10 +30,7 @@ def rate_factor(cfg: CfgNode, per_epoch: int) -> Callable[[int], float]:
     total = total_iterations(cfg, per_epoch)
     warmup = teacher.WARMUP_EPOCHS * per_epoch
     drops = [epoch * per_epoch for epoch in teacher.STEP_EPOCHS]
-    if teacher.SCHEDULE not in ("step", "cosine"):
-        raise ValueError(
-            f"MODEL.PSDIFF.TEACHER.SCHEDULE is '{teacher.SCHEDULE}'; allowed: 'step', 'cosine'."
-        )
+    check_choice("TEACHER.SCHEDULE", teacher.SCHEDULE, ("step", "cosine"))
 
     def factor(iteration: int) -> float:
         if teacher.SCHEDULE == "step":
@@ -73,10 +72,7 @@ def build_teacher_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optim
     teacher = cfg.MODEL.PSDIFF.TEACHER
     weights = [p for p in model.parameters() if p.requires_grad]
     options = {"lr": teacher.BASE_LR, "weight_decay": teacher.WEIGHT_DECAY}
+    check_choice("TEACHER.OPTIMIZER", teacher.OPTIMIZER, ("Adam", "SGD"))
     if teacher.OPTIMIZER == "Adam":
         return torch.optim.Adam(weights, **options)
-    if teacher.OPTIMIZER == "SGD":
-        return torch.optim.SGD(weights, momentum=0.9, nesterov=True, **options)
-    raise ValueError(
-        f"MODEL.PSDIFF.TEACHER.OPTIMIZER is '{teacher.OPTIMIZER}'; allowed: 'Adam', 'SGD'."
-    )
+    return torch.optim.SGD(weights, momentum=0.9, nesterov=True, **options)
