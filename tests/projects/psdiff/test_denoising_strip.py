@@ -45,7 +45,7 @@ def test_notes_say_what_is_seen():
     assert NOISE.note == "4 random boxes"
     assert STEP.note == "2 detections, best match R 0.60"
     assert DenoisingPanel("", BOXES, SCORES, None, [0]).note == "1 detection"
-    assert DenoisingPanel("", BOXES, SCORES, SCORES, []).note == "nobody found"
+    assert DenoisingPanel("", BOXES, SCORES, SCORES, []).note == "no detection"
 
 
 def test_boxes_scale_with_the_scene_and_have_their_colors():

@@ -7,8 +7,8 @@ import pytest
 import torch
 from psdiff_runs import compare_with_joint_batch
 from psdiff_tiny import EMBED_DIM, image_input, tiny_model, training_input
+from two_processes import run_in_two_processes
 
-from person_search.engine import launch
 from psdiff.box_diffusion import boxes_to_norm, norm_to_boxes
 from psdiff.cdl import DynamicConvolution
 
@@ -86,7 +86,7 @@ def test_pooling_does_not_round_boxes(dtype) -> None:
 
 # ---- several processes -----------------------------------------------------------------------
 def test_two_processes_equal_one_with_the_joint_batch() -> None:
-    launch(compare_with_joint_batch, num_gpus=0, num_processes=2)
+    run_in_two_processes(compare_with_joint_batch)
 
 
 # ---- frames ----------------------------------------------------------------------------------

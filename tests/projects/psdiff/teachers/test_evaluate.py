@@ -9,8 +9,8 @@ from person_search.config import build_config
 from person_search.data import register_prw
 from person_search.data.synthetic import SyntheticConfig, write_prw
 from person_search.evaluation import PersonSearchEvaluator, chance_level
-from psdiff.teachers.cli import load_trained_teacher
 from psdiff.teachers.evaluate import boxes_and_queries, embed_test_set, evaluate_on_ground_truth
+from psdiff.teachers.registry import load_trained_teacher
 
 NAME = "teacher_evaluation"
 
@@ -37,8 +37,8 @@ def oracle(records):
     ids = {a["person_id"] for r in records for a in r["annotations"]}
     axes = dict(zip(sorted(ids), torch.eye(len(ids)), strict=True))
     for record in records:
-        people = {tuple(a["bbox"]): a["person_id"] for a in record["annotations"]}
-        pids = [people[tuple(box)] for box in boxes_and_queries(record)]
+        persons = {tuple(a["bbox"]): a["person_id"] for a in record["annotations"]}
+        pids = [persons[tuple(box)] for box in boxes_and_queries(record)]
         yield torch.stack([axes[pid] for pid in pids]) if pids else torch.zeros(0, len(ids))
 
 

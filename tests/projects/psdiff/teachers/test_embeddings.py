@@ -10,7 +10,7 @@ import pytest
 import torch
 from psdiff_tiny import EMBED_DIM
 from safetensors import safe_open
-from teacher_tiny import NAME, paint_people, registered, teacher_cfg
+from teacher_tiny import NAME, paint_persons, registered, teacher_cfg
 
 from psdiff.data import PSDiffMapper
 from psdiff.teachers.embed import compute_embeddings
@@ -21,8 +21,8 @@ KEY = "MODEL.PSDIFF.TEACHER.EMBEDDINGS"
 
 
 @pytest.fixture
-def people(tmp_path):
-    with registered(paint_people(tmp_path)) as records:
+def persons(tmp_path):
+    with registered(paint_persons(tmp_path)) as records:
         yield records
 
 
@@ -45,80 +45,80 @@ def write_file(records, path):
     return feats
 
 
-def test_embeddings_come_back_by_image_and_flip(people, tmp_path):
+def test_embeddings_come_back_by_image_and_flip(persons, tmp_path):
     path = str(tmp_path / "e.safetensors")
-    feats = write_file(people, path)
+    feats = write_file(persons, path)
     loaded = TeacherEmbeddings.load(path, (NAME,), EMBED_DIM)
     for index in (0, 5, 11):
         for flip in (False, True):
-            got = loaded.of_image(people[index], flip)
+            got = loaded.of_image(persons[index], flip)
             np.testing.assert_allclose(got, feats[2 * index : 2 * index + 2, int(flip)], atol=1e-3)
     assert loaded.of_image({"image_id": 999}, False).shape == (0, EMBED_DIM)
 
 
-def test_missing_and_unfinished_files_are_told_apart(people, tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"{KEY} is '', which is no file. Write it with"):
+def test_missing_and_unfinished_files_are_told_apart(persons, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{KEY} is '', which is not a file. Write it with"):
         TeacherEmbeddings.load("", (NAME,), EMBED_DIM)
     path = str(tmp_path / "e.safetensors")
     os.mkdir(path + ".unfinished")
-    with pytest.raises(FileNotFoundError, match="not finished yet: run compute_embeddings.py"):
+    with pytest.raises(FileNotFoundError, match="not complete yet: run compute_embeddings.py"):
         TeacherEmbeddings.load(path, (NAME,), EMBED_DIM)
 
 
-def test_files_that_do_not_belong_are_refused(people, tmp_path):
+def test_files_that_do_not_belong_are_refused(persons, tmp_path):
     path = str(tmp_path / "e.safetensors")
-    write_file(people, path)
-    with pytest.raises(ValueError, match="length 16.*EMBED_DIM is 32"):
+    write_file(persons, path)
+    with pytest.raises(ValueError, match="shape .24, 2, 16.*EMBED_DIM is 32"):
         TeacherEmbeddings.load(path, (NAME,), 32)
     with pytest.raises(ValueError, match="one training set"):
         TeacherEmbeddings.load(path, ("a", "b"), EMBED_DIM)
-    people[3]["annotations"][0]["bbox"][2] += 1
+    persons[3]["annotations"][0]["bbox"][2] += 1
     with pytest.raises(ValueError, match=f"was written for data set '{NAME}'"):
         TeacherEmbeddings.load(path, (NAME,), EMBED_DIM)
 
 
 @pytest.mark.parametrize("kept", [0, 50, 0.5, -1])
-def test_a_truncated_file_is_refused(people, tmp_path, kept):
+def test_a_truncated_file_is_refused(persons, tmp_path, kept):
     path = tmp_path / "e.safetensors"
-    write_file(people, path)
+    write_file(persons, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
-    with pytest.raises(ValueError, match=f"{KEY}: .* is not a whole file"):
+    with pytest.raises(ValueError, match=f"{KEY}: .* is damaged or not a file of embeddings"):
         TeacherEmbeddings.load(str(path), (NAME,), EMBED_DIM)
 
 
-def test_files_of_another_kind_or_count_are_refused(people, tmp_path):
+def test_files_of_another_kind_or_count_are_refused(persons, tmp_path):
     path = str(tmp_path / "e.safetensors")
     feats = np.zeros((24, 2, EMBED_DIM))
-    source = describe_source(NAME, people, "abc", "hhcl", "some")
-    TeacherEmbeddings.save(path, people, feats, {**source, "format": "other.v7"})
+    source = describe_source(NAME, persons, "abc", "hhcl", "some")
+    TeacherEmbeddings.save(path, persons, feats, {**source, "format": "other.v7"})
     with pytest.raises(ValueError, match="has format 'other.v7', expected"):
         TeacherEmbeddings.load(path, (NAME,), EMBED_DIM)
-    TeacherEmbeddings.save(path, people, feats[:-1], source)
-    with pytest.raises(ValueError, match="shape .23, 2, 16. for the 24 boxes"):
+    TeacherEmbeddings.save(path, persons, feats[:-1], source)
+    with pytest.raises(ValueError, match="shape .23, 2, 16., which do not belong to the 24 boxes"):
         TeacherEmbeddings.load(path, (NAME,), EMBED_DIM)
 
 
-def test_hash_follows_boxes_and_images(people):
-    first = boxes_hash(people)
-    assert first == boxes_hash(people)
-    assert first != boxes_hash(people[:-1])
+def test_hash_follows_boxes_and_images(persons):
+    first = boxes_hash(persons)
+    assert first == boxes_hash(persons)
+    assert first != boxes_hash(persons[:-1])
 
 
-def test_mapper_gives_the_mirrored_embedding_with_the_mirrored_image(people, tmp_path):
+def test_mapper_gives_the_mirrored_embedding_with_the_mirrored_image(persons, tmp_path):
     cfg, _ = build(tmp_path)
-    feats = write_file(people, cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS)
+    feats = write_file(persons, cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS)
     cfg.INPUT.MIN_SIZE_TRAIN = (48,)
     mapper = PSDiffMapper(cfg, is_train=True)
     # A box outside the image is dropped; the rows of the others must not move.
-    people[4]["annotations"][0]["bbox"] = [500.0, 8.0, 520.0, 40.0]
-    (row,) = mapper(people[4])["instances"].gt_reid_feats.numpy()
+    persons[4]["annotations"][0]["bbox"] = [500.0, 8.0, 520.0, 40.0]
+    (row,) = mapper(persons[4])["instances"].gt_reid_feats.numpy()
     assert min(np.abs(row - feats[9, 0]).max(), np.abs(row - feats[9, 1]).max()) < 1e-3
 
-    people[4]["annotations"][0]["bbox"] = [6.0, 8.0, 22.0, 40.0]
+    persons[4]["annotations"][0]["bbox"] = [6.0, 8.0, 22.0, 40.0]
     seen = set()
     for _ in range(12):
-        instances = mapper(people[4])["instances"]
+        instances = mapper(persons[4])["instances"]
         flipped = instances.gt_boxes.tensor[0, 0].item() > 42
         seen.add(flipped)
         np.testing.assert_allclose(instances.gt_reid_feats, feats[8:10, int(flipped)], atol=1e-3)
@@ -137,12 +137,12 @@ def content(cfg):
         return file.metadata(), tensors
 
 
-def test_file_holds_the_networks_embeddings_and_says_whose_they_are(people, tmp_path):
+def test_file_holds_the_networks_embeddings_and_says_whose_they_are(persons, tmp_path):
     cfg, net = build(tmp_path)
-    people[2]["annotations"] = []  # a scene without people
-    assert compute_embeddings(net, NAME, people, cfg) == 22
+    persons[2]["annotations"] = []  # a scene without persons
+    assert compute_embeddings(net, NAME, persons, cfg) == 22
     loaded = TeacherEmbeddings.load(cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS, (NAME,), EMBED_DIM)
-    assert loaded.of_image(people[2], False).shape == (0, EMBED_DIM)
+    assert loaded.of_image(persons[2], False).shape == (0, EMBED_DIM)
     np.testing.assert_allclose(np.linalg.norm(loaded.feats, axis=2), 1.0, atol=2e-3)
     with safe_open(cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS, framework="numpy") as file:
         meta = file.metadata()
@@ -165,18 +165,18 @@ def compute_until_killed(cfg, net, records, scenes, seen):
 
 
 @pytest.mark.parametrize("scenes", [0, 1, 5, 11])
-def test_killed_work_goes_on_and_gives_the_same_file(people, tmp_path, scenes):
+def test_killed_work_goes_on_and_gives_the_same_file(persons, tmp_path, scenes):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
     cfg, net = build(whole)
-    compute_embeddings(net, NAME, people, cfg)
+    compute_embeddings(net, NAME, persons, cfg)
     expected = content(cfg)
 
     cfg, net = build(broken)
     fork = multiprocessing.get_context("fork")
     seen = fork.Value("i", 0)
-    child = fork.Process(target=compute_until_killed, args=(cfg, net, people, scenes, seen))
+    child = fork.Process(target=compute_until_killed, args=(cfg, net, persons, scenes, seen))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
@@ -184,7 +184,7 @@ def test_killed_work_goes_on_and_gives_the_same_file(people, tmp_path, scenes):
 
     looks = []
     net.register_forward_pre_hook(lambda *args: looks.append(1))
-    compute_embeddings(net, NAME, people, cfg, chunk=2)
+    compute_embeddings(net, NAME, persons, cfg, chunk=2)
     assert len(looks) == 2 * (12 - scenes // 2 * 2)  # only what was not done
     assert content(cfg) == expected
 
@@ -205,36 +205,36 @@ def leave_unfinished(cfg, net, records):
     return cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS + ".unfinished"
 
 
-def test_unfinished_work_of_another_teacher_is_thrown_away(people, tmp_path, caplog):
+def test_unfinished_work_of_another_teacher_is_thrown_away(persons, tmp_path, caplog):
     cfg, net = build(tmp_path, seed=1)
-    leave_unfinished(cfg, net, people)
+    leave_unfinished(cfg, net, persons)
     cfg, other = build(tmp_path, seed=2)
-    compute_embeddings(other, NAME, people, cfg, chunk=2)
+    compute_embeddings(other, NAME, persons, cfg, chunk=2)
     lines = [r.message for r in caplog.records if "another teacher or data set" in r.message]
-    assert len(lines) == 1 and "starting anew" in lines[0]
+    assert len(lines) == 1 and "starting over" in lines[0]
     begun_again = content(cfg)
-    compute_embeddings(other, NAME, people, cfg, chunk=2)
+    compute_embeddings(other, NAME, persons, cfg, chunk=2)
     assert content(cfg) == begun_again
 
 
-def test_unfinished_work_of_another_data_set_is_thrown_away(people, tmp_path, caplog):
+def test_unfinished_work_of_another_data_set_is_thrown_away(persons, tmp_path, caplog):
     cfg, net = build(tmp_path)
-    leave_unfinished(cfg, net, people)
-    people[0]["annotations"][0]["bbox"][0] += 2
-    compute_embeddings(net, NAME, people, cfg, chunk=2)
+    leave_unfinished(cfg, net, persons)
+    persons[0]["annotations"][0]["bbox"][0] += 2
+    compute_embeddings(net, NAME, persons, cfg, chunk=2)
     assert "another teacher or data set" in caplog.text
     TeacherEmbeddings.load(cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS, (NAME,), EMBED_DIM)
 
 
-def test_a_damaged_part_is_made_again(people, tmp_path):
+def test_a_damaged_part_is_made_again(persons, tmp_path):
     cfg, net = build(tmp_path)
-    compute_embeddings(net, NAME, people, cfg)
+    compute_embeddings(net, NAME, persons, cfg)
     expected = content(cfg)
-    folder = leave_unfinished(cfg, net, people)
+    folder = leave_unfinished(cfg, net, persons)
     parts = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
     assert parts == ["0000000.safetensors", "0000002.safetensors"]
     os.truncate(os.path.join(folder, parts[0]), 40)
-    compute_embeddings(net, NAME, people, cfg, chunk=2)
+    compute_embeddings(net, NAME, persons, cfg, chunk=2)
     assert content(cfg) == expected
 
 

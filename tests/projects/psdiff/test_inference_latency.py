@@ -3,14 +3,14 @@
 
 import copy
 import logging
-import subprocess
-import sys
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from psdiff_runs import agree_on_steps
 from psdiff_tiny import image_input, tiny_cfg, tiny_model
+from two_processes import run_in_two_processes
 
 from psdiff import inference_latency
 from psdiff.inference_latency import Calibration, LatencyMeter, calibrate, steps_within
@@ -162,7 +162,7 @@ def test_other_sizes_and_settings_are_measured_apart(timed):
     timed.steps_within(32.0, (48, 64), sampler="dpmsolver++")
     assert timed.measured == [(48, 64), (64, 64), (48, 64)]
     timed.latency.test_size = None
-    with pytest.raises(ValueError, match="give an image_size"):
+    with pytest.raises(ValueError, match="image_size is required"):
         timed.steps_within(32.0)
 
 
@@ -209,38 +209,11 @@ def test_size_of_the_largest_test_image(least, greatest, expected):
     assert build_model(cfg).latency.test_size == expected
 
 
-_PROCESS = """
-import sys
-import torch.distributed as dist
-from psdiff.inference_latency import Calibration, LatencyMeter
-from psdiff.inference_settings import InferenceSettings
-
-class Meter(LatencyMeter):
-    def calibrate(self, model, settings, image_size):
-        return Calibration(image_size, 20.0, 5.0 if rank == 0 else 10.0)
-
-rank, meeting = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-settings = InferenceSettings(latency_budget_ms=50.0)
-print(Meter().agreed_steps(None, settings, (48, 64)))
-dist.destroy_process_group()
-"""
-
-
-def test_all_processes_take_the_steps_of_the_slowest(tmp_path, child_env):
+def test_all_processes_take_the_steps_of_the_slowest():
     alone = LatencyMeter()
     alone.calibrate = lambda *_: TIMES
     assert alone.agreed_steps(None, InferenceSettings(latency_budget_ms=50.0), (48, 64)) == 6
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _PROCESS, str(rank), str(tmp_path / "meeting")],
-            stdout=subprocess.PIPE, text=True, env=child_env,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert [int(output) for output in outputs] == [3, 3]
+    run_in_two_processes(agree_on_steps)
 
 
 @pytest.mark.gpu

@@ -81,9 +81,12 @@ def test_slim_backbone_keeps_its_names(tmp_path):
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        ("torchvision/vgg16", "only its residual networks are taken: .*resnet50"),
+        (
+            "torchvision/vgg16",
+            "only the residual networks of torchvision are supported: .*resnet50",
+        ),
         ("hub/resnet50", "must be 'torchvision/<name>', 'timm/<name>' or a name"),
-        ("build_nothing", "BACKBONE_REGISTRY does not have; it has .*build_slim_resnet_backbone"),
+        ("build_nothing", "not in BACKBONE_REGISTRY; available: .*build_slim_resnet_backbone"),
     ],
 )
 def test_unknown_names_are_refused_with_those_that_exist(backbone, message, tmp_path):
@@ -93,7 +96,7 @@ def test_unknown_names_are_refused_with_those_that_exist(backbone, message, tmp_
 
 def test_unknown_or_missing_timm_is_named(tmp_path, monkeypatch):
     pytest.importorskip("timm", reason="timm is not installed")
-    with pytest.raises(ValueError, match="which timm does not know"):
+    with pytest.raises(ValueError, match="which is unknown to timm"):
         build(tmp_path, "timm/resnet51_of_nobody")
     importing = builtins.__import__
 
@@ -110,10 +113,10 @@ def test_unknown_or_missing_timm_is_named(tmp_path, monkeypatch):
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     key = "BACKBONE_WEIGHTS"
     name = "torchvision/resnet18"
-    with pytest.raises(FileNotFoundError, match=f"{key} is 'nowhere.pth', which is no file"):
+    with pytest.raises(FileNotFoundError, match=f"{key} is 'nowhere.pth', which is not a file"):
         build(tmp_path, name, BACKBONE_WEIGHTS="nowhere.pth")
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "part.pth")
-    with pytest.raises(ValueError, match=f"{key}: .*lacks .* weights, the first is bn1"):
+    with pytest.raises(ValueError, match=f"{key}: .* weights are missing, the first is bn1"):
         build(tmp_path, name, BACKBONE_WEIGHTS=str(tmp_path / "part.pth"))
     (tmp_path / "broken.pth").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=f"{key}: .*broken.pth' does not fit"):
@@ -125,5 +128,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
 @pytest.mark.parametrize("method", ["mgn", "agw"])
 def test_methods_that_work_inside_need_stages(method, tmp_path):
     cfg = teacher_cfg(tmp_path, method, BACKBONE="build_slim_resnet_fpn_backbone")
-    with pytest.raises(ValueError, match=f"'{method}' works inside the stages.*resnet50"):
+    with pytest.raises(
+        ValueError, match=f"'{method}' needs a backbone .*accessible stages.*resnet50"
+    ):
         build_teacher(cfg)

@@ -33,7 +33,9 @@ def count(module):
 
 def test_the_registry_holds_the_rows_of_the_table(tmp_path):
     assert tuple(TEACHER_REGISTRY) == METHODS
-    with pytest.raises(ValueError, match="NAME is 'osnet'; allowed: hhcl, s_reid, mgn, agw, pplr"):
+    with pytest.raises(
+        ValueError, match="NAME is 'osnet'; allowed: 'hhcl', 's_reid', 'mgn', 'agw', 'pplr'"
+    ):
         build_teacher(teacher_cfg(tmp_path, "osnet"))
 
 

@@ -2,14 +2,14 @@
 """Training of teachers: schedule, what they learn, going on after an interruption, the scripts."""
 
 import os
-import runpy
 
 import numpy as np
 import pytest
 import torch
+from programs import load_program
 from psdiff_tiny import EMBED_DIM
 from safetensors.torch import load_file
-from teacher_tiny import METHODS, paint_people, registered, teacher_cfg
+from teacher_tiny import METHODS, paint_persons, registered, teacher_cfg
 
 from psdiff.teachers.embed import embed_scenes
 from psdiff.teachers.registry import build_teacher
@@ -18,16 +18,15 @@ from psdiff.teachers.trainer import TeacherTrainer
 
 
 @pytest.fixture
-def people(tmp_path):
-    with registered(paint_people(tmp_path, unlabeled=True)) as records:
+def persons(tmp_path):
+    with registered(paint_persons(tmp_path, unlabeled=True)) as records:
         yield records
 
 
 @pytest.fixture(scope="module")
-def train(request):
+def train():
     """The function behind ``train_teacher.py``."""
-    script = request.config.rootpath / "projects/PSDiff/tools/train_teacher.py"
-    return runpy.run_path(str(script))["train"]
+    return load_program("projects/PSDiff/tools/train_teacher.py").train
 
 
 # ---- schedule ------------------------------------------------------------------------------------
@@ -49,7 +48,7 @@ def test_cosine_schedule_goes_to_zero(tmp_path):
 
 
 def test_wrong_settings_of_a_training_are_named(tmp_path):
-    with pytest.raises(ValueError, match="SCHEDULE is 'linear'; allowed: step, cosine"):
+    with pytest.raises(ValueError, match="SCHEDULE is 'linear'; allowed: 'step', 'cosine'"):
         rate_factor(teacher_cfg(tmp_path, SCHEDULE="linear"), 10)
     with pytest.raises(ValueError, match="EPOCHS is 0 and MAX_ITER 0"):
         total_iterations(teacher_cfg(tmp_path, EPOCHS=0, MAX_ITER=0), 10)
@@ -61,12 +60,12 @@ def test_wrong_settings_of_a_training_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_trained_teacher_tells_colors_apart(name, people, tmp_path):
+def test_a_trained_teacher_tells_colors_apart(name, persons, tmp_path):
     cfg = teacher_cfg(tmp_path / "out", name)
-    trainer = TeacherTrainer(cfg, people, num_pids=4)
+    trainer = TeacherTrainer(cfg, persons, num_pids=4)
     net = trainer.run()
-    feats = torch.cat(list(embed_scenes(net, people, cfg)))[:, 0].numpy()
-    pids = np.array([a["person_id"] for r in people for a in r["annotations"]])
+    feats = torch.cat(list(embed_scenes(net, persons, cfg)))[:, 0].numpy()
+    pids = np.array([a["person_id"] for r in persons for a in r["annotations"]])
     feats, pids = feats[pids >= 0], pids[pids >= 0]
     sim = feats @ feats.T
     same = pids[:, None] == pids
@@ -117,7 +116,7 @@ def assert_equal(first, second, where=""):
 
 
 @pytest.mark.parametrize("name", ["hhcl", "pplr"])
-def test_a_resumed_training_is_the_uninterrupted_one(name, people, tmp_path, train, monkeypatch):
+def test_a_resumed_training_is_the_uninterrupted_one(name, persons, tmp_path, train, monkeypatch):
     def cfg_in(folder):
         settings = {"MAX_ITER": 12, "CHECKPOINT_EPOCHS": 2, "COLOR_JITTER": [0.2, 0.2]}
         return teacher_cfg(tmp_path / folder, name, **settings)
@@ -147,7 +146,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(name, people, tmp_path, tra
         assert_equal(first[part], second[part], part)
 
 
-def test_a_finished_training_is_not_done_again(people, tmp_path, train, caplog):
+def test_a_finished_training_is_not_done_again(persons, tmp_path, train, caplog):
     cfg = teacher_cfg(tmp_path / "out", MAX_ITER=2)
     first = load_file(train(cfg, resume=True))  # nothing there yet: starts
     second = load_file(train(cfg, resume=True))

@@ -11,8 +11,12 @@ from teacher_tiny import teacher_cfg
 from torch.nn import functional as F
 
 from person_search.schema import UNLABELED_PID
-from psdiff.teachers.agreement import cross_agreement, nearest_neighbors
-from psdiff.teachers.pplr import refine_labels, smooth_labels
+from psdiff.teachers.pplr import (
+    cross_agreement,
+    nearest_neighbors,
+    refine_labels,
+    smooth_labels,
+)
 from psdiff.teachers.registry import build_teacher, build_teacher_loss
 
 
