@@ -12,12 +12,12 @@ from mat_trees import small_cuhk_sysu, small_prw
 from tiny_model import unregister_dataset
 
 from person_search.data import (
+    IncompleteDatasetError,
     get_num_pids,
     register_builtin_datasets,
     register_cuhk_sysu,
     register_prw,
 )
-from person_search.data.datasets import IncompleteDatasetError
 from person_search.evaluation import PersonSearchEvaluator
 
 BUILTIN = [

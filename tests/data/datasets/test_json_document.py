@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from json_trees import small_document, write_json_set
 
-from person_search.data import AnnotationFileError, load_person_search_json
-from person_search.data.datasets import IrregularityLog
+from person_search.data import AnnotationFileError, IrregularityLog, load_person_search_json
 
 
 def change(section: str, row: int, **values: object) -> dict:
@@ -152,6 +151,9 @@ def test_bad_content_is_named(tmp_path: Path, name: str) -> None:
         (b" \n", "the file is empty (2 bytes)"),
         (b"images", "not JSON: Expecting value, line 1, column 1"),
         (b'{"images": [{"id": 1', "the file is truncated"),
+        ('{"images": [{"file_name": "é'.encode(), "the file is truncated"),
+        (b'{"images": [],}', "line 1, column 15"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b'{"images": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"images": ' + b"9" * 5000 + b"}", "Exceeds the limit"),
