@@ -79,7 +79,7 @@ def test_a_query_image_that_cannot_be_read(how, search_tool, tmp_path, shown) ->
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_folder_of_everything(search_tool, tmp_path, shown) -> None:
     """Damaged images, other files, broken links, a link out of the folder, a video that stops."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for name, (write, _) in BAD_IMAGES.items():
         write(folder / name)
     (folder / "notes.txt").write_text("no image, and no suffix of one")
@@ -91,7 +91,7 @@ def test_a_folder_of_everything(search_tool, tmp_path, shown) -> None:
     assert search_tool("index") == 0
     output, _ = shown()
     gallery = Gallery.open(tmp_path / "g")
-    names = {Path(path).name for path in gallery.pictures.paths}
+    names = {Path(path).name for path in gallery.images.paths}
     assert names == {"p0.png", "p1.png", "p2.png", "p3.png", "v.avi"}
     assert "7 files could not be read, or not to the end:" in output
     assert "2 links left out:" in output and "1 file of other kinds not looked at." in output
@@ -103,7 +103,7 @@ def test_a_folder_of_everything(search_tool, tmp_path, shown) -> None:
 def test_unusual_query_images_are_turned_and_converted(search_tool, tmp_path, shown) -> None:
     """The same scene as CMYK, with 16 bits, and lying on its side with an EXIF mark."""
     assert search_tool("index") == 0
-    scene = Image.open(tmp_path / "pictures" / "p0.png").convert("L")
+    scene = Image.open(tmp_path / "images" / "p0.png").convert("L")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown a quarter turn to the right
     Image.merge("RGB", [scene] * 3).convert("CMYK").save(tmp_path / "cmyk.tif")
@@ -133,9 +133,9 @@ def test_unusual_query_images_are_turned_and_converted(search_tool, tmp_path, sh
         (("nan", 10, 60, 90), "error: the box nan 10 60 90 has no area"),
     ],
 )  # fmt: skip
-def test_a_box_that_shows_nobody(box, text, search_tool, tmp_path, pictures, shown) -> None:
+def test_a_box_that_shows_nobody(box, text, search_tool, tmp_path, images, shown) -> None:
     assert search_tool("query", box=box) == 2, "told before gallery and model are looked at"
-    assert shown()[1].startswith(text.format(path=pictures[0]))
+    assert shown()[1].startswith(text.format(path=images[0]))
 
 
 def test_an_empty_gallery(search_tool, tmp_path, shown) -> None:
@@ -182,7 +182,7 @@ def test_a_path_that_leaves_the_folder(name, search_tool, tmp_path, shown) -> No
     assert search_tool("index") == 0
     shown()
     if name == "link.png":
-        (tmp_path / "pictures" / name).symlink_to(tmp_path / "secret.png")
+        (tmp_path / "images" / name).symlink_to(tmp_path / "secret.png")
     (log,) = (tmp_path / "g" / "segments").glob("*/entries.log")
     lines = []
     for line in log.read_text().splitlines():
@@ -191,7 +191,7 @@ def test_a_path_that_leaves_the_folder(name, search_tool, tmp_path, shown) -> No
         text = json.dumps(entry, separators=(",", ":"))
         lines.append(f"{zlib.crc32(text.encode()):08x} {text}\n")
     log.write_text("".join(lines))
-    message = f"names the image '{name}', which leaves the folder '{tmp_path / 'pictures'}'"
+    message = f"names the image '{name}', which leaves the folder '{tmp_path / 'images'}'"
     assert search_tool("verify") == 2
     assert message in shown()[0]
     if name != "link.png":

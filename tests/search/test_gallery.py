@@ -48,19 +48,19 @@ def test_similarities_of_several_parts() -> None:
 def test_exact_search_is_numpy(segments, tmp_path) -> None:
     counts = [3, 0, 5, 1, 7, 2]
     store, feats = write_gallery(tmp_path / "g", counts, segments=segments)
-    picture = np.repeat(np.arange(6), counts)
+    image = np.repeat(np.arange(6), counts)
     query = unit_vectors(np.random.default_rng(5), 1, 8)[0]
     gallery = Gallery(store)
-    assert len(gallery) == 18 and len(gallery.pictures) == 6
+    assert len(gallery) == 18 and len(gallery.images) == 6
     matches = gallery.search(query, None, per_image=False)
     order = reference(feats, query, 18)
     assert [m.path for m in matches] == [
-        str(tmp_path / "pictures" / f"p{picture[i]}.png") for i in order
+        str(tmp_path / "images" / f"p{image[i]}.png") for i in order
     ]
     assert np.allclose([m.sim for m in matches], feats[order] @ query, atol=1e-6)
     assert [m.rank for m in matches] == list(range(1, 19))
     once = gallery.search(query, 3)
-    best = list(dict.fromkeys(picture[order]))[:3]
+    best = list(dict.fromkeys(image[order]))[:3]
     assert [m.path[-6:] for m in once] == [f"p{i}.png" for i in best]
     assert once[0] == matches[0]
 
@@ -90,7 +90,7 @@ def test_filters(tmp_path) -> None:
     similar = SearchFilter(min_similarity=every[2].sim)
     assert gallery.search(feats[0], None, wanted=similar, per_image=False) == every[:3]
     assert gallery.search(feats[0], 2, wanted=similar, per_image=False) == every[:2]
-    skipped = gallery.search(feats[0], None, skip=[tmp_path / "pictures" / "p0.png"])
+    skipped = gallery.search(feats[0], None, skip=[tmp_path / "images" / "p0.png"])
     assert "p0" not in {m.path[-6:-4] for m in skipped} and len(skipped) == 3
 
 

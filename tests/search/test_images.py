@@ -21,8 +21,8 @@ def test_channel_order(tmp_path) -> None:
 def test_other_color_modes_become_rgb(mode: str, tmp_path) -> None:
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     Image.new("RGB", (4, 5), (102, 102, 102)).convert(mode).save(path)
-    picture = read_image(path)
-    assert picture.shape == (5, 4, 3) and np.abs(picture.astype(int) - 102).max() < 3
+    image = read_image(path)
+    assert image.shape == (5, 4, 3) and np.abs(image.astype(int) - 102).max() < 3
 
 
 def damaged(kind: str, path) -> None:
@@ -131,8 +131,8 @@ def test_16_bit_images_keep_their_brightness(tmp_path) -> None:
 def test_exif_orientation_is_applied(tmp_path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown a quarter turn to the right
-    picture = np.zeros((8, 16, 3), np.uint8)
-    picture[:, :8] = 250
-    Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
+    image = np.zeros((8, 16, 3), np.uint8)
+    image[:, :8] = 250
+    Image.fromarray(image).save(tmp_path / "turned.png", exif=exif)
     shown = read_image(tmp_path / "turned.png")
     assert shown.shape == (16, 8, 3) and shown[0, 0, 0] == 250 and shown[-1, 0, 0] == 0

@@ -90,7 +90,7 @@ def test_everything_with_the_keyboard(visit) -> None:
     tab.locator("#x1").press("Enter")
     tab.locator("#search").press("Enter")
     assert found(tab)[0] in ("a.png", "b.png"), "green"
-    tab.locator(".pictures").first.press("Enter")
+    tab.locator(".images").first.press("Enter")
     assert tab.locator("#large").is_visible()
     first = tab.inner_text("#large-title")
     tab.keyboard.press("ArrowRight")
@@ -124,7 +124,7 @@ def test_on_a_phone(visit, look, scheme: str) -> None:
     tab.locator("#search").tap()
     assert len(found(tab)) == 4 and nothing_sticks_out() and images_are_loaded(tab)
     look(tab, f"phone_{scheme}_found", full_page=True)
-    tab.locator(".pictures").first.tap()
+    tab.locator(".images").first.tap()
     assert tab.locator("#large").is_visible() and nothing_sticks_out()
     look(tab, f"phone_{scheme}_large")
 

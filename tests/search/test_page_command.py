@@ -46,9 +46,9 @@ def test_the_command(serve_words, tmp_path: Path, child_env, number: int) -> Non
         address = re.search(r"http://127\.0\.0\.1:\d+/", line)[0]
         sent = urllib.request.Request(address + "api/uploads", data=image_bytes())
         with urllib.request.urlopen(sent, timeout=60) as answer:
-            picture = json.load(answer)
-        assert picture["width"] == 100
-        choice = {"picture": picture["id"], "box": [0, 0, 50, 80]}
+            image = json.load(answer)
+        assert image["width"] == 100
+        choice = {"image": image["id"], "box": [0, 0, 50, 80]}
         sent = urllib.request.Request(
             address + "api/search",
             data=json.dumps({"persons": [choice]}).encode(),

@@ -31,8 +31,8 @@ def cut_off(gallery: Path, name: str = "vectors.f32") -> None:
 
 
 def search(page: Page) -> Answer:
-    key = page.get("/api/pictures").json["pictures"][0]["id"]
-    return page.post("/api/search", {"persons": [{"picture": key, "person": 0}]})
+    key = page.get("/api/images").json["images"][0]["id"]
+    return page.post("/api/search", {"persons": [{"image": key, "person": 0}]})
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_a_gallery_that_is_damaged_meanwhile(
 def test_rows_that_have_been_cut_off_are_not_touched(tmp_path: Path, name: str) -> None:
     """To read mapped memory behind the end of its file would end the process."""
     with running(make_gallery(tmp_path)) as page:
-        key = page.get("/api/pictures").json["pictures"][0]["id"]
+        key = page.get("/api/images").json["images"][0]["id"]
         upload = page.post("/api/uploads", image_bytes()).json["id"]
         cut_off(tmp_path / "gallery", name)
         for answer in (
-            page.get(f"/api/pictures/{key}"),
-            page.post("/api/search", {"persons": [{"picture": upload, "person": 0}]}),
+            page.get(f"/api/images/{key}"),
+            page.post("/api/search", {"persons": [{"image": upload, "person": 0}]}),
         ):
             assert answer.status == 503 and "keeps the images" in answer.json["error"]
 
@@ -91,7 +91,7 @@ def test_a_repaired_gallery_is_taken_in(tmp_path: Path) -> None:
         assert search(page).status == page.get("/api/gallery").status == 503
         compact(GalleryStore(tmp_path / "gallery"))
         assert search(page).status == 503, "until the page is loaded again"
-        assert page.get("/api/gallery").json["pictures"] == 3
+        assert page.get("/api/gallery").json["images"] == 3
         assert search(page).status == 200
 
 

@@ -65,7 +65,7 @@ def test_the_focus_when_a_button_has_done_its_work(visit) -> None:
     tab.locator(".person").first.click()
     tab.locator("#search").press("Enter")
     count = len(found(tab))
-    tab.locator(".pictures").first.press("Enter")
+    tab.locator(".images").first.press("Enter")
     tab.locator("#next").focus()
     for _ in range(count - 1):
         tab.keyboard.press("Enter")
@@ -76,15 +76,15 @@ def test_the_focus_when_a_button_has_done_its_work(visit) -> None:
         tab.keyboard.press("Enter")
     assert focused(tab) == "next" and tab.inner_text("#large-title").startswith("1. ")
     tab.keyboard.press("Escape")
-    assert tab.evaluate("document.activeElement.className") == "pictures"
+    assert tab.evaluate("document.activeElement.className") == "images"
 
 
 @needs_browser
 def test_the_focus_after_the_rest_is_listed(chromium, tmp_path) -> None:
     gallery = make_gallery(tmp_path)
     for i in range(22):
-        paint_halves(tmp_path / "pictures" / f"e{i:02d}.png", ((9 * i, 0, 9), (0, 9 * i, 9)))
-    index_images(embedder(), gallery, find_sources([tmp_path / "pictures"]))
+        paint_halves(tmp_path / "images" / f"e{i:02d}.png", ((9 * i, 0, 9), (0, 9 * i, 9)))
+    index_images(embedder(), gallery, find_sources([tmp_path / "images"]))
     with running(gallery) as page:
         tab = chromium.new_page()
         tab.goto(page.address)

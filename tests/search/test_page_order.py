@@ -47,7 +47,7 @@ def hold(tab, address) -> Callable[[], None]:
 def test_the_last_choice_counts(visit) -> None:
     tab = visit()
     browse(tab)
-    release = hold(tab, re.compile(r"/api/pictures/g-[0-9a-f]+-0$"))
+    release = hold(tab, re.compile(r"/api/images/g-[0-9a-f]+-0$"))
     tab.click(".thumbs button[title='a.png']")
     tab.click(".thumbs button[title='b.png']")
     tab.wait_for_selector("#hint:has-text('b.png')")
@@ -190,8 +190,8 @@ def test_an_image_of_the_gallery_before_it_is_open(visit) -> None:
     tab.wait_for_timeout(200)
     release[0]()
     tab.wait_for_selector("#hint:has-text('a.png')")
-    picture = next(url for url in answered if re.fullmatch("pictures/g-[0-9a-f]+-0", url))
-    assert answered.index("gallery") < answered.index(picture), "without its facts nobody is chosen"
+    image = next(url for url in answered if re.fullmatch("images/g-[0-9a-f]+-0", url))
+    assert answered.index("gallery") < answered.index(image), "without its facts nobody is chosen"
     tab.locator(".person").first.click()
     assert tab.locator("#another").is_visible()
 

@@ -26,10 +26,10 @@ def results_in(folder: Path) -> tuple[dict, list[dict]]:
     return head, matches
 
 
-def test_index_and_query(search_tool, tmp_path, pictures, capsys) -> None:
+def test_index_and_query(search_tool, tmp_path, images, capsys) -> None:
     """A copy of the query's image must come first, with a similarity of 1."""
-    shutil.copy(pictures[0], tmp_path / "pictures" / "copy.png")
-    (tmp_path / "pictures" / "broken.jpg").write_text("no image")
+    shutil.copy(images[0], tmp_path / "images" / "copy.png")
+    (tmp_path / "images" / "broken.jpg").write_text("no image")
     (tmp_path / "table.csv").write_text("file,camera,time\ncopy.png,north,2026-05-01T12:00\n")
     assert search_tool("index", table=tmp_path / "table.csv") == 0
     printed = capsys.readouterr().out
@@ -45,7 +45,7 @@ def test_index_and_query(search_tool, tmp_path, pictures, capsys) -> None:
     assert best["box"] == pytest.approx(found["box"], abs=0.2)
     assert (best["camera"], best["time"]) == ("north", "2026-05-01 12:00:00")
     assert [m["rank"] for m in matches] == [1, 2, 3, 4], "each image once, not the query's own"
-    assert head["query"][0]["image"] == str(pictures[0])
+    assert head["query"][0]["image"] == str(images[0])
     printed = capsys.readouterr().out
     assert "  1  similarity" in printed and "report.html" in printed
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
@@ -68,7 +68,7 @@ def test_index_and_query(search_tool, tmp_path, pictures, capsys) -> None:
     assert search_tool("query", camera="north", min_similarity=1.0) == 0
     printed = capsys.readouterr().out
     assert re.search(r"Nobody was found .*; the most similar person has 0\.\d{3}\.", printed)
-    two = {"query": [pictures[0], pictures[1]], "box": [(10, 10, 60, 90), (5, 5, 50, 90)]}
+    two = {"query": [images[0], images[1]], "box": [(10, 10, 60, 90), (5, 5, 50, 90)]}
     assert search_tool("query", **two) == 0
     head, matches = results_in(tmp_path / "out")
     assert len(head["query"]) == 2 and len(matches) == 3
@@ -84,7 +84,7 @@ def test_index_and_query(search_tool, tmp_path, pictures, capsys) -> None:
     assert "5 (1 file unreadable)" in printed and "north" in printed
     assert search_tool("verify") == 0 and search_tool("compact") == 0
     assert search_tool("verify") == 0
-    (tmp_path / "pictures" / "copy.png").unlink()
+    (tmp_path / "images" / "copy.png").unlink()
     assert search_tool("verify") == 2
     assert "'copy.png' is gone" in capsys.readouterr().out
 
@@ -112,7 +112,7 @@ def test_nobody_found(search_tool, tmp_path, capsys) -> None:
         ("query", {"box": ("nan", 10, 60, 90)}, "has no area"),
         ("query", {"query": "absent.jpg"}, "there is no image 'absent.jpg'"),
         ("query", {"query": "{folder}/text.jpg"}, "cannot read the image"),
-        ("query", {"gallery": "{folder}/pictures"}, "is no gallery: there is no gallery.json"),
+        ("query", {"gallery": "{folder}/images"}, "is no gallery: there is no gallery.json"),
         ("query", {"gallery": "{folder}/absent"}, "is no gallery"),
         ("query", {"camera": "south"}, "--camera south: the gallery knows no camera"),
         ("query", {"since": "yesterday"}, "'yesterday' is no time"),
@@ -124,7 +124,7 @@ def test_nobody_found(search_tool, tmp_path, capsys) -> None:
         ("index", {"weights": "{folder}/text.jpg"}, "is damaged, or is none"),
         ("index", {"weights": "{folder}/other.pth"}, "is of another architecture"),
         ("index", {"config_file": "absent.yaml"}, "'absent.yaml' does not exist"),
-        ("index", {"gallery": "{folder}/pictures"}, "is not empty"),
+        ("index", {"gallery": "{folder}/images"}, "is not empty"),
         ("index", {"table": "{folder}/table.csv"}, "not there: 'nobody.png'"),
         ("index", {"num_processes": 0}, "--num-processes at least 1"),
     ],
@@ -178,16 +178,16 @@ def test_wrong_arguments(command, opts, changes, text, search_tool, capsys) -> N
 
 @pytest.mark.slow
 def test_interrupted_and_finished_by_two_processes(
-    tiny_run, tmp_path, pictures, child_env, search_tool
+    tiny_run, tmp_path, images, child_env, search_tool
 ) -> None:
     """As a user runs it, with Ctrl-C; kills are in test_indexing.py."""
     command = [
         sys.executable, "-m", "person_search.search", "index", "--gallery", tmp_path / "g",
-        "--source", tmp_path / "pictures", "--config-file", tiny_run / "config.yaml",
+        "--source", tmp_path / "images", "--config-file", tiny_run / "config.yaml",
         "--weights", tiny_run / "weights.pth",
     ]  # fmt: skip
     for i in range(300):  # so many that it cannot be done before it is told to stop
-        shutil.copy(pictures[i % 4], tmp_path / "pictures" / f"copy{i:03d}.png")
+        shutil.copy(images[i % 4], tmp_path / "images" / f"copy{i:03d}.png")
     run = subprocess.Popen(
         command,
         env=child_env,
@@ -204,7 +204,7 @@ def test_interrupted_and_finished_by_two_processes(
     assert run.returncode == 130 and "Traceback" not in errors, errors
     assert "goes on where it stopped" in errors and 0 < written(tmp_path / "g") < 304
     for i in range(280):
-        (tmp_path / "pictures" / f"copy{i:03d}.png").unlink()
+        (tmp_path / "images" / f"copy{i:03d}.png").unlink()
     again = subprocess.run(
         [*command, "--prune", "--num-processes", "2"],
         env=child_env, cwd=tmp_path, capture_output=True, text=True,

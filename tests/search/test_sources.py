@@ -21,7 +21,7 @@ def names(listing) -> list[str]:
 
 
 def test_a_folder_of_everything(tmp_path) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     (folder / "sub" / "deep").mkdir(parents=True)
     (folder / "gallery").mkdir()
     for name in ("b.JPG", "a.png", "v.mp4", "notes.txt", "sub/c.png", "sub/deep/d.webp",

@@ -130,8 +130,8 @@ def test_lock_of_a_living_and_of_a_killed_process(tmp_path, child_env, caplog) -
 def test_paths_stay_in_the_folder(tmp_path) -> None:
     store, _ = write_gallery(tmp_path / "g", [1])
     (tmp_path / "secret.txt").write_text("secret")
-    (tmp_path / "pictures" / "link.png").symlink_to(tmp_path / "secret.txt")
-    assert store.image_path(0, "sub/a.png") == tmp_path / "pictures" / "sub" / "a.png"
+    (tmp_path / "images" / "link.png").symlink_to(tmp_path / "secret.txt")
+    assert store.image_path(0, "sub/a.png") == tmp_path / "images" / "sub" / "a.png"
     for path in ("../secret.txt", "sub/../../secret.txt", str(tmp_path / "secret.txt"), "link.png"):
         with pytest.raises(UnsafePathError, match="leaves the folder"):
             store.image_path(0, path)
@@ -143,7 +143,7 @@ def test_paths_stay_in_the_folder(tmp_path) -> None:
 def test_gallery_and_images_move_together(tmp_path) -> None:
     write_gallery(tmp_path / "old" / "g", [1])
     os.rename(tmp_path / "old", tmp_path / "new")
-    expected = (tmp_path / "new" / "pictures" / "a.png").resolve()
+    expected = (tmp_path / "new" / "images" / "a.png").resolve()
     assert GalleryStore(tmp_path / "new" / "g").image_path(0, "a.png") == expected
 
 
@@ -164,7 +164,7 @@ def test_compact_keeps_what_counts(tmp_path) -> None:
         writer.append(entry("p1.png", run, removed=True))
     before = Gallery(store).search(feats[3], None, per_image=False)
     report = compact(store)
-    assert (report.pictures, report.persons, report.dropped_rows) == (3, 4, 3)
+    assert (report.images, report.persons, report.dropped_rows) == (3, 4, 3)
     assert report.damaged == [] and store.manifest.segments == ("0003",)
     assert [p.name for p in (tmp_path / "g" / "segments").iterdir()] == ["0003"]
     after = Gallery(GalleryStore(tmp_path / "g")).search(feats[3], None, per_image=False)
@@ -214,8 +214,8 @@ def test_interrupted_compaction_changes_nothing(tmp_path, monkeypatch) -> None:
 def test_verify_and_salvage(tmp_path) -> None:
     store, _ = write_gallery(tmp_path / "g", [1, 1, 1])
     for i in range(3):
-        (tmp_path / "pictures" / f"p{i}.png").write_bytes(b"x")
-        os.utime(tmp_path / "pictures" / f"p{i}.png", ns=(1, 1))
+        (tmp_path / "images" / f"p{i}.png").write_bytes(b"x")
+        os.utime(tmp_path / "images" / f"p{i}.png", ns=(1, 1))
     assert verify(store) == []
     folder = tmp_path / "g" / "segments" / "0001"
     with (folder / LOG).open("ab") as log:
@@ -224,8 +224,8 @@ def test_verify_and_salvage(tmp_path) -> None:
     vectors = bytearray((folder / VECTORS).read_bytes())
     vectors[5] ^= 1
     (folder / VECTORS).write_bytes(vectors)
-    (tmp_path / "pictures" / "p1.png").unlink()
-    (tmp_path / "pictures" / "p2.png").write_bytes(b"other")
+    (tmp_path / "images" / "p1.png").unlink()
+    (tmp_path / "images" / "p2.png").write_bytes(b"other")
     assert verify(store) == [
         "the persons of 'p0.png' in '0001' are damaged.",
         "the image 'p1.png' is gone.",
@@ -233,4 +233,4 @@ def test_verify_and_salvage(tmp_path) -> None:
     ]
     report = compact(store)
     assert report.damaged == ["the persons of 'p0.png' in '0001' are damaged."]
-    assert report.pictures == 2 and len(Gallery(store)) == 2
+    assert report.images == 2 and len(Gallery(store)) == 2

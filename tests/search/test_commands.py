@@ -9,11 +9,11 @@ from person_search.search.indexing import IndexReport
 from person_search.search.query import QueryPerson
 from person_search.search.sources import Listing
 from person_search.search.table import Match, count
-from person_search.search.wording import describe_query, describe_run, match_lines
+from person_search.search.commands import describe_query, describe_run, match_lines
 
 
 def test_one_and_many() -> None:
-    assert [count(n, "picture") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [count(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
     assert [count(n, "match", "matches") for n in (1, 2)] == ["1 match", "2 matches"]
 
 
