@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom to search for, and the files that a search leaves behind."""
+"""The query, and the files that a search writes."""
 
 import base64
 import io
@@ -57,12 +57,14 @@ def test_best_person_and_person_at_a_point(embedder, image) -> None:
     assert there.box == (50, 0, 100, 80) and there.to_json()["score"] == 0.6
     assert np.allclose(there.reid_feat, [0, 0, 1], atol=0.05)
     embedder.score_thresh = 0.7
-    with pytest.raises(ValueError, match="nobody was detected at 70 40 .* Detected .*: 0 0 50 80"):
+    with pytest.raises(
+        ValueError, match="no person was detected at 70 40 .* Detected .*: 0 0 50 80"
+    ):
         detected_person(embedder, image, (70, 40))
     with pytest.raises(ValueError, match="outside the image .* 100 x 80"):
         detected_person(embedder, image, (100, 40))
     embedder.score_thresh = 0.95
-    with pytest.raises(ValueError, match="nobody was detected .* at least 0.95"):
+    with pytest.raises(ValueError, match="no person was detected .* at least 0.95"):
         detected_person(embedder, image)
 
 
@@ -137,7 +139,7 @@ def test_report_is_one_file_that_needs_nothing_else(result, tmp_path) -> None:
 
 
 def test_filters_and_places_stand_in_the_report(result, tmp_path) -> None:
-    """Whoever gets the report must see what was left out, and which of two a.jpg is meant."""
+    """The report states the filters of the search."""
     wanted = SearchFilter(0.25, frozenset({"<gate>"}), until=60.0)
     filtered = replace(result, wanted=wanted)
     words = "only camera <gate>, until 1970-01-01 00:01:00, detection score at least 0.25"
@@ -160,15 +162,15 @@ def test_equal_names_in_two_folders_differ_in_the_report(embedder, image, tmp_pa
     assert {"gate/a.png", "yard/a.png"} <= set(texts)
 
 
-def test_a_scene_that_is_gone_is_said_to_be(result, tmp_path) -> None:
+def test_a_missing_scene(result, tmp_path) -> None:
     Path(result.matches[0].path).unlink()
     write_results(result, tmp_path / "out", 2)
-    assert "cannot be read any more" in (tmp_path / "out" / "report.html").read_text()
+    assert "readable" in (tmp_path / "out" / "report.html").read_text()
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:
         assert min(sheet.size) > 500
 
 
-def test_nobody_found(result, tmp_path) -> None:
+def test_no_person_found(result, tmp_path) -> None:
     empty = SearchResult(result.queries, result.gallery, [], {})
     write_results(empty, tmp_path / "out", 5)
     assert "Nobody was found." in (tmp_path / "out" / "report.html").read_text()

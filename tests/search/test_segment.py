@@ -145,13 +145,13 @@ def test_damage_in_the_middle_is_not_an_unfinished_end(tmp_path) -> None:
 def test_rows_that_are_missing(tmp_path) -> None:
     write_all(tmp_path / "s", [2, 2])
     os.truncate(tmp_path / "s" / VECTORS, 3 * DIM * 4)
-    with pytest.raises(GalleryDamagedError, match="holds 3 persons where the log .* names 4"):
+    with pytest.raises(GalleryDamagedError, match="holds 3 persons, but the log .* refers to 4"):
         map_rows(tmp_path / "s", read_segment(tmp_path / "s").rows, DIM)
 
 
 def test_embeddings_of_another_length_are_refused(tmp_path) -> None:
     with SegmentWriter(tmp_path / "s", DIM + 1) as writer:
-        with pytest.raises(ValueError, match=r"the gallery takes \(2, 4\)"):
+        with pytest.raises(ValueError, match=r"the gallery expects \(2, 4\)"):
             writer.append(*image(0, 2))
     assert contents(tmp_path / "s") == []
 

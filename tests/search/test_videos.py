@@ -43,7 +43,7 @@ def test_no_video(content, tmp_path, capfd) -> None:
         whole = write_video(path).read_bytes()
         content = whole[: len(whole) // 2]
     path.write_bytes(content)
-    reason = "it is damaged, or is none" if content else r"the file is empty \(0 bytes\)"
+    reason = "it is damaged or not a video" if content else r"the file is empty \(0 bytes\)"
     with pytest.raises(BadImageError, match=rf"cannot read the video '.*v\.mp4': {reason}"):
         list(sample_video(path, 1.0))
     assert count_samples(path, 1.0) == 1
@@ -54,5 +54,5 @@ def test_frame_that_is_not_there(tmp_path) -> None:
     path = write_video(tmp_path / "v.mp4", 5)
     with pytest.raises(BadImageError, match="has no frame 7"):
         read_frame(path, 7)
-    with pytest.raises(FileNotFoundError, match="there is no video"):
+    with pytest.raises(FileNotFoundError, match="absent.mp4' does not exist"):
         read_frame(tmp_path / "absent.mp4", 0)
