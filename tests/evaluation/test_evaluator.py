@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluator in Detectron2's loop: figures, several processes, files, bad input."""
+"""The evaluator in Detectron2's loop: metrics, several processes, files, bad input."""
 
 import json
 import logging
@@ -74,8 +74,8 @@ def test_through_the_loop_of_detectron2(case, name, tmp_path, caplog):
         "search_listed": search_reference(dets, case.query_feats, case.protocols["listed"]),
     }
     assert list(results) == list(expected)
-    for task, figures in expected.items():
-        assert {k: results[task][k] for k in figures} == pytest.approx(figures, abs=1e-6)
+    for task, metrics in expected.items():
+        assert {k: results[task][k] for k in metrics} == pytest.approx(metrics, abs=1e-6)
     assert results["detection"]["num_gt"] == sum(len(r["annotations"]) for r in case.records)
     assert results["detection"]["num_det"] == sum(len(d.boxes) for d in dets.values())
     (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
@@ -289,7 +289,9 @@ def test_embeddings_of_another_length(case, name):
     output = case.output(second)
     instances = output["instances"]
     instances.reid_feats = torch.nn.functional.normalize(torch.ones(len(instances), 7))
-    with pytest.raises(ValueError, match=f"image_id {second}.*length 7, before it was 4"):
+    with pytest.raises(
+        ValueError, match=f"image_id {second}.*length 7, earlier ones have length 4"
+    ):
         judge.process([{"image_id": second}], [output])
 
 
@@ -311,7 +313,7 @@ def test_queries_in_another_order(case, name):
     one["queries"].query_ids = one["queries"].query_ids + 1
     judge = PersonSearchEvaluator(name)
     judge.reset()
-    with pytest.raises(ValueError, match=f"image_id {one['image_id']}: the loader gave"):
+    with pytest.raises(ValueError, match=f"image_id {one['image_id']}: the loader returned"):
         judge.process([one], [case.output(one["image_id"])])
 
 
@@ -334,8 +336,11 @@ def test_wrong_options(name, options, message):
 
 
 def test_data_set_without_protocols():
-    with pytest.raises(ValueError, match="no search protocol"):
-        PersonSearchEvaluator("a_data_set_nobody_registered")
+    with pytest.raises(
+        ValueError,
+        match="no search protocols: .*register_coco_instances.*register_person_search_json",
+    ):
+        PersonSearchEvaluator("an_unregistered_data_set")
 
 
 def test_wrong_protocol_fails_before_the_inference(case):
@@ -351,7 +356,7 @@ def test_wrong_protocol_fails_before_the_inference(case):
     [
         (lambda records: records.clear(), "has no records"),
         (lambda records: records[0].pop("queries"), "has no 'queries'"),
-        (lambda records: records.append(records[0]), "stands twice"),
+        (lambda records: records.append(records[0]), "duplicate image_id"),
     ],
 )
 def test_wrong_records(case, spoil_records, message):
