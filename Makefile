@@ -1,16 +1,18 @@
-# Thin on purpose: every target calls a script in dev/ or tools/ that can be run by hand.
+# Every target calls a script in dev/ or tools/ that can also be run by hand.
 #
-#   make demo                       install, make synthetic data, train, evaluate, search (CPU, no data needed)
+#   make demo                       install, draw synthetic data, train, evaluate, search (CPU, no data needed)
+#   make demo DEMO=--quick          the same commands with tiny data and two iterations, as a check
 #   make test                       install, lint, whole test suite with coverage
 #   make test BACKEND=real DETECTRON2=<checkout>     the same on a source checkout of the real Detectron2
 #   make lint | env | packaging | clean
 #
-# PYTHON=python3.12 picks the interpreter the environment is made from, VENV=<folder> where it lies.
+# PYTHON=python3.12 selects the interpreter of the environment, VENV=<folder> its location.
 
 PYTHON ?= python3
 VENV ?= .venv
 BACKEND ?= lite
 DETECTRON2 ?=
+DEMO ?=
 export PYTHON VENV
 
 .PHONY: demo test lint env packaging clean help
@@ -18,10 +20,10 @@ export PYTHON VENV
 help:
 	@sed -n 's/^#   //p' Makefile
 
-# the demo reports its whole time, installation included
+# the demo reports its total time, installation included
 demo: export DEMO_STARTED := $(shell date +%s)
 demo: env
-	$(VENV)/bin/python tools/demo.py
+	$(VENV)/bin/python tools/demo.py $(DEMO)
 
 env:
 	@dev/setup_env.sh

@@ -12,24 +12,26 @@ ROOT = Path(__file__).resolve().parent
 PROJECTS = {
     "diffps": "projects/DiffPS/diffps",
     "psdiff": "projects/PSDiff/psdiff",
+    "twostage": "projects/TwoStage/twostage",
 }
 
-# import name = module:function that adds the project's config keys, and by its import registers
+# import name = module:function that adds the config keys of the project; its import registers
 # the model; train_net.py and tools/ find the projects by these lines
 ENTRY_POINTS = {
     "console_scripts": ["person-search = person_search.search.cli:main"],
     "person_search.projects": [
         "diffps = diffps:add_diffps_config",
         "psdiff = psdiff:add_psdiff_config",
+        "twostage = twostage:add_twostage_config",
     ],
 }
 
 EXTRAS = {
     # The frozen Stable Diffusion backbone of DiffPS. PSDiff needs none of it.
     "diffps": ["transformers>=4.44"],
-    # The approximate index of large galleries; exact search needs nothing more.
-    "search": ["faiss-cpu>=1.8"],
-    # The page that searches a gallery in a web browser.
+    # The approximate index of large galleries; exact search needs no extra.
+    "search": ["faiss-cpu>=1.9"],
+    # The web page of person-search serve.
     "page": ["fastapi>=0.115", "uvicorn>=0.30"],
     # Further backbones of PSDiff's teachers (MODEL.PSDIFF.TEACHER.BACKBONE timm/<name>).
     "timm": ["timm>=1.0"],
@@ -49,13 +51,13 @@ EXTRAS = {
     ],
     "dev": [
         "coverage>=7.10",  # from here on it follows child processes
-        "faiss-cpu>=1.8",  # so that the approximate index is tested
+        "faiss-cpu>=1.9",  # so that the approximate index is tested
         "fastapi>=0.115",  # so that the page is tested
         "hypothesis>=6.100",
         "mypy==2.4.1",
-        "playwright>=1.48",  # drives a Chromium that is installed; it brings none
+        "playwright>=1.48",  # drives an installed Chromium
         "pre-commit>=3.5",
-        "pytest>=9",  # ends a test that hangs
+        "pytest>=9",  # faulthandler_exit_on_timeout
         "timm>=1.0",  # so that its backbones are tested
         "transformers>=4.44",  # so that DiffPS is tested
         "uvicorn>=0.30",
@@ -67,13 +69,16 @@ EXTRAS = {
 
 
 def list_packages() -> tuple[list[str], dict[str, str]]:
-    """Returns all packages, and the folders of those that do not lie at the root."""
+    """Returns all packages, and the folders of those outside the root."""
     packages = find_packages(include=["person_search", "person_search.*"])
     package_dir = {}
     for name, folder in PROJECTS.items():
         packages.append(name)
         packages.extend(f"{name}.{sub}" for sub in find_packages(folder))
         package_dir[name] = folder
+    # in a checkout person_search.model_zoo finds configs/ beside the package
+    packages.append("person_search.configs")
+    package_dir["person_search.configs"] = "configs"
     return packages, package_dir
 
 
@@ -95,24 +100,28 @@ setup(
     python_requires=">=3.11",
     packages=PACKAGES,
     package_dir=PACKAGE_DIR,
-    package_data={"person_search.search.page": ["static/*"]},
+    package_data={
+        "person_search": ["py.typed"],
+        "person_search.configs": ["**/*.yaml"],
+        "person_search.search.page": ["static/*"],
+    },
     entry_points=ENTRY_POINTS,
     install_requires=[
-        # detectron2 itself is left out: pip cannot say "the real one or compat/detectron2-lite"
+        # detectron2 is not listed: pip cannot express "the real one or compat/detectron2-lite"
         "torch>=2.11",
         "torchvision>=0.26",
         "numpy>=2.0",  # vecdot
-        "opencv-python>=4.8",
+        "opencv-python>=4.10",
         "fvcore>=0.1.5",
-        "pycocotools>=2.0.7",
-        "scipy>=1.11",
-        "safetensors>=0.4",
-        "Pillow>=10",
+        "pycocotools>=2.0.8",
+        "scipy>=1.13",
+        "safetensors>=0.4.3",
+        "Pillow>=10.3",
         "tqdm>=4.66",
         "rich>=13",
-        "matplotlib>=3.8",
+        "matplotlib>=3.9",
         "tabulate",
-        "diffusers>=0.32,<1",  # psdiff takes its scheduler; the models are for diffps
+        "diffusers>=0.32,<1",  # psdiff uses its schedulers, diffps its models
     ],
     extras_require=EXTRAS,
 )

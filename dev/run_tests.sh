@@ -3,10 +3,10 @@
 #
 #   dev/run_tests.sh                                   everything, with detectron2-lite
 #   dev/run_tests.sh tests/data -k prw                 further arguments go to pytest
-#   dev/run_tests.sh --coverage                        and fail if too little of the core is run
+#   dev/run_tests.sh --coverage                        also fails below the coverage of pyproject.toml
 #   dev/run_tests.sh --with-detectron2 <checkout>      project tests on the real Detectron2: a source
 #                                                      checkout goes first on PYTHONPATH, no compiler
-#                                                      (dev/setup_env.sh --dev --real installs its needs)
+#                                                      (dev/setup_env.sh --dev --real installs its imports)
 # Environment: VENV (default .venv), JOBS (default: number of cores, at most 4).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -30,10 +30,10 @@ while [ $# -gt 0 ]; do
     --with-detectron2)
       checkout=${2:-}
       [ -f "$checkout/detectron2/__init__.py" ] \
-        || fail "'$checkout' is no checkout of Detectron2: it has no detectron2/__init__.py"
+        || fail "'$checkout' is not a checkout of Detectron2: it lacks detectron2/__init__.py"
       checkout=$(cd "$checkout" && pwd)
       export PYTHONPATH="$checkout${PYTHONPATH:+:$PYTHONPATH}"
-      DEFAULT_PATHS=(tests)  # the tests of the stand-in have nothing to say about the real one
+      DEFAULT_PATHS=(tests)  # the tests of the stand-in apply to the stand-in only
       shift 2
       ;;
     *)
@@ -50,7 +50,7 @@ for argument in ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}; do
   [ -e "${argument%%::*}" ] && has_path=true
 done
 $has_path && DEFAULT_PATHS=()
-# A run whose worker died ends at once: with a new worker in its place, pytest-xdist waits for ever
-# for the rest of the file that the dead one was given.
+# A run whose worker died ends at once: with a replacement, pytest-xdist waits forever for the rest
+# of the file that was assigned to the dead worker.
 exec "$PY" -m pytest -n "$JOBS" --dist loadfile --max-worker-restart 0 \
   ${ARGUMENTS[@]+"${ARGUMENTS[@]}"} ${DEFAULT_PATHS[@]+"${DEFAULT_PATHS[@]}"}

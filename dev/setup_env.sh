@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes a virtual environment with everything the project needs. A second run finds the stamps of
-# the first and returns at once; a changed setup.py, constraints.txt or Python runs pip again.
+# Creates a virtual environment with everything the project needs. Repeated runs find the stamps of
+# the first and return at once; a changed setup.py, constraints.txt or Python runs pip again.
 #
-#   dev/setup_env.sh            what demo, training and search need
+#   dev/setup_env.sh            dependencies of demo, training and search
 #   dev/setup_env.sh --dev      also the tools of the tests and of the linter
-#   dev/setup_env.sh --real     also what a source checkout of the real Detectron2 imports
+#   dev/setup_env.sh --real     also the imports of a source checkout of the real Detectron2
 #   dev/setup_env.sh --diffps   also transformers
 #   dev/setup_env.sh --page     also the page for the browser, person-search serve
 #   dev/setup_env.sh --search   also FAISS, for galleries of more than 200,000 persons
@@ -24,25 +24,26 @@ fail() { printf '[setup] error: %s\n' "$*" >&2; exit 1; }
 for argument in "$@"; do
   case $argument in
     --dev | --real | --diffps | --page | --search) EXTRAS+=("${argument#--}") ;;
-    *) fail "unknown option '$argument'; known are --dev, --real, --diffps, --page, --search" ;;
+    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "dev/setup_env.sh"; exit 0 ;;
+    *) fail "unknown option '$argument'; choose from --dev, --real, --diffps, --page, --search" ;;
   esac
 done
 
 check_python() {
   command -v "$PYTHON" > /dev/null \
-    || fail "no '$PYTHON' on this machine. Install Python 3.11 or later, or name one: PYTHON=python3.12 make ..."
+    || fail "'$PYTHON' was not found. Install Python 3.11 or later, or name another: PYTHON=python3.12 make ..."
   "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
     || fail "'$PYTHON' is $("$PYTHON" -V 2>&1); 3.11 or later is needed. Name another: PYTHON=python3.12 make ..."
   "$PYTHON" -c 'import ensurepip, venv' 2> /dev/null \
-    || fail "'$PYTHON' has no module venv or ensurepip. On Debian and Ubuntu: apt install python3-venv"
+    || fail "'$PYTHON' lacks the module venv or ensurepip. On Debian and Ubuntu: apt install python3-venv"
 }
 
 check_disk() {
   local free_gb
   free_gb=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
   if [ "$free_gb" -lt "$DISK_GB" ]; then
-    say "warning: about $DISK_GB GB are needed here, $free_gb GB are free. PyTorch brings CUDA libraries;"
-    say "         a CPU build put into $VENV beforehand is kept and takes about 1.5 GB (README, Install)."
+    say "warning: about $DISK_GB GB are required here, $free_gb GB are free. PyTorch includes CUDA libraries;"
+    say "         a CPU build installed into $VENV beforehand is kept and takes about 1.5 GB."
   fi
 }
 
@@ -52,11 +53,11 @@ make_venv() {
   fi
   check_python
   check_disk
-  say "making $VENV with $("$PYTHON" -V 2>&1)"
-  "$PYTHON" -m venv "$VENV" || fail "could not make $VENV; if it is half there, remove it and try again"
+  say "creating $VENV with $("$PYTHON" -V 2>&1)"
+  "$PYTHON" -m venv "$VENV" || fail "could not create $VENV; remove an incomplete one and try again"
 }
 
-# What an installation depends on: a change of any of it runs pip again.
+# A change of any of these inputs runs pip again.
 fingerprint() {
   { pwd; "$VENV/bin/python" -V; printf '%s\n' "$@"; cat setup.py pyproject.toml constraints.txt \
     compat/detectron2-lite/pyproject.toml; } | cksum
@@ -71,9 +72,9 @@ install_once() {
     return
   fi
   say "installing $what"
-  # --no-compile: Python compiles what is imported, a small part of it, at the first import
+  # --no-compile: only imported modules, a small part, are compiled, at their first import
   "$VENV/bin/python" -m pip install --no-compile --disable-pip-version-check -c constraints.txt "$@" \
-    || fail "pip could not install $what; its own message stands above. The next run goes on from here."
+    || fail "pip could not install $what; see its message above. The next run continues from here."
   printf '%s\n' "$wanted" > "$stamp"
 }
 

@@ -25,6 +25,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from person_search.interface import PersonSearchModel
 from person_search.schema import UNLABELED_PID, SearchProtocol, record_problems
 
 
@@ -172,6 +173,10 @@ class PersonSearchModelTests:
         """Returns the outputs in eval mode, without gradients."""
         with torch.no_grad():
             return model.eval()(inputs)
+
+    def test_follows_the_interface(self) -> None:
+        """See :mod:`person_search.interface`."""
+        assert isinstance(self.build(0), PersonSearchModel)
 
     def test_losses_are_finite_and_reach_every_weight(self) -> None:
         """Losses are named ``loss_*`` and every trainable weight has a finite gradient."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Promises of the repository as a whole: licenses, packages, versions, links and commands."""
+"""Rules for the repository as a whole: licenses, packages, versions, links and commands."""
 
 import re
 import shlex
@@ -19,9 +19,9 @@ import person_search
 
 ROOT = Path(__file__).resolve().parents[1]
 LITE = ROOT / "compat" / "detectron2-lite"
-MAX_LINES = 450
 WRITING = "*.md"
 LATER = ("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK")  # split, so as not to find itself
+OLD_WORDS = ("no" + "body", "some" + "body", "wh" + "om", "an" + "ew")
 
 
 @cache
@@ -49,17 +49,12 @@ def test_python_files_name_their_license() -> None:
     assert not bad, f"first line must be '{wanted}': {bad}"
 
 
-def test_python_files_stay_short() -> None:
-    sizes = {str(p.relative_to(ROOT)): p.read_text().count("\n") for p in tracked("*.py")}
-    long = {name: lines for name, lines in sizes.items() if lines > MAX_LINES}
-    assert not long, f"more than {MAX_LINES} lines, one idea per file: {long}"
-
-
 @pytest.mark.parametrize(
     ("what", "pattern"),
     [
         ("paths of one machine", r"(?<![\w.~>}])/(?:work|root|home|Users)/\w"),
         ("notes to be done later", r"(?<![\"'.])\b(?:" + "|".join(LATER) + r")\b"),
+        ("unidiomatic words, see CONTRIBUTING.md", r"(?i)\b(?:" + "|".join(OLD_WORDS) + r")\b"),
     ],
 )
 def test_files_are_free_of(what: str, pattern: str) -> None:
@@ -188,6 +183,21 @@ def test_missing_command_is_noticed() -> None:
     ]
     assert missing_of("make nothing") == ["make nothing"]
     assert missing_of("python -m person_search.utils.collect_env") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("README.md", 150), ("projects/DiffPS/README.md", 130), ("projects/PSDiff/README.md", 130)],
+)
+def test_readmes_stay_short(name: str, most: int) -> None:
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= most
+
+
+def test_changelog_entries_are_one_short_line() -> None:
+    lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    long = [line for line in lines if len(line.removeprefix("- ")) > 120]
+    assert not long, "at most 120 characters each"
+    assert not [line for line in lines if line.startswith("  ")], "one line each"
 
 
 def test_links_in_documents_lead_somewhere() -> None:

@@ -19,6 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from person_search.data import not_person_search
 from person_search.evaluation.coco_ap import coco_average_precision, coco_summary
 from person_search.evaluation.collector import PredictionCollector
 from person_search.evaluation.detection_metrics import evaluate_detection
@@ -330,14 +331,9 @@ class PersonSearchEvaluator(DatasetEvaluator):
         return {"detection": results.pop("detection"), **results}
 
     def _check_protocol_names(self, names: Sequence[str]) -> None:
-        unknown = [name for name in names if name not in self._available]
         if not self._available:
-            raise ValueError(
-                f"data set '{self._dataset_name}' has no search protocols: it is not registered "
-                "for person search (a set of register_coco_instances has neither identities nor "
-                "queries). Register it with person_search.data.register_person_search_json or "
-                "list it in cfg.DATASETS.PERSON_SEARCH_JSON; see docs/adding_a_dataset.md"
-            )
+            raise not_person_search(self._dataset_name, "it has no search protocols")
+        unknown = [name for name in names if name not in self._available]
         if unknown or not names:
             raise ValueError(
                 f"data set '{self._dataset_name}' has no search protocol {unknown or ''}; it has "

@@ -6,8 +6,6 @@ Boxes are XYXY pixels of the image as people see it (EXIF orientation applied).
 """
 
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -81,7 +79,8 @@ class PersonEmbedder:
         if "://" not in path and not os.path.isfile(path):  # before the model takes its time
             raise FileNotFoundError(f"there is no weight file '{path}'.")
         model = build_model(cfg)
-        _load(cfg, model, path)
+        checkpointer = PersonSearchTrainer.build_checkpointer(cfg, model)
+        checkpointer.load(path, checkpointables=[], need_whole=True)
         return cls(
             model,
             image_format=cfg.INPUT.FORMAT,
@@ -152,13 +151,3 @@ class PersonEmbedder:
         transform = self.augmentations(aug_input)
         image = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
         return {"image": image}, transform
-
-
-def _load(cfg: CfgNode, model: nn.Module, path: str) -> None:
-    """Fills the whole model from a file; a file that is no checkpoint gives a ValueError."""
-    checkpointer = PersonSearchTrainer.build_checkpointer(cfg, model)
-    try:
-        checkpointer.load(path, checkpointables=[], need_whole=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, TypeError) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise ValueError(f"the weight file '{path}' is damaged, or is none: {reason}") from e

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of a training step without the device, and without the work: on tensors without data.
+"""Calculates the memory of a training step on a GPU without a GPU, on tensors without data.
 
-Under ``FakeTensorMode`` PyTorch runs forward and backward on shapes alone. :class:`LiveMemory` adds
-up which storages exist at each moment, as the allocator of a GPU would have to hold them.
+With ``FakeTensorMode``, PyTorch runs the forward and backward pass on shapes only.
+:class:`LiveMemory` sums the storages that exist at each moment, as a GPU has to hold them.
 """
 
 import copy
@@ -22,10 +22,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make while it is active.
+    """Counts the bytes of all storages that operations create while it is active.
 
     Attributes:
-        now: bytes alive. peak: the most that were alive at once.
+        now: Bytes of the existing storages.
+        peak: Largest value of ``now``.
     """
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class LiveMemory(TorchDispatchMode):
         return result
 
     def add(self, tensor: Tensor) -> None:
-        """Counts the storage of a tensor until it is freed; once, however many views it has."""
+        """Counts the storage of a tensor until it is freed; once for all of its views."""
         storage = tensor.untyped_storage()
         key, size = id(storage), storage.nbytes()
         if key in self._alive:
@@ -60,11 +61,12 @@ class LiveMemory(TorchDispatchMode):
 class TrainingMemory:
     """Bytes of one training step.
 
-    Args:
-        parameters: weights and buffers. gradients: of the trainable weights.
-        optimizer: its state, two values per trainable weight (Adam).
-        activations: what the worst moment of the step needs beyond these three: features, their
-            gradients, and weights cast to half precision.
+    Attributes:
+        parameters: Weights and buffers.
+        gradients: Gradients of the trainable weights.
+        optimizer: State of the optimizer, two values per trainable weight (Adam).
+        activations: Further memory at the peak of the step: features, their gradients, and weights
+            cast to half precision.
     """
 
     parameters: int
@@ -74,7 +76,7 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return self.parameters + self.gradients + self.optimizer + self.activations
 
 
@@ -84,14 +86,13 @@ def simulate_training(
     """Runs one forward and backward pass on tensors without data.
 
     Args:
-        module: stays untouched; a copy without data takes its place.
-        step: gets that copy and returns a scalar; makes its inputs itself, on the CPU. It must not
-            branch on values, since there are none.
-        amp: as under ``torch.autocast("cuda", torch.float16)``.
+        module: Module, which is not changed; a copy without data is used.
+        step: Function of that copy that returns a scalar. It creates its inputs itself, on the
+            CPU, and must not branch on values.
+        amp: Whether to calculate as under ``torch.autocast("cuda", torch.float16)``.
 
     Returns:
-        What a GPU would hold. Not in it: the CUDA context, workspaces of its libraries, and what is
-        lost to fragmentation.
+        Memory of a GPU, without the CUDA context, workspaces of its libraries and fragmentation.
     """
     with FakeTensorMode(), LiveMemory() as memory:
         module = _without_data(module)
@@ -117,7 +118,7 @@ def _size(tensor: Tensor) -> int:
 
 
 def _without_data(module: nn.Module) -> nn.Module:
-    """A copy of a module; called under ``FakeTensorMode``."""
+    """Returns a copy of a module; must be called in ``FakeTensorMode``."""
     tensors = {id(t): t for t in [*module.parameters(), *module.buffers()]}
     memo: dict[int, Tensor] = {}
     for key, tensor in tensors.items():
@@ -136,25 +137,23 @@ _FLOAT32_OPERATIONS = (
     (torch, "softmax"),
     (Tensor, "softmax"),
 )
-"""On a GPU, autocast runs these in float32; on a CPU it leaves them alone."""
+"""Operations that autocast runs in float32 on a GPU, but not on a CPU."""
 
 
 @contextmanager
 def _gpu_precision() -> Iterator[None]:
-    """Gives the autocast of the CPU the precision that a GPU's has.
+    """Makes autocast on the CPU use the precision of a GPU.
 
-    To be active in the backward pass as well, where activation checkpointing runs blocks again.
+    Must also be active in the backward pass, where activation checkpointing recomputes blocks.
     """
 
     def in_float32(function: Callable) -> Callable:
         @functools.wraps(function)
         def run(tensor: Tensor, *args, **kwargs) -> Tensor:
-            return function(tensor.float() if autocast_on() else tensor, *args, **kwargs)
+            on = torch.is_autocast_enabled("cpu")
+            return function(tensor.float() if on else tensor, *args, **kwargs)
 
         return run
-
-    def autocast_on() -> bool:
-        return torch.is_autocast_enabled("cpu")
 
     with ExitStack() as stack:
         for owner, name in _FLOAT32_OPERATIONS:

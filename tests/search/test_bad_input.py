@@ -40,10 +40,10 @@ def bomb(width: int):
 
 
 BAD_IMAGES = {
-    "cut.jpg": (cut_short, "it is cut short (image file is truncated"),
+    "cut.jpg": (cut_short, "it is truncated (image file is truncated"),
     "changed.png": (changed_bytes, "broken PNG file"),
     "zero.jpg": (lambda path: path.write_bytes(b""), "the file is empty (0 bytes)"),
-    "text.jpg": (lambda path: path.write_text("hello"), "it is no image of a known format"),
+    "text.jpg": (lambda path: path.write_text("hello"), "it is not an image of a known format"),
     "bomb.png": (bomb(11_000), "it has 11000 x 10000 pixels, and at most 100 million are taken"),
     "claim.png": (bomb(20_000), "it claims to have more than 178 million pixels"),
 }

@@ -46,8 +46,8 @@ def test_damaged_image_is_named_in_one_line(kind: str, suffix: str, tmp_path) ->
 def test_what_a_person_reads_about_a_damaged_image(tmp_path) -> None:
     path = tmp_path / "bad.png"
     for kind, text in (("empty", "the file is empty (0 bytes)"),
-                       ("text", "it is no image of a known format, or its beginning is damaged"),
-                       ("cut", "it is cut short (")):  # fmt: skip
+                       ("text", "it is not an image of a known format, or its beginning is damaged"),
+                       ("cut", "it is truncated (")):  # fmt: skip
         damaged(kind, path)
         with pytest.raises(BadImageError) as caught:
             read_image(path)

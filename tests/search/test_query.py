@@ -163,7 +163,7 @@ def test_equal_names_in_two_folders_differ_in_the_report(embedder, picture, tmp_
 def test_a_scene_that_is_gone_is_said_to_be(result, tmp_path) -> None:
     Path(result.matches[0].path).unlink()
     write_results(result, tmp_path / "out", 2)
-    assert "cannot be read any more" in (tmp_path / "out" / "report.html").read_text()
+    assert "is no longer readable" in (tmp_path / "out" / "report.html").read_text()
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:
         assert min(sheet.size) > 500
 

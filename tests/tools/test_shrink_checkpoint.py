@@ -26,7 +26,10 @@ def test_floats_become_half_and_counters_stay(tool, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [({"weights": {}}, "no entry 'model'"), ({"model": {"a": torch.tensor([1e6])}}, "a of .*fit")],
+    [
+        ({"weights": {}}, "instead of a state dict"),
+        ({"model": {"a": torch.tensor([1e6])}}, "a of .*fit"),
+    ],
 )
 def test_what_cannot_be_shrunk(tool, tmp_path, content, message) -> None:
     torch.save(content, tmp_path / "model.pth")

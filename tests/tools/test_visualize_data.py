@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records of a data set as images."""
+"""tools/visualize_data.py on a tiny data set."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 from programs import run_program_file
 from tiny_model import register_tiny_dataset, unregister_dataset
 
-DATASET = "tiny_for_images"
+DATASET = "tiny_to_draw"
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def records(tmp_path: Path) -> Iterator[list[dict]]:
 def test_images_of_a_data_set(records, tmp_path, capsys) -> None:
     out = tmp_path / "data"
     assert run_program_file("tools/visualize_data.py", DATASET, "--num", 2, "--output", out) == 0
-    names = [f"{DATASET}_000000.png", f"{DATASET}_000003.png"]  # of six, evenly spread
+    names = [f"{DATASET}_000000.png", f"{DATASET}_000003.png"]  # of six, evenly spaced
     assert sorted(p.name for p in out.iterdir()) == names
     with Image.open(out / names[0]) as image:
         assert image.format == "PNG" and image.width == 1000
@@ -43,7 +43,7 @@ def test_images_of_a_data_set(records, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("no_such_set",), "there is no data set 'no_such_set'; there are ['cuhk_sysu_test'"),
+        (("no_such_set",), "unknown data set 'no_such_set'; available: ['cuhk_sysu_test'"),
         ((DATASET, "--image-id", 0, 99), "--image-id [99]: the data set has no such image"),
         ((DATASET, "--num", 0), "--num must be at least 1"),
     ],

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers of the person search data sets, and their registration."""
+"""Readers of the person search data sets and their registration."""
 
 from person_search.data.datasets.builtin import (
     get_num_pids,
+    not_person_search,
     register_builtin_datasets,
     register_config_datasets,
     register_cuhk_sysu,
@@ -15,9 +16,8 @@ from person_search.data.datasets.common import (
     IrregularityLog,
 )
 from person_search.data.datasets.cuhk_sysu import load_cuhk_sysu, load_cuhk_sysu_protocol
-from person_search.data.datasets.json_columns import AnnotationFileError
-from person_search.data.datasets.json_protocols import load_json_protocol
-from person_search.data.datasets.json_records import load_person_search_json
+from person_search.data.datasets.json_dataset import load_json_protocol, load_person_search_json
+from person_search.data.datasets.json_document import AnnotationFileError
 from person_search.data.datasets.prw import load_prw, load_prw_protocol
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "load_person_search_json",
     "load_prw",
     "load_prw_protocol",
+    "not_person_search",
     "register_builtin_datasets",
     "register_config_datasets",
     "register_cuhk_sysu",

@@ -101,6 +101,11 @@ def add_psdiff_config(cfg: CN) -> None:
     psdiff.EMBED_DETECTIONS = False
     # Noise draws over which the embedding of a given (query) box is averaged.
     psdiff.QUERY_DRAWS = 1
+    # Denoising steps for the embedding of a given (query) box. 0: as many as STEPS.
+    psdiff.QUERY_STEPS = 0
+    # Factor on the noisy embedding that each step receives, 0 to 1. 1: as in the paper. 0: every
+    # step embeds from the image alone, and only the boxes are refined.
+    psdiff.REID_FEEDBACK = 1.0
     # Seed of the noise; each image draws from (SEED, image_id), whatever the batch around it.
     psdiff.SEED = 0
 

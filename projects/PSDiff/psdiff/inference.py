@@ -79,7 +79,8 @@ class ReverseProcess:
             boxes = torch.stack(
                 [codec.decode_boxes(b, s) for b, s in zip(boxes_signal, image_sizes, strict=True)]
             )
-            output = self.head(features, boxes, reid_signal, self._times(t, len(seeds)))
+            token = settings.reid_feedback * reid_signal
+            output = self.head(features, boxes, token, self._times(t, len(seeds)))
             require_finite(vars(output), t)
             yield DenoisingStep(t, boxes, output)
             if t == trajectory.times[-1]:
@@ -148,11 +149,12 @@ class ReverseProcess:
 
     def _denoise_reid(self, roi_feats: Tensor, boxes: Tensor, generator: torch.Generator) -> Tensor:
         """One draw of the embeddings of boxes that stay: (Q, 1, S, C), (Q, 1, 4) -> (Q, D)."""
-        trajectory = Trajectory(self.codec, self.settings.sampler_settings, renewable=False)
+        trajectory = Trajectory(self.codec, self.settings.query_sampler_settings, renewable=False)
         count, still = len(boxes), boxes.new_zeros(len(boxes), 1, 4)
         reid_signal = self._shared_noise(generator, count, self.embed_dim)
         for t in trajectory.times:
-            output = self.head.denoise(roi_feats, boxes, reid_signal, self._times(t, count))
+            token = self.settings.reid_feedback * reid_signal
+            output = self.head.denoise(roi_feats, boxes, token, self._times(t, count))
             require_finite({"reid_feats": output.reid_feats}, t)
             if t == trajectory.times[-1]:
                 break

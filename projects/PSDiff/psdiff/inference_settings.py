@@ -32,10 +32,12 @@ class InferenceSettings:
     max_detections: int = 100
     embed_detections: bool = False
     query_draws: int = 1
+    query_steps: int = 0
+    reid_feedback: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _ = self.sampler_settings  # which refuses its part
+        _ = self.sampler_settings, self.query_sampler_settings  # validates the sampler's fields
         if not (math.isfinite(self.latency_budget_ms) and self.latency_budget_ms >= 0):
             raise ValueError(
                 f"MODEL.PSDIFF.LATENCY_BUDGET_MS is {self.latency_budget_ms}; it must be a time in "
@@ -45,6 +47,16 @@ class InferenceSettings:
             raise ValueError(
                 f"MODEL.PSDIFF.RENEWAL_THRESH is {self.renewal_thresh}; it must be a score, "
                 "between 0 and 1."
+            )
+        if self.query_steps < 0:
+            raise ValueError(
+                f"MODEL.PSDIFF.QUERY_STEPS is {self.query_steps}; it must be a number of steps, or 0 "
+                "for that of the detections (STEPS)."
+            )
+        if not 0 <= self.reid_feedback <= 1:
+            raise ValueError(
+                f"MODEL.PSDIFF.REID_FEEDBACK is {self.reid_feedback}; it must be between 0 (the "
+                "embedding is not fed back) and 1 (as in the paper)."
             )
         if self.query_draws < 1:
             raise ValueError(
@@ -74,8 +86,14 @@ class InferenceSettings:
 
     @property
     def sampler_settings(self) -> SamplerSettings:
-        """The part that the sampler needs."""
+        """Settings of the sampler for detections."""
         return SamplerSettings(self.sampler, self.steps, self.solver_order, self.eta)
+
+    @property
+    def query_sampler_settings(self) -> SamplerSettings:
+        """Settings of the sampler for given boxes."""
+        steps = self.query_steps or self.steps
+        return SamplerSettings(self.sampler, steps, self.solver_order, self.eta)
 
 
 def image_seed(seed: int, image_id: int) -> int:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import torch
 from demo import CONFIG, DATA_OPTIONS, PSDIFF_WEIGHTS, ROOT, TEACHER_WEIGHTS, Steps
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+
+from person_search.utils.weight_files import read_weights
 
 TEACHER_SEED = 1
 # The learning rate never comes down: that part of the training is left to the demo.
@@ -66,9 +68,8 @@ def main() -> int:
         f"train_net.py --num-gpus 0 {config} {keys} OUTPUT_DIR {out}/psdiff "
         f"MODEL.WEIGHTS {out}/backbone.pth {SCHEDULE}",
     )
-    save_half(load_file(out / "teacher.safetensors"), TEACHER_WEIGHTS)
-    model = torch.load(out / "psdiff" / "model_final.pth", map_location="cpu", weights_only=False)
-    save_half(model["model"], PSDIFF_WEIGHTS)
+    save_half(read_weights(out / "teacher.safetensors"), TEACHER_WEIGHTS)
+    save_half(read_weights(out / "psdiff" / "model_final.pth"), PSDIFF_WEIGHTS)
     return 0
 
 

@@ -10,8 +10,8 @@ on. Every trained model is evaluated with 1, 2, 4 and 8 steps. ``trends.md`` and
 the output folder then hold each figure (mean and spread over the seeds) and, for each trend of the
 paper, whether it holds here. A trend counts as held if it shows in every seed.
 
-Variants are the leaves of configs/PSDiff/trends; options after ``--`` override config keys of all
-trainings, e.g. ``-- MODEL.DEVICE cuda SOLVER.MAX_ITER 8000``.
+Variants are the leaves of configs/PSDiff/trends; config overrides at the end of the
+command apply to all trainings, e.g. ``MODEL.DEVICE cuda SOLVER.MAX_ITER 8000``.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from person_search.engine.training_series import (
     METRICS,
     ROOT,
     console,
-    figures_in,
+    results_in,
     mean_and_spread,
     parse_series,
     run_logged,
@@ -200,7 +200,7 @@ class Runner:
                     f"train_net.py --eval-only {keys} OUTPUT_DIR {folder} "
                     f"MODEL.WEIGHTS {out}/model_final.pth MODEL.PSDIFF.STEPS {steps} {extra}",
                 )
-            figures[steps] = figures_in(folder)
+            figures[steps] = results_in(folder)
         return figures
 
 
@@ -242,7 +242,7 @@ def main() -> None:
     args = parse_args()
     os.chdir(ROOT)
     args.output.mkdir(parents=True, exist_ok=True)
-    runner = Runner(args.output, args.overrides)
+    runner = Runner(args.output, args.opts)
     runner.prepare()
     # Seed by seed, so that a run that is stopped early has compared all variants.
     tasks = [

@@ -13,7 +13,7 @@ from psdiff_tiny import EMBED_DIM, image_input, tiny_model, training_input
 from safetensors.numpy import load_file, save_file
 from teacher_tiny import NAME, paint_people, registered, teacher_cfg
 
-from person_search.engine import PersonSearchTrainer, TrainingDivergedError, argument_parser
+from person_search.engine import PersonSearchTrainer, TrainingDivergedError
 from person_search.schema import UNLABELED_PID
 from psdiff.data import PSDiffMapper
 from psdiff.teachers.embeddings import TeacherEmbeddings, describe_source
@@ -205,7 +205,7 @@ def run(people, tmp_path, train_net, capsys, monkeypatch):
         command = ["--num-gpus", "0", "--config-file", str(path), *arguments]
         status = 0
         try:
-            train_net.main(argument_parser().parse_args(command))
+            train_net.main(command)
         except SystemExit as end:
             status = end.code
         shown = capsys.readouterr()

@@ -7,13 +7,13 @@ Shape shorthand in this file: n crops, C channels, (h, w) size of the last featu
 import logging
 from pathlib import Path
 
-import torch
 import torchvision
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ResNet
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from person_search.utils.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ def _load_local(net: nn.Module, path: str) -> None:
             "the path of a state dict, .pth or .safetensors."
         )
     try:
-        state = _read(path)
+        state = read_weights(path)
         own = net.state_dict()
         missing = [k for k in own if k not in state and not k.startswith(_CLASSIFIERS)]
         missing = [k for k in missing if not k.endswith("num_batches_tracked")]
@@ -230,13 +230,3 @@ def _load_local(net: nn.Module, path: str) -> None:
         net.load_state_dict(fitting, strict=False)
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{key}: '{path}' does not fit {_KEY}: {error}") from error
-
-
-def _read(path: str) -> dict[str, Tensor]:
-    if path.endswith(".safetensors"):
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    return state

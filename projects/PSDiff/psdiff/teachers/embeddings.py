@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from safetensors import safe_open
 from safetensors.numpy import save
 
 from person_search.utils.files import write_atomically
+from person_search.utils.weight_files import open_safetensors
 
 FORMAT = "person_search.teacher_embeddings.v1"
 TEACHER_FORMAT = "person_search.teacher.v1"
@@ -170,7 +170,7 @@ def read_file(
 def _read(path: str, how_to: str) -> tuple[dict[str, str], np.ndarray, np.ndarray]:
     """Metadata, embeddings and image ids of a file, if it is one of embeddings."""
     try:
-        with safe_open(path, framework="numpy") as file:
+        with open_safetensors(path, framework="numpy") as file:
             meta = file.metadata() or {}
             if meta.get("format") == FORMAT:
                 return meta, file.get_tensor("embeddings"), file.get_tensor("image_id")

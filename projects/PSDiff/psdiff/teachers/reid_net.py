@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from person_search.utils.files import write_atomically
+from person_search.utils.weight_files import WeightFileError, read_weights
 from psdiff.teachers.backbones import build_teacher_backbone
 
 
@@ -136,13 +136,13 @@ class TeacherNet(nn.Module):
     def load(self, path: str) -> None:
         """Reads weights written by :meth:`save`; refuses those of another architecture."""
         try:
-            self.load_state_dict(load_file(path))
+            self.load_state_dict(read_weights(path))
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"MODEL.PSDIFF.TEACHER.WEIGHTS is '{path}', which is no file. Make one with "
                 "projects/PSDiff/tools/train_teacher.py."
             ) from error
-        except (RuntimeError, SafetensorError) as error:
+        except (RuntimeError, WeightFileError) as error:
             raise ValueError(
                 f"MODEL.PSDIFF.TEACHER.WEIGHTS: '{path}' does not fit the teacher of this config "
                 "(MODEL.PSDIFF.TEACHER.NAME and BACKBONE, MODEL.SLIM_RESNET, MODEL.REID.EMBED_DIM):"

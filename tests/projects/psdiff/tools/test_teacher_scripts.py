@@ -12,7 +12,6 @@ import torch
 from safetensors import safe_open
 
 from person_search.data.synthetic import SyntheticConfig, write_cuhk_sysu, write_prw
-from person_search.engine import argument_parser
 
 
 @pytest.fixture
@@ -208,7 +207,7 @@ def train(train_net, words, capsys):
     capsys.readouterr()
     status = 0
     try:
-        train_net.main(argument_parser().parse_args(["--num-gpus", "0", *words]))
+        train_net.main(["--num-gpus", "0", *words])
     except SystemExit as ended:
         status = ended.code
     return status, capsys.readouterr()
