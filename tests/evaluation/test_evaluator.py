@@ -3,11 +3,7 @@
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,14 +12,13 @@ from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from evaluation_cases import ReplayModel, random_case, registered
-from evaluation_processes import SEED, WORLD_SIZE
+from evaluation_processes import SEED, evaluate_every_second_image
 from slow_reference import ImageDetections, detection_reference, search_reference
+from two_processes import run_in_two_processes
 
 from person_search.config import add_person_search_config
 from person_search.evaluation import PersonSearchEvaluator, evaluator, report
 from person_search.utils import backend_name
-
-PROCESSES = Path(__file__).resolve().parents[1] / "helpers" / "evaluation_processes.py"
 
 
 @pytest.fixture
@@ -88,21 +83,9 @@ def test_through_the_loop_of_detectron2(case, name, tmp_path, caplog):
     print_csv_format(results)
 
 
-def test_two_processes_equal_one(case, name, tmp_path, child_env):
-    # the test folder is no installed package, so the child finds it under a name of its own
-    child_env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(tmp_path), *sys.path]))
-    command = [sys.executable, str(PROCESSES), str(tmp_path)]
-    children = [
-        subprocess.Popen([*command, str(rank)], env=child_env, stderr=subprocess.PIPE, text=True)
-        for rank in range(WORLD_SIZE)
-    ]
-    try:
-        errors = [child.communicate(timeout=300)[1] for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert [child.returncode for child in children] == [0, 0], "\n".join(errors)
-    results = [json.loads((tmp_path / f"result_{r}.json").read_text()) for r in range(WORLD_SIZE)]
+def test_two_processes_equal_one(case, name, tmp_path):
+    run_in_two_processes(evaluate_every_second_image, str(tmp_path))
+    results = [json.loads((tmp_path / f"result_{rank}.json").read_text()) for rank in range(2)]
     one = run(case, PersonSearchEvaluator(name, score_thresh=0.5, protocols=["all", "listed"]))
     assert results[1] == {}
     assert set(results[0]) == set(one)
