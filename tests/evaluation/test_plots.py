@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curves by hand, and against the figures that they belong to."""
+"""Curves by hand, and against the metrics that they belong to."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from person_search.evaluation import SearchScores, evaluate_search
-from person_search.evaluation.curves import detection_curve, search_curve
 from person_search.evaluation.detection_metrics import average_precision
+from person_search.evaluation.plots import detection_curve, search_curve
 
 from .test_agreement import fast_detection
 
@@ -35,7 +35,7 @@ def test_nothing_to_draw():
 @given(seed=st.integers(0, 10**6), ties=st.booleans())
 def test_the_detection_curve_ends_at_the_figures(seed, ties):
     case = random_case(seed, ties=ties)
-    pooled, figures = case.pooled(), fast_detection(case)
+    pooled, metrics = case.pooled(), fast_detection(case)
     boxes = np.array([b for image in case.gt.values() for b in image]).reshape(-1, 4)
     offsets = np.cumsum([0] + [len(image) for image in case.gt.values()])
     recall, precision = detection_curve(
@@ -43,10 +43,10 @@ def test_the_detection_curve_ends_at_the_figures(seed, ties):
     )
     if len(recall) == 0:
         return
-    assert 100 * recall[-1] == pytest.approx(figures["recall"])
-    assert 100 * precision[-1] == pytest.approx(figures["precision"])
+    assert 100 * recall[-1] == pytest.approx(metrics["recall"])
+    assert 100 * precision[-1] == pytest.approx(metrics["precision"])
     steps = np.diff(recall, prepend=0.0)
-    assert 100 * (steps * precision).sum() == pytest.approx(figures["AP"])
+    assert 100 * (steps * precision).sum() == pytest.approx(metrics["AP"])
 
 
 def test_search_by_hand():
