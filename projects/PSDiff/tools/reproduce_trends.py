@@ -35,7 +35,7 @@ from person_search.engine.training_series import (
     series_parser,
 )
 
-CONFIGS = Path("configs/PSDiff/trends")
+CONFIGS = Path("configs/PSDiff/tiny/trends")
 DATA_OPTIONS = (
     "--format cuhk_sysu --size 160 128 --train-images 800 --train-ids 200 --test-images 150 "
     "--test-ids 60 --people 2 4 --gallery-sizes 100 --difficulty 0.2 --quiet"
