@@ -102,6 +102,9 @@ def run_program(
             at fault; see :func:`person_search.engine.friendly_errors`.
     """
     quiet_libraries()
+    for stream in (sys.stdout, sys.stderr):  # file names may have characters that cannot be printed
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         from detectron2.utils.logger import setup_logger
 

@@ -25,6 +25,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from person_search.interface import PersonSearchModel
 from person_search.schema import UNLABELED_PID, SearchProtocol, record_problems
 
 
@@ -160,6 +161,10 @@ class PersonSearchModelTests:
         """Outputs in eval mode, without a graph."""
         with torch.no_grad():
             return model.eval()(inputs)
+
+    def test_follows_the_interface(self) -> None:
+        """See :mod:`person_search.interface`."""
+        assert isinstance(self.build(0), PersonSearchModel)
 
     def test_losses_are_finite_and_reach_every_weight(self) -> None:
         model = self.build(0).train()

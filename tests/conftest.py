@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: seeds, hypothesis settings, skips with a reason, backend in the header."""
+"""Shared fixtures: seeds, hypothesis settings, skips, isolation from the checkout."""
 
-import importlib.util
 import logging
 import os
 import random
@@ -14,11 +13,18 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import HealthCheck, settings
+from programs import load_program
 
-import person_search.data  # noqa: F401  (registers the built-in data sets, which are to stay)
+import person_search.data  # noqa: F401  (registers the built-in data sets, which stay)
 from person_search.utils import backend_name
 
 ROOT = Path(__file__).resolve().parents[1]
+USER_SETTINGS = (
+    "DETECTRON2_DATASETS",
+    "PERSON_SEARCH_CACHE",
+    "PERSON_SEARCH_TRACEBACK",
+    "DEMO_STARTED",
+)
 LOGGERS = ("detectron2", "fvcore", "person_search", "psdiff")
 
 # No deadline: machines under load are slow. Derandomized: a run of CI can be repeated.
@@ -28,12 +34,21 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+def pytest_configure() -> None:
+    """Removes the settings of the user from the environment, before test modules are imported."""
+    for name in USER_SETTINGS:
+        os.environ.pop(name, None)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if any(paths):  # tests and their child processes run in another folder
+        os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
+
+
 def pytest_report_header() -> str:
     return f"detectron2 backend: {backend_name()}, torch {torch.__version__}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what the machine cannot run."""
+    """Skips tests that need a GPU on machines without one."""
     if torch.cuda.is_available():
         return
     for item in items:
@@ -41,9 +56,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def outside_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs the tests in a temporary folder with an empty cache.
+
+    No test reads or writes what lies in the checkout beside the tracked files, such as the output
+    of the demo or the data sets of the user.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("session"))
+        patch.setenv("PERSON_SEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def current_folder(
+    outside_the_checkout: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Gives every test an empty current folder of its own."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
 @pytest.fixture(autouse=True)
 def seed_everything() -> None:
-    """Gives every test the same start, whatever ran before it in the same process."""
+    """Seeds all generators before each test."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -63,7 +101,7 @@ def child_env() -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def restore_loggers() -> Iterator[None]:
-    """Takes back what Detectron2's setup_logger does, which is for the rest of the process."""
+    """Restores the loggers, which Detectron2's setup_logger changes for the whole process."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(list(x.handlers), x.propagate, x.level) for x in loggers]
     yield
@@ -74,9 +112,9 @@ def restore_loggers() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def forget_datasets() -> Iterator[None]:
-    """Takes away the data sets that a test registered, so that others may use their names.
+    """Removes the data sets that a test registered, so that other tests may use their names.
 
-    What fixtures of a wider scope registered is there before and stays.
+    Those that fixtures of a wider scope registered stay.
     """
     before = set(DatasetCatalog.list())
     yield
@@ -86,9 +124,6 @@ def forget_datasets() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def train_net(repo_root: Path) -> ModuleType:
+def train_net() -> ModuleType:
     """train_net.py as a module, whose main() runs in this process."""
-    spec = importlib.util.spec_from_file_location("train_net", repo_root / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("train_net.py")

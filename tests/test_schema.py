@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the record check finds, and that the checks to inherit can fail."""
+"""The record check, and that the checks to inherit can fail."""
 
 import copy
 
@@ -82,7 +82,7 @@ def test_boxes_may_reach_over_the_border_by_the_tolerance() -> None:
     assert len(record_problems(record, True, tolerance=0.5)) == 1
 
 
-def test_bad_numbers_of_people_and_queries() -> None:
+def test_bad_numbers_of_persons_and_queries() -> None:
     record = good_record()
     record["annotations"][0] |= {"person_id": -2, "category_id": 1}
     record["queries"][0]["query_id"] = None
@@ -201,12 +201,12 @@ def test_excluded_images_are_no_matches() -> None:
         broken().test_matches_lie_in_the_gallery()
 
 
-def test_a_data_set_must_bring_its_own_methods() -> None:
+def test_a_data_set_must_define_both_methods() -> None:
     for method in ("load_protocols", "load"):
         with pytest.raises(NotImplementedError):
             getattr(PersonSearchDatasetTests(), method)(*(["train"] if method == "load" else []))
 
 
-def test_only_known_oddities_can_be_reported() -> None:
+def test_only_known_irregularities_can_be_logged() -> None:
     with pytest.raises(ValueError, match="'flying'.*zero_size_box"):
         IrregularityLog().add("flying", "a.jpg", "")

@@ -255,21 +255,12 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> PersonSearchMapper:
 
 
 def check_training_files(cfg: CfgNode, options: Sequence[str] = ()) -> None:
-    """Checks what can be checked before the data set of a training is read.
-
-    Calls :meth:`PersonSearchMapper.check_training_files`, which other mappers may lack, and warns
-    about data sets that are both trained and evaluated on.
+    """Calls :meth:`PersonSearchMapper.check_training_files`, which other mappers may lack.
 
     Args:
         cfg: Config of the training.
         options: See :meth:`PersonSearchMapper.check_training_files`.
     """
-    shared = sorted(set(cfg.DATASETS.TRAIN) & set(cfg.DATASETS.TEST))
-    if shared:
-        logger.warning(
-            f"{', '.join(shared)} is in DATASETS.TRAIN and in DATASETS.TEST: the results will not "
-            "show how the model performs on persons that it was not trained on"
-        )
     check = getattr(_mapper_class(cfg), "check_training_files", None)
     if check is not None:
         check(cfg, options)

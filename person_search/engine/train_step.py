@@ -98,7 +98,7 @@ class StepTrainer(SimpleTrainer):
                     f"{text}: no worker process has delivered a batch (DATALOADER.TIMEOUT, in "
                     f"seconds; 0 waits without a limit). {LOADER_ADVICE}"
                 ) from e
-            if "killed by signal" in text or "shared memory" in text or "shm" in text:
+            if text.startswith("DataLoader worker (pid") or "shared memory" in text:
                 raise OSError(f"A worker process of the data loader died. {LOADER_ADVICE}") from e
             raise
 

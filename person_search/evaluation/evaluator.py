@@ -19,6 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from person_search.data import not_person_search
 from person_search.evaluation.coco_ap import coco_average_precision, coco_summary
 from person_search.evaluation.collector import PredictionCollector
 from person_search.evaluation.detection_metrics import evaluate_detection
@@ -319,6 +320,8 @@ class PersonSearchEvaluator(DatasetEvaluator):
             try_to_write(path, self.save_predictions)
 
     def _check_protocol_names(self, names: Sequence[str]) -> None:
+        if not self._available:
+            raise not_person_search(self._dataset_name, "it has no search protocols")
         unknown = [name for name in names if name not in self._available]
         if unknown or not names:
             raise ValueError(

@@ -4,9 +4,11 @@
 import io
 from collections.abc import Iterator
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 MAX_BYTES = 600_000
+MARK = "drawn by person_search"
+"""Metadata of the images written here (PNG text "Software", JPEG comment)."""
 _JPEG_QUALITIES = (92, 85, 75, 60)
 _SHRINK = 0.85
 _SMALLEST_SIDE = 64
@@ -38,13 +40,20 @@ def _variants(picture: Image.Image, suffix: str) -> Iterator[bytes]:
     """The file at falling quality."""
     if suffix == ".jpg":
         for quality in _JPEG_QUALITIES:
-            yield _save(picture, "JPEG", quality=quality, optimize=True)
+            yield _save(picture, "JPEG", quality=quality, optimize=True, comment=MARK)
     else:
-        yield _save(picture, "PNG")
-        yield _save(picture.quantize(256, dither=Image.Dither.NONE), "PNG")
+        text = PngImagePlugin.PngInfo()
+        text.add_text("Software", MARK)
+        yield _save(picture, "PNG", pnginfo=text)
+        yield _save(picture.quantize(256, dither=Image.Dither.NONE), "PNG", pnginfo=text)
 
 
 def _save(picture: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def is_own_drawing(image: Image.Image) -> bool:
+    """Returns whether an opened image file was written by :func:`encode_image`."""
+    return image.info.get("Software") == MARK or image.info.get("comment") == MARK.encode()

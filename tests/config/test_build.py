@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From installed projects and a YAML file to a config."""
+"""Configs from installed projects, a YAML file and overrides."""
 
 from pathlib import Path
 

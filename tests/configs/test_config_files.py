@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that configs name are shipped, downloaded, or written by a command of the documents."""
+"""Files named by configs are shipped, downloaded, or written by a documented command."""
 
 import re
 import shlex
@@ -84,7 +84,7 @@ def available() -> set[str]:
 
 
 @pytest.mark.parametrize("config", FILES)
-def test_files_of_a_config_come_from_somewhere(config: str, available: set[str]) -> None:
+def test_files_of_a_config_exist_or_are_made(config: str, available: set[str]) -> None:
     cfg = load(config)
     teacher = cfg.MODEL.PSDIFF.TEACHER
     assert teacher.EMBEDDINGS in available
@@ -92,7 +92,7 @@ def test_files_of_a_config_come_from_somewhere(config: str, available: set[str])
         assert not path or path in available or path.startswith(DOWNLOADED), path
 
 
-def test_a_command_that_writes_nothing_does_not_count(available: set[str]) -> None:
+def test_only_written_files_count(available: set[str]) -> None:
     assert "output/demo/embeddings.safetensors" in available
     assert "output/demo/teacher/embeddings.safetensors" not in available
     assert "output/teacher/hhcl_prw_train/teacher.safetensors" in available

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mapper: boxes and identities stay with their person, and bad input is named."""
+"""The mapper: boxes and identities stay together, and errors name bad input."""
 
 import copy
 import logging
@@ -24,7 +24,6 @@ from person_search.data import (
     PersonSearchMapper,
     RecordImageReader,
     build_mapper,
-    check_training_files,
     load_cuhk_sysu,
 )
 from person_search.schema import NO_QUERY_ID
@@ -136,7 +135,7 @@ def test_true_boxes_follow_the_queries(cfg, image_file: Path) -> None:
     assert len(build_mapper(cfg, is_train=False)(record)["queries"]) == 4
 
 
-def test_an_image_without_people_keeps_all_fields(cfg, image_file: Path) -> None:
+def test_an_image_without_persons_keeps_all_fields(cfg, image_file: Path) -> None:
     instances = build_mapper(cfg, True)(make_record(image_file, []))["instances"]
     assert instances.gt_boxes.tensor.shape == (0, 4)
     assert instances.gt_pids.shape == instances.gt_classes.shape == (0,)
@@ -171,7 +170,7 @@ def test_the_box_stays_on_the_person(tmp_path: Path, augmentation: T.Augmentatio
 
 @given(data=st.data())
 def test_identities_follow_their_boxes(tmp_path_factory, data) -> None:
-    """Each person's box is as wide as its identity number plus 2, whatever becomes of the image."""
+    """Each person's box is as wide as its identity plus 2, whatever the transforms."""
     count = data.draw(st.integers(0, 6))
     boxes, pids = [], []
     for pid in data.draw(st.permutations(range(count))):
@@ -344,17 +343,6 @@ def test_unknown_names_are_answered_with_those_allowed(cfg) -> None:
         build_mapper(cfg, True)
     with pytest.raises(ValueError, match=r"ON_BAD_IMAGE is 'ignore'.*'raise', 'skip'"):
         make_mapper(on_bad_image="ignore")
-
-
-def test_a_set_that_is_trained_and_tested_on_is_warned_of(cfg, caplog) -> None:
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("mine", "other"), ("mine",)
-    with caplog.at_level(logging.WARNING):
-        check_training_files(cfg)
-    assert "mine is in DATASETS.TRAIN and in DATASETS.TEST" in caplog.text
-    caplog.clear()
-    cfg.DATASETS.TEST = ("third",)
-    check_training_files(cfg)
-    assert not caplog.text
 
 
 def test_the_reader_of_records_names_and_skips_for_other_users(tmp_path: Path, caplog) -> None:

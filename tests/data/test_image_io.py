@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of every kind: what the mapper reads, and what the check says about them."""
+"""Images of every kind: what the mapper reads and what the check reports."""
 
 import json
 import struct
@@ -13,8 +13,7 @@ from json_trees import write_json_set
 from PIL import Image
 
 from person_search.config import add_person_search_config
-from person_search.data import BadImageError, build_mapper, load_person_search_json
-from person_search.data.datasets import IrregularityLog
+from person_search.data import BadImageError, IrregularityLog, build_mapper, load_person_search_json
 from person_search.data.datasets.check import check_json_dataset
 from person_search.data.image_io import look_at_image, read_image_file
 
@@ -50,11 +49,11 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def no_image(path: Path) -> None:
+def not_an_image(path: Path) -> None:
     path.write_bytes(b"<html>not found</html>")
 
 
-def cut_short(path: Path) -> None:
+def truncated(path: Path) -> None:
     scene().save(path, "JPEG")
     path.write_bytes(path.read_bytes()[:-200])
 
@@ -137,15 +136,15 @@ def test_other_modes_become_three_channels(tmp_path: Path, mode: str) -> None:
 
 BAD = {
     "empty.jpg": (empty, "the file is empty (0 bytes)"),
-    "no_image.jpg": (no_image, "not an image of a known format"),
-    "cut_short.jpg": (cut_short, "truncated"),
+    "not_an_image.jpg": (not_an_image, "not an image of a known format"),
+    "truncated.jpg": (truncated, "truncated"),
     "bomb.png": (bomb, "claims to have more than 178 million pixels"),
     "floating_point.tif": (floating_point, "32 bits per pixel"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_the_mapper_names_what_it_cannot_read(tmp_path: Path, name: str, caplog) -> None:
+def test_the_mapper_names_unreadable_images(tmp_path: Path, name: str, caplog) -> None:
     write, message = BAD[name]
     write(tmp_path / name)
     with pytest.raises(BadImageError) as raised:
@@ -193,9 +192,9 @@ def test_a_size_that_contradicts_the_file(tmp_path: Path) -> None:
         make_mapper()(load_person_search_json(path)[0])
 
 
-@pytest.mark.parametrize("name", ["empty.jpg", "no_image.jpg", "bomb.png"])
+@pytest.mark.parametrize("name", ["empty.jpg", "not_an_image.jpg", "bomb.png"])
 def test_reading_a_set_gets_past_images_without_a_size(tmp_path: Path, name: str) -> None:
-    """The set is read without them; the mapper decides when their turn comes."""
+    """The data set loads without them; the mapper handles them."""
     BAD[name][0](tmp_path / name)
     scene().save(tmp_path / "good.png")
     images = [{"id": 0, "file_name": name}, {"id": 1, "file_name": "good.png"}]

@@ -34,12 +34,12 @@ def literal_groups(stream, landscape, batch_size):
     return groups
 
 
-def test_unshuffled_stream_is_the_data_set_over_and_over() -> None:
+def test_unshuffled_stream_repeats_the_data_set() -> None:
     batches = take(make(3, 2, shuffle=False), 3)
     assert batches == [[(0, 0), (1, 1)], [(2, 2), (0, 3)], [(1, 4), (2, 5)]]
 
 
-def test_every_epoch_is_another_permutation() -> None:
+def test_each_epoch_is_another_permutation() -> None:
     samples = [sample for batch in take(make(20, 5), 8) for sample in batch]
     first, second = [i for i, _ in samples[:20]], [i for i, _ in samples[20:]]
     assert sorted(first) == sorted(second) == list(range(20))
@@ -99,7 +99,7 @@ def test_resume_takes_over_seed_and_position() -> None:
     assert take(second, 2) == take(first, 5)[3:]
 
 
-def test_resume_with_another_batch_size_goes_on_after_the_same_images() -> None:
+def test_resume_with_another_batch_size_continues_after_the_same_images() -> None:
     second = make(10, 2)
     assert second.resume(make(10, 4).state_dict(), 3) == ["batch_size"]
     assert take(second, 1)[0] == take(make(10, 4), 4)[3][:2]

@@ -35,7 +35,7 @@ def make_cfg(tmp_path: Path, dataset: str) -> Callable[..., CfgNode]:
 
 @pytest.fixture
 def config(make_cfg, tmp_path: Path) -> str:
-    """A YAML file of the tiny run, with only what differs from the defaults that matter."""
+    """Path of a YAML file with the config of the tiny run."""
     cfg = make_cfg()
     text = cfg.dump()
     path = tmp_path / "tiny.yaml"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: all or nothing on disk, never of another architecture in the model."""
+"""Checkpoints: complete files only, and never loaded into another architecture."""
 
 import errno
 import json
@@ -141,7 +141,7 @@ def test_kill_9_while_saving(tmp_path: Path, caplog, name: str) -> None:
     assert not remains.exists()
 
 
-def test_an_evaluation_leaves_what_a_training_is_writing(tmp_path: Path) -> None:
+def test_an_evaluation_does_not_remove_incomplete_files(tmp_path: Path) -> None:
     AtomicCheckpointer(linear(), str(tmp_path)).save("model_0000001", iteration=1)
     growing = tmp_path / f"model_0000002.pth{TEMPORARY_SUFFIX}"
     growing.write_bytes(b"half")
@@ -165,7 +165,7 @@ def save_with_little_room(folder: str, pipe: Connection) -> None:
     checkpointer.save("model_0000003", iteration=3)
 
 
-def test_no_room_for_the_file(tmp_path: Path) -> None:
+def test_file_size_limit(tmp_path: Path) -> None:
     here, there = FORK.Pipe()
     child = FORK.Process(target=save_with_little_room, args=(str(tmp_path), there))
     child.start()
@@ -279,7 +279,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         load(path, Detector(), allow_partial=True)
 
 
-def test_keys_in_both_are_not_only_in_the_file(tmp_path: Path) -> None:
+def test_keys_of_both_are_not_listed_as_only_in_the_file(tmp_path: Path) -> None:
     wider = Detector()
     wider.head = nn.Linear(5, 2)
     path = save_model(wider, tmp_path / "wider.pth")
@@ -304,7 +304,7 @@ def test_backbone_weights_start_a_training(tmp_path: Path) -> None:
     assert torch.equal(model.backbone.conv.weight, expected)
 
 
-def test_backbone_weights_are_no_model_to_evaluate_or_resume(tmp_path: Path) -> None:
+def test_backbone_weights_cannot_be_evaluated_or_resumed(tmp_path: Path) -> None:
     path = backbone_file(tmp_path / "backbone.pth")
     with pytest.raises(IncompatibleCheckpointError, match=r"2 of 4 parameters \(50 %\) match"):
         load(path, Detector(), need_whole=True)
@@ -421,7 +421,7 @@ def test_another_length_of_the_embedding_is_another_architecture(tmp_path):
         AtomicCheckpointer(WithMemory(5, dim=8)).load(path, checkpointables=[], need_whole=True)
 
 
-def test_a_model_without_tables_takes_the_rest(tmp_path):
+def test_a_model_without_identity_buffers_loads_the_rest(tmp_path):
     path = save_final(tmp_path, WithMemory(5, value=2.0))
     plain = nn.Module()
     plain.embed = nn.Linear(3, 4)
@@ -429,7 +429,7 @@ def test_a_model_without_tables_takes_the_rest(tmp_path):
     assert (plain.embed.weight == 2).all()
 
 
-def test_figures_do_not_depend_on_the_tables(tmp_path):
+def test_results_do_not_depend_on_identity_buffers(tmp_path):
     source = WithMemory(5, value=2.0)
     path, target = save_final(tmp_path, source), WithMemory(9, 3)
     AtomicCheckpointer(target).load(path, checkpointables=[], need_whole=True)
@@ -460,7 +460,7 @@ def other_set(tmp_path: Path):
 
 
 def test_the_command_scores_another_data_set(run, make_cfg, other_set, tmp_path) -> None:
-    """As the README has it, and with the other data set's own config: the same results."""
+    """Evaluates as in the README, and with the config of the other data set."""
     architecture = ("MODEL.META_ARCHITECTURE", "TinyWithMemory")
     cfg = make_cfg("source", *architecture, "MODEL.REID.NUM_PIDS", 3)
     torch.manual_seed(0)

@@ -28,7 +28,7 @@ def test_no_training_set(make_cfg) -> None:
     assert resolve_num_pids(cfg) is cfg
 
 
-def test_two_training_sets_would_mix_their_numbers(make_cfg, dataset, tmp_path) -> None:
+def test_two_training_sets_with_identities_are_refused(make_cfg, dataset, tmp_path) -> None:
     register_tiny_dataset("second_tiny", tmp_path / "second")
     cfg = make_cfg("out", "DATASETS.TRAIN", (dataset, "second_tiny"))
     with pytest.raises(ValueError, match="2 data sets with identities"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training that diverges ends with one message, a report, and a checkpoint to go on from."""
+"""A training that diverges ends with one message, a report and an intact checkpoint."""
 
 import json
 import math
@@ -84,7 +84,7 @@ def test_weights_that_are_not_finite_are_not_saved(make_cfg) -> None:
     assert not (folder / "model_0000007.pth").exists()
 
 
-def test_a_report_that_cannot_be_written_hides_nothing(make_cfg) -> None:
+def test_a_failed_report_does_not_hide_the_error(make_cfg) -> None:
     def spoil(trainer) -> None:
         poison_loss(trainer, 1, math.nan)
         (Path(trainer.cfg.OUTPUT_DIR) / "diverged_0000001.json.incomplete").mkdir()
@@ -122,7 +122,7 @@ def run_steps(trainer: AMPStepTrainer, first: int, count: int) -> None:
 
 def test_skipped_steps_of_mixed_precision() -> None:
     trainer = amp_trainer()
-    for start in (0, 100):  # a row that ends is no reason to stop
+    for start in (0, 100):  # a row that ends is not a reason to stop
         trainer.model.broken = True
         run_steps(trainer, start, MAX_SKIPPED_STEPS // 2)
         trainer.model.broken = False

@@ -23,7 +23,7 @@ from person_search.utils import BackendError
         (ValueError(), "error: ValueError\n"),
     ],
 )
-def test_one_message_instead_of_a_traceback(error, text, capsys, monkeypatch) -> None:
+def test_user_errors_are_one_message(error, text, capsys, monkeypatch) -> None:
     monkeypatch.delenv("PERSON_SEARCH_TRACEBACK", raising=False)
     with pytest.raises(SystemExit) as end, friendly_errors():
         raise error
@@ -58,3 +58,18 @@ def test_log_file_gets_the_traceback(tmp_path, monkeypatch) -> None:
             logger.removeHandler(handler)
     text = (tmp_path / "log.txt").read_text()
     assert "Traceback" in text and "ValueError: wrong" in text
+
+
+def test_a_full_disk_without_a_path_shows_free_space(tmp_path, capsys) -> None:
+    logger = logging.getLogger("detectron2")
+    with open(tmp_path / "log.txt", "w") as file:
+        handler = logging.StreamHandler(file)
+        logger.addHandler(handler)
+        try:
+            with pytest.raises(SystemExit), friendly_errors(), open("/dev/full", "w") as full:
+                full.write("x")
+                full.flush()
+        finally:
+            logger.removeHandler(handler)
+    shown = capsys.readouterr().err
+    assert "No space left on device; free space: " in shown and f" MB in {tmp_path}" in shown

@@ -28,7 +28,7 @@ from person_search.engine import (
 
 
 def fail_on(monkeypatch, *names: str) -> None:
-    """Lets the last step of writing these files fail."""
+    """Makes the last step of writing these files fail."""
     replace = os.replace
 
     def replace_or_fail(source, target) -> None:
@@ -92,7 +92,7 @@ def test_an_ignored_signal_stays_ignored(make_cfg, heard_signals) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_with_a_checkpoint_to_go_on_from(
+def test_a_signal_ends_with_a_checkpoint_to_resume_from(
     make_cfg, heard_signals, number: int
 ) -> None:
     whole, _ = train(make_cfg("whole"))
@@ -116,7 +116,7 @@ def test_a_second_signal_ends_at_once(make_cfg, heard_signals) -> None:
     assert not list(Path(cfg.OUTPUT_DIR).glob("*.pth*"))
 
 
-def test_signals_can_be_left_alone(make_cfg, heard_signals) -> None:
+def test_signal_handling_can_be_disabled(make_cfg, heard_signals) -> None:
     cfg = make_cfg("out", "SOLVER.CHECKPOINT_ON_SIGNAL", False)
     with pytest.raises(KeyboardInterrupt):
         train_with_signals(cfg, signal.SIGINT)
@@ -154,7 +154,7 @@ def test_the_best_model_is_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "last_checkpoint").exists()
 
 
-def test_the_best_value_outlives_an_interruption(tmp_path: Path) -> None:
+def test_the_best_value_survives_an_interruption(tmp_path: Path) -> None:
     Counter(tmp_path, [30.0, 50.0, 10.0]).train(0, 5)
     Counter(tmp_path, [40.0]).train(4, 6)
     assert best_weight(tmp_path) == (3.0, 50.0)
@@ -164,7 +164,7 @@ def test_the_best_value_outlives_an_interruption(tmp_path: Path) -> None:
     assert best_weight(tmp_path) == (1.0, 20.0)
 
 
-def test_a_failed_write_of_the_best_is_made_up_for(tmp_path: Path, monkeypatch, caplog) -> None:
+def test_a_failed_write_of_the_best_model_is_repeated(tmp_path: Path, monkeypatch, caplog) -> None:
     with monkeypatch.context() as patch:
         fail_on(patch, "model_best.pth")
         Counter(tmp_path, [50.0]).train(0, 2)
@@ -196,7 +196,7 @@ def test_two_processes(tmp_path: Path) -> None:
     assert len(ast.literal_eval((tmp_path / "losses.txt").read_text())) == 8
 
 
-def test_without_a_seed_the_resumed_run_takes_over_the_drawn_one(make_cfg) -> None:
+def test_a_drawn_seed_is_resumed(make_cfg) -> None:
     cfg = make_cfg("out", "SEED", -1)
     first, _ = train(cfg, interrupt_after=5)
     second, _ = train(cfg, resume=True)
@@ -238,3 +238,31 @@ def test_plain_detectron2_reads_the_file(make_cfg) -> None:
     assert rest["iteration"] == 7 and rest["trainer"]["iteration"] == 7
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("removed", "start", "text"),
+    [
+        (["trainer"], 4, "holds no state of the trainer: optimizer and learning rate schedule"),
+        (["trainer", "iteration"], 0, "holds no state of the trainer"),
+        (["optimizer"], 4, "holds no optimizer state"),
+        (["_trainer"], 4, "holds no optimizer state"),
+    ],
+)
+def test_resuming_without_optimizer_state_is_reported(
+    make_cfg, caplog, removed, start, text
+) -> None:
+    train(make_cfg(), interrupt_after=5)
+    path = Path(make_cfg().OUTPUT_DIR) / "model_0000003.pth"
+    content = torch.load(path, weights_only=True)
+    for name in removed:
+        places = (
+            content,
+            content.get("trainer", {}),
+            content.get("trainer", {}).get("_trainer", {}),
+        )
+        next(place for place in places if name in place).pop(name)
+    torch.save(content, path)
+    trainer, losses = train(make_cfg(), resume=True)
+    assert trainer.start_iter == start and len(losses) == 8 - start
+    assert text in caplog.text

@@ -105,7 +105,7 @@ def test_accumulation_steps_are_checked(make_cfg) -> None:
 
 
 def test_loss_scale_of_mixed_precision(make_cfg, monkeypatch) -> None:
-    """Only the building: there may be no GPU to run it."""
+    """Builds the step only, since the machine may not have a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for opts, expected in (((), 2.0**16), (("SOLVER.AMP.INIT_SCALE", 2.0**13), 2.0**13)):
         cfg = make_cfg("out", "SOLVER.AMP.ENABLED", True, *opts)
@@ -116,7 +116,7 @@ def test_loss_scale_of_mixed_precision(make_cfg, monkeypatch) -> None:
         build_step_trainer(cfg, torch.nn.Linear(1, 1), [], None)
 
 
-def test_a_models_own_initial_weights_are_loaded_where_a_training_starts(make_cfg) -> None:
+def test_initial_weights_hook_is_called_where_a_training_starts(make_cfg) -> None:
     """After MODEL.WEIGHTS, and neither in a resumed training nor in an evaluation."""
 
     def start(cfg, resume: bool) -> list[str]:
@@ -137,11 +137,25 @@ def test_a_models_own_initial_weights_are_loaded_where_a_training_starts(make_cf
 
 
 def test_the_schedule_follows_the_number_of_processes(make_cfg) -> None:
-    """As README.md has it: half the processes, half the batch, twice the iterations."""
+    """Half the processes: half the batch size, twice the iterations."""
     cfg = make_cfg("out", "SOLVER.REFERENCE_WORLD_SIZE", 2, "TEST.EVAL_PERIOD", 3)
     solver = PersonSearchTrainer(cfg).cfg.SOLVER
     assert (solver.IMS_PER_BATCH, solver.BASE_LR) == (1, 0.0015)
     assert (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS) == (16, (12,), 4)
+
+
+def test_a_training_of_no_iterations_is_refused(make_cfg) -> None:
+    with pytest.raises(ValueError, match="SOLVER.MAX_ITER is 0; .*at least 1.*--eval-only"):
+        PersonSearchTrainer(make_cfg("out", "SOLVER.MAX_ITER", 0))
+
+
+def test_warns_of_a_test_set_that_is_trained_on(make_cfg, dataset, tmp_path, caplog) -> None:
+    PersonSearchTrainer(make_cfg())
+    assert f"DATASETS.TRAIN and DATASETS.TEST both name {dataset}" in caplog.text
+    caplog.clear()
+    register_tiny_dataset("second_tiny", tmp_path / "second", 4)
+    PersonSearchTrainer(make_cfg("out", "DATASETS.TEST", ("second_tiny",)))
+    assert "both name" not in caplog.text
 
 
 # ---- frozen random weights ----------------------------------------------------------------
@@ -191,7 +205,7 @@ def test_detectron2s_defaults_on_random_weights(resnet_cfg, caplog) -> None:
         (0, "FrozenBN", "20 layers of MODEL.RESNETS.NORM FrozenBN", "MODEL.BACKBONE.FREEZE_AT"),
     ],
 )
-def test_only_what_is_wrong_is_named(resnet_cfg, caplog, freeze_at, norm, said, not_said) -> None:
+def test_only_the_faults_are_named(resnet_cfg, caplog, freeze_at, norm, said, not_said) -> None:
     resnet_cfg.MODEL.BACKBONE.FREEZE_AT, resnet_cfg.MODEL.RESNETS.NORM = freeze_at, norm
     found = warnings(resnet_cfg, caplog)
     if said is None:
@@ -200,7 +214,7 @@ def test_only_what_is_wrong_is_named(resnet_cfg, caplog, freeze_at, norm, said, 
         assert len(found) == 1 and said in found[0] and not_said not in found[0]
 
 
-def test_nothing_is_said_of_weights_that_are_there(resnet_cfg, caplog) -> None:
+def test_no_warning_with_weights(resnet_cfg, caplog) -> None:
     resnet_cfg.MODEL.WEIGHTS = "some.pth"
     assert warnings(resnet_cfg, caplog) == []
     resnet_cfg.MODEL.WEIGHTS = ""
@@ -213,7 +227,7 @@ def test_nothing_is_said_of_weights_that_are_there(resnet_cfg, caplog) -> None:
     assert warnings(resnet_cfg, caplog, nn.Linear(1, 1)) == []  # no backbone
 
 
-def test_the_trainer_says_it_where_a_training_starts(resnet_cfg, caplog) -> None:
+def test_the_trainer_warns_where_a_training_starts(resnet_cfg, caplog) -> None:
     resnet_cfg.SOLVER.MAX_ITER = 1
     trainer = PersonSearchTrainer(resnet_cfg)
     trainer.model.backbone = build_backbone(resnet_cfg)
@@ -255,7 +269,7 @@ def test_every_section_from_one_forward_per_image(one_pass_cfg, tmp_path: Path) 
     keys.COCO_AP = keys.DUMP_PREDICTIONS = True
     results = PersonSearchTrainer.test(one_pass_cfg, model)
     assert len(calls) == NUM_IMAGES
-    assert [len(x["queries"]) for x in calls] == [3] * NUM_IMAGES  # and two people
+    assert [len(x["queries"]) for x in calls] == [3] * NUM_IMAGES  # and two persons
     assert list(results) == [
         "detection",
         "detection_coco",
@@ -276,7 +290,7 @@ def test_every_section_from_one_forward_per_image(one_pass_cfg, tmp_path: Path) 
     assert {task: again[task] for task in TASKS} == {task: results[task] for task in TASKS}
 
 
-def test_a_mapper_that_leaves_out_the_true_boxes_is_told(one_pass_cfg) -> None:
+def test_a_mapper_without_ground_truth_boxes_is_reported(one_pass_cfg) -> None:
     model = build_model(one_pass_cfg)
     loader = PersonSearchTrainer.build_test_loader(
         one_pass_cfg, ONE_PASS

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of sections, several options in one pass, and what is refused."""
 
-
 import numpy as np
 import pytest
 from evaluation_cases import random_case, with_gt

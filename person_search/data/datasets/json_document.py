@@ -86,7 +86,11 @@ def read_json(path: Path) -> dict:
     except json.JSONDecodeError as e:
         if not content.strip():
             raise AnnotationFileError(path, [f"the file is empty ({len(content)} bytes)"]) from e
-        hint = "; the file is truncated: copy it again" * (e.pos >= len(content.rstrip()) - 1)
+        hint = ""
+        if content.startswith(b"version https://git-lfs"):
+            hint = "; it is a pointer of Git LFS: fetch the file with git lfs pull"
+        elif e.pos >= len(e.doc.rstrip()) or e.msg.startswith("Unterminated string"):
+            hint = "; the file is truncated: copy it again"
         place = f"line {e.lineno}, column {e.colno}"
         raise AnnotationFileError(path, [f"the file is not JSON: {e.msg}, {place}{hint}"]) from e
     except RecursionError as e:

@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registration: names, folders and identities, without reading a file too early."""
 
+import json
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from json_trees import write_json_set
 from mat_trees import small_cuhk_sysu, small_prw
+from tiny_model import unregister_dataset
 
 from person_search.data import (
+    IncompleteDatasetError,
     get_num_pids,
     register_builtin_datasets,
     register_cuhk_sysu,
     register_prw,
 )
-from person_search.data.datasets import IncompleteDatasetError
+from person_search.evaluation import PersonSearchEvaluator
 
 BUILTIN = [
     f"{prefix}{name}_{split}"
@@ -79,7 +84,7 @@ def test_the_folder_is_datasets_where_the_variable_is_not_set(tmp_path, monkeypa
     assert len(DatasetCatalog.get("prw_train")) == 2
 
 
-def test_a_folder_of_ones_own(tmp_path: Path) -> None:
+def test_another_folder(tmp_path: Path) -> None:
     root = small_cuhk_sysu(tmp_path / "mine")
     register_cuhk_sysu("mine", root, gallery_sizes=(50,))
     register_cuhk_sysu("mine", root, gallery_sizes=(50,))
@@ -107,3 +112,25 @@ def test_identities_of_any_other_data_set_are_counted() -> None:
         get_num_pids("unlabeled")
     MetadataCatalog.get("gap").num_pids = 3
     assert get_num_pids("gap") == 3
+
+
+def test_a_data_set_of_detectron2_is_named_with_the_remedy(tmp_path: Path) -> None:
+    path = write_json_set(tmp_path)
+    document = json.loads(path.read_text())
+    document["categories"] = [{"id": 1, "name": "person"}]
+    for annotation in document["annotations"]:
+        annotation |= {"category_id": 1, "iscrowd": 0}
+    path.write_text(json.dumps(document))
+    register_coco_instances("coco_of_mine", {}, str(path), str(tmp_path))
+    try:
+        for use in (
+            lambda: get_num_pids("coco_of_mine"),
+            lambda: PersonSearchEvaluator("coco_of_mine"),
+        ):
+            with pytest.raises(ValueError, match="registered by register_coco_instances") as raised:
+                use()
+            entry = f"'coco_of_mine', '{path}', '{tmp_path}'"
+            assert f"register_person_search_json({entry})" in str(raised.value)
+            assert "DATASETS.PERSON_SEARCH_JSON [[" in str(raised.value)
+    finally:
+        unregister_dataset("coco_of_mine")

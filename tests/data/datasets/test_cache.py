@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The caches of converted arrays and of image sizes: when they are used, renewed, given up."""
+"""The caches of converted arrays and of image sizes: when they are used and renewed."""
 
 import logging
 import os
@@ -10,8 +10,13 @@ import pytest
 from mat_trees import small_cuhk_sysu, write_image
 from PIL import Image
 
-from person_search.data import load_cuhk_sysu, load_cuhk_sysu_protocol
-from person_search.data.datasets import IncompleteDatasetError, IrregularityLog, image_sizes
+from person_search.data import (
+    IncompleteDatasetError,
+    IrregularityLog,
+    load_cuhk_sysu,
+    load_cuhk_sysu_protocol,
+)
+from person_search.data.datasets import image_sizes
 from person_search.data.datasets.cache import cache_paths, cached_arrays, write_cache
 from person_search.data.datasets.cuhk_sysu_files import CUHK_SYSU_LAYOUT, PROTOCOL_FOLDER
 

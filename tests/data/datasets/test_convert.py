@@ -2,7 +2,6 @@
 """CUHK-SYSU and PRW as JSON: the same records, the same protocols, the same results."""
 
 import dataclasses
-import importlib.util
 import itertools
 import json
 from pathlib import Path
@@ -48,15 +47,6 @@ READERS = {
     "cuhk_sysu": (load_cuhk_sysu, load_cuhk_sysu_protocol),
     "prw": (load_prw, load_prw_protocol),
 }
-
-
-@pytest.fixture(scope="module")
-def tool():
-    path = Path(__file__).resolve().parents[3] / "tools" / "convert_dataset.py"
-    spec = importlib.util.spec_from_file_location("convert_dataset_tool", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +100,7 @@ def test_records_and_protocols_are_the_same(which: str, roots, tmp_path: Path) -
                 record["queries"] = []  # those of the rule; training ignores them
         assert copied == original
     kind = FORMATS[format_name]
-    assert splits[0].persons == kind.count_train_pids(root)
+    assert splits[0].table.num_pids == kind.count_train_pids(root)
     names = kind.protocols(root)
     assert splits[1].protocols[0] == names[0]
     for name in names:
@@ -254,30 +244,6 @@ def test_the_file_is_plain_coco(tmp_path: Path, roots) -> None:
     }
     assert parse_document(document)[1] == []
     assert len(path.read_text().splitlines()) > len(document["annotations"]), "an entry per line"
-
-
-# ---- the command ----------------------------------------------------------------------------
-
-
-def test_the_command(tool, roots, tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    args = ["prw", "--root", str(roots["prw"]), "--output", str(tmp_path / "own")]
-    assert tool.main(args) == 0
-    shown = capsys.readouterr()
-    assert "writing the test split" in shown.err and "identities" in shown.out
-    root = str(roots["prw"].resolve())
-    assert f"- [prw_json_test, own/prw_json_test.json, {root}]" in shown.out
-    assert 'TRAIN: ("prw_json_train",)' in shown.out
-    assert tool.main(args) == 1
-    assert "exists: choose another --name" in capsys.readouterr().err
-    assert tool.main([*args, "--overwrite"]) == 0
-
-
-def test_the_command_says_what_is_missing(tool, tmp_path: Path, capsys) -> None:
-    assert tool.main(["cuhk_sysu", "--root", str(tmp_path)]) == 1
-    assert "CUHK-SYSU is incomplete" in capsys.readouterr().err
-    assert tool.main(["mot", str(tmp_path)]) == 1
-    assert "no MOT sequence" in capsys.readouterr().err
 
 
 def test_file_names_start_at_the_output_if_it_holds_the_images(roots, tmp_path: Path) -> None:

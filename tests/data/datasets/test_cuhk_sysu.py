@@ -10,8 +10,12 @@ import pytest
 from mat_trees import idlocate, ishard, small_cuhk_sysu, struct, write_cuhk_sysu, write_subset
 from scipy.io import loadmat, savemat
 
-from person_search.data import load_cuhk_sysu, load_cuhk_sysu_protocol
-from person_search.data.datasets import IncompleteDatasetError, IrregularityLog
+from person_search.data import (
+    IncompleteDatasetError,
+    IrregularityLog,
+    load_cuhk_sysu,
+    load_cuhk_sysu_protocol,
+)
 from person_search.data.datasets.cuhk_sysu_files import (
     IMAGES_MAT,
     POOL_MAT,
@@ -347,7 +351,7 @@ S4, S5, S6 = (200, 5, 60, 80), (80, 5, 40, 80), (260, 5, 30, 80)
 
 def test_subset_queries_come_with_the_same_pass(root: Path) -> None:
     gallery = [("s6.jpg", S6), ("s7.jpg", None)]
-    # the second query of g100; its match as a query; somebody whom g100 does not know
+    # the second query of g100; its match as a query; a person unknown to g100
     rows = [
         ("s5.jpg", S5, gallery),
         ("s6.jpg", S6, [("s5.jpg", S5), ("s7.jpg", None)]),

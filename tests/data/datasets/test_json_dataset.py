@@ -9,10 +9,11 @@ import pytest
 from json_trees import small_document, write_json_set
 
 from person_search.data import (
+    IncompleteDatasetError,
+    IrregularityLog,
     load_json_protocol,
     load_person_search_json,
 )
-from person_search.data.datasets import IncompleteDatasetError, IrregularityLog
 from person_search.data.datasets.json_dataset import count_json_pids
 from person_search.schema import record_problems
 from person_search.testing import PersonSearchDatasetTests
@@ -197,7 +198,7 @@ def test_crowds_other_categories_and_empty_boxes_are_left_out(tmp_path: Path) ->
     assert "annotations[3], a/2.jpg" in next(i.where for i in log if i.kind == "crowd")
 
 
-def test_odd_boxes_are_told(tmp_path: Path) -> None:
+def test_irregular_boxes_are_logged(tmp_path: Path) -> None:
     document = small_document()
     document["annotations"][1] |= {"bbox": [150, 5, 20, 60], "person_id": 7}
     document["annotations"][-1]["image_id"] = 13

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults of an annotation file are all reported, each with its place."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
 from json_trees import small_document, write_json_set
 
-from person_search.data import AnnotationFileError, load_person_search_json
-from person_search.data.datasets import IrregularityLog
+from person_search.data import AnnotationFileError, IrregularityLog, load_person_search_json
 
 
 def change(section: str, row: int, **values: object) -> dict:
@@ -150,6 +151,9 @@ def test_bad_content_is_named(tmp_path: Path, name: str) -> None:
         (b" \n", "the file is empty (2 bytes)"),
         (b"images", "not JSON: Expecting value, line 1, column 1"),
         (b'{"images": [{"id": 1', "the file is truncated"),
+        ('{"images": [{"file_name": "é'.encode(), "the file is truncated"),
+        (b'{"images": [],}', "line 1, column 15"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b'{"images": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"images": ' + b"9" * 5000 + b"}", "Exceeds the limit"),
@@ -216,3 +220,57 @@ def test_a_few_overhanging_boxes_are_no_corners(tmp_path: Path) -> None:
     log = IrregularityLog()
     load_person_search_json(write_json_set(tmp_path, document), irregularities=log)
     assert {item.kind for item in log} >= {"box_over_border"}
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [(gzip.compress(b"{}"), "compressed with gzip"), ("{}".encode("utf-16"), "UTF-16")],
+    ids=["gzip", "utf-16"],
+)
+def test_other_encodings_are_recognized(tmp_path: Path, content: bytes, hint: str) -> None:
+    path = tmp_path / "set.json"
+    path.write_bytes(content)
+    with pytest.raises(AnnotationFileError, match=f"not UTF-8 text .*{hint}"):
+        load_person_search_json(path)
+
+
+def test_relative_boxes_are_suspected(tmp_path: Path) -> None:
+    document = small_document(queries=[{"annotation_id": 101}])
+    for annotation in document["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["bbox"] = [x / 160, y / 90, w / 160, h / 90]
+    with pytest.raises(AnnotationFileError, match="7 of 7 boxes lie between 0 and 1.*in pixels"):
+        load_person_search_json(write_json_set(tmp_path, document))
+
+
+def test_a_few_tiny_boxes_are_not_relative(tmp_path: Path) -> None:
+    document = small_document()
+    document["annotations"][0]["bbox"] = [0, 0, 0.5, 0.5]
+    assert len(load_person_search_json(write_json_set(tmp_path, document))) == 4
+
+
+@pytest.mark.parametrize("name", ["Person", "pedestrian", "PEOPLE", " person "])
+def test_names_of_the_person_category(tmp_path: Path, name: str) -> None:
+    """Roboflow adds the name of the project as category 0."""
+    document = small_document(categories=[{"id": 0, "name": "cctv"}, {"id": 1, "name": name}])
+    for annotation in document["annotations"]:
+        annotation["category_id"] = 1
+    document["annotations"][1]["category_id"] = 0
+    records = load_person_search_json(write_json_set(tmp_path, document))
+    assert [len(record["annotations"]) for record in records] == [1, 2, 2, 1]
+
+
+def test_annotation_ids_may_be_huge(tmp_path: Path) -> None:
+    """The crowds of COCO have ids above 2^31."""
+    document = small_document(queries=[{"annotation_id": 900_100_259_690}])
+    document["annotations"][0]["id"] = 900_100_259_690
+    records = load_person_search_json(write_json_set(tmp_path, document))
+    assert [len(record["queries"]) for record in records] == [1, 0, 0, 0]
+
+
+def test_line_ends_and_paths_of_windows(tmp_path: Path) -> None:
+    path = write_json_set(tmp_path)
+    text = json.dumps(json.loads(path.read_text()), indent=1).replace("\n", "\r\n")
+    path.write_bytes(text.replace("a/", "a\\\\").replace("b/", "b\\\\").encode("utf-8-sig"))
+    records = load_person_search_json(path)
+    assert records[0]["file_name"] == str(tmp_path / "a/1.jpg")

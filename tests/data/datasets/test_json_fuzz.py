@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any value anywhere in an annotation file: it is read, or its faults are listed; no crash."""
+"""Any value anywhere in an annotation file is read or reported as a fault, without a crash."""
 
 import copy
 import itertools
@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from json_trees import small_document, write_json_set
 
 from person_search.data import AnnotationFileError, load_person_search_json
+from person_search.data.datasets.annotations import AnnotationTable
 from person_search.data.datasets.check import check_json_dataset
 from person_search.data.datasets.json_document import parse_document
-from person_search.data.datasets.annotations import AnnotationTable
 
 WHOLE = small_document(
     info={"description": "all there is"},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading MATLAB files in parts gives what reading them whole gives; damaged files are named."""
+"""MATLAB files: reading in parts equals reading at once, and errors name damaged files."""
 
 import struct as binary
 import zlib
@@ -166,3 +166,13 @@ def test_strings() -> None:
     cells = np.empty((1, 2), object)
     cells[0, 0], cells[0, 1] = np.array(["a"]), np.array(["b"])
     assert cell_strings(cells) == cell_strings(cells.T) == ["a", "b"]
+
+
+def test_files_of_version_7_3_are_named_as_such(tmp_path: Path) -> None:
+    """Their header announces version 2; the content is HDF5."""
+    path = tmp_path / "new.mat"
+    header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM"
+    path.write_bytes(header.ljust(512, b"\0") + b"\x89HDF\r\n\x1a\n")
+    for read in (lambda: load_variable(path, ["x"]), lambda: list(stream_struct(path, "x", []))):
+        with pytest.raises(ValueError, match=r"new\.mat is a MATLAB file of version 7.3.*'-v7'"):
+            read()

@@ -105,7 +105,8 @@ def test_the_columns_of_2015(tmp_path: Path) -> None:
 
 def test_the_files_load_and_have_queries(folder: Path) -> None:
     train, test = convert_mot(folder, folder, "walk", ALL)
-    assert (train.images, train.persons, test.queries) == (6, 2, 2)
+    assert len(train.table.names) == 6 and train.table.num_pids == 2
+    assert len(test.table.query_ids) == 2
     assert test.protocols == ("all",), "no person is in two sequences"
     assert load_person_search_json(train.path)[0]["file_name"] == str(
         folder / "S-01/img1/000001.jpg"
@@ -159,3 +160,9 @@ def test_no_sequence_no_info_and_an_empty_split(folder: Path, tmp_path_factory) 
 def test_options_are_checked(values: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         MotOptions(**values)
+
+
+def test_a_file_in_another_encoding_is_named(folder: Path) -> None:
+    (folder / "S-01" / "seqinfo.ini").write_bytes("[Sequence]\nname=caf\u00e9".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"seqinfo\.ini is not a UTF-8 text file"):
+        load_mot(folder, ALL)

@@ -9,8 +9,7 @@ import pytest
 from mat_trees import cells, small_prw, write_image
 from scipy.io import savemat
 
-from person_search.data import load_prw, load_prw_protocol
-from person_search.data.datasets import IncompleteDatasetError, IrregularityLog
+from person_search.data import IncompleteDatasetError, IrregularityLog, load_prw, load_prw_protocol
 from person_search.data.datasets.prw import camera_of, count_prw_pids
 from person_search.testing import PersonSearchDatasetTests
 
@@ -229,7 +228,7 @@ def test_a_missing_file_is_named_with_the_expected_tree(root: Path, split: str, 
     assert f"{root / path} does not exist" in message and "query_info.txt   " in message
 
 
-def test_lists_with_repetitions_and_odd_names(root: Path) -> None:
+def test_lists_with_repetitions_and_wrong_names(root: Path) -> None:
     savemat(root / "ID_train.mat", {"ID_train": np.array([[1, 1, 2]])})
     with pytest.raises(ValueError, match=r"ID_train\.mat.*twice"):
         load_prw(root, "train")

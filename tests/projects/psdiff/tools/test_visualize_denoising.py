@@ -9,10 +9,10 @@ from PIL import Image
 
 
 @pytest.fixture
-def visualize(run_tool, tiny_run, pictures, tmp_path) -> Callable[..., int]:
+def visualize(run_tool, tiny_run, images, tmp_path) -> Callable[..., int]:
     """Returns ``run(*options, opts)``: the tool with good arguments and more."""
 
-    def run(*options: object, opts: tuple = (), image: Path = pictures[0]) -> int:
+    def run(*options: object, opts: tuple = (), image: Path = images[0]) -> int:
         program = "projects/PSDiff/tools/visualize_denoising.py"
         return run_tool(
             program, "--config-file", tiny_run / "config.yaml", "--image", image,
@@ -46,12 +46,12 @@ def test_strip_and_animation(visualize, tmp_path, capsys) -> None:
     assert visualize("--seed", 1) == 0 and strip.read_bytes() != before
 
 
-def test_a_query_in_the_same_image_and_in_another(visualize, pictures, capsys) -> None:
+def test_a_query_in_the_same_image_and_in_another(visualize, images, capsys) -> None:
     box = ("--query-box", 10, 10, 60, 90)
     assert visualize(*box, opts=("MODEL.PSDIFF.STEPS", 2)) == 0
     first = lines(capsys)
     assert "best match R" in first[2] and len(first) == 5
-    assert visualize(*box, "--query-image", pictures[1], opts=("MODEL.PSDIFF.STEPS", 2)) == 0
+    assert visualize(*box, "--query-image", images[1], opts=("MODEL.PSDIFF.STEPS", 2)) == 0
     assert lines(capsys)[2] != first[2]
 
 

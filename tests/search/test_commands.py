@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What index and query print."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 
+from person_search.search.commands import describe_query, describe_run, match_lines
 from person_search.search.indexing import IndexReport
 from person_search.search.query import QueryPerson
 from person_search.search.sources import Listing
 from person_search.search.table import Match, count
-from person_search.search.wording import describe_query, describe_run, match_lines
 
 
 def test_one_and_many() -> None:
-    assert [count(n, "picture") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [count(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
     assert [count(n, "match", "matches") for n in (1, 2)] == ["1 match", "2 matches"]
 
 
@@ -30,7 +31,7 @@ def test_what_a_query_prints() -> None:
     assert match_lines([replace(first, camera="")], 1)[0].endswith("(1970-01-01 00:00:00)")
 
 
-def test_who_is_searched_for() -> None:
+def test_describe_query() -> None:
     drawn = QueryPerson("street.jpg", (0, 0.4, 50, 80), np.ones(1))
     assert describe_query(drawn) == "Searching for the person at 0 0 50 80 in street.jpg"
     detected = replace(drawn, score=0.876)
@@ -39,16 +40,17 @@ def test_who_is_searched_for() -> None:
 
 def test_what_a_run_prints() -> None:
     report = IndexReport(1, 2, 3, 1, {f"{i}.jpg": "why" for i in range(22)}, {"l.jpg": "why"}, 2.0)
-    lines = describe_run(report, Listing(others=1)).splitlines()
+    lines = describe_run(report, Listing(others=Counter({".heic": 2, "": 1}))).splitlines()
     assert lines[:3] == [
-        "1 image with 2 persons added in 2.0 s (0.50 per second); 3 files had been looked at "
-        "before.",
-        "1 image taken out, the files being gone.",
-        "22 files could not be read, or not to the end:",
+        "1 image with 2 persons added in 2.0 s (0.50 per second); 3 files unchanged.",
+        "1 missing file removed from the gallery.",
+        "22 files unreadable or truncated:",
     ]
-    assert lines[22:] == ["  19.jpg", "  and 2 more, named above", "1 link left out:", "  l.jpg",
-                          "1 file of other kinds not looked at."]  # fmt: skip
+    assert lines[22:] == [
+        "  19.jpg", "  and 2 more, see the log above", "1 file left out:", "  l.jpg (why)",
+        "3 files of other kinds not indexed:", "  2 files .heic (pip install pillow-heif)",
+        "  1 file without a suffix",
+    ]  # fmt: skip
     assert describe_run(IndexReport(), Listing()) == (
-        "0 images with 0 persons added in 0.0 s (0.00 per second); 0 files had been looked at "
-        "before."
+        "0 images with 0 persons added in 0.0 s (0.00 per second); 0 files unchanged."
     )

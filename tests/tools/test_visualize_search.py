@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/visualize_search.py and tools/visualize_data.py on a tiny data set."""
+"""tools/visualize_search.py on a tiny data set."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -128,35 +128,5 @@ def test_a_failure_is_called_one(visualize, records, tmp_path, capsys) -> None:
 def test_wrong_input(more, predictions, text, visualize, capsys) -> None:
     # options of the config come last on the command line
     assert visualize(*more, predictions=predictions) == 2
-    errors = capsys.readouterr().err
-    assert text in errors and "Traceback" not in errors
-
-
-def test_images_of_a_data_set(run_tool, records, tmp_path, capsys) -> None:
-    out = tmp_path / "data"
-    assert run_tool("tools/visualize_data.py", DATASET, "--num", 2, "--output", out) == 0
-    names = [f"{DATASET}_000000.png", f"{DATASET}_000003.png"]  # of six, evenly spread
-    assert sorted(p.name for p in out.iterdir()) == names
-    with Image.open(out / names[0]) as picture:
-        assert picture.format == "PNG" and picture.width == 1000
-    small = ("--long-side", 200)
-    assert (
-        run_tool("tools/visualize_data.py", DATASET, "--image-id", 5, "--output", out, *small) == 0
-    )
-    assert (out / f"{DATASET}_000005.png").is_file()
-    assert run_tool("tools/visualize_data.py", DATASET, "--num", 99, "--output", out, *small) == 0
-    assert len(list(out.iterdir())) == 6
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (("no_such_set",), "there is no data set 'no_such_set'; there are ['cuhk_sysu_test'"),
-        ((DATASET, "--image-id", 0, 99), "--image-id [99]: the data set has no such image"),
-        ((DATASET, "--num", 0), "--num must be at least 1"),
-    ],
-)
-def test_wrong_input_for_images(arguments, text, run_tool, records, tmp_path, capsys) -> None:
-    assert run_tool("tools/visualize_data.py", *arguments, "--output", tmp_path / "data") == 2
     errors = capsys.readouterr().err
     assert text in errors and "Traceback" not in errors
