@@ -107,3 +107,13 @@ def test_losses_equal_their_literal_form(mode):
     losses = PSDiffCriterion(matcher, weights)(output, targets)
     expected = literal_losses(output, targets, weights, matcher)
     assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_batch_without_ground_truth_has_a_loss_of_the_usual_size():
+    """The focal losses of all proposals are averaged, not summed."""
+    target = Instances((50, 50), gt_boxes=Boxes(torch.zeros(0, 4)), gt_reid_feats=torch.zeros(0, 2))
+    logits = torch.full((3, 100), -math.log(99))  # an untrained class branch: score 0.01
+    output = HeadOutput(torch.rand(3, 100, 4), logits, torch.randn(3, 100, 2))
+    criterion = PSDiffCriterion(ProposalMatcher("dynamic_k", LossWeights()), LossWeights())
+    loss = criterion(output, [target] * 3)["loss_cls"].item()
+    assert loss == pytest.approx(2.0 * 0.75 * 0.01**2 * -math.log(0.99), rel=1e-4)

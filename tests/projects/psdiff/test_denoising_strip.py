@@ -30,8 +30,8 @@ STEP = DenoisingPanel("Step 1", BOXES, SCORES, np.array([0.2, 0.6, 0.9, 0.1]), [
 QUERY = StripQuery(SCENE, (10, 20, 30, 70))
 
 
-def has_color(picture, color):
-    return bool((np.asarray(picture) == color).all(axis=-1).any())
+def has_color(image, color):
+    return bool((np.asarray(image) == color).all(axis=-1).any())
 
 
 def test_the_best_match_is_a_detection():

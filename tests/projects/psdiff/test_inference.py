@@ -191,7 +191,7 @@ class _Recorder(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_weak_proposals_are_drawn_anew_box_and_embedding(model, name):
+def test_weak_proposals_are_replaced_box_and_embedding(model, name):
     thresh = middle_score(model, image_input(7))
     model.head = _Recorder(model.head)
     codec, size = model.codec, (48, 64)

@@ -97,7 +97,7 @@ def test_unknown_names_are_refused_with_those_that_exist(backbone, message, tmp_
 def test_unknown_or_missing_timm_is_named(tmp_path, monkeypatch):
     pytest.importorskip("timm", reason="timm is not installed")
     with pytest.raises(ValueError, match="which is unknown to timm"):
-        build(tmp_path, "timm/resnet51_of_nobody")
+        build(tmp_path, "timm/resnet51_unknown")
     importing = builtins.__import__
 
     def without_timm(name, *args, **kwargs):

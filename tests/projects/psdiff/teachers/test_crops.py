@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Person crops: how they are cut, kept in memory and augmented."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from teacher_tiny import paint_persons, teacher_cfg
 
+from person_search.data import BadImageError
 from psdiff.teachers.crops import TrainingCrops, augmentations, crop_image, read_crops
 
 
@@ -48,3 +51,29 @@ def test_augmentation_depends_on_the_sample_number_alone(tmp_path):
     torch.manual_seed(9)
     assert torch.equal(first, data[1, 70][0])
     assert not torch.equal(first, data[1, 71][0])
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Records whose second image is truncated."""
+    records = paint_persons(tmp_path)
+    path = Path(records[1]["file_name"])
+    path.write_bytes(path.read_bytes()[:-200])
+    return records
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_named(damaged, tmp_path, workers):
+    cfg = teacher_cfg(tmp_path)
+    cfg.DATALOADER.NUM_WORKERS = workers
+    with pytest.raises(BadImageError, match="s1.png.*ON_BAD_IMAGE to 'skip'"):
+        read_crops(damaged, cfg)
+
+
+def test_an_unreadable_image_is_skipped(damaged, tmp_path, caplog):
+    cfg = teacher_cfg(tmp_path)
+    cfg.DATALOADER.ON_BAD_IMAGE = "skip"
+    crops, pids = read_crops(damaged, cfg)
+    whole = [a["person_id"] for i, r in enumerate(damaged) if i != 1 for a in r["annotations"]]
+    assert pids.tolist() == whole and len(crops) == 22
+    assert "skipping the unreadable image" in caplog.text and "s1.png" in caplog.text

@@ -247,3 +247,34 @@ def test_a_recipe_is_part_of_the_teachers_hash(tmp_path):
     wider.load_state_dict(net.state_dict())
     same.load_state_dict(net.state_dict())
     assert same.weights_hash() == net.weights_hash() != wider.weights_hash()
+
+
+def test_persons_of_a_skipped_image_have_no_embedding(persons, tmp_path, caplog):
+    cfg, net = build(tmp_path)
+    cfg.DATALOADER.ON_BAD_IMAGE = "skip"
+    os.truncate(persons[1]["file_name"], 200)
+    assert compute_embeddings(net, NAME, persons, cfg) == 24
+    assert "2 of 24 boxes have no embedding" in caplog.text
+    loaded = TeacherEmbeddings.load(cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS, (NAME,), EMBED_DIM)
+    assert np.isfinite(loaded.of_image(persons[0], False)).all()
+    with pytest.raises(ValueError, match="no embeddings for the image .*s1.png.*Write the file"):
+        loaded.of_image(persons[1], False)
+
+
+def test_ids_beyond_the_records_are_refused(persons, tmp_path):
+    """Embeddings of other images in a file with the hash of these boxes."""
+    path = str(tmp_path / "e.safetensors")
+    source = describe_source(NAME, persons, "abc", "hhcl", "some")
+    moved = [{**r, "image_id": 10**9 + r["image_id"]} for r in persons]
+    TeacherEmbeddings.save(path, moved, np.zeros((24, 2, EMBED_DIM)), source)
+    with pytest.raises(ValueError, match="do not belong to the 24 boxes"):
+        TeacherEmbeddings.load(path, (NAME,), EMBED_DIM)
+
+
+def test_metadata_of_another_version_is_refused(persons, tmp_path):
+    path = str(tmp_path / "e.safetensors")
+    feats = np.zeros((24, 2, EMBED_DIM))
+    meta = {"format": "person_search.teacher_embeddings.v1"}  # no other entries
+    TeacherEmbeddings.save(path, persons, feats, meta)
+    with pytest.raises(ValueError, match="was written for data set 'None'"):
+        TeacherEmbeddings.load(path, (NAME,), EMBED_DIM)

@@ -76,3 +76,12 @@ def test_the_kept_teacher_is_far_above_chance(test_set, repo_root):
     chance = chance_level(evaluator.protocol("all"), evaluator.predictions)
     assert results["search"]["mAP"] > 2.5 * chance["mAP"]
     assert results["search"]["top1"] > 3 * chance["top1"]
+
+
+def test_persons_of_an_unreadable_image_are_missed(test_set):
+    records = DatasetCatalog.get(test_set)
+    feats = list(oracle(records))
+    index = next(i for i, r in enumerate(records) if r["annotations"])
+    feats[index] = torch.full_like(feats[index], torch.nan)
+    results, _ = evaluate(test_set, records, feats)
+    assert 50.0 < results["detection"]["recall"] < 100.0

@@ -179,8 +179,8 @@ def test_mix_weighs_hard_instances_against_centroids():
 def test_unlabeled_crops_become_negatives_in_a_circular_queue():
     memory = HybridMemory(2, 2, temperature=1.0, unlabeled=UnlabeledQueue(2, 2))
     feats = unit([1.0, 0.1], [0.2, 1.0], [-1.0, 0.3])
-    nobody = torch.full((3,), UNLABELED_PID)
-    assert memory(feats, nobody, torch.arange(3)).item() == 0.0
+    unlabeled = torch.full((3,), UNLABELED_PID)
+    assert memory(feats, unlabeled, torch.arange(3)).item() == 0.0
     torch.testing.assert_close(memory.unlabeled.slots, feats[[2, 1]])
     assert memory.unlabeled.head.item() == 1
     banks = [(0.5, torch.cat([bank, feats[[2, 1]]])) for bank in (memory.centroids,) * 2]

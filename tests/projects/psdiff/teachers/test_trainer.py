@@ -151,3 +151,24 @@ def test_a_finished_training_is_not_done_again(persons, tmp_path, train, caplog)
     first = load_file(train(cfg, resume=True))  # nothing there yet: starts
     second = load_file(train(cfg, resume=True))
     assert_equal(first, second)
+
+
+def test_a_skipped_image_is_not_trained_on(persons, tmp_path):
+    os.truncate(persons[1]["file_name"], 200)
+    cfg = teacher_cfg(tmp_path / "out", MAX_ITER=2)
+    cfg.DATALOADER.ON_BAD_IMAGE = "skip"
+    trainer = TeacherTrainer(cfg, persons, num_pids=4)
+    count = sum(len(r["annotations"]) for r in persons) - 2
+    assert len(trainer.crops) == len(trainer.loss.pids) == count
+    trainer.run()
+
+
+@pytest.mark.parametrize("annotations", [0, 1])
+def test_a_training_set_without_identities_is_refused(persons, tmp_path, annotations):
+    """No persons at all, or one identity only."""
+    for record in persons:
+        record["annotations"] = record["annotations"][:annotations]
+        for annotation in record["annotations"]:
+            annotation["person_id"] = 0
+    with pytest.raises(ValueError, match=f"two labeled identities.* has {annotations}"):
+        TeacherTrainer(teacher_cfg(tmp_path / "out"), persons, num_pids=annotations)
