@@ -4,9 +4,11 @@
 import io
 from collections.abc import Iterator
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 MAX_BYTES = 600_000
+MARK = "drawn by person_search"
+"""Metadata of the images written here (PNG text "Software", JPEG comment)."""
 _JPEG_QUALITIES = (92, 85, 75, 60)
 _SHRINK = 0.85
 _SMALLEST_SIDE = 64
@@ -46,13 +48,20 @@ def _variants(image: Image.Image, suffix: str) -> Iterator[bytes]:
     """Yields the file at decreasing quality."""
     if suffix == ".jpg":
         for quality in _JPEG_QUALITIES:
-            yield _save(image, "JPEG", quality=quality, optimize=True)
+            yield _save(image, "JPEG", quality=quality, optimize=True, comment=MARK)
     else:
-        yield _save(image, "PNG")
-        yield _save(image.quantize(256, dither=Image.Dither.NONE), "PNG")
+        text = PngImagePlugin.PngInfo()
+        text.add_text("Software", MARK)
+        yield _save(image, "PNG", pnginfo=text)
+        yield _save(image.quantize(256, dither=Image.Dither.NONE), "PNG", pnginfo=text)
 
 
 def _save(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def is_own_drawing(image: Image.Image) -> bool:
+    """Returns whether an opened image file was written by :func:`encode_image`."""
+    return image.info.get("Software") == MARK or image.info.get("comment") == MARK.encode()

@@ -10,8 +10,12 @@ import pytest
 from mat_trees import idlocate, ishard, small_cuhk_sysu, struct, write_cuhk_sysu, write_subset
 from scipy.io import loadmat, savemat
 
-from person_search.data import load_cuhk_sysu, load_cuhk_sysu_protocol
-from person_search.data.datasets import IncompleteDatasetError, IrregularityLog
+from person_search.data import (
+    IncompleteDatasetError,
+    IrregularityLog,
+    load_cuhk_sysu,
+    load_cuhk_sysu_protocol,
+)
 from person_search.data.datasets.cuhk_sysu_files import (
     IMAGES_MAT,
     POOL_MAT,

@@ -9,10 +9,11 @@ import pytest
 from json_trees import small_document, write_json_set
 
 from person_search.data import (
+    IncompleteDatasetError,
+    IrregularityLog,
     load_json_protocol,
     load_person_search_json,
 )
-from person_search.data.datasets import IncompleteDatasetError, IrregularityLog
 from person_search.data.datasets.json_dataset import count_json_pids
 from person_search.schema import record_problems
 from person_search.testing import PersonSearchDatasetTests

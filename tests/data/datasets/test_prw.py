@@ -9,8 +9,7 @@ import pytest
 from mat_trees import cells, small_prw, write_image
 from scipy.io import savemat
 
-from person_search.data import load_prw, load_prw_protocol
-from person_search.data.datasets import IncompleteDatasetError, IrregularityLog
+from person_search.data import IncompleteDatasetError, IrregularityLog, load_prw, load_prw_protocol
 from person_search.data.datasets.prw import camera_of, count_prw_pids
 from person_search.testing import PersonSearchDatasetTests
 
