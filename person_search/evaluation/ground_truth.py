@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from detectron2.structures import BoxMode
@@ -23,7 +24,7 @@ class GroundTruth:
         offsets: (I + 1,) int64; image i has the boxes ``offsets[i]:offsets[i + 1]``.
         boxes: (M, 4) float64 XYXY in pixels of the original image.
         query_ids: ``image_id`` -> the ids of its queries, in the order of the record.
-        image_names: (I,) str, names of the image files without folder.
+        image_names: (I,) str, names of the image files without folder, in Unicode form NFC.
     """
 
     image_ids: np.ndarray
@@ -64,11 +65,12 @@ def collect_ground_truth(records: Sequence[dict[str, Any]], dataset_name: str) -
             for a in record["annotations"]
         )
     counts = [len(record["annotations"]) for record in records]
+    names = [normalize("NFC", os.path.basename(record["file_name"])) for record in records]
     return GroundTruth(
         image_ids=np.array([record["image_id"] for record in records], np.int64),
         image_sizes=np.array([(record["height"], record["width"]) for record in records], np.int64),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=np.array(boxes, np.float64).reshape(-1, 4),
         query_ids=query_ids,
-        image_names=np.array([os.path.basename(r["file_name"]) for r in records], np.str_),
+        image_names=np.array(names, np.str_),
     )

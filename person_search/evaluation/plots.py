@@ -112,7 +112,7 @@ def plot_gallery_size(
         for key, by_size in results.items():
             x = sorted(by_size)
             y = [by_size[size][metric] for size in x]
-            panel.plot(x, y, label=_name(key), linewidth=1.8, markersize=6, **styles[key])
+            panel.plot(x, y, label=_label(*key), linewidth=1.8, markersize=6, **styles[key])
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(FixedLocator(sizes))
         panel.xaxis.set_minor_locator(NullLocator())
@@ -142,7 +142,7 @@ def plot_precision_recall(
     panel = figure.subplots()
     styles = _styles(list(curves))
     for key, (recall, precision) in curves.items():
-        label = ", ".join(filter(None, [_name(key), (notes or {}).get(key)]))
+        label = _label(*key, (notes or {}).get(key, ""))
         style = styles[key] | {"marker": None}
         panel.plot(100 * recall, 100 * precision, label=label, linewidth=1.8, **style)
     panel.set_title(title)
@@ -155,8 +155,10 @@ def plot_precision_recall(
     return _to_png(figure)
 
 
-def _name(key: Key) -> str:
-    return ", ".join(filter(None, key))
+def _label(*parts: str) -> str:
+    """Joins the parts of a legend entry; bytes of a file name that are not UTF-8 are escaped."""
+    label = ", ".join(filter(None, parts)).replace("$", r"\$")  # a dollar sign starts a formula
+    return label.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _styles(keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:

@@ -15,12 +15,13 @@ Shape shorthand: I images, N detections, Q queries, M ground truth boxes, D leng
 
 import json
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -383,7 +384,9 @@ def _checked(where: str, name: str, values: np.ndarray) -> np.ndarray:
     if name == "image_names":
         if values.dtype.kind != "U":
             raise ValueError(f"{where} must contain text, but has the type {values.dtype}")
-        return np.array([PurePath(value).name for value in values.tolist()], np.str_)
+        # any folder, also of Windows, and one form of accents, which file systems differ in
+        names = [normalize("NFC", re.split(r"[/\\]", name)[-1]) for name in values.tolist()]
+        return np.array(names, np.str_)
     if values.dtype.kind not in ("iu" if name in INTEGERS else "iuf"):
         kind = "integers" if name in INTEGERS else "numbers"
         raise ValueError(f"{where} must contain {kind}, but has the type {values.dtype}")
@@ -394,7 +397,8 @@ def _checked(where: str, name: str, values: np.ndarray) -> np.ndarray:
             if (times > 1).any():
                 raise ValueError(f"{where} contains duplicates: {ids[times > 1][:5].tolist()}")
         return values
-    values = values.astype(np.float32)
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused below
+        values = values.astype(np.float32)
     rows = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     if len(rows):
         raise ValueError(f"{where}: {len(rows)} rows are not finite, first: {rows[:5].tolist()}")

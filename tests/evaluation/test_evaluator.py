@@ -245,6 +245,7 @@ BAD_OUTPUTS = [
     ("dets", spoil("reid_feats", lambda f: 2 * f), "norm 2; the model must return unit vectors"),
     ("dets", spoil("reid_feats", lambda f: f[:, 0]), r"expected \(n, D\)"),
     ("dets", spoil("scores", set_nan), "score is not finite"),
+    ("dets", spoil("scores", lambda s: s + 3), r"score is 3\.\d+, must lie in \[0, 1\].*logits"),
     ("dets", lambda o: o["instances"].remove("reid_feats"), r"lack \['reid_feats'\]"),
     ("dets", lambda o: o["instances"].pred_boxes.tensor.fill_(np.nan), "box is not finite"),
     ("queries", lambda o: o.pop("query_feats"), r"0 query_feats for \d+ queries \(query_ids"),

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 
 from person_search.evaluation import SearchScores, evaluate_search
 from person_search.evaluation.detection_metrics import average_precision
-from person_search.evaluation.plots import detection_curve, search_curve
+from person_search.evaluation.plots import (
+    detection_curve,
+    plot_gallery_size,
+    plot_precision_recall,
+    search_curve,
+)
 
 from .test_agreement import fast_detection
 
@@ -89,3 +94,13 @@ def test_more_false_entries_never_raise_ap(scores, data):
     before = average_precision(np.array(scores), positives, count)
     after = average_precision(np.append(scores, more), positives, count)
     assert after <= before + 1e-12
+
+
+def test_names_that_are_not_utf8_or_look_like_formulas():
+    curve = (np.array([0.5, 1.0]), np.array([1.0, 0.5]))
+    names = [("caf\udce9", ""), (r"a$\frac$b", "cws")]
+    plots = [
+        plot_precision_recall(dict.fromkeys(names, curve), "title", {names[0]: "mAP 3.6"}),
+        plot_gallery_size({name: {50: {"mAP": 1.0}, 100: {"mAP": 2.0}} for name in names}, ["mAP"]),
+    ]
+    assert all(plot.startswith(b"\x89PNG") for plot in plots)

@@ -2,6 +2,7 @@
 """Pooling over processes, predictions files of this and other programs, and what is refused."""
 
 import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -324,6 +325,47 @@ def test_true_boxes_in_another_order_are_refused(case, tmp_path):
     content["gt_boxes"] = content["gt_boxes"][::-1]
     with pytest.raises(ValueError, match="'gt_boxes' are not the .* in the order of the annot"):
         score(tmp_path / "p.npz", content)
+
+
+def test_names_with_folders_of_windows_and_decomposed_accents(case, tmp_path):
+    for record in case.records:
+        record["file_name"] = f"frames/caf\u00e9_{record['image_id']}.jpg"
+    content = entries(case)
+    ids = content.pop("image_ids")
+    content["image_names"] = np.array([f"C:\\data\\cafe\u0301_{i}.jpg" for i in ids])
+    assert score(tmp_path / "p.npz", content) == expected(case)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_archive_is_refused_wherever_the_damage_is(save, case, tmp_path):
+    path = tmp_path / "p.npz"
+    save(path, **entries(case))
+    whole = path.read_bytes()
+    for share in (0.02, 0.3, 0.5, 0.9, 0.99):
+        place = int(share * len(whole))
+        path.write_bytes(whole[:place])  # truncated
+        with pytest.raises(ValueError, match="p.npz is not a complete predictions file"):
+            read_predictions(path)
+        path.write_bytes(whole[:place] + bytes(64) + whole[place + 64 :])  # overwritten
+        try:
+            read_predictions(path)
+        except ValueError as e:
+            assert "p.npz" in str(e)
+
+
+def test_pickled_content_is_refused(case, tmp_path):
+    content = entries(case) | {"scores": np.array([{"a": 1}], object)}
+    np.savez(tmp_path / "p.npz", **content)
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps({"boxes": 1}))
+    for name in ("p.npz", "p.pkl"):
+        with pytest.raises(ValueError, match=f"{name} is not a complete predictions file.*pickle"):
+            read_predictions(tmp_path / name)
+
+
+def test_byte_order_of_another_machine(case, tmp_path):
+    content = entries(case)
+    swapped = {n: a.astype(a.dtype.newbyteorder()) for n, a in content.items() if a.ndim}
+    assert score(tmp_path / "p.npz", content | swapped) == expected(case)
 
 
 def test_a_single_array_is_not_a_predictions_file(tmp_path):
