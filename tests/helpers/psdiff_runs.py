@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tests of PSDiff run in several processes; an importable module."""
 
+from collections.abc import Iterable
+
 import torch
 from detectron2.utils import comm
 from psdiff_tiny import EMBED_DIM, tiny_model, training_input
@@ -61,27 +63,28 @@ def check_model(persons: tuple[int, int], rank: int) -> None:
     assert (ours - theirs).norm() < 0.01 * theirs.norm(), persons
 
 
-def with_fixed_noise(numbers: list[int]):
+def with_fixed_noise(numbers: Iterable[int]):
     """Returns the tiny model with batch norm in eval mode; time and noise depend on the image.
 
     Args:
-        numbers: Numbers of the images that it will receive.
+        numbers: Numbers of the images in the order in which the model will receive them.
     """
     model = tiny_model().eval()
     model.training = True
-    draw = model.noisy_proposals
+    draw, denoise, order = model.noisy_proposals, model.head.denoise, iter(numbers)
+    times = torch.zeros(0, dtype=torch.int64)
 
     def noisy_proposals(targets, t):
-        drawn = []
-        for number, target in zip(numbers, targets, strict=True):
+        nonlocal times
+        drawn, numbers = [], [next(order) for _ in targets]
+        times = torch.tensor([100 + 300 * number for number in numbers]) % 1000
+        for number, time, target in zip(numbers, times, targets, strict=True):
             torch.manual_seed(50 + number)
-            drawn.append(draw([target], t.new_full((1,), 100 + 300 * number)))
+            drawn.append(draw([target], time[None]))
         return tuple(torch.cat(x) for x in zip(*drawn, strict=True))
 
     model.noisy_proposals = noisy_proposals
-    times = torch.tensor([100, 400])
-    denoise = model.head.denoise
-    model.head.denoise = lambda roi, boxes, reid, t: denoise(roi, boxes, reid, times[numbers])
+    model.head.denoise = lambda roi, boxes, reid, t: denoise(roi, boxes, reid, times)
     return model
 
 

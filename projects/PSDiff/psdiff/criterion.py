@@ -21,7 +21,7 @@ from psdiff.head import HeadOutput
 from psdiff.matcher import LossWeights, ProposalMatcher
 
 
-def loss_normalizer(num_pairs: int, num_proposals: int, like: Tensor) -> Tensor:
+def loss_normalizer(num_pairs: int, num_proposals: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the divisor of all loss sums: the matched pairs of all processes, per process.
 
     Distributed training averages gradients over processes. With this divisor, the average equals
@@ -32,12 +32,16 @@ def loss_normalizer(num_pairs: int, num_proposals: int, like: Tensor) -> Tensor:
         num_pairs: Matched pairs of this process.
         num_proposals: Proposals of this process.
         like: Tensor that determines dtype and device.
+
+    Returns:
+        The divisor, and the matched pairs of all processes, per process.
     """
     counts = like.new_tensor([num_pairs, num_proposals])
     world_size = comm.get_world_size()
     if world_size > 1:
         torch.distributed.all_reduce(counts)
-    return torch.where(counts[0] > 0, counts[0], counts[1]) / world_size
+    counts = counts / world_size
+    return torch.where(counts[0] > 0, counts[0], counts[1]), counts[0]
 
 
 class PSDiffCriterion:
@@ -50,6 +54,7 @@ class PSDiffCriterion:
 
     def __init__(self, matcher: ProposalMatcher, weights: LossWeights) -> None:
         self.matcher, self.weights = matcher, weights
+        self.normalizer: tuple[Tensor, Tensor] | None = None  # of the last call
 
     def __call__(self, output: HeadOutput, targets: Sequence[Instances]) -> dict[str, Tensor]:
         """Computes the losses of one batch.
@@ -91,7 +96,8 @@ class PSDiffCriterion:
         is_person.view(-1)[matched] = 1.0
 
         w = self.weights
-        norm = loss_normalizer(len(pred), output.logits.numel(), output.logits)
+        self.normalizer = loss_normalizer(len(pred), output.logits.numel(), output.logits)
+        norm = self.normalizer[0]
         focal = sigmoid_focal_loss(
             output.logits, is_person, alpha=w.focal_alpha, gamma=w.focal_gamma, reduction="sum"
         )

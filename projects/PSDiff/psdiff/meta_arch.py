@@ -125,6 +125,11 @@ class PSDiff(nn.Module):
         """Device of the model."""
         return self.pixel_mean.device
 
+    @property
+    def loss_normalizer(self) -> tuple[Tensor, Tensor] | None:
+        """Normalizer of the last losses, see :class:`person_search.interface.NormalizesLosses`."""
+        return self.criterion.normalizer
+
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalizes the images and pads them to one size."""
         images = [x["image"].to(self.device) for x in batched_inputs]

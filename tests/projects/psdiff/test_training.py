@@ -5,10 +5,12 @@ import copy
 
 import pytest
 import torch
-from psdiff_runs import compare_with_joint_batch
+from detectron2.utils.events import EventStorage
+from psdiff_runs import compare_with_joint_batch, with_fixed_noise
 from psdiff_tiny import EMBED_DIM, image_input, tiny_model, training_input
 from two_processes import run_in_two_processes
 
+from person_search.engine.train_step import StepTrainer
 from psdiff.box_diffusion import boxes_to_norm, norm_to_boxes
 from psdiff.cdl import DynamicConvolution
 
@@ -102,6 +104,27 @@ def test_maps_of_lower_precision_are_converted_once(dtype, monkeypatch) -> None:
         monkeypatch.setattr(model.head, "pool", counted)
         steps = list(process.steps(features, [(48, 64)], [0]))
     assert len(steps) == 4 and converted == [] and expected.dtype == dtype
+
+
+# ---- gradient accumulation -------------------------------------------------------------------
+@pytest.mark.parametrize("parts", [2, 3, 4])
+@pytest.mark.parametrize("persons", [(3, 1, 0, 2), (0, 0, 2, 1), (1, 0, 0, 0), (0, 0, 0, 0)])
+def test_parts_of_a_batch_equal_the_whole(parts, persons) -> None:
+    """Also where a part has no persons: its loss is not divided by 1."""
+    batch = [training_input(n, seed=i) for i, n in enumerate(persons)]
+    found = []
+    for count in (1, parts):
+        model = with_fixed_noise(range(4))
+        trainer = StepTrainer(model, [batch], torch.optim.SGD(model.parameters(), 0.1), parts=count)
+        model.eval().training = True  # batch norm in eval mode; the trainer has set it to training
+        trainer.iter = 0
+        with EventStorage() as storage:
+            trainer.run_step()
+        found.append((storage.latest(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    (whole, whole_grad), (split, split_grad) = found
+    for name in ("loss_cls", "loss_l1", "loss_giou", "loss_reid", "total_loss"):
+        assert split[name][0] == pytest.approx(whole[name][0], rel=1e-5, abs=1e-7), name
+    assert (split_grad - whole_grad).norm() < 1e-5 * whole_grad.norm()
 
 
 # ---- several processes -----------------------------------------------------------------------
