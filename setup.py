@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent
 PROJECTS = {
     "diffps": "projects/DiffPS/diffps",
     "psdiff": "projects/PSDiff/psdiff",
+    "twostage": "projects/TwoStage/twostage",
 }
 
 # import name = module:function that adds the config keys of the project; its import registers
@@ -21,6 +22,7 @@ ENTRY_POINTS = {
     "person_search.projects": [
         "diffps = diffps:add_diffps_config",
         "psdiff = psdiff:add_psdiff_config",
+        "twostage = twostage:add_twostage_config",
     ],
 }
 
@@ -74,6 +76,9 @@ def list_packages() -> tuple[list[str], dict[str, str]]:
         packages.append(name)
         packages.extend(f"{name}.{sub}" for sub in find_packages(folder))
         package_dir[name] = folder
+    # in a checkout person_search.model_zoo finds configs/ beside the package
+    packages.append("person_search.configs")
+    package_dir["person_search.configs"] = "configs"
     return packages, package_dir
 
 
@@ -95,7 +100,11 @@ setup(
     python_requires=">=3.11",
     packages=PACKAGES,
     package_dir=PACKAGE_DIR,
-    package_data={"person_search.search.page": ["static/*"]},
+    package_data={
+        "person_search": ["py.typed"],
+        "person_search.configs": ["**/*.yaml"],
+        "person_search.search.page": ["static/*"],
+    },
     entry_points=ENTRY_POINTS,
     install_requires=[
         # detectron2 is not listed: pip cannot express "the real one or compat/detectron2-lite"

@@ -16,8 +16,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from plain_diffusion import PlainBackbone
 from torch import Tensor, nn
 
-from diffps.assembly import assemble
-from diffps.backbone import DiffusionBackbone
+from diffps.backbone import DiffusionBackbone, assemble
 from diffps.hooks import find_layers, list_layers
 from diffps.loading import parse_dtype
 from diffps.text import TextConditioning

@@ -58,7 +58,9 @@ def add_common_options(parser: argparse.ArgumentParser, *, config: bool = False)
         "--traceback", action="store_true", help="print the full traceback of an error"
     )
     if config:
-        parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
+        parser.add_argument(
+            "--config-file", required=True, metavar="FILE", help="config file (YAML), see configs/"
+        )
         parser.add_argument(
             "opts",
             nargs=argparse.REMAINDER,
@@ -100,6 +102,9 @@ def run_program(
             at fault; see :func:`person_search.engine.friendly_errors`.
     """
     quiet_libraries()
+    for stream in (sys.stdout, sys.stderr):  # file names may have characters that cannot be printed
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         from detectron2.utils.logger import setup_logger
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What data sets, models and evaluator agree on: values, records and the protocol type.
+"""Values, records and protocols that data sets, models and the evaluator agree on.
 
-Shape shorthand: Q queries; X gallery and E excluded images of one query; G lists of excluded
-images; P positives.
-Boxes are absolute XYXY pixels of the original image everywhere in this file.
+Shape shorthand: Q queries, X gallery and E excluded images of a query, G lists of excluded images,
+P positives. Boxes are XYXY in pixels of the original image.
 """
 
 from collections.abc import Sequence
@@ -12,27 +11,27 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 UNLABELED_PID = -1
-"""``person_id`` / ``gt_pids`` of a person box whose identity is not known."""
+"""``person_id`` / ``gt_pids`` of a person box of unknown identity."""
 
 NO_QUERY_ID = -1
-"""``query_ids`` entry of a box that is embedded but not searched for: a true box, see mapper."""
+"""``query_ids`` entry of a ground truth box that is embedded but not a query; see the mapper."""
 
 PERSON_CATEGORY_ID = 0
-"""The only foreground class; background is ``num_classes`` (1), as Detectron2 has it."""
+"""The only foreground class; background is ``num_classes`` (1), as in Detectron2."""
 
-_XYXY_ABS = 0  # the value of Detectron2's BoxMode.XYXY_ABS; this file imports no Detectron2
+_XYXY_ABS = 0  # value of Detectron2's BoxMode.XYXY_ABS; this file does not import Detectron2
 
 
 @dataclass(frozen=True)
 class Query:
-    """A person to be searched for: one box in one test image.
+    """A person to search for: one box in one test image.
 
-    Args:
-        query_id: unique in the data set; also the number in the record's ``queries``.
-        image_id: the test image that holds the query box.
-        box: (x1, y1, x2, y2), pixels of the original image.
-        person_id: identity in the name space of the test set.
-        cam_id: camera of the image, or None where the data set has no cameras.
+    Attributes:
+        query_id: Unique id in the data set; also used in the record's ``queries``.
+        image_id: Test image of the query box.
+        box: (x1, y1, x2, y2).
+        person_id: Identity, in the numbering of the test set.
+        cam_id: Camera of the image, or None without cameras.
     """
 
     query_id: int
@@ -44,21 +43,20 @@ class Query:
 
 @dataclass
 class SearchProtocol:
-    """For each query: the images to be searched, and where the person is in them.
+    """Images to search for each query, and where the person is in them.
 
-    Args:
-        name: short name, e.g. ``g100`` or ``all``; becomes part of the result key.
+    Attributes:
+        name: Short name, for example ``g100`` or ``all``; becomes part of result keys.
         queries: Q queries.
-        gallery: (Q, X) int32 ``image_id``s in listed order, padded with -1, duplicates kept as
-            listed; or None: every image of the data set except those in ``excluded``.
+        gallery: (Q, X) int32 ``image_id``s in listed order, padded with -1, duplicates kept; None
+            searches every image of the data set except those in ``excluded``.
         positive_query: (P,) int32 index into ``queries``.
-        positive_image: (P,) int32 ``image_id``. An image that a gallery lists twice stands here
-            twice.
-        positive_box: (P, 4) float32, the person's box in that image.
-        excluded: (Q, E) int32 ``image_id``s padded with -1; only read where ``gallery`` is None.
-            (G, E) where ``excluded_row`` is given.
-        excluded_row: (Q,) the row of ``excluded`` that holds for each query, so that queries of one
-            camera can share a list; None: row q is that of query q.
+        positive_image: (P,) int32 ``image_id``, once for each time the gallery lists the image.
+        positive_box: (P, 4) float32 box of the person in that image.
+        excluded: (Q, E) int32 ``image_id``s padded with -1; used only if ``gallery`` is None.
+            (G, E) if ``excluded_row`` is given.
+        excluded_row: (Q,) row of ``excluded`` for each query, so that the queries of a camera can
+            share a list; None: row q for query q.
     """
 
     name: str
@@ -71,14 +69,14 @@ class SearchProtocol:
     excluded_row: np.ndarray | None = None
 
     def excluded_images(self, query: int) -> np.ndarray:
-        """(E,) ``image_id``s that one query must not search, without padding."""
+        """Returns the (E,) ``image_id``s that a query must not search, without padding."""
         if not self.excluded.size:
             return np.zeros(0, np.int32)
         row = query if self.excluded_row is None else self.excluded_row[query]
         return self.excluded[row][self.excluded[row] >= 0]
 
     def of_query(self, query: int) -> "SearchProtocol":
-        """The same protocol with a single query, that of the given index."""
+        """Returns the protocol with a single query, that of the given index."""
         rows = np.flatnonzero(np.asarray(self.positive_query) == query)
         return replace(
             self,
@@ -93,16 +91,16 @@ class SearchProtocol:
 
 
 def record_problems(record: dict, is_test: bool, tolerance: float = 0.0) -> list[str]:
-    """Compares a data set record with what mapper, models and evaluator rely on.
+    """Checks a data set record against what mapper, models and evaluator rely on.
 
     Args:
-        record: one record of a data set.
-        is_test: whether ``queries`` must be there.
-        tolerance: by how many pixels a box may reach over the border of its image. CUHK-SYSU needs
-            one, because its boxes are 1-based.
+        record: Record of a data set.
+        is_test: Whether ``queries`` are required.
+        tolerance: Pixels by which a box may exceed its image. CUHK-SYSU needs one, because its
+            boxes are 1-based.
 
     Returns:
-        One sentence per problem; empty for a good record.
+        One sentence per problem; empty for a valid record.
     """
     problems = []
     expected = {
@@ -141,7 +139,7 @@ def record_problems(record: dict, is_test: bool, tolerance: float = 0.0) -> list
 
 
 def _box_problems(where: str, entry: dict, size: tuple[int, int], tolerance: float) -> list[str]:
-    """Returns what is wrong with the box of an annotation or query."""
+    """Returns the problems of the box of an annotation or query."""
     box = entry.get("bbox")
     if entry.get("bbox_mode") != _XYXY_ABS or box is None or len(box) != 4:
         mode = entry.get("bbox_mode")

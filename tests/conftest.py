@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: seeds, hypothesis settings, skips with a reason, backend in the header."""
+"""Shared fixtures: seeds, hypothesis settings, skips, isolation from the checkout."""
 
-import importlib.util
 import logging
 import os
 import random
@@ -14,8 +13,9 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import HealthCheck, settings
+from programs import load_program
 
-import person_search.data  # noqa: F401  (registers the built-in data sets, which are to stay)
+import person_search.data  # noqa: F401  (registers the built-in data sets, which stay)
 from person_search.utils import backend_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +48,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what the machine cannot run."""
+    """Skips tests that need a GPU on machines without one."""
     if torch.cuda.is_available():
         return
     for item in items:
@@ -81,7 +81,7 @@ def current_folder(
 
 @pytest.fixture(autouse=True)
 def seed_everything() -> None:
-    """Gives every test the same start, whatever ran before it in the same process."""
+    """Seeds all generators before each test."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -101,7 +101,7 @@ def child_env() -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def restore_loggers() -> Iterator[None]:
-    """Takes back what Detectron2's setup_logger does, which is for the rest of the process."""
+    """Restores the loggers, which Detectron2's setup_logger changes for the whole process."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(list(x.handlers), x.propagate, x.level) for x in loggers]
     yield
@@ -112,9 +112,9 @@ def restore_loggers() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def forget_datasets() -> Iterator[None]:
-    """Takes away the data sets that a test registered, so that others may use their names.
+    """Removes the data sets that a test registered, so that other tests may use their names.
 
-    What fixtures of a wider scope registered is there before and stays.
+    Those that fixtures of a wider scope registered stay.
     """
     before = set(DatasetCatalog.list())
     yield
@@ -124,9 +124,6 @@ def forget_datasets() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def train_net(repo_root: Path) -> ModuleType:
+def train_net() -> ModuleType:
     """train_net.py as a module, whose main() runs in this process."""
-    spec = importlib.util.spec_from_file_location("train_net", repo_root / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("train_net.py")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the record check finds, and that the checks to inherit can fail."""
+"""The record check, and that the checks to inherit can fail."""
 
 import copy
 
@@ -82,7 +82,7 @@ def test_boxes_may_reach_over_the_border_by_the_tolerance() -> None:
     assert len(record_problems(record, True, tolerance=0.5)) == 1
 
 
-def test_bad_numbers_of_people_and_queries() -> None:
+def test_bad_numbers_of_persons_and_queries() -> None:
     record = good_record()
     record["annotations"][0] |= {"person_id": -2, "category_id": 1}
     record["queries"][0]["query_id"] = None
@@ -166,7 +166,7 @@ class Unstable(Tiny):
 
 
 BROKEN = {
-    "test_records_keep_to_the_schema": break_records("test", lambda r: r[1].pop("queries")),
+    "test_records_follow_the_schema": break_records("test", lambda r: r[1].pop("queries")),
     "test_order_is_stable": Unstable,
     "test_ids_and_files_are_unique": break_records("test", lambda r: r[0].update(image_id=1)),
     "test_splits_share_no_image": break_records(
@@ -175,11 +175,11 @@ BROKEN = {
     "test_train_pids_are_contiguous": break_records(
         "train", lambda r: r[1]["annotations"][0].update(person_id=5)
     ),
-    "test_records_and_protocols_hold_the_same_queries": break_records(
+    "test_records_and_protocols_have_the_same_queries": break_records(
         "test", lambda r: r[0]["queries"].clear()
     ),
     "test_each_query_has_a_match": break_protocol(positive_query=np.zeros(0, np.int32)),
-    "test_matches_lie_in_the_gallery": break_protocol(gallery=np.array([[0]], np.int32)),
+    "test_matches_are_in_the_gallery": break_protocol(gallery=np.array([[0]], np.int32)),
     "test_matches_are_boxes_of_the_person": break_protocol(
         positive_box=np.array([[0.0, 5, 28, 50]], np.float32)
     ),
@@ -198,15 +198,15 @@ def test_each_check_can_fail(check: str) -> None:
 def test_excluded_images_are_no_matches() -> None:
     broken = break_protocol(gallery=None, excluded=np.array([[0, 1]], np.int32))
     with pytest.raises(AssertionError):
-        broken().test_matches_lie_in_the_gallery()
+        broken().test_matches_are_in_the_gallery()
 
 
-def test_a_data_set_must_bring_its_own_methods() -> None:
+def test_a_data_set_must_define_both_methods() -> None:
     for method in ("load_protocols", "load"):
         with pytest.raises(NotImplementedError):
             getattr(PersonSearchDatasetTests(), method)(*(["train"] if method == "load" else []))
 
 
-def test_only_known_oddities_can_be_reported() -> None:
+def test_only_known_irregularities_can_be_logged() -> None:
     with pytest.raises(ValueError, match="'flying'.*zero_size_box"):
         IrregularityLog().add("flying", "a.jpg", "")

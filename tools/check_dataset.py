@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Checks a data set: counts beside the published ones, every irregularity, and what is broken.
+"""Checks a data set: counts beside the published ones, every irregularity and every error.
 
 Examples::
 
@@ -9,74 +9,108 @@ Examples::
     python tools/check_dataset.py synthetic_cuhk_sysu --limit 5
     python tools/check_dataset.py datasets/mine/train.json --decode
 
-Exit status: 0 for a set that is fit for use, 1 for a broken one, 2 for a wrong command line.
+The last line says what the data set is fit for: training, evaluation, or detection only (without
+identities, which training and evaluation need). Exit status: 0 if it is fit for one of them, 1 if
+not, 2 for a wrong command line.
 """
 
 import argparse
-import logging
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from person_search.cli import program_parser, run_program
 
-from person_search.data.datasets import builtin
-from person_search.data.datasets.check import CheckReport, check_dataset
-from person_search.data.datasets.common import IRREGULARITY_KINDS
-from person_search.data.datasets.json_check import check_json_dataset
-
-DATASETS = {
-    "cuhk_sysu": ("cuhk_sysu", builtin.cuhk_sysu_root),
-    "prw": ("prw", builtin.prw_root),
-    "synthetic_cuhk_sysu": ("cuhk_sysu", builtin.synthetic_cuhk_sysu_root),
-    "synthetic_prw": ("prw", builtin.synthetic_prw_root),
-}
+DATASETS = ("cuhk_sysu", "prw", "synthetic_cuhk_sysu", "synthetic_prw")
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = program_parser(__doc__)
+    parser.add_argument(
+        "dataset", help=f"{', '.join(DATASETS)}, or a JSON file (docs/adding_a_dataset.md)"
     )
     parser.add_argument(
-        "dataset", help=f"{', '.join(sorted(DATASETS))}, or a JSON file (docs/adding_a_dataset.md)"
-    )
-    parser.add_argument(
-        "--root", type=Path, help="its folder (default: below $DETECTRON2_DATASETS or datasets/)"
+        "--root",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the data set (default: below $DETECTRON2_DATASETS or datasets/)",
     )
     parser.add_argument(
         "--image-root",
         type=Path,
-        help="of a JSON file: folder that the file names start from (default: that of the JSON)",
+        metavar="FOLDER",
+        help="folder to which the file names in a JSON file are relative (default: its own folder)",
     )
     parser.add_argument(
-        "--decode", action="store_true", help="decode every image; takes minutes on a real set"
+        "--decode", action="store_true", help="decode every image; takes minutes on a real data set"
     )
     parser.add_argument(
-        "--limit", type=int, default=0, metavar="N", help="show N lines per kind (default: all)"
+        "--limit",
+        type=int,
+        default=0,
+        metavar="N",
+        help="maximum number of lines per kind of finding; 0 shows all (default: 0)",
     )
     parser.add_argument(
         "--compare",
         action=argparse.BooleanOptionalAction,
-        help="compare with the published numbers (default: unless the set is a synthetic one)",
+        help="compare with the published counts (default: unless the data set is synthetic)",
     )
     args = parser.parse_args(argv)
     is_json = args.dataset.endswith(".json")
     if not is_json and args.dataset not in DATASETS:
-        parser.error(f"{args.dataset!r} is none of {sorted(DATASETS)} and no .json file")
+        parser.error(f"{args.dataset!r} is neither one of {list(DATASETS)} nor a .json file")
     if is_json and (args.root or args.compare):
-        parser.error("--root and --compare are not for a JSON file; --image-root is")
+        parser.error("--root and --compare do not apply to a JSON file; use --image-root")
     if not is_json and args.image_root:
-        parser.error("--image-root is for a JSON file; use --root")
+        parser.error("--image-root applies to a JSON file only; use --root")
     if args.limit < 0:
         parser.error(f"--limit is {args.limit}; it must be 0 (all) or more")
     return args
 
 
-def show_counts(console: Console, report: CheckReport) -> None:
+def check(args: argparse.Namespace) -> int:
+    """Checks a data set, prints the report and returns the exit status."""
+    from rich.console import Console
+
+    from person_search.data.datasets import builtin
+    from person_search.data.datasets.check import check_dataset, check_json_dataset
+    from person_search.data.datasets.common import IRREGULARITY_KINDS
+
+    if args.dataset.endswith(".json"):
+        report = check_json_dataset(args.dataset, args.image_root, args.decode)
+    else:
+        root = args.root or getattr(builtin, f"{args.dataset}_root")()
+        format_name = args.dataset.removeprefix("synthetic_")
+        report = check_dataset(format_name, root, args.compare, args.decode)
+
+    console = Console()
+    if report.counts:
+        show_counts(console, report)
+    by_kind = defaultdict(list)
+    for item in report.irregularities:
+        by_kind[item.kind].append(f"{item.where}: {item.detail}")
+    for kind in IRREGULARITY_KINDS:
+        if kind in by_kind:
+            show_lines(console, IRREGULARITY_KINDS[kind], by_kind[kind], args.limit)
+    if report.notes:
+        show_lines(console, "Notes", report.notes, args.limit)
+    if report.errors:
+        show_lines(console, "[red]Errors", report.errors, args.limit)
+    if report.uses:
+        console.print(f"\n[green]Fit for {' and '.join(report.uses)}.")
+    else:
+        console.print("\n[red]Not fit for use.")
+    return 0 if report.uses else 1
+
+
+def show_counts(console, report) -> None:
     """Prints the table of counts."""
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(title=escape(f"{report.title}: {report.root}"), title_justify="left")
     compared = any(count.published is not None for count in report.counts)
     table.add_column("count")
@@ -94,8 +128,10 @@ def show_counts(console: Console, report: CheckReport) -> None:
     console.print(table)
 
 
-def show_lines(console: Console, title: str, lines: list[str], limit: int) -> None:
-    """Prints a headline with the number of lines, and the first of them."""
+def show_lines(console, title: str, lines: list[str], limit: int) -> None:
+    """Prints a headline with the number of lines, and the first lines."""
+    from rich.markup import escape
+
     console.print(f"\n[bold]{title}: {len(lines)}")
     for line in lines[: limit or None]:
         console.print(f"  {escape(line)}", soft_wrap=True, highlight=False)
@@ -103,32 +139,9 @@ def show_lines(console: Console, title: str, lines: list[str], limit: int) -> No
         console.print(f"  ... and {len(lines) - limit} more (--limit 0 shows all)")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Checks one data set and returns the exit status."""
-    args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    if args.dataset.endswith(".json"):
-        report = check_json_dataset(args.dataset, args.image_root, args.decode)
-    else:
-        format_name, find_root = DATASETS[args.dataset]
-        report = check_dataset(format_name, args.root or find_root(), args.compare, args.decode)
-
-    console = Console()
-    if report.counts:
-        show_counts(console, report)
-    by_kind = defaultdict(list)
-    for item in report.irregularities:
-        by_kind[item.kind].append(f"{item.where}: {item.detail}")
-    for kind in IRREGULARITY_KINDS:
-        if kind in by_kind:
-            show_lines(console, IRREGULARITY_KINDS[kind], by_kind[kind], args.limit)
-    if report.notes:
-        show_lines(console, "Not there", report.notes, args.limit)
-    if report.errors:
-        show_lines(console, "[red]Errors", report.errors, args.limit)
-        return 1
-    console.print("\n[green]Fit for use.")
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program and returns the exit status."""
+    return run_program(check, parse_args(argv))
 
 
 if __name__ == "__main__":

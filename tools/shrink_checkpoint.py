@@ -11,8 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
+
+from person_search.utils.weight_files import read_weights
 
 
 def shrink(checkpoint: Path, output: Path) -> int:
@@ -24,11 +25,8 @@ def shrink(checkpoint: Path, output: Path) -> int:
     """
     if not checkpoint.is_file():
         raise FileNotFoundError(f"no checkpoint {checkpoint}")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=False)
-    if not isinstance(state, dict) or "model" not in state:
-        raise ValueError(f"{checkpoint} is no checkpoint of a training: it has no entry 'model'.")
     half = {}
-    for name, value in state["model"].items():
+    for name, value in read_weights(checkpoint).items():
         half[name] = value.half().contiguous() if value.is_floating_point() else value.contiguous()
         if value.is_floating_point() and not half[name].isfinite().all():
             raise ValueError(f"{name} of {checkpoint} does not fit into float16.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configuration: the keys of the shared core, those of the projects, and reading files."""
+"""Configuration: keys of the shared core and of the projects, and reading config files."""
 
 from person_search.config.build import (
     build_config,
@@ -8,6 +8,7 @@ from person_search.config.build import (
     default_config,
     did_you_mean,
     merge_into,
+    merge_run_config,
 )
 from person_search.config.defaults import add_person_search_config
 from person_search.config.projects import ProjectError, add_all_project_configs, project_names
@@ -22,5 +23,6 @@ __all__ = [
     "default_config",
     "did_you_mean",
     "merge_into",
+    "merge_run_config",
     "project_names",
 ]

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a YAML file and overrides to a config, with errors that name the place and the key."""
+"""Builds a config from a YAML file and overrides; errors name their source and the key."""
 
+import argparse
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import yaml
@@ -27,10 +29,14 @@ def default_config() -> CfgNode:
 def build_config(config_file: str | os.PathLike, opts: Sequence[str] = ()) -> CfgNode:
     """Returns the frozen config of a YAML file and KEY VALUE overrides.
 
+    Args:
+        config_file: YAML file.
+        opts: Overrides, alternating keys and values.
+
     Raises:
-        FileNotFoundError, ValueError: see :func:`merge_into`, :func:`check_model` and
-            :func:`check_device`.
-        ProjectError: no project is installed.
+        FileNotFoundError: If the file does not exist.
+        ValueError: See :func:`merge_into`, :func:`check_model` and :func:`check_device`.
+        ProjectError: If no project is installed.
     """
     cfg = default_config()
     merge_into(cfg, config_file, opts)
@@ -41,42 +47,102 @@ def build_config(config_file: str | os.PathLike, opts: Sequence[str] = ()) -> Cf
 
 
 def merge_into(cfg: CfgNode, config_file: str | os.PathLike, opts: Sequence[str] = ()) -> None:
-    """Merges a YAML file (may be empty: none) and then KEY VALUE overrides, in place.
+    """Merges a YAML file and then KEY VALUE overrides into a config, in place.
+
+    Args:
+        cfg: Config to change.
+        config_file: YAML file; "" for none.
+        opts: Overrides, alternating keys and values.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a key that does not exist (with the nearest one that does), a value of the wrong
-            type, broken YAML, or overrides that are no pairs.
+        FileNotFoundError: If the file does not exist. The message has the nearest existing one.
+        ValueError: If a key does not exist (with the nearest key), a value has the wrong type, the
+            YAML is broken, or the overrides are not pairs.
     """
     config_file = os.fspath(config_file)
     if config_file:
         if "://" not in config_file and not os.path.isfile(config_file):
-            raise FileNotFoundError(f"--config-file {config_file!r} does not exist.")
+            kind = "is a folder" if os.path.isdir(config_file) else "does not exist"
+            hint = did_you_mean(config_file, _config_files(), key=lambda x: Path(x).stem)
+            raise FileNotFoundError(f"--config-file {config_file!r} {kind}.{hint}")
         with _explained(cfg, config_file):
             cfg.merge_from_file(config_file)
-    _check_pairs(opts)
+    options = [opt for opt in opts if str(opt).startswith("--")]
+    if options:
+        raise ValueError(
+            f"the command line: {options[0]} follows a KEY VALUE pair and is taken for a part of "
+            "one. Options come first, all KEY VALUE pairs after them."
+        )
+    if len(opts) % 2:
+        raise ValueError(
+            f"the command line: the override list {' '.join(map(str, opts))!r} has an odd length; "
+            "overrides come as KEY VALUE pairs, and a value with spaces needs quotes."
+        )
     with _explained(cfg, "the command line"):
         cfg.merge_from_list(list(opts))
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns " Did you mean …?" with the nearest known name, or "" if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]}?" if near else ""
+def merge_run_config(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Merges the config of a training or evaluation, and adapts it to the machine.
+
+    Args:
+        cfg: Config to change.
+        args: Command line of ``train_net.py``: ``config_file``, ``opts``, ``eval_only`` and
+            ``num_gpus``. A value of 0 sets MODEL.DEVICE to "cpu".
+
+    Raises:
+        FileNotFoundError: See :func:`merge_into`.
+        ValueError: See :func:`merge_into`. Also if the model is unknown, no data set is named, or
+            the device is not available.
+    """
+    merge_into(cfg, args.config_file, args.opts)
+    check_model(cfg)
+    split = "TEST" if args.eval_only else "TRAIN"
+    if not cfg.DATASETS[split]:
+        raise ValueError(
+            f"DATASETS.{split} is empty: name a data set in the config, or on the command line, "
+            f"e.g. DATASETS.{split} \"('prw_{split.lower()}',)\"."
+        )
+    if args.num_gpus == 0:
+        cfg.MODEL.DEVICE = "cpu"
+    check_device(cfg, remedy="--num-gpus 0 (or MODEL.DEVICE cpu)")
+
+
+def did_you_mean(
+    name: str, known: Iterable[str], key: Callable[[str], str] = lambda name: name
+) -> str:
+    """Returns " Did you mean …?" with the nearest known name, or "" if none is similar.
+
+    Args:
+        name: Misspelt name.
+        known: Names to choose from.
+        key: Function of a name that returns the part to compare.
+    """
+    by_key = {key(other): other for other in known}
+    near = difflib.get_close_matches(key(name), list(by_key), n=1)
+    return f" Did you mean {by_key[near[0]]}?" if near else ""
 
 
 def check_model(cfg: CfgNode) -> None:
-    """Raises ValueError, with the nearest name, if ``MODEL.META_ARCHITECTURE`` is no model."""
+    """Raises ValueError, with the nearest name, if ``MODEL.META_ARCHITECTURE`` is unknown."""
     name, known = cfg.MODEL.META_ARCHITECTURE, sorted(key for key, _ in META_ARCH_REGISTRY)
     if name not in known:
         raise ValueError(
-            f"MODEL.META_ARCHITECTURE is {name!r}, and no model has that name."
-            f"{did_you_mean(name, known)} There are {', '.join(known)}."
+            f"unknown MODEL.META_ARCHITECTURE {name!r}.{did_you_mean(name, known)} "
+            f"Available: {', '.join(known)}."
         )
 
 
 def check_device(cfg: CfgNode, remedy: str = "MODEL.DEVICE cpu") -> None:
-    """Raises ValueError, with the remedy, if ``MODEL.DEVICE`` is a GPU that is not there."""
+    """Checks that the device of a config is available.
+
+    Args:
+        cfg: Config with MODEL.DEVICE.
+        remedy: Option or override that selects the CPU.
+
+    Raises:
+        ValueError: If ``MODEL.DEVICE`` is a GPU and there is none.
+    """
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but no CUDA device is available. "
@@ -86,7 +152,7 @@ def check_device(cfg: CfgNode, remedy: str = "MODEL.DEVICE cpu") -> None:
 
 @contextmanager
 def _explained(cfg: CfgNode, source: str) -> Iterator[None]:
-    """Turns what reading a config raises into a ValueError that names the place."""
+    """Turns errors of reading a config into a ValueError that names the source."""
     try:
         yield
     except (KeyError, AssertionError, ValueError, yaml.YAMLError) as e:
@@ -98,23 +164,17 @@ def _explained(cfg: CfgNode, source: str) -> Iterator[None]:
         raise ValueError(f"{source}: {text}.{hint}") from e
 
 
-def _check_pairs(opts: Sequence[str]) -> None:
-    """Says what is wrong with overrides that are no pairs before they are taken for keys."""
-    options = [opt for opt in opts if str(opt).startswith("--")]
-    if options:
-        raise ValueError(
-            f"the command line: {options[0]} stands behind a KEY VALUE pair and is taken for a "
-            "part of one. Options come first, all KEY VALUE pairs after them."
-        )
-    if len(opts) % 2:
-        raise ValueError(
-            f"the command line: the override list {' '.join(map(str, opts))!r} has an odd length; "
-            "overrides come as KEY VALUE pairs, and a value with spaces in quotes."
-        )
+def _config_files() -> list[str]:
+    """Returns the YAML files below ``configs/`` of the current folder or of this checkout."""
+    for root in (Path(), Path(__file__).parents[2]):
+        found = sorted(str(path) for path in (root / "configs").rglob("*.yaml"))
+        if found:
+            return found
+    return []
 
 
 def _example(text: str) -> str:
-    """How to write a tuple or a list where a single value was given; "" for other errors."""
+    """Returns how to write a tuple or list in place of a single value; "" for other errors."""
     found = re.search(
         r"\(<class '(tuple|list)'> vs\. <class '(\w+)'>\) with values \(.* vs\. (.*)\) "
         r"for config key: (\S+)$",
@@ -126,7 +186,7 @@ def _example(text: str) -> str:
     words = re.findall(r"[\w./+-]+", value) if given == "str" else [value]
     items = ", ".join(repr(word) if given == "str" else word for word in words)
     example = f"[{items}]" if kind == "list" else f"({items}{',' * (len(words) == 1)})"
-    return f' Write it so: {key} "{example}".'
+    return f' Write {key} "{example}".'
 
 
 def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:

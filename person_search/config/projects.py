@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The projects that are installed beside the core, found through their packaging.
+"""Finds the installed projects through their packaging.
 
-A project states the function that adds its config keys as an entry point of the group
-``person_search.projects`` (``ENTRY_POINTS`` in ``setup.py``). The core thereby knows its projects
-without importing them, and a project in a repository of its own joins in the same way.
+A project declares the function that adds its config keys as an entry point of the group
+``person_search.projects`` (``ENTRY_POINTS`` in ``setup.py``). The core then knows its projects
+without importing them, also those of other repositories.
 """
 
 from importlib.metadata import EntryPoint, distributions
@@ -18,7 +18,7 @@ class ProjectError(RuntimeError):
 
 
 def project_names() -> list[str]:
-    """Names of the projects that have config keys, e.g. ``["psdiff"]``; they are not imported."""
+    """Returns the names of the installed projects, e.g. ``["psdiff"]``, without importing them."""
     return [point.name for point in _find(ENTRY_POINT_GROUP)]
 
 
@@ -26,11 +26,11 @@ def add_all_project_configs(cfg: CfgNode, group: str = ENTRY_POINT_GROUP) -> Non
     """Adds the keys of every installed project, in place; this also registers their models.
 
     Args:
-        cfg: must have the keys of the core already.
-        group: of the entry points.
+        cfg: Config that has the keys of the core already.
+        group: Group of the entry points.
 
     Raises:
-        ProjectError: there is no project, or one cannot be imported.
+        ProjectError: If there is no project, or one cannot be imported.
     """
     points = _find(group)
     if not points:
@@ -44,16 +44,16 @@ def add_all_project_configs(cfg: CfgNode, group: str = ENTRY_POINT_GROUP) -> Non
         except (ImportError, AttributeError) as e:
             raise ProjectError(
                 f"the project '{point.name}' ({point.value}) cannot be loaded: {e}. "
-                "Install it again (pip install -e .), or uninstall it."
+                "Reinstall it (pip install -e .), or uninstall it."
             ) from e
         add_config(cfg)
 
 
 def _find(group: str) -> list[EntryPoint]:
-    """Entry points of all distributions, one per name, sorted.
+    """Returns the entry points of all distributions, one per name, sorted.
 
-    ``importlib.metadata.entry_points`` looks at the first of several records of a distribution
-    only. A checkout can hold an outdated one (``*.egg-info``) that comes before the installed one.
+    ``importlib.metadata.entry_points`` reads only the first record of a distribution. A checkout
+    may hold an outdated one (``*.egg-info``) that precedes the installed one.
     """
     found: dict[str, EntryPoint] = {}
     for distribution in distributions():

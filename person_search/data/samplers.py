@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which training samples are drawn, as a pure function of a seed.
+"""The order of training samples as a pure function of a seed.
 
-Shape shorthand: N records, W processes, T images of one step over all processes, B = T / W.
+Shape shorthand: N records, W processes, T images of one step over all processes.
 
 The training stream is endless: epoch 0 in a random order, then epoch 1 in another, and so on. Its
-``n``-th element has the *sample number* ``n`` and is the same for any number of processes and of
-loader workers. So a run that stops after ``k`` steps goes on with step ``k`` by computing where it
-was, and an augmentation seeded by the sample number (:func:`sample_seed`) is repeated exactly.
+``n``-th element has the *sample number* ``n`` and does not depend on the number of processes or
+loader workers. A run that stops after ``k`` steps therefore continues with step ``k`` by computing
+its position, and an augmentation seeded by the sample number (:func:`sample_seed`) is repeated
+exactly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,30 +21,31 @@ Sample = tuple[int, int]
 
 
 def sample_seed(seed: int, sample_number: int) -> int:
-    """Returns the 63-bit seed of all random choices made while one sample is prepared.
+    """Returns the 63-bit seed of all random choices made in preparing a sample.
 
     Args:
-        seed: seed of the run, >= 0.
-        sample_number: position in the training stream, >= 0.
+        seed: Seed of the run, >= 0.
+        sample_number: Position in the training stream, >= 0.
     """
     state = np.random.SeedSequence((seed, sample_number)).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 
 
 class ResumableBatchSampler(Sampler[list[Sample]]):
-    """Yields, without end, the samples of each training step of this process.
+    """Yields the samples of each training step of this process, endlessly.
 
-    Each epoch is a full permutation of the records, drawn from (seed, epoch). With
-    ``landscape`` given, the T images of a step are all wider than high or all not, so that less
-    padding is needed; every process then sees the same kind of image in the same step.
+    Each epoch is a permutation of the records, drawn from (seed, epoch). With ``landscape``, the T
+    images of a step are either all wider than high or all not, which saves padding; all processes
+    see the same kind of image in the same step.
 
     Args:
-        size: number of records (N), > 0.
-        batch_size: images of one step over all processes (T).
-        seed: seed of the order, >= 0, the same in all processes.
-        shuffle: False reads every epoch in the order of the data set.
-        landscape: for each record, whether it is wider than high; None does not group.
-        rank, world_size: of this process; by default those of the process group.
+        size: Number of records (N), > 0.
+        batch_size: Images of one step over all processes (T).
+        seed: Seed of the order, >= 0, equal in all processes.
+        shuffle: Whether to shuffle each epoch; False keeps the order of the data set.
+        landscape: For each record, whether it is wider than high; None does not group.
+        rank: Rank of this process. Default: that of the process group.
+        world_size: Number of processes. Default: that of the process group.
     """
 
     def __init__(
@@ -64,9 +66,9 @@ class ResumableBatchSampler(Sampler[list[Sample]]):
         if batch_size <= 0 or batch_size % self.world_size:
             raise ValueError(
                 f"SOLVER.IMS_PER_BATCH is {batch_size}, but it must be a positive multiple of the "
-                f"number of processes ({self.world_size}). Learning rate and iterations belong to "
-                "the batch: when it changes, change SOLVER.BASE_LR, MAX_ITER, STEPS and "
-                "WARMUP_ITERS too, or let SOLVER.REFERENCE_WORLD_SIZE do so (README.md)."
+                f"number of processes ({self.world_size}). Learning rate and iterations depend on "
+                "the batch size: change SOLVER.BASE_LR, MAX_ITER, STEPS and WARMUP_ITERS with it, "
+                "or let SOLVER.REFERENCE_WORLD_SIZE do so (README.md)."
             )
         if landscape is not None and len(landscape) != size:
             raise ValueError(f"landscape has {len(landscape)} entries for {size} records.")
@@ -101,7 +103,7 @@ class ResumableBatchSampler(Sampler[list[Sample]]):
             epoch, offset = epoch + 1, 0
 
     def state_dict(self) -> dict[str, int | bool]:
-        """Returns what fixes the stream; together with the step it gives the position."""
+        """Returns the state of the stream; with the step, it determines the position."""
         return {
             "seed": self.seed,
             "size": self.size,
@@ -111,15 +113,15 @@ class ResumableBatchSampler(Sampler[list[Sample]]):
         }
 
     def resume(self, state: dict[str, int | bool], step: int) -> list[str]:
-        """Continues a stream at a step; takes over its seed.
+        """Continues a stream at a step, with its seed.
 
         Args:
-            state: what :meth:`state_dict` returned in the run that goes on.
-            step: number of steps which that run has done.
+            state: Result of :meth:`state_dict` in the run to continue.
+            step: Number of completed steps of that run.
 
         Returns:
-            The names of settings that differ. Empty: the stream goes on exactly. Otherwise it
-            goes on after the same number of images, but in an order of its own.
+            Names of settings that differ. If empty, the stream continues exactly; otherwise after
+            the same number of images, in a different order.
         """
         mine = self.state_dict()
         differing = [k for k in mine if k != "seed" and mine[k] != state.get(k, mine[k])]

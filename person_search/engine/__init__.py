@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training and evaluation loop, checkpoints, command line."""
+"""Training and evaluation loop, checkpoints, and errors for users."""
 
 from person_search.engine.checkpoint import (
     AtomicCheckpointer,
     CheckpointWriteError,
     IncompatibleCheckpointError,
 )
-from person_search.engine.data_checks import DatasetError, check_dataset_names, check_test_sets
+from person_search.engine.data_checks import (
+    DatasetError,
+    check_dataset_names,
+    check_test_sets,
+    resolve_num_pids,
+)
 from person_search.engine.divergence import TrainingDivergedError
 from person_search.engine.ema import AveragedWeights, EMAHook, load_average
+from person_search.engine.errors import friendly_errors
 from person_search.engine.hooks import BestModelCheckpointer, ResumableCheckpointer
-from person_search.engine.identities import resolve_num_pids
 from person_search.engine.launch import launch
 from person_search.engine.optimizer import build_optimizer
 from person_search.engine.rng import isolated_rng
 from person_search.engine.run_folder import evaluation_config, setup_run, write_config
 from person_search.engine.train_loader import build_train_loader
 from person_search.engine.trainer import PersonSearchTrainer
-from person_search.engine.usage import argument_parser, friendly_errors, merge_config
 
 __all__ = [
     "AtomicCheckpointer",
@@ -30,7 +34,6 @@ __all__ = [
     "PersonSearchTrainer",
     "ResumableCheckpointer",
     "TrainingDivergedError",
-    "argument_parser",
     "build_optimizer",
     "build_train_loader",
     "check_dataset_names",
@@ -40,7 +43,6 @@ __all__ = [
     "isolated_rng",
     "launch",
     "load_average",
-    "merge_config",
     "resolve_num_pids",
     "setup_run",
     "write_config",

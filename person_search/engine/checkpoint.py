@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that survive a crash, and that refuse to be loaded into another architecture.
+"""Checkpoints that survive a crash and are never loaded into another architecture.
 
 The file format is Detectron2's: ``{"model": …, "trainer": …, "iteration": …}`` as ``*.pth``.
 """
 
 import errno
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Callable
@@ -15,11 +16,10 @@ from typing import Any, BinaryIO
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from person_search.modeling import SwinWeightsError, adapt_swin_weights
+from person_search.interface import AdaptsWeights, HasIdentityBuffers, named_hooks
 from person_search.utils.files import write_atomically
+from person_search.utils.weight_files import WeightFileError, check_weight_file, read_checkpoint
 
 TEMPORARY_SUFFIX = ".incomplete"
 _NUM_EXAMPLES = 5
@@ -34,18 +34,20 @@ class IncompatibleCheckpointError(ValueError):
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer with all-or-nothing files.
+    """Extends Detectron2's checkpointer with all-or-nothing files and strict checks.
 
-    A checkpoint is written under a temporary name, flushed to the disk and then renamed; only
-    after that ``last_checkpoint`` is replaced, in the same way. So at any moment it names a
-    complete file, whatever kills the process. If the write fails (disk full), the temporary file is
-    removed and :class:`CheckpointWriteError` is raised.
+    A checkpoint is written under a temporary name, flushed to the disk and then renamed. After
+    that, ``last_checkpoint`` is replaced in the same way, so that it always names a complete file.
+    If a write fails, for example because the disk is full, the temporary file is removed.
 
     Args:
-        model, save_dir, save_to_disk, checkpointables: as in Detectron2.
-        allow_partial: accept a file that fills only a part of the model even where the whole is
-            needed (``cfg.MODEL.ALLOW_PARTIAL_LOAD``).
-        tag_last: whether ``last_checkpoint`` follows the files saved here.
+        model: As in Detectron2.
+        save_dir: As in Detectron2.
+        save_to_disk: As in Detectron2.
+        allow_partial: Whether to accept a file that fills only a part of the model even where the
+            whole model is needed (``cfg.MODEL.ALLOW_PARTIAL_LOAD``).
+        tag_last: Whether ``last_checkpoint`` follows the files saved here.
+        **checkpointables: As in Detectron2.
     """
 
     def __init__(
@@ -70,11 +72,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """Writes ``<save_dir>/<name>.pth`` and makes it the last checkpoint.
 
         Args:
-            name: file name without folder and ending.
-            kwargs: further entries of the file, e.g. ``iteration``.
+            name: File name without folder and suffix.
+            **kwargs: Further entries of the file, for example ``iteration``.
 
         Raises:
-            CheckpointWriteError: the file could not be written; nothing on disk has changed.
+            CheckpointWriteError: If the file could not be written. Nothing on disk has changed.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -83,17 +85,14 @@ class AtomicCheckpointer(DetectionCheckpointer):
         data |= kwargs
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        self._write(path, lambda file: torch.save(data, file))
+        write_safely(self.path_manager.get_local_path(path), lambda file: torch.save(data, file))
         if self.tag_last:
             self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Records which file ``--resume`` starts from."""
         path = os.path.join(self.save_dir, "last_checkpoint")
-        self._write(path, lambda file: file.write(last_filename_basename.encode()))
-
-    def _write(self, path: str, writer: Callable[[BinaryIO], Any]) -> None:
-        write_safely(self.path_manager.get_local_path(path), writer)
+        write_safely(self.path_manager.get_local_path(path), last_filename_basename.encode())
 
     # ---- reading -----------------------------------------------------------------------------
     def load(
@@ -105,24 +104,24 @@ class AtomicCheckpointer(DetectionCheckpointer):
     ) -> dict[str, Any]:
         """Loads a file as Detectron2 does, after checks.
 
-        Tables of identities (``identity_buffers`` of a module) that belong to another training set
-        are left out with one log line, so that weights of one data set can be tested on another, or
-        start a training there. Only a training that goes on needs its own tables.
+        Identity buffers (:class:`person_search.interface.HasIdentityBuffers`) of another training
+        set are skipped with one log line, except on resuming.
 
         Args:
-            path: file or URL; empty loads nothing.
-            checkpointables: names of what to load beside the model; None for all.
-            need_whole: every parameter of the model must be in the file. By default so if the
-                training goes on (``checkpointables`` is None), and not if weights are only the
-                start of a training, such as those of a backbone.
+            path: File or URL. Nothing is loaded if empty.
+            checkpointables: Names of what to load beside the model. None loads all of them and
+                means that a training is resumed.
+            need_whole: Whether every parameter of the model must be in the file. By default, this
+                is required on resuming only: a training may start from a backbone's weights.
 
         Returns:
             The entries of the file that were not used.
 
         Raises:
-            FileNotFoundError: no such file.
-            IncompatibleCheckpointError: no parameter of the model is in the file, or one is missing
-                although ``need_whole``.
+            FileNotFoundError: If there is no such file.
+            WeightFileError: If the file is not a checkpoint, or is damaged.
+            IncompatibleCheckpointError: If no parameter of the model is in the file, or one is
+                missing although ``need_whole``.
         """
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise FileNotFoundError(
@@ -135,25 +134,35 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return super().load(path, checkpointables)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """Extends the hook that Detectron2's checkpointers provide for further file formats."""
-        if not filename.endswith(".safetensors"):
-            return super()._load_file(filename)
+        """Reads a file; ``.pkl`` is the format of Detectron2's model zoo."""
+        check_weight_file(filename)
         try:
-            return {"model": load_file(filename)}
-        except SafetensorError as error:
-            raise IncompatibleCheckpointError(
-                f"The weight file {filename!r} is no whole safetensors file: {error}."
-            ) from error
+            return super()._load_file(filename)
+        except (pickle.UnpicklingError, EOFError) as e:
+            raise WeightFileError(
+                f"The weight file {filename!r} is truncated or damaged ({e}); download it again."
+            ) from e
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        """Reads every file that is not a ``.pkl``; a hook of Detectron2's checkpointer."""
+        return read_checkpoint(f)
 
     def _load_model(self, checkpoint: Any):
-        """Extends the hook that Detectron2's checkpointers provide for treating a read file."""
+        """Loads the weights of a file that has been read; a hook of Detectron2's checkpointer."""
         in_file = list(checkpoint["model"])
-        try:
-            checkpoint["model"] = adapt_swin_weights(self.model, checkpoint["model"])
-        except SwinWeightsError as e:
-            raise IncompatibleCheckpointError(f"The weight file {self._source!r} {e}") from e
+        for prefix, module in named_hooks(self.model, AdaptsWeights):
+            try:
+                checkpoint["model"] = module.adapt_weights(checkpoint["model"], prefix)
+            except ValueError as e:
+                raise IncompatibleCheckpointError(f"The weight file {self._source!r} {e}") from e
         if not self._resuming:
             self._drop_foreign_identities(checkpoint["model"])
+        else:
+            for key in self.checkpointables.keys() - checkpoint.keys():
+                self.logger.warning(
+                    "The checkpoint %s holds no state of the %s: optimizer and learning rate "
+                    "schedule start afresh with the loaded weights.", self._source, key,
+                )  # fmt: skip
         incompatible = super()._load_model(checkpoint)
         parameters = [name for name, _ in self.model.named_parameters()]
         wrong_shape = {name: (a, b) for name, a, b in incompatible.incorrect_shapes}
@@ -161,13 +170,15 @@ class AtomicCheckpointer(DetectionCheckpointer):
         missing = [name for name in parameters if name in absent]
         wrong_buffers = [name for name in wrong_shape if name not in set(parameters)]
         if parameters and len(missing) == len(parameters):
-            problem = "is of another architecture: none of the model's parameters is in it"
+            problem = "is for another architecture: it has none of the model's parameters"
+            remedy = "."
         elif self._need_whole and not self.allow_partial and (missing or wrong_buffers):
             found = len(parameters) - len(missing)
             problem = (
                 f"does not fit the model: {found} of {len(parameters)} parameters "
                 f"({100 * found / len(parameters):.0f} %) match"
             )
+            remedy = ", or set MODEL.ALLOW_PARTIAL_LOAD True to load what matches."
         else:
             return incompatible
         # where nothing matched, Detectron2 has no list of them
@@ -178,24 +189,18 @@ class AtomicCheckpointer(DetectionCheckpointer):
         raise IncompatibleCheckpointError(
             f"The weight file {self._source!r} {problem}.\n"
             f"  missing from the file: {_examples([k for k in missing if k not in wrong_shape])}\n"
-            f"  of another shape: {_examples(shapes)}\n"
+            f"  different shape: {_examples(shapes)}\n"
             f"  only in the file: {_examples(only_in_file)}\n"
-            "Use the config that the file was trained with (config.yaml beside it)"
-            + (
-                "."
-                if len(missing) == len(parameters)
-                else ", or set MODEL.ALLOW_PARTIAL_LOAD True to load what matches."
-            )
+            f"Use the config that the file was trained with (config.yaml beside it){remedy}"
         )
 
     def _drop_foreign_identities(self, weights: dict[str, Any]) -> None:
-        """Puts the model's own identity tables in place of those of another training set."""
+        """Replaces the identity buffers of another training set by the model's own."""
         dropped = []
-        for prefix, module in self.model.named_modules():
-            names = getattr(module, "identity_buffers", ())
-            ours = {f"{prefix}.{name}" if prefix else name: name for name in names}
-            held = {key: getattr(module, name) for key, name in ours.items() if key in weights}
-            # tables and queue are one memory: what one of them holds means nothing without the rest
+        for prefix, module in named_hooks(self.model, HasIdentityBuffers):
+            ours = {prefix + name: getattr(module, name) for name in module.identity_buffers}
+            held = {key: own for key, own in ours.items() if key in weights}
+            # table and queue are one memory: a part of it means nothing without the rest
             if any(tuple(weights[key].shape) != tuple(own.shape) for key, own in held.items()):
                 dropped += [
                     f"{key} {tuple(weights[key].shape)} -> {tuple(own.shape)}"
@@ -211,14 +216,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def find_resumable(self) -> str:
         """Returns the newest intact training checkpoint in ``save_dir``, or "" if there is none.
 
-        Who saves checkpoints also removes what a killed process has left half written; an
-        evaluation does not, a training may be writing it now. The file that ``last_checkpoint``
-        names comes first. If that one is damaged (a failing disk,
-        a copy cut short), the others are tried by descending iteration, with a warning. Checked by
-        the main process, which all others follow.
+        The file that ``last_checkpoint`` names comes first. If it is damaged, the others are tried
+        by descending iteration, with a warning. A checkpointer that saves to disk also removes what
+        a killed process has left half written. The main process decides for all processes.
 
         Raises:
-            IncompatibleCheckpointError: checkpoints exist, but every one is damaged.
+            IncompatibleCheckpointError: If checkpoints exist, but all of them are damaged.
         """
         # errors travel as values, so that all processes see them instead of waiting for each other
         found = comm.all_gather(self._find_resumable() if comm.is_main_process() else None)[0]
@@ -237,28 +240,29 @@ class AtomicCheckpointer(DetectionCheckpointer):
             if self.save_to_disk:
                 for name in os.listdir(self.save_dir):
                     if name.endswith(TEMPORARY_SUFFIX):
-                        _remove(os.path.join(self.save_dir, name))
+                        with suppress(OSError):
+                            os.remove(os.path.join(self.save_dir, name))
         for i, path in enumerate(candidates):
             if is_intact(path):
                 if i > 0:
                     self.logger.warning("Resuming from %s instead.", path)
                 return path
-            self.logger.warning("The checkpoint %s is damaged or gone.", path)
+            self.logger.warning("The checkpoint %s is damaged or missing.", path)
         if candidates:
             return IncompatibleCheckpointError(
-                f"No checkpoint in {self.save_dir!r} can be read: {_examples(candidates)}. Restore "
-                "one of them, or start anew without --resume."
+                f"All checkpoints in {self.save_dir!r} are damaged: {_examples(candidates)}. "
+                "Restore one of them, or start again without --resume."
             )
         return ""
 
 
 def write_safely(path: str, write: bytes | Callable[[BinaryIO], Any]) -> None:
-    """Writes a file completely or not at all, and onto the disk; see ``write_atomically``.
+    """Writes a file completely or not at all, flushed to the disk; see ``write_atomically``.
 
-    What a killed process leaves behind has a name of its own, by which the next run finds it.
+    What a killed process leaves behind ends in :data:`TEMPORARY_SUFFIX`; the next run removes it.
 
     Raises:
-        CheckpointWriteError: writing failed; ``path`` is as before.
+        CheckpointWriteError: If writing failed. ``path`` is as before.
     """
     try:
         write_atomically(path, write, durable=True, temporary=path + TEMPORARY_SUFFIX)
@@ -267,7 +271,7 @@ def write_safely(path: str, write: bytes | Callable[[BinaryIO], Any]) -> None:
 
 
 def is_intact(path: str) -> bool:
-    """Whether a ``.pth`` file is complete: all checksums of its archive are right."""
+    """Returns whether a ``.pth`` file is complete and all checksums of its archive are right."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -276,17 +280,14 @@ def is_intact(path: str) -> bool:
     except OSError:
         return False
     try:  # the format before torch 1.6 has no checksums
-        with open(path, "rb") as file:
-            if file.read(1) != b"\x80":  # what every pickle starts with
-                return False
-        torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # noqa: BLE001 - a damaged pickle can raise anything
+        read_checkpoint(path)
+    except (OSError, WeightFileError):
         return False
     return True
 
 
 def _iteration(path: str) -> int:
-    """Orders ``model_0001999.pth``, …, ``model_final.pth``; -1 for what cannot be resumed from."""
+    """Returns the rank of ``model_0001999.pth``, …, ``model_final.pth``; -1 for other files."""
     name = os.path.basename(path)
     if name == "model_final.pth":
         return 10**9
@@ -318,8 +319,3 @@ def _describe_write_failure(path: str, error: BaseException) -> str:
     }
     hint = hints.get(number, "check the disk of OUTPUT_DIR")
     return f"Could not write {path!r}: {reason}. Earlier checkpoints are intact; {hint}."
-
-
-def _remove(path: str) -> None:
-    with suppress(OSError):
-        os.remove(path)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens when a training diverges: all processes stop together, and say with which images.
+"""Stops a training that diverges, in all processes together, with a report of its images.
 
-The checks cost no wait for the GPU that is not there anyway: the loss is looked at where
-Detectron2 reads it for its log, after the backward pass, and weights only when they are saved.
+The checks add no synchronization with the GPU: the loss is checked where Detectron2 reads it for
+its log, after the backward pass, and the weights are checked when they are saved.
 """
 
 import json
@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from person_search.engine.checkpoint import CheckpointWriteError, write_safely
+from person_search.engine.checkpoint import write_safely
 
 _NUM_EXAMPLES = 5
 _ADVICE = (
@@ -26,13 +26,13 @@ _AMP_ADVICE = ", SOLVER.AMP.ENABLED False"
 
 
 class TrainingDivergedError(FloatingPointError):
-    """Loss, gradients or weights have left the range of numbers. Raised in all processes alike."""
+    """Loss, gradients or weights are not finite. Raised in all processes alike."""
 
     in_all_processes = True
 
 
 def true_in_all_processes(value: Tensor) -> bool:
-    """Whether a boolean scalar is true in every process; must be called by all of them."""
+    """Returns whether a boolean scalar is true in every process; all of them must call it."""
     if comm.get_world_size() > 1:
         value = value.to(torch.uint8)
         if dist.get_backend() == dist.Backend.NCCL:
@@ -42,7 +42,7 @@ def true_in_all_processes(value: Tensor) -> bool:
 
 
 def all_finite(tensors: list[Tensor]) -> Tensor:
-    """Whether no entry of any tensor is NaN or infinite; boolean scalar, true for no tensor."""
+    """Returns a boolean scalar: whether all entries are finite. True without tensors."""
     if not tensors:
         return torch.tensor(True)
     return torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
@@ -51,16 +51,16 @@ def all_finite(tensors: list[Tensor]) -> Tensor:
 def step_report(
     model: nn.Module, parts: list[tuple[list[dict[str, Any]], dict[str, Tensor]]], scale: float
 ) -> dict[str, Any]:
-    """What this process knows about the present step, as plain values for a JSON file.
+    """Describes the current step of this process, as plain values for a JSON file.
 
     Args:
-        model: after the backward pass.
-        parts: images and losses of each part of the batch.
-        scale: by which the gradients are too large (AMP), else 1.
+        model: Model after the backward pass.
+        parts: Images and losses of each part of the batch.
+        scale: Factor by which the gradients are too large (AMP), else 1.
 
     Returns:
-        ``parts``: losses and images (``file_name``, ``image_id``) of each; ``grad_norm`` over all
-        weights; ``non_finite_gradients``: names, the first few, and ``num_non_finite_gradients``.
+        ``parts``: losses and images (``file_name``, ``image_id``) of each part; ``grad_norm`` over
+        all weights; ``non_finite_gradients``: the first few names; ``num_non_finite_gradients``.
     """
     grads = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
     bad = [name for name, grad in grads.items() if not grad.isfinite().all()]
@@ -81,7 +81,7 @@ def step_report(
 
 
 def weights_report(model: nn.Module) -> dict[str, Any]:
-    """Which weights of this process are not finite: the first names, and their number."""
+    """Describes which weights of this process are not finite: the first names, their number."""
     bad = [name for name, p in model.named_parameters() if not p.isfinite().all()]
     return {
         "process": comm.get_rank(),
@@ -103,14 +103,15 @@ def stop_training(
     """Writes ``diverged_<iteration>.json`` and ends the training, in all processes together.
 
     Args:
-        reason: first words of the message, e.g. "The loss is not finite".
-        output_dir: of the file; empty writes none.
-        learning_rate: of the first parameter group.
-        report: of :func:`step_report` or :func:`weights_report`, this process's.
-        amp_scale: factor on the loss in mixed precision.
+        reason: First words of the message, for example "The loss is not finite".
+        iteration: Current iteration.
+        output_dir: Folder of the file. If empty, none is written.
+        learning_rate: Learning rate of the first parameter group.
+        report: Result of :func:`step_report` or :func:`weights_report` in this process.
+        amp_scale: Factor of the loss in mixed precision.
 
     Raises:
-        TrainingDivergedError: always.
+        TrainingDivergedError: Always.
     """
     reports = comm.all_gather(report)
     record = {
@@ -123,15 +124,26 @@ def stop_training(
     message = [f"{reason} at iteration {iteration} ({_summary(record)})."]
     if output_dir:
         path = os.path.join(output_dir, f"diverged_{iteration:07d}.json")
-        failure = _write(path, record) if comm.is_main_process() else ""
+        failure = ""
+        if comm.is_main_process():
+            try:
+                os.makedirs(output_dir, exist_ok=True)
+                write_safely(path, json.dumps(record, indent=2, allow_nan=False).encode())
+            except OSError as e:
+                failure = str(e)
         message.append(failure or f"Details, such as the images of the batch: {path}.")
-        message.append(_describe_last_checkpoint(output_dir))
+        try:
+            with open(os.path.join(output_dir, "last_checkpoint")) as file:
+                name = file.read().strip()
+            message.append(f"The last checkpoint, {name}, is intact; --resume continues from it.")
+        except OSError:
+            message.append("There is no checkpoint yet.")
     message.append(_ADVICE + (_AMP_ADVICE if amp_scale else "") + ".")
     raise TrainingDivergedError(" ".join(message))
 
 
 def _summary(record: dict[str, Any]) -> str:
-    """Losses of the first part that is not finite, learning rate and gradient norm."""
+    """Returns the losses of the first non-finite part, learning rate and gradient norm."""
     parts = [(r["process"], part) for r in record["processes"] for part in r["parts"]]
     if not parts:
         return f"learning rate {record['learning_rate']:g}"
@@ -147,28 +159,8 @@ def _summary(record: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _describe_last_checkpoint(output_dir: str) -> str:
-    try:
-        with open(os.path.join(output_dir, "last_checkpoint")) as file:
-            name = file.read().strip()
-    except OSError:
-        return "There is no checkpoint yet."
-    return f"The last checkpoint, {name}, is intact: --resume goes on from it."
-
-
-def _write(path: str, record: dict[str, Any]) -> str:
-    """Returns what went wrong, or ""."""
-    text = json.dumps(record, indent=2, allow_nan=False)
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_safely(path, text.encode())
-    except (CheckpointWriteError, OSError) as e:
-        return str(e)
-    return ""
-
-
 def _json_number(value: float) -> float | str:
-    """JSON knows neither nan nor inf: they become strings."""
+    """Returns nan and inf, which JSON lacks, as strings."""
     return value if math.isfinite(value) else str(value)
 
 

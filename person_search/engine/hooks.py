@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks for checkpoints: exact resuming, a clean end on signals, the best model so far."""
+"""Hooks for checkpoints: exact resuming, a clean end on signals, and the best model."""
 
 import json
 import logging
@@ -35,22 +35,19 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class ResumableCheckpointer(PeriodicCheckpointer):
     """Writes checkpoints from which a training continues as if it had never stopped.
 
-    Beside what Detectron2 saves, a checkpoint holds the random number state of every process and
-    what fixes the order of samples. Must be registered in all processes (only the main one writes).
+    In addition to what Detectron2 saves, a checkpoint holds the random number state of every
+    process and the state of the sampler. Must be registered in all processes; the main one writes.
 
-    Weights that are not finite are not saved: the training ends, and the last checkpoint is still
-    one to go on from.
-
-    A write that fails (disk full) is logged as an error and the training goes on: the next one may
-    succeed, and the weights are still in memory. Only at the last iteration it ends the program.
-
-    With ``stop_on_signal``, the first Ctrl-C or SIGTERM lets the iteration finish, writes a
-    checkpoint and ends the program with exit status 128 + signal; the second one ends it at once.
+    - Weights that are not finite are not saved: the training ends with its last checkpoint intact.
+    - A failed write (disk full) is logged as an error and the training continues, since the next
+      write may succeed. At the last iteration, it ends the program.
+    - With ``stop_on_signal``, the first Ctrl-C or SIGTERM finishes the iteration, writes a
+      checkpoint and exits with status 128 + signal. The second one exits at once.
 
     Args:
-        checkpointer: saves the trainer's state among others.
-        period: iterations between two checkpoints.
-        stop_on_signal: see above.
+        checkpointer: Checkpointer that saves the state of the trainer among others.
+        period: Number of iterations between two checkpoints.
+        stop_on_signal: Whether to handle signals as above.
     """
 
     def __init__(self, checkpointer: AtomicCheckpointer, period: int, stop_on_signal: bool = True):
@@ -64,6 +61,7 @@ class ResumableCheckpointer(PeriodicCheckpointer):
 
     # ---- state -------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
+        """Returns the random number states and the state of the sampler."""
         sampler = self._sampler()
         return {
             "rng": self._rng_states or [get_rng_state()],
@@ -71,7 +69,8 @@ class ResumableCheckpointer(PeriodicCheckpointer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict  # put in place at the first step, when all else is built
+        """Keeps the state until the first step, when everything else has been built."""
+        self._loaded = state_dict
 
     def _sampler(self) -> ResumableBatchSampler | None:
         sampler = getattr(self.trainer.data_loader, "batch_sampler", None)
@@ -83,8 +82,8 @@ class ResumableCheckpointer(PeriodicCheckpointer):
             differing = sampler.resume(state.get("sampler", {}), self.trainer.start_iter)
             if differing:
                 self._logger.warning(
-                    "Resuming with another %s: the samples come in another order than in a run "
-                    "without interruption.",
+                    "Resuming with another %s: the order of the samples differs from that of an "
+                    "uninterrupted run.",
                     ", ".join(differing),
                 )
         rng = state.get("rng", [])
@@ -92,14 +91,15 @@ class ResumableCheckpointer(PeriodicCheckpointer):
             set_rng_state(rng[comm.get_rank()])
         else:
             self._logger.warning(
-                "The checkpoint has the random number state of %d processes and this run has %d: "
-                "it continues with new random numbers.",
+                "The checkpoint has the random number state of %d processes, but this run has %d: "
+                "it continues with other random numbers.",
                 len(rng),
                 comm.get_world_size(),
             )
 
     # ---- hook --------------------------------------------------------------------------------
     def before_train(self) -> None:
+        """Installs the signal handlers."""
         super().before_train()
         if self._stop_on_signal and threading.current_thread() is threading.main_thread():
             # A signal that is ignored (nohup, a shell's background job) stays ignored.
@@ -107,10 +107,12 @@ class ResumableCheckpointer(PeriodicCheckpointer):
             self._old_handlers = {n: signal.signal(n, self._on_signal) for n in heard}
 
     def before_step(self) -> None:
+        """Restores the loaded state at the first step of a resumed training."""
         if self.trainer.iter == self.trainer.start_iter and self.trainer.start_iter > 0:
             self._restore()
 
     def after_step(self) -> None:
+        """Writes a checkpoint if one is due, and ends the training on a signal."""
         iteration = self.trainer.iter
         stop = self._agreed_signal()
         last = iteration >= self.max_iter - 1
@@ -126,7 +128,7 @@ class ResumableCheckpointer(PeriodicCheckpointer):
             except CheckpointWriteError as e:
                 if last or stop:
                     raise
-                self._logger.error("%s The training goes on.", e)
+                self._logger.error("%s The training continues.", e)
             finally:
                 self._rng_states = []
         if stop and not last:
@@ -138,13 +140,14 @@ class ResumableCheckpointer(PeriodicCheckpointer):
             raise SystemExit(128 + stop)
 
     def after_train(self) -> None:
+        """Restores the signal handlers."""
         self._restore_handlers()
 
     def _stop_unless_finite(self) -> None:
         model = self.trainer.model
         if not true_in_all_processes(all_finite(list(model.parameters()))):
             stop_training(
-                "The weights are not finite, and so are not saved,",
+                "The weights are not finite and are not saved,",
                 iteration=self.trainer.iter,
                 output_dir=self.checkpointer.save_dir,
                 learning_rate=self.trainer.optimizer.param_groups[0]["lr"],
@@ -156,7 +159,8 @@ class ResumableCheckpointer(PeriodicCheckpointer):
         self._signal = number
         self._restore_handlers()
         self._logger.warning(
-            "%s: ending after this iteration. Once more ends at once.", signal.Signals(number).name
+            "%s: ending after this iteration; a second signal ends at once.",
+            signal.Signals(number).name,
         )
 
     def _restore_handlers(self) -> None:
@@ -175,17 +179,17 @@ class ResumableCheckpointer(PeriodicCheckpointer):
 
 
 class BestModelCheckpointer(HookBase):
-    """Keeps the weights with the highest value of a metric, over interruptions and failed writes.
+    """Keeps the weights with the highest value of a metric as ``model_best.pth``.
 
-    Register it after the ``EvalHook`` of the same period. The value stands in ``model_best.json``
-    beside ``model_best.pth``, so that a resumed training goes on from it. Detectron2's own hook
-    forgets it, and stops a training whose disk is full.
+    Must be registered after the ``EvalHook`` of the same period. ``model_best.json`` records the
+    value, so that a resumed training knows it. Unlike Detectron2's ``BestCheckpointer``, a full
+    disk does not stop the training.
 
     Args:
-        period: iterations between evaluations, that of the ``EvalHook``.
-        checkpointer: saves the weights; built with ``tag_last=False``, so that ``last_checkpoint``
-            does not point to them.
-        metric: name of the scalar, e.g. ``search/mAP``. A value of nan is never the best.
+        period: Number of iterations between evaluations, as in the ``EvalHook``.
+        checkpointer: Checkpointer built with ``tag_last=False``, so that ``last_checkpoint`` does
+            not name these weights.
+        metric: Name of the scalar, for example ``search/mAP``. A value of nan is never the best.
     """
 
     NAME = "model_best"
@@ -195,6 +199,7 @@ class BestModelCheckpointer(HookBase):
         self.best_value: float | None = None
 
     def before_train(self) -> None:
+        """Reads the best value so far of a resumed training."""
         path = self._record_path()
         if self.trainer.start_iter > 0 and os.path.isfile(path):
             with open(path) as file:
@@ -203,12 +208,13 @@ class BestModelCheckpointer(HookBase):
                 self.best_value = record["value"]
 
     def after_step(self) -> None:
+        """Keeps the weights if they were evaluated and are the best."""
         done = self.trainer.iter + 1
         if self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter:
             self._keep_if_best()
 
     def after_train(self) -> None:
-        # A training that was interrupted has not been evaluated here.
+        """Does the same after the last iteration; an interrupted training was not evaluated."""
         if self.trainer.iter + 1 >= self.trainer.max_iter:
             self._keep_if_best()
 
@@ -221,8 +227,8 @@ class BestModelCheckpointer(HookBase):
             self.checkpointer.save(self.NAME, iteration=iteration)
             write_safely(self._record_path(), json.dumps(record).encode())
         except CheckpointWriteError as e:
-            # The old value stays, so that the next better model is saved.
-            logging.getLogger(__name__).error("%s The training goes on.", e)
+            # The old value is kept, so that the next better model is saved.
+            logging.getLogger(__name__).error("%s The training continues.", e)
             return
         self.best_value = value
         logging.getLogger(__name__).info("Best %s so far: %.2f.", self.metric, value)

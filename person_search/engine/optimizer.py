@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers: Detectron2's SGD or AdamW, per-parameter or full-model gradient clipping."""
+"""Builds SGD or AdamW, with per-parameter or full-model gradient clipping."""
 
 import torch
 from detectron2.config import CfgNode
@@ -14,12 +14,12 @@ CLIP_TYPES = ("value", "norm", "full_model")
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Builds the optimizer over the parameters that require a gradient.
 
-    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` knows one type beside Detectron2's: ``full_model`` scales
-    all gradients by one factor so that their joint norm is at most CLIP_VALUE ("norm" clips every
-    parameter by itself). Under AMP this happens after unscaling.
+    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` has one type more than in Detectron2: ``full_model`` scales
+    all gradients by one factor so that their joint norm is at most CLIP_VALUE ("norm" clips each
+    parameter separately). With AMP, gradients are unscaled before they are clipped.
 
     Raises:
-        ValueError: an unknown optimizer or clip type, or nothing to train.
+        ValueError: If the optimizer or clip type is unknown, or no parameter requires a gradient.
     """
     solver = cfg.SOLVER
     if solver.OPTIMIZER not in OPTIMIZERS:
@@ -58,7 +58,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 def add_full_model_clipping(
     optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float = 2.0
 ) -> None:
-    """Makes every ``optimizer.step()`` first limit the joint norm of all its gradients."""
+    """Makes each ``optimizer.step()`` limit the joint norm of all gradients first.
+
+    Args:
+        optimizer: Optimizer, changed in place.
+        max_norm: Largest joint norm.
+        norm_type: Order of the norm.
+    """
 
     def clip(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

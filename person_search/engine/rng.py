@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading, setting and shielding the global random number generators of a process."""
+"""Saves, restores and isolates the global random number generators of a process."""
 
 import random
 from collections.abc import Iterator
@@ -11,9 +11,10 @@ import torch
 
 
 def get_rng_state() -> dict[str, Any]:
-    """Returns the state of Python's, NumPy's and torch's generators (CUDA's where it is in use).
+    """Returns the state of the generators of Python, NumPy, torch and, if in use, CUDA.
 
-    Only tensors, numbers and strings, so that ``torch.load(weights_only=True)`` reads it back.
+    The state consists of tensors, numbers and strings, so that
+    ``torch.load(weights_only=True)`` reads it back.
     """
     version, words, gauss = random.getstate()
     name, keys, pos, has_gauss, cached = np.random.get_state()
@@ -34,7 +35,7 @@ def get_rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Puts back what :func:`get_rng_state` returned."""
+    """Restores what :func:`get_rng_state` returned."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
     keys = numpy["keys"].numpy().astype(np.uint32)
@@ -45,12 +46,12 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def seed_rng(seed: int, *, cuda: bool = True) -> None:
-    """Seeds Python's, NumPy's and torch's generators; NumPy takes the lower 32 bits.
+    """Seeds the generators of Python, NumPy and torch.
 
     Args:
-        seed: 0 <= seed < 2**63.
-        cuda: False leaves the GPU's generator alone, e.g. in the worker of a data loader, where
-            touching CUDA is not allowed.
+        seed: Seed, 0 <= seed < 2**63. NumPy takes the lower 32 bits.
+        cuda: Whether to seed the GPU's generator. Must be False in the worker process of a data
+            loader, which may not use CUDA.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -62,10 +63,10 @@ def seed_rng(seed: int, *, cuda: bool = True) -> None:
 
 @contextmanager
 def isolated_rng(seed: int) -> Iterator[None]:
-    """Runs its body on freshly seeded generators and puts the old states back afterwards.
+    """Runs its body with newly seeded generators and restores their states afterwards.
 
-    What happens inside (an evaluation, the augmentation of one image) is then repeatable, and has
-    no influence on the random numbers drawn outside.
+    The body, for example an evaluation, is then repeatable and does not change the random numbers
+    drawn after it.
     """
     before = get_rng_state()
     try:
@@ -77,7 +78,7 @@ def isolated_rng(seed: int) -> Iterator[None]:
 
 @contextmanager
 def isolated_cpu_rng(seed: int) -> Iterator[None]:
-    """Like :func:`isolated_rng` without the GPU's generator; cheap enough for every sample."""
+    """Does the same as :func:`isolated_rng` without the GPU; cheap enough for every sample."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         seed_rng(seed, cuda=False)

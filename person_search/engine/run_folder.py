@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run writes: a training keeps its record, evaluations stand beside it.
+"""Output folders: evaluations do not overwrite the record of the training.
 
 ::
 
@@ -7,13 +7,11 @@
     OUTPUT_DIR/eval/MODEL.PSDIFF.STEPS=2/config.yaml, …   of an evaluation with another setting
 """
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +27,14 @@ from person_search.engine.ema import FINAL_NAME
 
 CONFIG = "config.yaml"
 EVALUATIONS = "eval"
-"""Folder in OUTPUT_DIR of the evaluations that differ from what it holds already."""
+"""Folder in OUTPUT_DIR for evaluations that differ from the one recorded there."""
 
 MAX_NAME = 100
-# What changes no figure of an evaluation, or only as rounding does; whole sections end with a dot.
+# Keys that do not change the results of an evaluation; whole sections end with a dot.
 _WITHOUT_EFFECT = (
     "OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.ALLOW_PARTIAL_LOAD", "SOLVER.",
-    "DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD", "TEST.EXPECTED_RESULTS", "VIS_PERIOD",
+    "DATALOADER.NUM_WORKERS", "DATALOADER.TIMEOUT", "TEST.EVAL_PERIOD",
+    "TEST.EXPECTED_RESULTS", "VIS_PERIOD",
     "TEST.PERSON_SEARCH.DUMP_PREDICTIONS", "CUDNN_BENCHMARK", "VERSION",
 )  # fmt: skip
 
@@ -43,22 +42,22 @@ _WITHOUT_EFFECT = (
 def evaluation_config(cfg: CfgNode, *, resume: bool = False, untrained: bool = False) -> CfgNode:
     """Returns a config whose MODEL.WEIGHTS and OUTPUT_DIR are those of an evaluation.
 
-    OUTPUT_DIR stays what it is where nothing is in it yet, and where the evaluation is the one that
-    its ``config.yaml`` describes: of a training with its final weights (the averaged ones with
-    SOLVER.EMA). Any other gets ``OUTPUT_DIR/eval/<what is different>``.
+    OUTPUT_DIR is kept if it is empty, or if its ``config.yaml`` describes this evaluation: that of
+    a training with its final weights (the averaged ones with SOLVER.EMA). Other evaluations get
+    ``OUTPUT_DIR/eval/<what is different>``.
 
     Args:
-        cfg: not changed.
-        resume: evaluate the last checkpoint in OUTPUT_DIR.
-        untrained: evaluate without weights.
+        cfg: Config, which is not changed.
+        resume: Whether to evaluate the last checkpoint in OUTPUT_DIR.
+        untrained: Whether to evaluate without weights.
 
     Raises:
-        ValueError: there are no weights, or the arguments contradict each other.
+        ValueError: If there are no weights, or the arguments contradict each other.
     """
     frozen, cfg = cfg.is_frozen(), cfg.clone()
     cfg.defrost()
     if untrained and resume:
-        raise ValueError("--untrained and --resume contradict each other: leave one of them out.")
+        raise ValueError("--untrained and --resume contradict each other: omit one of them.")
     if untrained:
         cfg.MODEL.WEIGHTS = ""
     elif resume:
@@ -71,9 +70,9 @@ def evaluation_config(cfg: CfgNode, *, resume: bool = False, untrained: bool = F
             )
     elif not cfg.MODEL.WEIGHTS:
         raise ValueError(
-            "--eval-only: MODEL.WEIGHTS is empty, so there is nothing to evaluate. Give "
-            f"MODEL.WEIGHTS <file>, or --resume for the last checkpoint in {cfg.OUTPUT_DIR!r}, or "
-            "--untrained to see what an untrained model scores."
+            "--eval-only: MODEL.WEIGHTS is empty, so there is nothing to evaluate. Set "
+            f"MODEL.WEIGHTS <file>, or use --resume for the last checkpoint in {cfg.OUTPUT_DIR!r}, "
+            "or --untrained to evaluate random weights."
         )
     # decided by one process before any other writes: they must agree
     found = comm.all_gather(_folder(cfg, resume) if comm.is_main_process() else None)[0]
@@ -85,14 +84,21 @@ def evaluation_config(cfg: CfgNode, *, resume: bool = False, untrained: bool = F
 
 
 def setup_run(cfg: CfgNode, args: Any) -> None:
-    """Detectron2's ``default_setup``, without its ``config.yaml``: see :func:`write_config`."""
+    """Calls Detectron2's ``default_setup`` without its ``config.yaml``; see :func:`write_config`.
+
+    Args:
+        cfg: Config of the run.
+        args: Parsed command line.
+    """
     path = os.path.join(cfg.OUTPUT_DIR, CONFIG)
     writes = comm.is_main_process() and bool(cfg.OUTPUT_DIR)
     before = Path(path).read_bytes() if writes and os.path.isfile(path) else None
+    logger = logging.getLogger("detectron2")
+    logger.addFilter(_is_true)
     try:
-        with _silent("Full config saved to"):
-            default_setup(cfg, args)
+        default_setup(cfg, args)
     finally:
+        logger.removeFilter(_is_true)
         if before is not None:
             write_safely(path, before)
         elif writes:
@@ -100,11 +106,11 @@ def setup_run(cfg: CfgNode, args: Any) -> None:
 
 
 def write_config(cfg: CfgNode, *, replace: bool) -> None:
-    """Writes ``config.yaml`` of a run that really starts now; call it in every process.
+    """Writes ``config.yaml`` of a run that starts now; must be called in every process.
 
     Args:
-        cfg: of the run.
-        replace: a training replaces what is there, an evaluation does not.
+        cfg: Config of the run.
+        replace: Whether to replace an existing file: True for a training.
     """
     path = os.path.join(cfg.OUTPUT_DIR, CONFIG)
     if comm.is_main_process() and cfg.OUTPUT_DIR and (replace or not os.path.isfile(path)):
@@ -120,17 +126,17 @@ def _folder(cfg: CfgNode, resume: bool) -> str:
         recorded = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ValueError(
-            f"{path} cannot be read: {e}. Remove it, or give another OUTPUT_DIR."
+            f"{path} is not readable YAML: {e}. Remove it, or set another OUTPUT_DIR."
         ) from e
     recorded = recorded if isinstance(recorded, dict) else {}
-    # a key that came after the file was written had its default
+    # a key that is newer than the file had its default value
     before = _flat(yaml.safe_load(default_config().dump())) | _flat(recorded)
     after = _flat(yaml.safe_load(cfg.dump()))
     changed = {
         key: value
         for key, value in after.items()
         if before.get(key, value) != value
-        # which weights of a checkpoint are taken; elsewhere it has no effect, either
+        # it decides which weights of a checkpoint are loaded; elsewhere it has no effect either
         and (not key.startswith(_WITHOUT_EFFECT) or (resume and key == "SOLVER.EMA.ENABLED"))
     }
     weights = "" if resume else _weights_name(cfg, before)
@@ -139,7 +145,7 @@ def _folder(cfg: CfgNode, resume: bool) -> str:
 
 
 def _weights_name(cfg: CfgNode, recorded: dict[str, Any]) -> str:
-    """Names the weights in a folder whose ``config.yaml`` says ``recorded``; "" for its own."""
+    """Names the weights in a folder whose config is ``recorded``; "" for its own weights."""
     weights, folder = cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR
     final = f"{FINAL_NAME}.pth" if recorded["SOLVER.EMA.ENABLED"] else "model_final.pth"
     where, file = os.path.split(weights)
@@ -154,7 +160,7 @@ def _weights_name(cfg: CfgNode, recorded: dict[str, Any]) -> str:
 
 
 def _name(weights: str, changed: dict[str, Any]) -> str:
-    """A file name for an evaluation, different for different ones; "" if nothing is different."""
+    """Returns a unique file name for an evaluation; "" if nothing is different."""
     parts = [f"{key}={_value(value)}" for key, value in sorted(changed.items())]
     if weights:
         parts.insert(0, weights)
@@ -181,16 +187,6 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-@contextlib.contextmanager
-def _silent(text: str) -> Iterator[None]:
-    """Keeps Detectron2 from logging a message that is not true here."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return text not in record.getMessage()
-
-    logger = logging.getLogger("detectron2")
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
+def _is_true(record: logging.LogRecord) -> bool:
+    """Filters a message of Detectron2 about a file that is not kept."""
+    return "Full config saved to" not in record.getMessage()

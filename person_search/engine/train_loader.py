@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training data loader whose order and augmentation can be continued at any step."""
+"""Training data loader whose sample order and augmentation can be resumed at any step."""
 
 import logging
+import os
 import random
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -22,20 +24,21 @@ from person_search.engine.rng import isolated_cpu_rng
 Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 MAX_TRIES = 10
-"""Records tried in a row before a run of unreadable images ends the training."""
+"""Number of unreadable images in a row that end the training."""
+PREFETCH = 2
+"""Batches that each worker process holds ready; the default of ``DataLoader``."""
 
 
 class SeededMapDataset(Dataset):
-    """Prepares records; all random choices for a sample depend on its sample number alone.
+    """Maps records so that the random choices for a sample depend on its number alone.
 
-    The worker process that prepares a sample has no influence on it, nor has the number of
-    workers. A mapper that returns None (an image to be skipped) gets another record of the data
-    set in its place, drawn with the seed of the same sample.
+    The result does not depend on the worker process or on the number of workers. If the mapper
+    returns None (skip this image), another record is drawn with the seed of the same sample.
 
     Args:
-        records: data set dicts.
-        mapper: turns one record into the model's input.
-        sampler: provides the seed; it may change by resuming before the first sample is drawn.
+        records: Data set dicts.
+        mapper: Maps one record to the input of the model.
+        sampler: Provides the seed, which resuming may change before the first sample is drawn.
     """
 
     def __init__(self, records: list[dict[str, Any]], mapper: Mapper, sampler):
@@ -65,13 +68,18 @@ class SeededMapDataset(Dataset):
 def build_train_loader(cfg: CfgNode, mapper: Mapper) -> DataLoader:
     """Builds the training loader; each element is a list of mapped records, one per image.
 
-    ``SAMPLER_TRAIN: TrainingSampler`` (the default) gets :class:`ResumableBatchSampler`, found as
-    ``loader.batch_sampler``. Every other name is Detectron2's own and starts anew on resuming.
+    ``SAMPLER_TRAIN: TrainingSampler`` (the default) uses :class:`ResumableBatchSampler`, available
+    as ``loader.batch_sampler``. Other names select Detectron2's samplers, which start again on
+    resuming.
 
     Args:
-        cfg: reads DATASETS.TRAIN, DATALOADER.*, SOLVER.IMS_PER_BATCH and SEED.
-        mapper: for training.
+        cfg: Config with DATASETS.TRAIN, DATALOADER, INPUT, SOLVER.IMS_PER_BATCH and SEED.
+        mapper: Mapper for training.
+
+    Raises:
+        ValueError: If the shared memory is too small for the workers' batches.
     """
+    check_shared_memory(cfg)
     logger = logging.getLogger(__name__)
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name != "TrainingSampler":
@@ -88,11 +96,11 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper) -> DataLoader:
     landscape = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         landscape = [record["width"] > record["height"] for record in records]
-        for kind in (False, True):  # a kind of image that never fills a batch would never be seen
+        for kind in (False, True):
             count = landscape.count(kind)
             if 0 < count < cfg.SOLVER.IMS_PER_BATCH:
                 logger.info(
-                    "Only %d images are %s: a batch of them spans several epochs.",
+                    "Only %d images are %s: a batch of them takes several epochs to fill.",
                     count,
                     "wider than high" if kind else "not wider than high",
                 )
@@ -108,11 +116,46 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper) -> DataLoader:
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
         worker_init_fn=_limit_threads,
-        # the loader draws a seed for its workers: from here, so as not to touch the model's stream
+        timeout=cfg.DATALOADER.TIMEOUT if cfg.DATALOADER.NUM_WORKERS > 0 else 0,
+        # the loader draws a seed for its workers, which must not change the model's generator
         generator=torch.Generator().manual_seed(0),
     )
 
 
+def check_shared_memory(cfg: CfgNode, folder: str = "/dev/shm") -> None:
+    """Checks that the batches which worker processes hold ready fit into the shared memory.
+
+    Workers that find it full wait without end or are killed. Containers often have 64 MB.
+
+    Args:
+        cfg: Config with DATALOADER.NUM_WORKERS, SOLVER.IMS_PER_BATCH and INPUT.
+        folder: Where the system keeps shared memory. Other systems have no such folder.
+
+    Raises:
+        ValueError: If the shared memory is too small, with the remedies.
+    """
+    workers = cfg.DATALOADER.NUM_WORKERS
+    if workers == 0 or not os.path.isdir(folder):
+        return
+    short, long = max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN
+    images = cfg.SOLVER.IMS_PER_BATCH * comm.get_local_size() // comm.get_world_size()
+    needed = workers * PREFETCH * images * 3 * short * max(short, long) / 1e6
+    usage = shutil.disk_usage(folder)
+    if needed < usage.free / 1e6:
+        return
+    text = (
+        f"The shared memory {folder} has {usage.free / 1e6:,.0f} MB free of "
+        f"{usage.total / 1e6:,.0f} MB, but the training may need {needed:,.0f} MB: "
+        f"DATALOADER.NUM_WORKERS {workers}, times {PREFETCH} batches held ready, times {images} "
+        f"images (SOLVER.IMS_PER_BATCH) of up to {short} x {long} pixels. Set a smaller "
+        "DATALOADER.NUM_WORKERS (0 loads in the main process), or give a container more shared "
+        "memory (docker run --shm-size=8g)."
+    )
+    if needed > usage.total / 1e6:
+        raise ValueError(text)
+    logging.getLogger(__name__).warning(text)
+
+
 def _limit_threads(worker_id: int) -> None:
-    """One thread per worker: they run side by side already."""
+    """Gives each worker one thread, since the workers run side by side already."""
     torch.set_num_threads(1)

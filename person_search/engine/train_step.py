@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One optimizer step, out of one batch or several smaller ones, that stops where it diverges."""
+"""One optimizer step with gradient accumulation, which stops a training that diverges."""
 
+import logging
 import time
 from contextlib import nullcontext
 from typing import Any
@@ -16,39 +17,58 @@ from person_search.engine.divergence import (
 )
 
 MAX_SKIPPED_STEPS = 50
-"""Steps in a row that mixed precision may skip for overflowing gradients."""
+"""Number of consecutive steps that mixed precision may skip for overflowing gradients."""
 MIN_AMP_SCALE = 2.0**-14
-"""Loss scale below which float16 (smallest normal number: this one) has no room left."""
+"""Smallest useful loss scale: the smallest normal number of float16."""
 MAX_AMP_SCALE = 2.0**40
-"""Loss scale at which a training may start; far above what float16 gradients bear."""
+"""Largest loss scale that a training may start with; far above the range of float16."""
+
+LOADER_ADVICE = (
+    "Usual causes: shared memory (/dev/shm) or memory is full, or a disk does not respond. "
+    "Remedies: a smaller DATALOADER.NUM_WORKERS (0 loads in the main process) or "
+    "SOLVER.IMS_PER_BATCH, or more shared memory for a container (docker run --shm-size=8g)."
+)
 
 Part = tuple[list[dict[str, Any]], dict[str, torch.Tensor]]
 
 
 class StepTrainer(SimpleTrainer):
-    """Detectron2's step with gradient accumulation and a check of the loss.
+    """Extends Detectron2's step by gradient accumulation and a check of the loss.
 
-    With n images in k parts, the part of m images counts m/n. Where the loss is a mean over images,
-    the step equals that of the whole batch; a loss normalised by something else (the number of
-    boxes in the batch) and batch norm see the parts.
+    With n images in k parts, a part of m images has the weight m/n. If the loss is a mean over
+    images, the step equals that of the whole batch. Losses with another normalization (such as the
+    number of boxes in the batch) and batch norm see the parts.
 
-    A loss that is not finite in any process ends the training in all of them before the weights
-    are touched, see :mod:`person_search.engine.divergence`. One process then costs one comparison
-    per step, several one all-reduce of a byte.
+    A loss that is not finite in one process ends the training in all of them before the weights
+    change, see :mod:`person_search.engine.divergence`. This costs one comparison per step, or one
+    all-reduce of a byte with several processes.
 
     Args:
-        parts: number of parts (k). Fewer if a step has fewer images.
-        output_dir: where the report on a loss that is not finite goes; empty: nowhere.
+        *args: As in ``SimpleTrainer``.
+        parts: Number of parts (k); fewer if a step has fewer images.
+        output_dir: Folder of the report on a loss that is not finite. If empty, none is written.
+        **kwargs: As in ``SimpleTrainer``.
     """
 
     def __init__(self, *args: Any, parts: int = 1, output_dir: str = "", **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.parts, self.output_dir = parts, output_dir
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the optimizer, or warns if the checkpoint has none."""
+        if "optimizer" not in state_dict:
+            logging.getLogger(__name__).warning(
+                "The checkpoint holds no optimizer state: the optimizer starts afresh with the "
+                "loaded weights."
+            )
+            state_dict = {**state_dict, "optimizer": self.optimizer.state_dict()}
+        super().load_state_dict(state_dict)
+
     def run_step(self) -> None:
+        """Runs one step: forward and backward passes of all parts, and one update."""
         assert self.model.training, f"{type(self).__name__}: the model is in eval mode"
         start = time.perf_counter()
-        data = next(self._data_loader_iter)
+        data = self._next_batch()
         data_time = time.perf_counter() - start
 
         self.optimizer.zero_grad()
@@ -68,8 +88,22 @@ class StepTrainer(SimpleTrainer):
             SimpleTrainer.write_metrics(totals, data_time, self.iter)
         self._update(done)
 
+    def _next_batch(self) -> list[dict[str, Any]]:
+        try:
+            return next(self._data_loader_iter)
+        except RuntimeError as e:
+            text = str(e)
+            if "DataLoader timed out" in text:
+                raise TimeoutError(
+                    f"{text}: no worker process has delivered a batch (DATALOADER.TIMEOUT, in "
+                    f"seconds; 0 waits without a limit). {LOADER_ADVICE}"
+                ) from e
+            if text.startswith("DataLoader worker (pid") or "shared memory" in text:
+                raise OSError(f"A worker process of the data loader died. {LOADER_ADVICE}") from e
+            raise
+
     def _forward_backward(self, chunk: list, share: float) -> dict[str, torch.Tensor]:
-        """Adds a part's gradients; returns its losses, weighted by its share of the images."""
+        """Adds the gradients of a part; returns its losses, weighted by its share of the images."""
         with self._precision():
             losses = self.model(chunk)
             if isinstance(losses, torch.Tensor):
@@ -81,7 +115,7 @@ class StepTrainer(SimpleTrainer):
         return {k: v.detach() for k, v in losses.items()}
 
     def _no_sync(self):
-        """Processes exchange gradients once per step, with the last part."""
+        """Returns the context of all parts but the last, whose gradients are not exchanged yet."""
         is_ddp = isinstance(self.model, DistributedDataParallel)
         return self.model.no_sync() if is_ddp else nullcontext()
 
@@ -95,7 +129,7 @@ class StepTrainer(SimpleTrainer):
         self.optimizer.step()
 
     def _stop_unless_finite(self, loss: torch.Tensor, done: list[Part]) -> None:
-        # After the backward pass, where write_metrics is about to wait for the GPU in any case.
+        # After the backward pass, where write_metrics waits for the GPU in any case.
         if not true_in_all_processes(loss.detach().isfinite()):
             self._stop("The loss is not finite", done)
 
@@ -111,21 +145,25 @@ class StepTrainer(SimpleTrainer):
         )
 
     def _amp_scale(self) -> float | None:
-        """Factor on the loss in mixed precision, else None."""
+        """Returns the factor of the loss in mixed precision, else None."""
         return None
 
 
 class AMPStepTrainer(StepTrainer, AMPTrainer):
-    """The same in mixed precision.
+    """Does the same in mixed precision.
 
-    Gradients that overflow are normal now and then: the scaler skips the step and halves the loss
-    scale. A long row of skipped steps, or a scale near zero, is not, and ends the training.
+    Gradients may overflow now and then: the scaler skips the step and halves the loss scale. Many
+    skipped steps in a row, or a loss scale near zero, end the training.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.num_skipped = 0
         self._last_scale: float | None = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the optimizer and, if the checkpoint is from mixed precision, the loss scale."""
+        super().load_state_dict({"grad_scaler": self.grad_scaler.state_dict(), **state_dict})
 
     def _precision(self):
         return torch.autocast(next(self.model.parameters()).device.type, dtype=self.precision)
@@ -139,7 +177,7 @@ class AMPStepTrainer(StepTrainer, AMPTrainer):
         self.grad_scaler.update()
 
     def _stop_if_nothing_moves(self, done: list[Part]) -> None:
-        """Looks at what the previous step made of the scale: reading that waits for nothing."""
+        """Checks the loss scale after the previous step, which needs no synchronization."""
         scale = self._amp_scale()
         skipped = self._last_scale is not None and scale < self._last_scale
         self.num_skipped = self.num_skipped + 1 if skipped else 0
@@ -147,7 +185,7 @@ class AMPStepTrainer(StepTrainer, AMPTrainer):
         if self.num_skipped >= MAX_SKIPPED_STEPS or scale < MIN_AMP_SCALE:
             self._stop(
                 f"Gradients overflow in mixed precision: {self.num_skipped} steps in a row "
-                f"changed no weight, the loss scale has come down to {scale:.2g}",
+                f"changed no weight, the loss scale has fallen to {scale:.2g}",
                 done,
             )
 
@@ -156,7 +194,7 @@ class AMPStepTrainer(StepTrainer, AMPTrainer):
 
 
 def _split(data: list, parts: int) -> list[list]:
-    """Splits into at most ``parts`` runs whose lengths differ by at most one, none empty."""
+    """Splits a list into at most ``parts`` non-empty lists of nearly equal length."""
     parts = min(parts, len(data))
     edges = [round(i * len(data) / parts) for i in range(parts + 1)]
     return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]

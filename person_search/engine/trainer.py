@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trainer of person search models: Detectron2's, with what it lacks."""
+"""Extends ``DefaultTrainer`` for person search."""
 
 import json
 import logging
@@ -18,6 +18,8 @@ from detectron2.engine import (
 )
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import ResNet
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -27,11 +29,13 @@ from person_search.engine.checkpoint import (
     CheckpointWriteError,
     write_safely,
 )
-from person_search.engine.data_checks import check_test_sets
+from person_search.engine.data_checks import (
+    check_test_sets,
+    resolve_num_pids,
+    warn_of_shared_images,
+)
 from person_search.engine.ema import AveragedWeights, EMAHook
 from person_search.engine.hooks import BestModelCheckpointer, ResumableCheckpointer
-from person_search.engine.identities import resolve_num_pids
-from person_search.engine.initial_weights import warn_of_frozen_random_weights
 from person_search.engine.optimizer import build_optimizer
 from person_search.engine.rng import isolated_rng
 from person_search.engine.train_loader import build_train_loader
@@ -42,41 +46,57 @@ from person_search.engine.train_step import (
     StepTrainer,
 )
 from person_search.evaluation import PersonSearchEvaluator
+from person_search.interface import LoadsInitialWeights
 from person_search.utils.backend import backend_name
 
 BEST_METRIC = "search/mAP"
 
 
 class PersonSearchTrainer(DefaultTrainer):
-    """Trains and evaluates any model of the registry that follows the person search interface.
+    """Trains and evaluates a :class:`person_search.interface.PersonSearchModel`.
 
     It differs from ``DefaultTrainer`` in these points:
 
-    - data come through ``cfg.DATALOADER.MAPPER``, and are scored by ``PersonSearchEvaluator``;
-    - ``MODEL.REID.NUM_PIDS`` is filled in from the training set, or checked against it;
-    - a test set or protocol that cannot be read ends the training before it begins;
-    - SGD or AdamW, full-model gradient clipping, gradient accumulation;
-    - a resumed training is bit for bit the one that was interrupted (on a CPU; a GPU has kernels of
-      its own will), checkpoints are never half written, see :mod:`person_search.engine.hooks`;
-    - a loss that is not finite ends all processes with one message, and never gets into a
-      checkpoint, see :mod:`person_search.engine.divergence`;
-    - the best model by search mAP is kept as ``model_best.pth`` if ``TEST.EVAL_PERIOD`` > 0;
-    - with ``SOLVER.EMA.ENABLED``, a moving average of the weights is what is evaluated and kept as
-      the best, see :mod:`person_search.engine.ema`;
-    - an evaluation leaves the training's random numbers alone, and always uses the same ones;
-    - several processes also work on a CPU.
+    - Data are mapped by ``cfg.DATALOADER.MAPPER`` and scored by ``PersonSearchEvaluator``.
+    - ``MODEL.REID.NUM_PIDS`` is filled in from the training set, or checked against it.
+    - An unreadable test set or protocol ends the training before it begins.
+    - SGD or AdamW, full-model gradient clipping, gradient accumulation.
+    - A resumed training equals the uninterrupted one bit for bit on a CPU (some CUDA kernels are
+      nondeterministic), and checkpoints are never half written; see
+      :mod:`person_search.engine.hooks`.
+    - A loss that is not finite ends all processes with one message and is never part of a
+      checkpoint; see :mod:`person_search.engine.divergence`.
+    - The best model by search mAP is kept as ``model_best.pth`` if ``TEST.EVAL_PERIOD`` > 0.
+    - With ``SOLVER.EMA.ENABLED``, a moving average of the weights is evaluated and kept as the
+      best model; see :mod:`person_search.engine.ema`.
+    - An evaluation does not change the random numbers of the training, and is repeatable.
+    - Several processes also run on a CPU.
 
     Args:
-        cfg: with the keys of ``add_person_search_config``.
+        cfg: Config with the keys of ``add_person_search_config``.
+
+    Raises:
+        ValueError: If settings contradict each other, the data or the machine.
     """
 
     def __init__(self, cfg: CfgNode):
-        # DefaultTrainer.__init__ is passed over: it offers no way to choose the checkpointer and
-        # the step, and its distributed wrapper asks for a GPU. Its other methods are inherited.
+        # DefaultTrainer.__init__ is skipped: it has no hooks for the checkpointer and the training
+        # step, and its distributed wrapper requires a GPU. The other methods are inherited.
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
+        if cfg.SOLVER.MAX_ITER < 1:
+            raise ValueError(
+                f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; a training takes at least 1 iteration. "
+                "To evaluate without training, use --eval-only."
+            )
+        if cfg.SOLVER.EMA.ENABLED and cfg.TEST.PRECISE_BN.ENABLED:
+            raise ValueError(
+                "SOLVER.EMA.ENABLED and TEST.PRECISE_BN.ENABLED are both True: precise statistics "
+                "are those of the raw weights, but the average is evaluated. Set one to False."
+            )
         cfg = resolve_num_pids(scale_to_processes(cfg))
+        warn_of_shared_images(cfg)
         check_test_sets(cfg, lambda name: self.build_evaluator(cfg, name))
         self.cfg = cfg
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
@@ -84,11 +104,13 @@ class PersonSearchTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        # the attribute that DefaultTrainer's methods work on, and a key of the checkpoint
+        # the attribute that the methods of DefaultTrainer use, and a key of the checkpoint
         self._trainer = build_step_trainer(cfg, wrap_for_processes(model), loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = self.build_checkpointer(cfg, model, trainer=weakref.proxy(self))
-        self.average = AveragedWeights(model, cfg.SOLVER.EMA.DECAY) if _use_ema(cfg) else None
+        self.average = None
+        if cfg.SOLVER.EMA.ENABLED:
+            self.average = AveragedWeights(model, cfg.SOLVER.EMA.DECAY)
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -101,16 +123,16 @@ class PersonSearchTrainer(DefaultTrainer):
         )
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, with ours in place of the checkpointer and one for the best model."""
+        """Builds Detectron2's hooks with another checkpointer, EMA and the best model."""
         cfg = self.cfg
         hooks = [h for h in super().build_hooks() if not isinstance(h, PeriodicCheckpointer)]
         evaluation = next(i for i, h in enumerate(hooks) if isinstance(h, EvalHook))
         tested = self.average.module if self.average else self.model
         averages = []
         if self.average:
-            raw = self.checkpointer.model  # without the distributed wrapper
             saver = self.build_checkpointer(cfg, tested, tag_last=False)
-            averages = [EMAHook(self.average, raw, saver)]
+            # the checkpointer's model is without the distributed wrapper
+            averages = [EMAHook(self.average, self.checkpointer.model, saver)]
             hooks[evaluation] = EvalHook(cfg.TEST.EVAL_PERIOD, lambda: self._evaluate(tested))
         if cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST and comm.is_main_process():
             several = len(cfg.DATASETS.TEST) > 1  # then results are nested by data set
@@ -134,43 +156,54 @@ class PersonSearchTrainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """Continues the training found in ``cfg.OUTPUT_DIR``, or starts from ``MODEL.WEIGHTS``.
 
+        A training that starts at iteration 0 also calls the hook
+        :class:`person_search.interface.LoadsInitialWeights` of the model.
+
         Args:
-            resume: look for a checkpoint in ``cfg.OUTPUT_DIR`` first. A damaged last one is passed
-                over for the newest intact one. Without any, the training starts at iteration 0:
-                with ``MODEL.WEIGHTS``, and for what these lack with the model's own
-                ``load_initial_weights()``, if it has such a method.
+            resume: Whether to continue from the newest intact checkpoint in ``cfg.OUTPUT_DIR``, if
+                there is one.
         """
         path = self.checkpointer.find_resumable() if resume else ""
         if path:
-            self.checkpointer.load(path)
-            self.start_iter = self.iter + 1  # self.iter is now the last one that was done
+            self.iter = -1  # for a file that has only weights
+            rest = self.checkpointer.load(path)
+            self.start_iter = max(self.iter, rest.get("iteration", -1)) + 1
             return
         if resume:
             logging.getLogger(__name__).info(
-                "--resume: no checkpoint in %s yet, starting at iteration 0.", self.cfg.OUTPUT_DIR
+                "--resume: no checkpoint in %s yet; starting at iteration 0.", self.cfg.OUTPUT_DIR
             )
         self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
         model = self.checkpointer.model  # without the distributed wrapper
-        if hasattr(model, "load_initial_weights"):
+        if isinstance(model, LoadsInitialWeights):
             model.load_initial_weights()
         warn_of_frozen_random_weights(self.cfg, model)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores iteration, hooks and optimizer."""
+        step = {"iteration": state_dict["iteration"]}
+        super().load_state_dict({"_trainer": step, **state_dict})
+
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """Builds the optimizer of ``SOLVER.OPTIMIZER``."""
         return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Builds the loader of ``DATASETS.TRAIN``."""
         return build_train_loader(cfg, build_mapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Builds the loader of a test set."""
         return build_detection_test_loader(
             cfg, dataset_name, mapper=build_mapper(cfg, is_train=False)
         )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Builds the evaluator of a test set."""
         return PersonSearchEvaluator(cfg, dataset_name)
 
     @classmethod
@@ -180,11 +213,16 @@ class PersonSearchTrainer(DefaultTrainer):
         model: torch.nn.Module,
         evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
-        """Evaluates on ``cfg.DATASETS.TEST`` as Detectron2 does.
+        """Evaluates on ``cfg.DATASETS.TEST`` as Detectron2 does, and writes ``results.json``.
+
+        Args:
+            cfg: Config of the evaluation.
+            model: Model to evaluate.
+            evaluators: One evaluator per test set. Default: those of :meth:`build_evaluator`.
 
         Returns:
-            ``{task: {metric: percent}}``, by data set if there are several; also written to
-            ``results.json`` in ``cfg.OUTPUT_DIR``. Empty in all but the main process.
+            ``{task: {metric: percent}}``, nested by data set if there are several. Empty in all but
+            the main process.
         """
         with isolated_rng(max(cfg.SEED, 0)):
             results = super().test(cfg, model, evaluators)
@@ -197,16 +235,16 @@ class PersonSearchTrainer(DefaultTrainer):
             try:
                 write_safely(path, text.encode())
                 logger.info("The results are in %s", path)
-            except CheckpointWriteError as e:  # the figures are in the log; a training goes on
+            except CheckpointWriteError as e:  # the log has the results; the training continues
                 logger.error("%s", e)
         return results
 
 
 def scale_to_processes(cfg: CfgNode) -> CfgNode:
-    """Detectron2's scaling of batch, learning rate and schedule by SOLVER.REFERENCE_WORLD_SIZE.
+    """Scales batch size, learning rate and schedule to the number of processes as Detectron2 does.
 
     Raises:
-        ValueError: SOLVER.IMS_PER_BATCH cannot be divided by it.
+        ValueError: If SOLVER.REFERENCE_WORLD_SIZE does not divide SOLVER.IMS_PER_BATCH.
     """
     batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference < 0 or (reference > 0 and batch % reference):
@@ -220,11 +258,17 @@ def scale_to_processes(cfg: CfgNode) -> CfgNode:
 def build_step_trainer(
     cfg: CfgNode, model: torch.nn.Module, loader: Any, optimizer: torch.optim.Optimizer
 ) -> StepTrainer:
-    """Builds what runs one training step, plain or AMP.
+    """Builds the training step, in full or mixed precision.
+
+    Args:
+        cfg: Config with SOLVER.ACCUMULATION_STEPS and SOLVER.AMP.
+        model: Model, wrapped for several processes.
+        loader: Training loader.
+        optimizer: Optimizer of the model.
 
     Raises:
-        ValueError: SOLVER.ACCUMULATION_STEPS is below 1, or AMP is asked for without a GPU or with
-            a loss scale that is none.
+        ValueError: If SOLVER.ACCUMULATION_STEPS is below 1, or SOLVER.AMP is enabled without a GPU
+            or with an unusable loss scale.
     """
     parts, amp = cfg.SOLVER.ACCUMULATION_STEPS, cfg.SOLVER.AMP.ENABLED
     if parts < 1:
@@ -244,17 +288,56 @@ def build_step_trainer(
     return AMPStepTrainer(model, loader, optimizer, grad_scaler=scaler, **settings)
 
 
-def _use_ema(cfg: CfgNode) -> bool:
-    if cfg.SOLVER.EMA.ENABLED and cfg.TEST.PRECISE_BN.ENABLED:
-        raise ValueError(
-            "SOLVER.EMA.ENABLED and TEST.PRECISE_BN.ENABLED are both True: precise statistics are "
-            "those of the raw weights, which are not the ones that are tested. Set one to False."
-        )
-    return cfg.SOLVER.EMA.ENABLED
-
-
 def wrap_for_processes(model: torch.nn.Module) -> torch.nn.Module:
-    """Wraps a model for distributed training if there are several processes; on a CPU as well."""
+    """Wraps a model for distributed training if there are several processes, also on a CPU."""
     on_cpu = next(model.parameters()).device.type == "cpu"
     where = {"device_ids": None} if on_cpu else {}
     return create_ddp_model(model, broadcast_buffers=False, **where)
+
+
+def warn_of_frozen_random_weights(cfg: CfgNode, model: torch.nn.Module) -> None:
+    """Logs one line if a training is about to start with random weights that cannot learn.
+
+    Detectron2's defaults freeze the first stages of a ResNet and the statistics of its norms. Both
+    require pre-trained weights, which only MODEL.WEIGHTS provides. Other backbones with frozen
+    weights of their own, such as a diffusion model, are not checked.
+
+    Args:
+        cfg: Config of the training.
+        model: Model with its initial weights, whose ``backbone`` is checked.
+    """
+    backbone = getattr(model, "backbone", None)
+    if cfg.MODEL.WEIGHTS or not isinstance(backbone, torch.nn.Module):
+        return
+    faults, remedies = [], []
+    frozen = {
+        id(p): p.numel()
+        for module in backbone.modules()
+        if isinstance(module, ResNet)
+        for p in module.parameters()
+        if not p.requires_grad
+    }
+    if frozen and cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+        faults.append(
+            f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT} freezes "
+            f"{sum(frozen.values()):,} of its parameters"
+        )
+        remedies.append("MODEL.BACKBONE.FREEZE_AT 0")
+    idle = sum(_is_untouched(m) for m in backbone.modules() if isinstance(m, FrozenBatchNorm2d))
+    # freezing turns other norms into FrozenBN, too; without FREEZE_AT they are trained
+    if idle and cfg.MODEL.RESNETS.NORM == "FrozenBN":
+        faults.append(f"{idle} layers of MODEL.RESNETS.NORM FrozenBN normalize nothing")
+        remedies.append("MODEL.RESNETS.NORM BN (SyncBN on several GPUs)")
+    if faults:
+        logging.getLogger(__name__).warning(
+            "MODEL.WEIGHTS is empty, so the backbone starts from random weights, but "
+            f"{' and '.join(faults)}. Set MODEL.WEIGHTS to pre-trained weights, e.g. "
+            "detectron2://ImageNetPretrained/torchvision/R-50.pkl, or train from scratch with "
+            f"{' and '.join(remedies)}."
+        )
+
+
+def _is_untouched(norm: FrozenBatchNorm2d) -> bool:
+    """Returns whether a layer has its initial values: mean 0, variance 1 (or 1 - eps)."""
+    expected = ((norm.weight, 1), (norm.bias, 0), (norm.running_mean, 0), (norm.running_var, 1))
+    return all(torch.allclose(x, torch.full_like(x, y), atol=1e-4) for x, y in expected)

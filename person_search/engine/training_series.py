@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tools share that compare many trainings: options, commands, figures over the seeds.
-
-Not a program; ``compare_priors.py`` and ``reproduce_trends.py`` are.
-"""
+"""Shared parts of the tools that compare many trainings: options, commands, mean over seeds."""
 
 import argparse
 import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+
+from person_search.cli import program_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = (("search", "mAP"), ("search", "top1"), ("detection", "AP50"))
@@ -20,32 +20,58 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def series_parser(
-    description: str, output: str, seeds: int, trained: str
+    description: str | None, output: str, seeds: int, trained: str
 ) -> argparse.ArgumentParser:
-    """Makes a parser of the options that all series have.
+    """Returns a parser of the options that all series have, config overrides included.
 
     Args:
-        output, seeds: defaults of the two. trained: what is trained with every seed, for the help.
+        description: Text above the options.
+        output: Default output folder.
+        seeds: Default number of seeds.
+        trained: Description of what is trained once per seed, for the help.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=Path(output))
-    parser.add_argument("--seeds", type=int, default=seeds, help=f"trainings per {trained}")
-    parser.add_argument("overrides", nargs="*", help="after --: KEY VALUE pairs for all trainings")
+    parser = program_parser(description)
+    parser.add_argument(
+        "--output", type=Path, default=Path(output), metavar="DIR",
+        help="output folder; finished parts in it are used again (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=int, default=seeds, metavar="N",
+        help=f"number of trainings per {trained}, each with another seed (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
+        help="config overrides for all trainings, after all options",
+    )  # fmt: skip
     return parser
 
 
-def parse_series(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Reads the command line; ends the program where overrides are no pairs."""
-    args = parser.parse_args()
-    if len(args.overrides) % 2:
-        parser.error(f"config overrides come as KEY VALUE pairs, not {args.overrides}.")
+def parse_series(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Parses a command line; exits with status 2 if the overrides are not pairs.
+
+    Args:
+        parser: Parser of :func:`series_parser`.
+        argv: Arguments. Default: those of the process.
+    """
+    args = parser.parse_args(argv)
+    if len(args.opts) % 2:
+        parser.error(f"config overrides come as KEY VALUE pairs, not {args.opts}.")
     return args
 
 
 def run_logged(command: str, log: Path, env: dict[str, str]) -> None:
-    """Runs a Python command, its output added to a file; ends the program if it fails."""
+    """Runs a Python command in the root of the checkout and appends its output to a file.
+
+    Args:
+        command: Arguments of the interpreter, for example ``train_net.py --help``.
+        log: Log file.
+        env: Environment of the command.
+
+    Raises:
+        SystemExit: With a message that names the log file, if the command fails.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         code = subprocess.run(
@@ -59,13 +85,13 @@ def run_logged(command: str, log: Path, env: dict[str, str]) -> None:
         raise SystemExit(f"{log.stem} failed (exit status {code}); its output is in {log}.")
 
 
-def figures_in(folder: Path) -> dict[str, float]:
-    """``METRICS`` of the evaluation in an output folder, by names such as ``search/mAP``."""
+def results_in(folder: Path) -> dict[str, float]:
+    """Returns ``METRICS`` of the evaluation in an output folder, by names like ``search/mAP``."""
     result = json.loads((folder / "results.json").read_text())
     return {f"{task}/{metric}": result[task][metric] for task, metric in METRICS}
 
 
 def mean_and_spread(values: list[float]) -> str:
-    """``70.1 ± 1.2``, the spread being the sample's standard deviation; ``70.1`` for one value."""
+    """Returns "70.1 ± 1.2", mean and sample standard deviation, or "70.1" for one value."""
     text = f"{np.mean(values):.1f}"
     return f"{text} ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model parts that several methods share. Importing this package registers the backbones."""
+"""Model parts that several methods share; importing this package registers the backbones."""
 
 from person_search.modeling.oim import OIMLoss
 from person_search.modeling.slim_resnet import (
@@ -7,13 +7,14 @@ from person_search.modeling.slim_resnet import (
     build_slim_resnet_fpn_backbone,
 )
 from person_search.modeling.swin_fpn import build_swin_fpn_backbone
-from person_search.modeling.swin_weights import SwinWeightsError, adapt_swin_weights
+from person_search.modeling.swin_weights import PretrainedSwin
+from person_search.modeling.timm_fpn import build_timm_fpn_backbone
 
 __all__ = [
     "OIMLoss",
-    "SwinWeightsError",
-    "adapt_swin_weights",
+    "PretrainedSwin",
     "build_slim_resnet_backbone",
     "build_slim_resnet_fpn_backbone",
     "build_swin_fpn_backbone",
+    "build_timm_fpn_backbone",
 ]

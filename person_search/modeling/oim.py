@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Online instance matching (OIM): an identity classifier whose weights are remembered embeddings.
+"""Online instance matching (OIM): an identity classifier whose weights are stored embeddings.
 
 "Joint Detection and Identification Feature Learning for Person Search", CVPR 2017.
 
 Shape shorthand in this file:
-    n: persons of this process's batch. m: of all processes. L: identities. Q: slots of the queue.
-    D: length of an embedding.
-Naming: ``lut`` (L, D) holds one embedding per labelled identity, ``cq`` (Q, D) the latest
-embeddings of unlabelled persons; ``cq_head`` is the slot that is written next.
+    n: persons in the batch of this process. m: persons in the batches of all processes.
+    L: identities. Q: slots of the queue. D: length of an embedding.
+Naming: ``lut`` (L, D) holds one embedding per labeled identity, ``cq`` (Q, D) the latest embeddings
+of unlabeled persons. ``cq_head`` is the slot that is written next.
 """
 
 import torch
@@ -19,32 +19,32 @@ from person_search.schema import UNLABELED_PID
 
 
 class OIMLoss(nn.Module):
-    """Cross-entropy of embeddings against the look-up table and the queue; then remembers them.
+    """Computes the cross-entropy of embeddings against table and queue, then stores them.
 
-    An embedding x of identity y is scored against every remembered embedding, ``scale * x . v``,
-    and should pick row y of the table. Unlabelled persons give no loss, but their embeddings enter
-    the queue, where they serve all others as negatives.
+    An embedding x of identity y is scored against every stored embedding, ``scale * x . v``, and
+    should select row y of the table. Unlabeled persons contribute no loss, but their embeddings
+    enter the queue, where they are negatives for all others.
 
-    The memory is updated in the forward pass, after the loss, with all labelled persons in order,
-    ``lut[y] = unit(momentum * lut[y] + (1 - momentum) * x)``, and all unlabelled ones in turn.
-    Everything is computed in float32, under AMP too, and an embedding with NaN or Inf is not
-    remembered (AMP throws away the step it came from).
+    The memory is updated in the forward pass after the loss: with all labeled persons in order,
+    ``lut[y] = unit(momentum * lut[y] + (1 - momentum) * x)``, and with all unlabeled ones in order.
+    All computations are in float32, also with AMP. An embedding with NaN or Inf is not stored,
+    since AMP skips its step.
 
-    With several processes each one updates its copy of the memory with the embeddings of all, in
-    the order of the ranks, and the loss is normalised so that the mean of the gradients over the
-    processes is the gradient of one process with all images. Every process must therefore call it
-    once per iteration, also with no person at all.
+    With several processes, each one updates its copy of the memory with the embeddings of all, in
+    the order of the ranks. The loss is normalized so that the mean of the gradients over the
+    processes is the gradient of one process with all images. Every process must therefore call
+    the loss once per iteration, even without persons.
 
     Args:
-        num_pids: L, ``MODEL.REID.NUM_PIDS``.
-        embed_dim: D.
-        queue_size: Q; 0 for no queue.
-        momentum: share of the old row in an updated one, in [0, 1).
-        scale: factor of the cosine similarity, the inverse of a softmax temperature.
+        num_pids: Number of identities L, ``MODEL.REID.NUM_PIDS``.
+        embed_dim: Length of an embedding D.
+        queue_size: Number of slots Q; 0 for no queue.
+        momentum: Share of the old row in an updated one, in [0, 1).
+        scale: Factor of the cosine similarity, the inverse of a softmax temperature.
     """
 
     identity_buffers = ("lut", "cq", "cq_head")
-    """Buffers that mean something only together with the training set; see AtomicCheckpointer."""
+    """See :class:`person_search.interface.HasIdentityBuffers`."""
 
     def __init__(
         self,
@@ -66,34 +66,41 @@ class OIMLoss(nn.Module):
         self.register_buffer("cq_head", torch.zeros((), dtype=torch.int64))
 
     def extra_repr(self) -> str:
+        """Returns the settings for ``repr``."""
         return (
             f"num_pids={len(self.lut)}, embed_dim={self.lut.shape[1]}, queue_size={len(self.cq)}, "
             f"momentum={self.momentum}, scale={self.scale}"
         )
 
     def forward(self, reid_feats: Tensor, pids: Tensor) -> Tensor:
-        """Loss of a batch; in training mode the memory is updated.
+        """Computes the loss of a batch; in training mode, updates the memory.
 
         Args:
-            reid_feats: (n, D) of unit length.
-            pids: (n,) int64, identity 0 .. L-1 or ``UNLABELED_PID``. No background.
+            reid_feats: Embeddings of unit length, (n, D).
+            pids: Identities 0 .. L-1 or ``UNLABELED_PID``, (n,) int64. Background is not allowed.
 
         Returns:
-            Scalar, mean over the labelled persons; zero (with zero gradient) without any.
+            Scalar, the mean over the labeled persons. Zero (with zero gradient) without any.
 
         Raises:
-            ValueError: an identity that the table has no row for.
+            ValueError: If the table has no row for an identity.
         """
-        self._check(pids)
+        if len(pids) and (int(pids.max()) >= len(self.lut) or int(pids.min()) < UNLABELED_PID):
+            wrong = sorted({p for p in pids.tolist() if not UNLABELED_PID <= p < len(self.lut)})
+            raise ValueError(
+                f"OIM got the identities {wrong[:10]}, but its look-up table has {len(self.lut)} "
+                f"rows (MODEL.REID.NUM_PIDS). Allowed are 0 .. {len(self.lut) - 1}, and "
+                f"{UNLABELED_PID} for unlabeled. NUM_PIDS 0 takes the number from the training set."
+            )
         with torch.autocast(reid_feats.device.type, enabled=False):
             reid_feats = reid_feats.float()
             labeled = pids != UNLABELED_PID
-            # Copies: the update below must not reach into the graph of this loss.
+            # A copy: the update below must not change the graph of this loss.
             memory = torch.cat([self.lut, self.cq])
             logits = self.scale * reid_feats[labeled] @ memory.t()
             total = F.cross_entropy(logits, pids[labeled], reduction="sum")
             loss = total / _share_of_processes(labeled.sum())
-            # Without a labelled person this keeps the graph whole, as DDP wants it.
+            # Without a labeled person, this keeps all parameters in the graph, as DDP requires.
             loss = loss + 0.0 * torch.nan_to_num(reid_feats).sum()
         if self.training:
             self.update(reid_feats.detach(), pids)
@@ -101,7 +108,7 @@ class OIMLoss(nn.Module):
 
     @torch.no_grad()
     def update(self, reid_feats: Tensor, pids: Tensor) -> None:
-        """Remembers the embeddings of all processes: (n, D) and (n,) as in ``forward``."""
+        """Stores the embeddings (n, D) and identities (n,) of all processes."""
         reid_feats, pids = _gather_rows(reid_feats), _gather_rows(pids)
         finite = torch.isfinite(reid_feats).all(dim=1)
         reid_feats, pids = reid_feats[finite], pids[finite]
@@ -112,8 +119,8 @@ class OIMLoss(nn.Module):
     def _update_lut(self, reid_feats: Tensor, pids: Tensor) -> None:
         """Moves the rows ``pids`` towards the embeddings, one after the other.
 
-        Persons of different identities do not touch each other's row, so everybody's first
-        embedding is written in one go, then everybody's second, and so on.
+        Persons of different identities change different rows, so the first embeddings of all
+        identities are written at once, then the second ones, and so on.
         """
         turns = _occurrence(pids)
         for turn in range(int(turns.max()) + 1 if len(turns) else 0):
@@ -123,7 +130,7 @@ class OIMLoss(nn.Module):
             self.lut[rows] = F.normalize(mixed, dim=1)
 
     def _update_queue(self, reid_feats: Tensor) -> None:
-        """Writes the embeddings into consecutive slots, round and round."""
+        """Writes the embeddings into consecutive slots of the ring buffer."""
         size = len(self.cq)
         if size == 0 or len(reid_feats) == 0:
             return
@@ -131,15 +138,6 @@ class OIMLoss(nn.Module):
         # A slot written twice keeps the later embedding.
         self.cq[slots[-size:]] = reid_feats[-size:]
         self.cq_head.copy_((self.cq_head + len(reid_feats)) % size)
-
-    def _check(self, pids: Tensor) -> None:
-        if len(pids) and (int(pids.max()) >= len(self.lut) or int(pids.min()) < UNLABELED_PID):
-            wrong = sorted({p for p in pids.tolist() if not UNLABELED_PID <= p < len(self.lut)})
-            raise ValueError(
-                f"OIM got the identities {wrong[:10]}, but its look-up table has {len(self.lut)} "
-                f"rows (MODEL.REID.NUM_PIDS): 0 .. {len(self.lut) - 1}, or {UNLABELED_PID} for "
-                "unlabelled, are possible. NUM_PIDS 0 takes the number from the training set."
-            )
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         error_msgs = args[-1]
@@ -152,9 +150,9 @@ class OIMLoss(nn.Module):
             if theirs is not None and theirs.shape != ours.shape:
                 error_msgs.append(
                     f"{prefix}{name} of the weights has {_size(theirs)}, that of the model "
-                    f"{_size(ours)} ({what} x embedding): they come from another training set or "
+                    f"{_size(ours)} ({what} x embedding): they are from another training set or "
                     f"config. Set {key} and MODEL.REID.EMBED_DIM to the values of that training, "
-                    "or leave the key out to start with an empty memory."
+                    "or remove the key to start with an empty memory."
                 )
                 kept[prefix + name] = ours
         super()._load_from_state_dict(kept, prefix, *args)
@@ -165,11 +163,11 @@ def _size(tensor: Tensor) -> str:
 
 
 def _occurrence(values: Tensor) -> Tensor:
-    """For each entry of (n,), how many equal ones stand before it: [7, 3, 7, 7] -> [0, 0, 1, 2]."""
+    """Counts the equal entries before each entry: [7, 3, 7, 7] -> [0, 0, 1, 2]."""
     order = torch.argsort(values, stable=True)
     ranked = values[order]
     position = torch.arange(len(values), device=values.device)
-    # Where the run of equal values begins that each sorted entry belongs to.
+    # Start of the run of equal values that each sorted entry belongs to.
     start = torch.searchsorted(ranked, ranked)
     result = torch.empty_like(position)
     result[order] = position - start
@@ -177,7 +175,7 @@ def _occurrence(values: Tensor) -> Tensor:
 
 
 def _share_of_processes(count: Tensor) -> Tensor:
-    """The count of all processes together, at least one, divided by their number; float32."""
+    """Returns the count of all processes, at least 1, divided by their number; float32."""
     count = count.float()
     world_size = comm.get_world_size()
     if world_size > 1:
@@ -186,7 +184,7 @@ def _share_of_processes(count: Tensor) -> Tensor:
 
 
 def _gather_rows(rows: Tensor) -> Tensor:
-    """Rows (n, ...) of all processes, in the order of the ranks: (m, ...)."""
+    """Gathers rows (n, ...) of all processes in the order of the ranks: (m, ...)."""
     world_size = comm.get_world_size()
     if world_size == 1:
         return rows
@@ -194,7 +192,7 @@ def _gather_rows(rows: Tensor) -> Tensor:
     counts = [torch.zeros_like(count) for _ in range(world_size)]
     torch.distributed.all_gather(counts, count)
     counts = [int(c) for c in counts]
-    # all_gather wants equal sizes.
+    # all_gather requires equal sizes
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
     gathered = [torch.zeros_like(padded) for _ in range(world_size)]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ResNet of free width and depth, with and without FPN, for CPU demos and tests.
+"""A ResNet of any width and depth, with and without FPN, for CPU demos and tests.
 
-Detectron2's own builder fixes the widths of ResNet-18/34 at 64 to 512 channels, too wide to be
-trained on a CPU in minutes. This one puts the same public blocks together at any width. Features
-are named ``res2`` .. ``res5`` (strides 4 .. 32) and ``p2`` .. ``p5`` like everywhere else.
+Detectron2's builder fixes the widths of ResNet-18/34 at 64 to 512 channels, which takes too long to
+train on a CPU. This one combines the same public blocks at any width. Features are named ``res2``
+.. ``res5`` (strides 4 .. 32) and ``p2`` .. ``p5`` as usual.
 """
 
 from detectron2.config import CfgNode
@@ -12,33 +12,31 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
 
 
-def _norm_for_batches(norm: str) -> str:
-    """FrozenBN has no statistics to start from here: it would train a network without norm."""
-    if norm == "FrozenBN":
-        raise ValueError(
-            "The slim ResNet is trained from scratch, so MODEL.SLIM_RESNET.NORM cannot be "
-            "'FrozenBN'; use 'BN', 'SyncBN' (several GPUs) or 'GN'."
-        )
-    return norm
-
-
 @BACKBONE_REGISTRY.register()
 def build_slim_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Builds a ResNet of basic blocks from ``cfg.MODEL.SLIM_RESNET``.
 
     Returns:
-        A backbone with one output per entry of ``WIDTHS``: ``res2`` (stride 4), ``res3`` (8), ...
+        Backbone with one output per entry of ``WIDTHS``: ``res2`` (stride 4), ``res3`` (8), ...
+
+    Raises:
+        ValueError: If the settings do not describe a network that can be trained from scratch.
     """
     slim = cfg.MODEL.SLIM_RESNET
     if len(slim.WIDTHS) != len(slim.BLOCKS):
         raise ValueError(
             f"MODEL.SLIM_RESNET.WIDTHS {list(slim.WIDTHS)} and BLOCKS {list(slim.BLOCKS)} must "
-            "have one entry per stage each."
+            "each have one entry per stage."
         )
     if any(a == b for a, b in zip(slim.WIDTHS, slim.WIDTHS[1:], strict=False)):
-        # A basic block has a shortcut convolution only where the number of channels changes.
-        raise ValueError(f"MODEL.SLIM_RESNET.WIDTHS {list(slim.WIDTHS)}: neighbours must differ.")
-    norm = _norm_for_batches(slim.NORM)
+        # a basic block has a shortcut convolution only if the number of channels changes
+        raise ValueError(f"MODEL.SLIM_RESNET.WIDTHS {list(slim.WIDTHS)}: neighbors must differ.")
+    norm = slim.NORM
+    if norm == "FrozenBN":
+        raise ValueError(
+            "The slim ResNet is trained from scratch, so MODEL.SLIM_RESNET.NORM cannot be "
+            "'FrozenBN'; use 'BN', 'SyncBN' (several GPUs) or 'GN'."
+        )
     stem = BasicStem(in_channels=input_shape.channels, out_channels=slim.STEM_WIDTH, norm=norm)
     stages, width_in = [], slim.STEM_WIDTH
     for index, (width, blocks) in enumerate(zip(slim.WIDTHS, slim.BLOCKS, strict=True)):
@@ -66,7 +64,7 @@ def build_slim_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     if unknown:
         raise ValueError(
             f"MODEL.FPN.IN_FEATURES names {unknown}, but the slim ResNet of "
-            f"MODEL.SLIM_RESNET.WIDTHS {list(cfg.MODEL.SLIM_RESNET.WIDTHS)} gives {stages}."
+            f"MODEL.SLIM_RESNET.WIDTHS {list(cfg.MODEL.SLIM_RESNET.WIDTHS)} has {stages}."
         )
     return FPN(
         bottom_up=bottom_up,

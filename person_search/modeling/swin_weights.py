@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ImageNet weights of Swin Transformers under the names of Detectron2's backbone.
-
-Three namings are read:
+"""A Swin Transformer that loads ImageNet weights under the names of three sources.
 
 =========== ====================================== ============================== ===============
 source      block                                  between stages i and i + 1     last norm, head
@@ -11,65 +9,87 @@ timm        ``layers.i.blocks.j.mlp.fc1``          ``layers.{i + 1}.downsample``
 torchvision ``features.{2i + 1}.j.mlp.0``          ``features.{2i + 2}``          ``norm, head``
 =========== ====================================== ============================== ===============
 
-The backbone uses the official names. Its norm of the last stage takes the weights of ``norm``; the
-norms of the other stages have no counterpart and stay as initialised. The head is left out.
+The backbone uses the official names. Its norm of the last stage takes the weights of ``norm``. The
+norms of the other stages have no counterpart and stay as initialized. The head is left out.
 """
 
 import re
 from collections.abc import Mapping
 
 from detectron2.modeling import SwinTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 _NUM_EXAMPLES = 4
 # Made by the network itself; sizes and shapes differ between the sources.
 _COMPUTED = ("attn_mask", "relative_position_index")
+_DOWNSAMPLE = re.compile(r"^layers\.(\d+)\.downsample\.")
 
 
-class SwinWeightsError(ValueError):
-    """The weights are of a Swin Transformer, but not of the one in the config."""
+class PretrainedSwin(SwinTransformer):
+    """Detectron2's Swin Transformer with the hook ``adapt_weights`` for pre-trained weights."""
 
+    def adapt_weights(self, weights: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
+        """Gives pre-trained weights the names of this backbone.
 
-def adapt_swin_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Gives pre-trained Swin weights the names that they have in ``model``.
+        Args:
+            weights: Weights of any source.
+            prefix: Name of this module in the model, with a trailing dot.
 
-    Args:
-        model: one that may hold a Swin Transformer, e.g. as ``backbone.bottom_up``.
-        state_dict: weights of any source.
+        Returns:
+            The renamed weights, completed by what the network computes itself. ``weights`` itself
+            if they are for another network, or for this very model (a training checkpoint).
 
-    Returns:
-        The renamed weights, completed by what the model computes itself. The very same object where
-        nothing is to be renamed: the model has no Swin Transformer, the weights are of another
-        network, or are of this very model (a training checkpoint).
+        Raises:
+            ValueError: If a weight of the backbone is missing, has another shape, or is left over.
+        """
+        # pre-trained weights have no norm at the end of each stage, so these reveal a checkpoint
+        own_norms = tuple(f"{prefix}norm{i}.weight" for i in self.out_indices)
+        official = to_official_names(weights)
+        if official is None or any(key.endswith(own_norms) for key in weights):
+            return weights
+        last = f"norm{self.num_layers - 1}"
+        renamed = {re.sub(r"^norm\.", f"{last}.", k): v for k, v in official.items()}
+        if not hasattr(self, last):  # the last stage is not an output
+            renamed = {k: v for k, v in renamed.items() if not k.startswith(f"{last}.")}
+        self._check_fit(renamed)
+        renamed |= {k: v for k, v in self.named_buffers() if k.endswith(_COMPUTED)}
+        return {prefix + name: weight for name, weight in renamed.items()}
 
-    Raises:
-        SwinWeightsError: a weight of the backbone is missing, of another shape, or left over.
-    """
-    prefix, swin = _find_swin(model)
-    # Pre-trained weights have no norm at the end of each stage, so these tell a checkpoint.
-    own_norms = tuple(f"{prefix}norm{i}.weight" for i in swin.out_indices) if swin else ()
-    if swin is None or any(key.endswith(own_norms) for key in state_dict):
-        return state_dict
-    weights = to_official_names(state_dict)
-    if weights is None:
-        return state_dict
-    weights = _place_last_norm(weights, swin)
-    _check_fit(weights, swin)
-    weights |= {k: v for k, v in swin.named_buffers() if k.endswith(_COMPUTED)}
-    return {prefix + name: weight for name, weight in weights.items()}
+    def _check_fit(self, weights: dict[str, Tensor]) -> None:
+        wanted = {name: tuple(p.shape) for name, p in self.named_parameters()}
+        missing = [k for k in wanted if k not in weights and not re.match(r"norm\d+\.", k)]
+        left_over = [k for k in weights if k not in wanted]
+        shapes = [
+            f"{k} {tuple(weights[k].shape)} in the file, {shape} in the model"
+            for k, shape in wanted.items()
+            if k in weights and tuple(weights[k].shape) != shape
+        ]
+        if not (missing or left_over or shapes):
+            return
+        hint = "MODEL.SWIN.EMBED_DIM, DEPTHS and HEADS must be those of the weights."
+        tables = [k for k in shapes if "relative_position_bias_table" in k]
+        if tables:
+            side = (weights[tables[0].split(" ")[0]].shape[0] ** 0.5 + 1) / 2
+            hint = f"Its windows have {side:.0f} tokens a side (MODEL.SWIN.WINDOW_SIZE). {hint}"
+        raise ValueError(
+            "is for another Swin Transformer than MODEL.SWIN describes.\n"
+            f"  missing from the file: {_examples(missing)}\n"
+            f"  different shape: {_examples(shapes)}\n"
+            f"  only in the file: {_examples(left_over)}\n{hint}"
+        )
 
 
 def to_official_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Returns the weights under the official names, without head; None if they are of no Swin.
+    """Returns the weights under the official names, without head; None if not for a Swin.
 
     Raises:
-        SwinWeightsError: they are of Swin V2, another architecture with similar names.
+        ValueError: If they are for Swin V2, another architecture with similar names.
     """
     is_torchvision = any(re.match(r"features\.\d+\.\d+\.attn\.qkv\.", key) for key in state_dict)
     if not is_torchvision and "layers.0.blocks.0.attn.qkv.weight" not in state_dict:
         return None
     if any(key.endswith("attn.logit_scale") for key in state_dict):
-        raise SwinWeightsError("is of Swin V2, the model is a Swin Transformer of the first kind")
+        raise ValueError("is for Swin V2, but the model is a Swin Transformer (V1)")
     kept = {
         key: weight
         for key, weight in state_dict.items()
@@ -86,9 +106,6 @@ def to_official_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor] | N
     }  # timm: the downsampling belongs to the stage that it leads to
 
 
-_DOWNSAMPLE = re.compile(r"^layers\.(\d+)\.downsample\.")
-
-
 def _from_torchvision(key: str) -> str:
     match = re.match(r"features\.(\d+)\.(.+)", key)
     if match is None:
@@ -101,48 +118,6 @@ def _from_torchvision(key: str) -> str:
         return f"layers.{stage}.downsample.{rest}"
     rest = rest.replace(".mlp.0.", ".mlp.fc1.").replace(".mlp.3.", ".mlp.fc2.")
     return f"layers.{stage}.blocks.{rest}"
-
-
-def _find_swin(model: nn.Module) -> tuple[str, SwinTransformer | None]:
-    for name, module in model.named_modules():
-        if isinstance(module, SwinTransformer):
-            return (f"{name}." if name else ""), module
-    return "", None
-
-
-def _place_last_norm(weights: dict[str, Tensor], swin: SwinTransformer) -> dict[str, Tensor]:
-    """``norm`` -> ``norm3``, or left out where the last stage is no output."""
-    last = swin.num_layers - 1
-    if not hasattr(swin, f"norm{last}"):
-        return {k: v for k, v in weights.items() if not k.startswith("norm.")}
-    return {re.sub(r"^norm\.", f"norm{last}.", k): v for k, v in weights.items()}
-
-
-def _check_fit(weights: dict[str, Tensor], swin: SwinTransformer) -> None:
-    wanted = {name: tuple(p.shape) for name, p in swin.named_parameters()}
-    optional = re.compile(r"norm\d+\.")
-    missing = [k for k in wanted if k not in weights and not optional.match(k)]
-    left_over = [k for k in weights if k not in wanted]
-    shapes = [
-        f"{k} {tuple(weights[k].shape)} in the file, {shape} in the model"
-        for k, shape in wanted.items()
-        if k in weights and tuple(weights[k].shape) != shape
-    ]
-    if not (missing or left_over or shapes):
-        return
-    hints = []
-    tables = [k for k in shapes if "relative_position_bias_table" in k]
-    if tables:
-        name = tables[0].split(" ")[0]
-        side = (weights[name].shape[0] ** 0.5 + 1) / 2
-        hints.append(f"Its windows have {side:.0f} tokens a side (MODEL.SWIN.WINDOW_SIZE).")
-    hints.append("MODEL.SWIN.EMBED_DIM, DEPTHS and HEADS must be those of the weights.")
-    raise SwinWeightsError(
-        "is of another Swin Transformer than MODEL.SWIN describes.\n"
-        f"  missing from the file: {_examples(missing)}\n"
-        f"  of another shape: {_examples(shapes)}\n"
-        f"  only in the file: {_examples(left_over)}\n" + " ".join(hints)
-    )
 
 
 def _examples(names: list[str]) -> str:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Search in your own images, and a look at the searches of an evaluation.
+"""Person search in your own images and videos: index, query and serve a gallery.
 
-The names below are imported when they are used, so that ``person-search --help`` need not wait for
-torch.
+The names below are imported on first use, so that ``person-search --help`` does not import torch.
 """
 
 import importlib
@@ -16,7 +15,8 @@ _MODULE_OF = {
     "GalleryError": "errors",
     "GalleryLockedError": "errors",
     "GalleryStore": "store",
-    "IndexOptions": "planning",
+    "ImageChangedError": "errors",
+    "IndexOptions": "indexing",
     "IndexReport": "indexing",
     "Match": "table",
     "ModelIdentity": "identity",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m person_search.search``: the same as the command ``person-search``."""
+"""``python -m person_search.search``: same as the command ``person-search``."""
 
 import sys
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Approximate search with FAISS: k-means cells, of which a query looks into the nearest ones only.
+"""Approximate search with FAISS: k-means cells, of which a query visits the nearest ones only.
 
-The index (IVF-Flat) holds the vectors uncompressed, sorted by cell, in one file that is memory
-mapped; similarities are therefore exact and only the selection is approximate. How many cells are
-looked into is measured when the index is built. Persons that were added later are searched
-exactly (see gallery.py), so an index never hides anybody.
+The index (IVF-Flat) stores uncompressed vectors sorted by cell in one memory-mapped file, so
+similarities are exact and only the selection is approximate. The number of visited cells is
+calibrated when the index is built. Persons added later are searched exactly (see gallery.py).
 
-Shape shorthand: N rows at the time of building, D length of an embedding, k wanted, C cells.
+Shape shorthand: N rows when the index is built, D embedding dimension, k requested results,
+C cells.
 """
 
 import importlib
@@ -22,7 +22,6 @@ from types import ModuleType
 import numpy as np
 
 from person_search.search.errors import GalleryError
-from person_search.search.exact import best_rows
 from person_search.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -37,13 +36,15 @@ ADD_BLOCK = 65_536
 
 @dataclass(frozen=True)
 class IndexDescription:
-    """The content of ``index.json``.
+    """Content of ``index.json``.
 
-    Args:
-        file: name of the FAISS file beside it.
-        rows: rows per segment that are in it, in the order of the manifest.
-        cells: C. probes: cells that a query looks into.
-        recall: of the 10 best, measured on rows of the gallery as queries, themselves left out.
+    Attributes:
+        file: Name of the FAISS file in the same folder.
+        rows: Number of indexed rows per segment, in the order of the manifest.
+        cells: Number of cells C.
+        probes: Number of cells that a query visits.
+        recall: Recall of the 10 best, measured with rows of the gallery as queries (each row
+            itself excluded).
     """
 
     file: str
@@ -57,13 +58,13 @@ def faiss_module() -> ModuleType:
     """Imports FAISS.
 
     Raises:
-        GalleryError: it is not installed.
+        GalleryError: If FAISS is not installed.
     """
     try:
         return importlib.import_module("faiss")
     except ImportError as e:
         raise GalleryError(
-            "the approximate index needs FAISS, which is not installed: pip install faiss-cpu "
+            "the approximate index requires FAISS, which is not installed: pip install faiss-cpu "
             "(or this package with the extra 'search'). Exact search works without it."
         ) from e
 
@@ -72,8 +73,8 @@ class ApproximateIndex:
     """An index on disk, opened for searching.
 
     Args:
-        folder: of the gallery.
-        description: what lies there.
+        folder: Folder of the gallery.
+        description: Content of its ``index.json``.
     """
 
     def __init__(self, folder: Path, description: IndexDescription) -> None:
@@ -84,10 +85,15 @@ class ApproximateIndex:
 
     @classmethod
     def open(cls, folder: Path, rows: Mapping[str, int]) -> "ApproximateIndex | None":
-        """The index of a gallery; None if there is none, or it is of rows that are gone.
+        """Opens the index of a gallery.
 
         Args:
-            folder: of the gallery. rows: that each of its segments has.
+            folder: Folder of the gallery.
+            rows: Number of rows of each segment.
+
+        Returns:
+            The index; None without an index, without FAISS (logged), or if the index covers rows
+            that no longer exist.
         """
         description = read_description(folder)
         if description is None:
@@ -95,7 +101,7 @@ class ApproximateIndex:
         if any(count > rows.get(name, 0) for name, count in description.rows.items()):
             return None
         if importlib.util.find_spec("faiss") is None:
-            logger.warning("The gallery '%s' has an approximate index, which needs FAISS (pip "
+            logger.warning("The gallery '%s' has an approximate index, which requires FAISS (pip "
                            "install faiss-cpu); it is searched exactly.", folder)  # fmt: skip
             return None
         return cls(folder, description)
@@ -106,42 +112,44 @@ class ApproximateIndex:
     def search(
         self, query_feat: np.ndarray, k: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k most similar rows that are found: (similarities, rows), best first.
+        """Finds the k most similar rows.
 
         Args:
-            query_feat: (D,). allowed: (N,) bool, None for all rows.
+            query_feat: Query embedding (D,).
+            k: Number of rows.
+            allowed: Mask (N,) bool of the rows that may be found; None for all rows.
+
+        Returns:
+            Similarities and rows, best first.
         """
-        # the probes were chosen for the 10 best; for many more than that, more cells matter
+        faiss = faiss_module()
+        # the probes are calibrated for the 10 best; longer lists visit more cells
         probes = self.description.probes * -(-k // (2 * CALIBRATION_TOP))
-        return search_index(self._index, query_feat, k, min(probes, self._index.nlist), allowed)
-
-
-def search_index(
-    index, query_feat: np.ndarray, k: int, probes: int, allowed: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """One query on an index of FAISS, see :meth:`ApproximateIndex.search`."""
-    faiss = faiss_module()
-    parameters = faiss.SearchParametersIVF(nprobe=probes)
-    if allowed is not None:
-        bits = np.packbits(allowed, bitorder="little")  # must live as long as the search
-        parameters.sel = faiss.IDSelectorBitmap(bits)
-    query = np.ascontiguousarray(query_feat, np.float32)[None]
-    sims, rows = index.search(query, min(k, index.ntotal), params=parameters)
-    found = rows[0] >= 0
-    return sims[0][found], rows[0][found]
+        parameters = faiss.SearchParametersIVF(nprobe=min(probes, self._index.nlist))
+        if allowed is not None:
+            bits = np.packbits(allowed, bitorder="little")  # must outlive the search
+            parameters.sel = faiss.IDSelectorBitmap(bits)
+        query = np.ascontiguousarray(query_feat, np.float32)[None]
+        sims, rows = self._index.search(query, min(k, len(self)), params=parameters)
+        found = rows[0] >= 0
+        return sims[0][found], rows[0][found]
 
 
 def read_description(folder: Path) -> IndexDescription | None:
-    """Reads ``index.json``; None if there is none or its file is gone."""
+    """Reads ``index.json``; returns None if it or the file it names is missing.
+
+    Raises:
+        GalleryError: If ``index.json`` is damaged.
+    """
     path = folder / DESCRIPTION
     if not path.is_file():
         return None
     try:
         description = IndexDescription(**json.loads(path.read_bytes()))
     except (ValueError, TypeError) as e:
-        raise GalleryError(f"'{path}' is damaged ({e}); delete it and build the index anew.") from e
+        raise GalleryError(f"'{path}' is damaged ({e}); delete it and rebuild the index.") from e
     file = folder / description.file
-    if file.parent != folder or not file.is_file():  # a name with a path in it is not ours
+    if file.parent != folder or not file.is_file():  # a name with a path is not one of ours
         return None
     return description
 
@@ -153,14 +161,20 @@ def build_index(
     target_recall: float = 0.995,
     seed: int = 0,
 ) -> IndexDescription:
-    """Builds the index of a gallery and replaces the one before; the caller holds the lock.
+    """Builds the index of a gallery and replaces the previous one; the caller holds the lock.
 
     Args:
-        folder: of the gallery. segments: their names. parts: their vectors, (n_i, D) each.
-        target_recall: of the 10 best, for the choice of the cells to look into.
+        folder: Folder of the gallery.
+        segments: Names of the segments.
+        parts: Embeddings of each segment, (n_i, D).
+        target_recall: Recall of the 10 best that determines the number of visited cells.
+        seed: Seed of the k-means and of the calibration queries.
+
+    Returns:
+        The description that was written.
 
     Raises:
-        GalleryError: FAISS is not installed, or there are too few persons for an index.
+        GalleryError: If FAISS is not installed or the gallery has too few persons.
     """
     faiss = faiss_module()
     count, dim = sum(map(len, parts)), parts[0].shape[1] if parts else 0
@@ -170,12 +184,12 @@ def build_index(
     rng = np.random.default_rng(seed)
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
     index.cp.niter, index.cp.seed, index.cp.spherical = KMEANS_ITERATIONS, seed, True
-    index.train(take_rows(parts, sample(rng, count, TRAIN_PER_CELL * cells)))
+    index.train(_take_rows(parts, _sample(rng, count, TRAIN_PER_CELL * cells)))
     for part in parts:
         for start in range(0, len(part), ADD_BLOCK):
             index.add(np.ascontiguousarray(part[start : start + ADD_BLOCK]))
-    probes, recall = _calibrate(index, parts, sample(rng, count, CALIBRATION_QUERIES),
-                                target_recall)  # fmt: skip
+    queries = _sample(rng, count, CALIBRATION_QUERIES)
+    probes, recall = _calibrate(index, parts, queries, target_recall)
     file = f"index-{os.urandom(4).hex()}.faiss"
     faiss.write_index(index, str(folder / f".{file}"))
     with (folder / f".{file}").open("rb") as written:
@@ -192,20 +206,20 @@ def build_index(
 
 
 def choose_cells(count: int) -> int:
-    """C: the power of two next to twice the square root of N, with enough rows to train each."""
+    """Returns C: the power of two nearest to 2 sqrt(N) with enough rows to train each cell."""
     cells = 2 ** round(np.log2(2 * np.sqrt(count)))
     while cells > 1 and cells * TRAIN_PER_CELL > count:
         cells //= 2
     return cells
 
 
-def sample(rng: np.random.Generator, count: int, wanted: int) -> np.ndarray:
-    """Sorted numbers of ``wanted`` different rows of ``count``."""
-    return np.sort(rng.choice(count, min(wanted, count), replace=False))
+def _sample(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
+    """Draws ``size`` different row numbers below ``count``, sorted."""
+    return np.sort(rng.choice(count, min(size, count), replace=False))
 
 
-def take_rows(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """Copies rows, which are counted through all parts."""
+def _take_rows(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Copies rows, numbered consecutively through all parts."""
     starts = np.cumsum([0, *map(len, parts)])
     chosen = [
         part[rows[(rows >= start) & (rows < start + len(part))] - start]
@@ -217,32 +231,31 @@ def take_rows(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
 def _calibrate(
     index, parts: Sequence[np.ndarray], rows: np.ndarray, target: float
 ) -> tuple[int, float]:
-    """The smallest power of two of cells that reaches the recall, and what it reaches."""
-    queries, wanted = take_rows(parts, rows), CALIBRATION_TOP + 1  # the row itself comes first
-    best = np.zeros((len(rows), 0), np.int64)
-    sims = np.zeros((len(rows), 0), np.float32)
-    start = 0
-    for part in parts:  # exact, block by block
-        for at in range(0, len(part), ADD_BLOCK):
-            block = queries @ part[at : at + ADD_BLOCK].T
-            top = np.stack([_padded(best_rows(line, wanted), wanted) for line in block])
-            sims = np.concatenate([sims, np.take_along_axis(block, top, 1)], 1)
-            best = np.concatenate([best, top + start + at], 1)
+    """Returns the smallest power of two of visited cells that reaches the recall, and the recall.
+
+    Args:
+        index: The FAISS index.
+        parts: All indexed embeddings.
+        rows: Rows that serve as queries.
+        target: Recall to reach.
+    """
+    faiss = faiss_module()
+    queries, k = _take_rows(parts, rows), CALIBRATION_TOP + 1  # each row itself comes first
+    sims, best, start = [], [], 0
+    for part in parts:
+        found = faiss.knn(queries, part, k, metric=faiss.METRIC_INNER_PRODUCT)
+        sims.append(found[0])
+        best.append(np.where(found[1] < 0, -1, found[1] + start))  # -1: fewer than k rows
         start += len(part)
-    order = np.argsort(-sims, axis=1, kind="stable")[:, :wanted]
-    best = np.take_along_axis(best, order, 1)
+    order = np.argsort(-np.concatenate(sims, 1), axis=1, kind="stable")[:, :k]
+    exact = np.take_along_axis(np.concatenate(best, 1), order, 1)
+    truths = [set(truth) - {row, -1} for truth, row in zip(exact, rows, strict=True)]
     probes = 1
     while True:
-        hits = 0
-        for query, row, truth in zip(queries, rows, best, strict=True):
-            found = search_index(index, query, wanted, probes)[1]
-            hits += len((set(truth) - {row}) & set(found))
-        recall = hits / sum(len(set(truth) - {row}) for truth, row in zip(best, rows, strict=True))
+        parameters = faiss.SearchParametersIVF(nprobe=probes)
+        found = index.search(queries, min(k, index.ntotal), params=parameters)[1]
+        hits = sum(len(truth & set(ids)) for truth, ids in zip(truths, found, strict=True))
+        recall = hits / sum(map(len, truths))
         if recall >= target or probes >= index.nlist:
             return probes, recall
         probes = min(2 * probes, index.nlist)
-
-
-def _padded(rows: np.ndarray, length: int) -> np.ndarray:
-    """Repeats the last number if there are fewer rows than wanted."""
-    return np.pad(rows, (0, length - len(rows)), mode="edge") if len(rows) < length else rows

@@ -1,127 +1,150 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line of ``person-search``: finds a person in your own images and videos.
+r"""Finds a person in your own images and videos.
 
-    person-search index --gallery galleries/street --source images/ --recursive \\
+    person-search index --gallery galleries/street --source images/ --recursive \
         --config-file configs/PSDiff/tiny/psdiff_slim_synthetic.yaml --weights model_final_ema.pth
-    person-search query --gallery galleries/street --query street.jpg --box 120 40 160 170 \\
+    person-search query --gallery galleries/street --query street.jpg --box 120 40 160 170 \
         --config-file configs/PSDiff/tiny/psdiff_slim_synthetic.yaml --weights model_final_ema.pth
-    person-search serve --gallery galleries/street \\
+    person-search serve --gallery galleries/street \
         --config-file configs/PSDiff/tiny/psdiff_slim_synthetic.yaml --weights model_final_ema.pth
     person-search info --gallery galleries/street
 
-``index`` can be interrupted and started again at any time. Images that cannot be read are named
-and left out. Exit status: 0, also if nobody was found; 2 for wrong input; 130 after Ctrl-C.
+``index`` can be interrupted and restarted at any time. Unreadable images are listed and left out.
+Exit status: 0, also if no person was found; 2 for invalid input; 130 after Ctrl-C.
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from person_search.cli import run_program
+from person_search.cli import add_common_options, run_program
 
-GALLERY_HELP = "folder of the gallery"
+COMMANDS = {
+    "index": "add images and videos to a gallery",
+    "query": "search a gallery for a person",
+    "serve": "search a gallery in a web browser",
+    "info": "print what a gallery contains",
+    "verify": "read every byte of a gallery and list all damage",
+    "compact": "rewrite a gallery without replaced, removed and damaged images",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All sub-commands with their options."""
+    """Returns the parser with all sub-commands and their options."""
     parser = argparse.ArgumentParser(
-        prog="person-search", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="person-search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_index(commands.add_parser("index", help="add images and videos to a gallery"))
-    _add_query(commands.add_parser("query", help="search a gallery for a person"))
-    _add_serve(commands.add_parser("serve", help="search a gallery with a web browser"))
-    for name, text in (
-        ("info", "what is in a gallery"),
-        ("verify", "read every byte of a gallery and name all damage"),
-        ("compact", "write a gallery anew, without replaced, removed and damaged images"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--gallery", required=True, type=Path, help=GALLERY_HELP)
-        command.add_argument("--traceback", action="store_true", help="show where an error arose")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+        add_common_options(command, config=name in ("index", "query", "serve"))
+        command.add_argument(
+            "--gallery", required=True, type=Path, metavar="FOLDER", help="folder of the gallery"
+        )
+        if name in ("index", "query", "serve"):
+            command.add_argument(
+                "--weights",
+                default="",
+                metavar="FILE",
+                help="checkpoint of the model (default: MODEL.WEIGHTS of the config)",
+            )
         if name == "compact":
             command.add_argument(
-                "--index", action="store_true", help="then build the approximate index"
+                "--index", action="store_true", help="also build the approximate index"
             )
+    _add_index(commands.choices["index"])
+    _add_query(commands.choices["query"])
+    _add_serve(commands.choices["serve"])
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-file", required=True, help="the one the weights are trained with")
-    parser.add_argument("--weights", default="", help="default: MODEL.WEIGHTS of the config")
-    parser.add_argument("--gallery", required=True, type=Path, help=GALLERY_HELP)
-    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, help="config overrides, e.g. MODEL.DEVICE cpu"
-    )
-
-
 def _add_index(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
     add = parser.add_argument
-    add("--source", required=True, action="append", type=Path,
-        help="folder, image or video; may be given several times")  # fmt: skip
-    add("--recursive", action="store_true", help="folders within folders, too")
+    add("--source", required=True, action="append", type=Path, metavar="PATH",
+        help="folder, image or video to index; may be repeated")  # fmt: skip
+    add("--recursive", action="store_true", help="include subfolders of the sources")
     sampling = parser.add_mutually_exclusive_group()
     sampling.add_argument("--every", type=float, default=1.0, metavar="SECONDS",
-                          help="between the frames taken from a video (1)")  # fmt: skip
-    sampling.add_argument("--fps", type=float, help="frames per second taken from a video")
+                          help="interval of sampled video frames (default: 1)")  # fmt: skip
+    sampling.add_argument("--fps", type=float, metavar="NUMBER",
+                          help="sampled video frames per second")  # fmt: skip
     camera = parser.add_mutually_exclusive_group()
-    camera.add_argument("--camera", default="", help="name of the camera of all these images")
+    camera.add_argument("--camera", default="", metavar="NAME",
+                        help="camera that took all these images (default: from EXIF)")  # fmt: skip
     camera.add_argument("--camera-from-folder", action="store_true",
-                        help="the folder of an image is named after its camera")  # fmt: skip
-    add("--time", help="when all these images were taken, or the videos start; ISO 8601")
-    add("--table", type=Path, help="CSV with the columns file, camera, time")
-    add("--prune", action="store_true", help="take images out whose files are gone")
-    add("--retry", action="store_true", help="read files again that could not be read before")
-    add("--exact-only", action="store_true", help="build no approximate index")
-    add("--num-gpus", type=int, default=0, help="processes, each with its own GPU")
-    add("--num-processes", type=int, default=1, help="processes on a CPU")
+                        help="use the name of the folder of an image as its camera")  # fmt: skip
+    add("--time", help="ISO 8601 time at which all these images were taken or the videos start, "
+        "for example 2026-05-01T12:00 (default: from EXIF)")  # fmt: skip
+    add("--table", type=Path, metavar="FILE",
+        help="CSV table with the columns file, camera, time; takes precedence over --camera, "
+        "--time and EXIF")  # fmt: skip
+    add("--prune", action="store_true", help="remove images whose files no longer exist")
+    add("--retry", action="store_true", help="reread files that were unreadable before")
+    add("--exact-only", action="store_true",
+        help="do not build the approximate index of a large gallery")  # fmt: skip
+    add("--num-gpus", type=int, default=0, metavar="NUMBER",
+        help="number of processes with one GPU each (default: 0)")  # fmt: skip
+    add("--num-processes", type=int, default=1, metavar="NUMBER",
+        help="number of processes on the CPU (default: 1)")  # fmt: skip
 
 
 def _add_query(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
     add = parser.add_argument
-    add("--query", required=True, action="append", type=Path,
-        help="image that shows the person; several of the same person are fused")  # fmt: skip
-    whom = parser.add_mutually_exclusive_group()
-    whom.add_argument("--box", type=float, nargs=4, action="append",
-                      metavar=("X1", "Y1", "X2", "Y2"),
-                      help="the person, in pixels; once per image")  # fmt: skip
-    whom.add_argument("--point", type=float, nargs=2, action="append", metavar=("X", "Y"),
-                      help="the person detected there; once per image")  # fmt: skip
-    whom.add_argument("--best", action="store_true",
-                      help="the person detected with the highest score (default)")  # fmt: skip
-    add("--output", type=Path, default=Path("output/search"), help="folder for the results")
-    add("--top", type=int, default=100, help="matches in results.jsonl (100)")
-    add("--show", type=int, default=12, help="of them on the sheet and in the report (12)")
-    add("--min-score", type=float, default=0.0, help="of the detections")
+    add("--query", required=True, action="append", type=Path, metavar="FILE",
+        help="image of the person; may be repeated to average several images")  # fmt: skip
+    person = parser.add_mutually_exclusive_group()
+    person.add_argument("--box", type=float, nargs=4, action="append",
+                        metavar=("X1", "Y1", "X2", "Y2"),
+                        help="box of the person in pixels; once per --query")  # fmt: skip
+    person.add_argument("--point", type=float, nargs=2, action="append", metavar=("X", "Y"),
+                        help="pixel within the detected person; once per --query")  # fmt: skip
+    person.add_argument("--best", action="store_true",
+                        help="person with the highest detection score (default)")  # fmt: skip
+    add("--output", type=Path, default=Path("output/search"), metavar="FOLDER",
+        help="folder for the results (default: output/search)")  # fmt: skip
+    add("--top", type=int, default=100, metavar="NUMBER",
+        help="maximum number of matches in results.jsonl (default: 100)")  # fmt: skip
+    add("--show", type=int, default=12, metavar="NUMBER",
+        help="maximum number of matches on the sheet and in the report (default: 12)")  # fmt: skip
+    add("--min-score", type=float, default=0.0, metavar="SCORE",
+        help="minimum detection score of a match, 0 to 1 (default: 0)")  # fmt: skip
     add("--min-similarity", type=float, metavar="SIM",
-        help="to the query; without it everybody is listed, the most similar first")  # fmt: skip
-    add("--camera", action="append", default=[], help="only this one; may be repeated")
-    add("--since", help="only images from this time on, e.g. 2026-05-01T12:00")
-    add("--until", help="only images up to this time")
+        help="minimum similarity of a match to the query, -1 to 1 (default: no minimum, so that "
+        "the most similar persons are listed even if none is the same person)")  # fmt: skip
+    add("--camera", action="append", default=[], metavar="NAME",
+        help="search images of this camera only; may be repeated")  # fmt: skip
+    add("--since", metavar="TIME",
+        help="search images from this time on, for example 2026-05-01T12:00")  # fmt: skip
+    add("--until", metavar="TIME",
+        help="search images up to this time; a date includes that day")  # fmt: skip
     add("--every-person", action="store_true",
-        help="list all similar persons of an image, not only the most similar")  # fmt: skip
-    add("--include-own", action="store_true", help="search the query's own image, too")
-    add("--method", choices=("auto", "exact", "approximate"), default="auto")
+        help="list all similar persons of an image instead of the most similar one")  # fmt: skip
+    add("--include-own", action="store_true", help="also search the image of the query")
+    add("--method", choices=("auto", "exact", "approximate"), default="auto",
+        help="auto uses the approximate index of a large gallery (default: auto)")  # fmt: skip
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
     add = parser.add_argument
-    add("--host", default="127.0.0.1",
-        help="address to answer at (127.0.0.1: this machine only); there is no login")  # fmt: skip
-    add("--port", type=int, default=8017, help="0 for any that is free (8017)")
+    add("--host", default="127.0.0.1", metavar="ADDRESS",
+        help="address to listen at; there is no login (default: 127.0.0.1, reachable from this "
+        "machine only)")  # fmt: skip
+    add("--port", type=int, default=8017, metavar="NUMBER",
+        help="port to listen at; 0 selects a free one (default: 8017)")  # fmt: skip
     add("--allow-host", action="append", default=[], metavar="NAME",
-        help="name that browsers may use, besides localhost and addresses")  # fmt: skip
-    add("--max-upload", type=float, default=20.0, metavar="MB", help="of one image (20)")
-    add("--open", action="store_true", help="show the page in the browser")
+        help="host name under which browsers may open the page, besides localhost and IP "
+        "addresses; may be repeated")  # fmt: skip
+    add("--max-upload", type=float, default=20.0, metavar="MB",
+        help="maximum size of an uploaded image in MB (default: 20)")  # fmt: skip
+    add("--open", action="store_true", help="open the page in the web browser")
 
 
 def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line and checks what can be checked without a model."""
+    """Parses the command line and validates what needs no model."""
     parser = build_parser()
     args = parser.parse_args(words)
     if args.command == "index":
@@ -149,17 +172,16 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from person_search.search.commands import COMMANDS
+    from person_search.search.commands import RUN
 
-    return COMMANDS[args.command](args)
+    return RUN[args.command](args)
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs a command; imports what it needs after the command line has been read."""
+    """Runs ``person-search``; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):  # file names that the terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = parse_args(words)
-    try:
-        return run_program(_run, args)
-    except KeyboardInterrupt:
-        hint = " The same command goes on where it stopped." if args.command == "index" else ""
-        print(f"\nInterrupted.{hint}", file=sys.stderr)
-        return 130
+    hint = "Run the same command again to continue." if args.command == "index" else ""
+    return run_program(_run, args, resume_hint=hint)

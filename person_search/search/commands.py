@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the sub-commands of ``person-search`` do; their options are in cli.py."""
+"""The sub-commands of ``person-search`` and what they print; their options are in cli.py."""
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -13,45 +13,45 @@ from detectron2.utils.logger import setup_logger
 
 from person_search.config import build_config
 from person_search.engine import friendly_errors, launch
-from person_search.search.approximate import build_index, read_description
+from person_search.search.approximate import IndexDescription, build_index, read_description
 from person_search.search.embedder import PersonEmbedder
 from person_search.search.errors import GalleryError
-from person_search.search.gallery import Gallery
+from person_search.search.gallery import CHANGED, Gallery
 from person_search.search.images import clip_box, read_image
-from person_search.search.indexing import index_images
+from person_search.search.indexing import IndexOptions, IndexReport, index_images
 from person_search.search.maintenance import compact, verify
-from person_search.search.page import server
-from person_search.search.page.session import PageSession
-from person_search.search.page.uploads import UploadLimits
-from person_search.search.planning import IndexOptions
+from person_search.search.names import printable
 from person_search.search.query import QueryPerson, detected_person, fuse, person_in_box
 from person_search.search.results import SearchResult, write_results
 from person_search.search.sources import (
     Listing,
     OriginRules,
+    describe_others,
     find_sources,
     parse_time,
     read_table,
 )
 from person_search.search.store import GalleryStore
 from person_search.search.table import Match, SearchFilter, count, format_time
-from person_search.search.wording import describe_query, describe_run, match_lines
 
 FAULTS = 2
-"""Exit status of ``verify`` if something is wrong."""
+"""Exit status of ``verify`` if it finds a problem."""
+LISTED = 20
+"""Number of files listed at the end of ``index``; all are logged when they occur."""
 
 
 def run_index(args: argparse.Namespace) -> int:
-    """Lists the files here and indexes them in one process or in several."""
+    """Lists the files and indexes them in one process or several."""
     listing = find_sources(args.source, args.recursive)
     for path, reason in listing.left_out.items():
-        logging.getLogger(__name__).warning("Left out: '%s' is %s.", path, reason)
+        logging.getLogger(__name__).warning("Left out: '%s' is %s.", printable(path), reason)
     table = read_table(args.table) if args.table else {}
     unknown = sorted(set(table) - {source.path for source in listing.sources})
     if unknown:
         raise ValueError(
-            f"'{args.table}' names {len(unknown)} file(s) that are not there: '{unknown[0]}' ... "
-            "Paths start at the folder of --source; folders within need --recursive."
+            f"'{args.table}' names {count(len(unknown), 'file')} that --source does not contain: "
+            f"'{printable(unknown[0])}' ... Paths start at the folder of --source; files in "
+            "subfolders require --recursive."
         )
     options = IndexOptions(
         every=args.every,
@@ -75,7 +75,7 @@ def run_index(args: argparse.Namespace) -> int:
 
 
 def _index_worker(args: argparse.Namespace, listing: Listing, options: IndexOptions) -> None:
-    """One process of ``index``."""
+    """Runs one process of ``index``."""
     if comm.get_world_size() > 1:
         setup_logger(name="person_search", abbrev_name="person_search")
     with friendly_errors(args.traceback):
@@ -85,23 +85,57 @@ def _index_worker(args: argparse.Namespace, listing: Listing, options: IndexOpti
         report = index_images(embedder, args.gallery, listing, options)
     if comm.is_main_process():
         print(describe_run(report, listing))
-        print(args.gallery)
+        print(printable(args.gallery))
+
+
+def describe_run(report: IndexReport, listing: Listing) -> str:
+    """Summarizes a run of ``index`` in a few lines."""
+    speed = report.images / report.seconds if report.seconds > 0 else 0.0
+    lines = [
+        f"{count(report.images, 'image')} with {count(report.persons, 'person')} added in "
+        f"{report.seconds:.1f} s ({speed:.2f} per second); {count(report.unchanged, 'file')} "
+        "unchanged."
+    ]
+    if report.removed:
+        lines.append(f"{count(report.removed, 'missing file')} removed from the gallery.")
+    lines += _listed("unreadable or truncated", report.failed)
+    reasons = [f"{path} ({reason})" for path, reason in report.left_out.items()]
+    lines += _listed("left out", reasons)
+    if listing.others:
+        others = describe_others(listing.others)
+        lines.append(f"{count(listing.others.total(), 'file')} of other kinds not indexed:")
+        lines += [f"  {line}" for line in others]
+    return "\n".join(lines)
+
+
+def _listed(what: str, names: Iterable[str]) -> list[str]:
+    """Returns a heading and the names below it; nothing without names."""
+    lines = [f"  {printable(name)}" for name in names]
+    if not lines:
+        return []
+    heading = f"{count(len(lines), 'file')} {what}:"
+    if len(lines) > LISTED:
+        lines[LISTED:] = [f"  and {len(lines) - LISTED} more, see the log above"]
+    return [heading, *lines]
 
 
 def run_query(args: argparse.Namespace) -> int:
     """Searches, writes the results and prints the best matches."""
     wanted = SearchFilter(
         min_score=args.min_score,
-        cameras=frozenset(args.camera),
+        cameras=frozenset(map(printable, args.camera)),
         since=parse_time(args.since) if args.since else None,
-        until=parse_time(args.until) if args.until else None,
+        until=parse_time(args.until, end=True) if args.until else None,
         min_similarity=args.min_similarity,
     )
     for path, box in zip(args.query, args.box or [], strict=False):  # before the model is built
         height, width = read_image(path).shape[:2]
         clip_box(box, width, height, path)
     gallery = Gallery.open(args.gallery)
-    _check_cameras(gallery, wanted)
+    unknown = sorted(wanted.cameras - set(gallery.images.camera_names))
+    if unknown:
+        known = ", ".join(name for name in gallery.images.camera_names if name)
+        raise ValueError(f"--camera is '{unknown[0]}'; cameras of the gallery: {known or 'none'}.")
     embedder = PersonEmbedder.from_config(build_config(args.config_file, args.opts), args.weights)
     gallery.store.manifest.model.require(embedder.identity, args.gallery)
     queries = _find_queries(args, embedder)
@@ -117,11 +151,13 @@ def run_query(args: argparse.Namespace) -> int:
     settings = {"method": args.method, "top": args.top, **wanted.to_json()}
     result = SearchResult(queries, gallery, matches, settings, wanted)
     files = write_results(result, args.output, args.show)
-    lines = match_lines(matches, args.show)
-    if not matches:
+    if matches:
+        lines = match_lines(matches, args.show, gallery)
+    else:
         best = search(1, wanted=replace(wanted, min_similarity=None))
-        lines = [f"Nobody was found in {result.describe()}{_why_nobody(gallery, wanted, best)}"]
-    print("\n".join([*lines, *map(str, files)]))
+        why = _why_no_match(gallery, wanted, best)
+        lines = [f"No person was found in {result.describe()}{why}"]
+    print("\n".join([*lines, *map(printable, files)]))
     return 0
 
 
@@ -138,33 +174,60 @@ def _find_queries(args: argparse.Namespace, embedder: PersonEmbedder) -> list[Qu
     ]
 
 
-def _check_cameras(gallery: Gallery, wanted: SearchFilter) -> None:
-    unknown = sorted(wanted.cameras - set(gallery.pictures.camera_names))
-    if unknown:
-        known = ", ".join(name for name in gallery.pictures.camera_names if name)
-        raise ValueError(f"--camera {unknown[0]}: the gallery knows {known or 'no camera'}.")
+def describe_query(query: QueryPerson) -> str:
+    """Describes the query, for example the person that the detector selected."""
+    box = " ".join(f"{value:.0f}" for value in query.box)
+    score = "" if query.score is None else f" (detected with score {query.score:.2f})"
+    return f"Searching for the person at {box} in {printable(query.path)}{score}"
 
 
-def _why_nobody(gallery: Gallery, wanted: SearchFilter, best: list[Match]) -> str:
+def match_lines(matches: Sequence[Match], shown: int, gallery: Gallery | None = None) -> list[str]:
+    """Describes the best matches, one per line.
+
+    Args:
+        matches: Matches, best first.
+        shown: Maximum number of lines.
+        gallery: The searched gallery, to report images that have changed since.
+    """
+    lines = []
+    for match in matches[:shown]:
+        frame = "" if match.offset is None else f" at {match.offset:.1f} s"
+        time = "" if match.time is None else format_time(match.time)
+        changed = CHANGED if gallery is not None and gallery.is_changed(match.image) else ""
+        known = ", ".join(fact for fact in (match.camera, time, changed) if fact)
+        lines.append(
+            f"{match.rank:3d}  similarity {match.sim:6.3f}  {printable(match.path)}{frame}"
+            + (f"  ({known})" if known else "")
+        )
+    if len(matches) > shown:
+        lines.append(f"     and {count(len(matches) - shown, 'more match', 'more matches')}")
+    return lines
+
+
+def _why_no_match(gallery: Gallery, wanted: SearchFilter, best: list[Match]) -> str:
     if best:
-        return f"; the most similar person has {best[0].sim:.3f}."
+        return f"; the most similar person has similarity {best[0].sim:.3f}."
     if not len(gallery):
-        if gallery.failed and not len(gallery.pictures):
+        if gallery.failed and not len(gallery.images):
             return (
                 f": the gallery is empty, and {count(len(gallery.failed), 'file')} could not be "
-                "read. 'person-search index --retry' names them."
+                "read. 'person-search index --retry' lists them."
             )
         return (
             ": the gallery is empty. A lower TEST.PERSON_SEARCH.SCORE_THRESH, for 'index' into a "
-            "new gallery, finds more."
+            "new gallery, detects more persons."
         )
     if wanted != SearchFilter():
         return "."
-    return " besides the query's own image (--include-own searches that, too)."
+    return " besides the image of the query (--include-own also searches that)."
 
 
 def run_serve(args: argparse.Namespace) -> int:
-    """Opens the page; what can be wrong with address and gallery is told before the model loads."""
+    """Opens the page; problems of address and gallery are reported before the model is loaded."""
+    from person_search.search.page import server
+    from person_search.search.page.session import PageSession
+    from person_search.search.page.uploads import UploadLimits
+
     server.check_installed()
     Gallery.open(args.gallery)
     with closing(server.bind(args.host, args.port)) as listening:
@@ -177,36 +240,25 @@ def run_serve(args: argparse.Namespace) -> int:
 
 
 def run_info(args: argparse.Namespace) -> int:
-    """Prints what is in a gallery."""
+    """Prints what a gallery contains."""
     gallery = Gallery.open(args.gallery)
-    store, table = gallery.store, gallery.pictures
+    store, table = gallery.store, gallery.images
     manifest = store.manifest
     rows = len(gallery.image_of_row)
     size = sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file())
-    known_times = table.times[table.times == table.times]
+    times = table.times[table.times == table.times]
+    span = f"{format_time(times.min())} to {format_time(times.max())}" if len(times) else ""
     description = read_description(store.folder)
     facts = [
         ("images and frames", f"{len(table)} ({count(len(gallery.failed), 'file')} unreadable)"),
         ("persons", f"{len(gallery)} ({rows - len(gallery)} of replaced or removed images)"),
-        ("embeddings", f"length {manifest.dim}, {4 * rows * manifest.dim / 1e6:.1f} MB"),
+        ("embeddings", f"dimension {manifest.dim}, {4 * rows * manifest.dim / 1e6:.1f} MB"),
         ("on disk", f"{size / 1e6:.1f} MB in {count(len(manifest.segments), 'segment')}"),
         ("model", f"{manifest.model.architecture}, weights {manifest.model.weights[:12]}"),
-        *(("folder", str(store.root_path(root))) for root in range(len(manifest.roots))),
+        *(("folder", printable(store.root_path(root))) for root in range(len(manifest.roots))),
         ("cameras", ", ".join(name for name in table.camera_names if name) or "unknown"),
-        (
-            "times",
-            f"{format_time(known_times.min())} to {format_time(known_times.max())}, "
-            f"{len(table) - len(known_times)} unknown"
-            if len(known_times)
-            else "unknown",
-        ),
-        (
-            "approximate index",
-            f"{description.cells} cells, {description.probes} looked into, recall of the 10 best "
-            f"{description.recall:.3f}"
-            if description
-            else "none",
-        ),
+        ("times", f"{span}, {len(table) - len(times)} unknown" if span else "unknown"),
+        ("approximate index", _describe_index(description) if description else "none"),
         ("runs", str(manifest.run)),
     ]
     for name, value in facts:
@@ -214,36 +266,40 @@ def run_info(args: argparse.Namespace) -> int:
     return 0
 
 
+def _describe_index(index: IndexDescription) -> str:
+    return f"{index.cells} cells, {index.probes} visited, recall of the 10 best {index.recall:.3f}"
+
+
 def run_verify(args: argparse.Namespace) -> int:
     """Prints all damage."""
     problems = verify(GalleryStore(args.gallery))
     for problem in problems:
-        print(problem)
-    print(f"{count(len(problems), 'problem')}." if problems else "Everything is as it was written.")
+        print(printable(problem))
+    print(f"{count(len(problems), 'problem')}." if problems else "The gallery is intact.")
     return FAULTS if problems else 0
 
 
 def run_compact(args: argparse.Namespace) -> int:
-    """Writes the gallery anew, and its index if wanted."""
+    """Rewrites the gallery, and builds its index if requested."""
     store = GalleryStore(args.gallery)
     report = compact(store)
     for problem in report.damaged:
-        print(f"Lost: {problem}")
+        print(f"Lost: {printable(problem)}")
     print(
-        f"{count(report.pictures, 'picture')} with {count(report.persons, 'person')} kept, "
+        f"{count(report.images, 'image')} with {count(report.persons, 'person')} kept, "
         f"{count(report.dropped_rows, 'person')} of replaced, removed or damaged images dropped."
     )
     if args.index:
         gallery = Gallery(store)
         if not len(gallery):
-            raise GalleryError("the gallery is empty; there is nothing to build an index of.")
+            raise GalleryError("the gallery is empty; there is nothing to index.")
         with store.writing():
             made = build_index(store.folder, store.manifest.segments, gallery.vectors)
-        print(f"Index: {made.cells} cells, {made.probes} looked into, recall {made.recall:.3f}.")
+        print(f"Approximate index: {_describe_index(made)}.")
     return 0
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "index": run_index,
     "query": run_query,
     "serve": run_serve,

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained model as a search engine: images and boxes in, detections and embeddings out.
+"""A trained model for search: images and boxes in, detections and embeddings out.
 
-Shape shorthand in this file: Q boxes of one image, D length of an embedding.
-Boxes are XYXY pixels of the image as people see it (EXIF orientation applied).
+Shape shorthand: Q boxes of one image, D embedding dimension.
+Boxes are XYXY pixels of the upright image (EXIF orientation applied).
 """
 
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -26,19 +24,20 @@ from person_search.search.identity import ModelIdentity, config_identity
 from person_search.search.images import clip_box, read_image
 
 MIN_SIDE = 2.0
-"""Pixels of the image; see :meth:`PersonEmbedder.detect`."""
+"""Minimum side of a detected box in pixels; see :meth:`PersonEmbedder.detect`."""
 
 
 class PersonEmbedder:
     """Detects and embeds persons in images with a person search model.
 
     Args:
-        model: obeys the model interface of docs/data_flow.md; is put into eval mode.
-        image_format: order of the channels that it wants, ``cfg.INPUT.FORMAT``.
-        min_size, max_size: shorter side to which images are resized, and bound of the longer.
-        score_thresh: detections below it do not enter a gallery.
-        augmentations: what is done to images instead of that resizing, e.g. those of a mapper.
-        config: what else the embeddings depend on, see :class:`ModelIdentity`.
+        model: Model with the interface of docs/data_flow.md; set to eval mode.
+        image_format: Channel order of the model, ``cfg.INPUT.FORMAT``.
+        min_size: Shorter side to which images are resized.
+        max_size: Maximum of the longer side.
+        score_thresh: Minimum score of the detections that enter a gallery.
+        augmentations: Replaces the resizing, for example by the augmentations of a mapper.
+        config: Further settings that the embeddings depend on, see :class:`ModelIdentity`.
     """
 
     def __init__(
@@ -57,8 +56,8 @@ class PersonEmbedder:
         resize = T.ResizeShortestEdge([min_size, min_size], max_size)
         self.augmentations = augmentations or T.AugmentationList([resize])
         self.score_thresh = score_thresh
-        self._config = dict(config or {})
-        self._config |= {
+        self._config = {
+            **(config or {}),
             "INPUT.FORMAT": image_format,
             "INPUT.MIN_SIZE_TEST": min_size,
             "INPUT.MAX_SIZE_TEST": max_size,
@@ -66,22 +65,27 @@ class PersonEmbedder:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, weights: str = "") -> "PersonEmbedder":
-        """Builds the model of a config and loads ``weights`` (or ``cfg.MODEL.WEIGHTS``).
+        """Builds the model of a config and loads its weights.
+
+        Args:
+            cfg: Config of the model.
+            weights: Checkpoint file. Default: ``cfg.MODEL.WEIGHTS``.
 
         Raises:
-            FileNotFoundError: there are no such weights.
-            ValueError: none are named, the file is damaged, or it is of another model.
+            FileNotFoundError: If the checkpoint does not exist.
+            ValueError: If none is given, or it is damaged or belongs to another model.
         """
         path = weights or cfg.MODEL.WEIGHTS
         if not path:
             raise ValueError(
                 "no weights are given (--weights, or MODEL.WEIGHTS in the config): an untrained "
-                "model finds nobody."
+                "model detects no person."
             )
-        if "://" not in path and not os.path.isfile(path):  # before the model takes its time
-            raise FileNotFoundError(f"there is no weight file '{path}'.")
+        if "://" not in path and not os.path.isfile(path):  # before the model is built
+            raise FileNotFoundError(f"the weight file '{path}' does not exist.")
         model = build_model(cfg)
-        _load(cfg, model, path)
+        checkpointer = PersonSearchTrainer.build_checkpointer(cfg, model)
+        checkpointer.load(path, checkpointables=[], need_whole=True)
         return cls(
             model,
             image_format=cfg.INPUT.FORMAT,
@@ -94,33 +98,38 @@ class PersonEmbedder:
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """Which model this is; its weights are hashed at the first use."""
+        """Identity of the model; its weights are hashed at the first use."""
         thresh = {"TEST.PERSON_SEARCH.SCORE_THRESH": self.score_thresh}
         return ModelIdentity.of(self.model, self._config, thresh)
 
     @cached_property
     def embed_dim(self) -> int:
-        """D, found by embedding a part of an empty image."""
+        """Embedding dimension D, found by embedding a box of an empty image."""
         return self.embed_in(np.zeros((64, 64, 3), np.uint8), [(0, 0, 32, 64)]).shape[1]
 
     def embed(self, path: str | os.PathLike, boxes: Sequence[Sequence[float]]) -> np.ndarray:
         """Embeds the persons in given boxes of an image.
 
+        Args:
+            path: Image file.
+            boxes: Boxes (Q, 4).
+
         Returns:
-            (Q, D) float32 of unit length; (0, D) for no boxes.
+            Embeddings (Q, D) float32 of unit length; (0, D) for no boxes.
 
         Raises:
-            FileNotFoundError, BadImageError: the image is absent or unreadable.
-            ValueError: a box that does not overlap the image, or is no box at all.
+            FileNotFoundError: If the image does not exist.
+            BadImageError: If the image is unreadable.
+            ValueError: If a box is invalid or does not overlap the image.
         """
         return self.embed_in(read_image(path, self.image_format), boxes)
 
     @torch.no_grad()
-    def embed_in(self, picture: np.ndarray, boxes: Sequence[Sequence[float]]) -> np.ndarray:
+    def embed_in(self, image: np.ndarray, boxes: Sequence[Sequence[float]]) -> np.ndarray:
         """Like :meth:`embed`, for an image (H, W, 3) uint8 in ``image_format``."""
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         clipped = np.array([clip_box(box, width, height) for box in boxes]).reshape(-1, 4)
-        item, transform = self.model_input(picture)
+        item, transform = self.model_input(image)
         scaled = torch.as_tensor(transform.apply_box(clipped), dtype=torch.float32)
         given = Instances(
             tuple(item["image"].shape[1:]),
@@ -131,34 +140,27 @@ class PersonEmbedder:
         return result.reid_feats.cpu().numpy()
 
     @torch.no_grad()
-    def detect(self, picture: np.ndarray) -> Instances:
-        """All persons above the score threshold, on the CPU, in the frame of the image.
+    def detect(self, image: np.ndarray) -> Instances:
+        """Detects and embeds all persons above the score threshold.
 
-        Boxes with a side below ``MIN_SIDE`` are left out: a sparse detector can narrow a box down
-        to a line, which shows nobody.
+        Boxes with a side below ``MIN_SIDE`` are dropped: a sparse detector can shrink a box to a
+        line, which shows no person.
 
         Args:
-            image: (H, W, 3) uint8 in ``image_format``.
+            image: Array (H, W, 3) uint8 in ``image_format``.
+
+        Returns:
+            Instances on the CPU in the frame of the image, with ``reid_feats``.
         """
-        item, _ = self.model_input(picture)
-        item["height"], item["width"] = picture.shape[:2]
+        item, _ = self.model_input(image)
+        item["height"], item["width"] = image.shape[:2]
         instances = self.model([item])[0]["instances"].to("cpu")
         large = instances.pred_boxes.nonempty(MIN_SIDE)
         return instances[(instances.scores >= self.score_thresh) & large]
 
-    def model_input(self, picture: np.ndarray) -> tuple[dict, T.Transform]:
-        """The model's input for an image, and the resizing between them."""
-        aug_input = T.AugInput(picture)
+    def model_input(self, image: np.ndarray) -> tuple[dict, T.Transform]:
+        """Returns the model input for an image, and the transform between the two."""
+        aug_input = T.AugInput(image)
         transform = self.augmentations(aug_input)
-        image = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
-        return {"image": image}, transform
-
-
-def _load(cfg: CfgNode, model: nn.Module, path: str) -> None:
-    """Fills the whole model from a file; a file that is no checkpoint gives a ValueError."""
-    checkpointer = PersonSearchTrainer.build_checkpointer(cfg, model)
-    try:
-        checkpointer.load(path, checkpointables=[], need_whole=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, TypeError) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise ValueError(f"the weight file '{path}' is damaged, or is none: {reason}") from e
+        resized = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        return {"image": resized}, transform

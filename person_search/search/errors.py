@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with a gallery on disk; all of these are shown to the user as one message."""
+"""Errors of a gallery on disk; the command line and the page show each as one message."""
 
 
 class GalleryError(ValueError):
-    """A folder that is no gallery, of another version, or used in a way that it cannot serve."""
+    """A folder is not a gallery, has another version, or cannot be used as requested."""
 
 
 class GalleryDamagedError(GalleryError):
@@ -11,12 +11,16 @@ class GalleryDamagedError(GalleryError):
 
 
 class GalleryLockedError(GalleryError):
-    """Another process is writing."""
+    """Another process is writing the gallery."""
 
 
 class OtherModelError(GalleryError):
-    """The embeddings of the gallery come from another model: similarities would mean nothing."""
+    """The embeddings of the gallery come from another model and cannot be compared."""
 
 
 class UnsafePathError(GalleryError):
-    """An entry names a file outside the folder that was indexed."""
+    """An entry names a file outside the indexed folder."""
+
+
+class ImageChangedError(GalleryError):
+    """An image has another size in pixels than when it was indexed, so its boxes do not fit."""

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact search: one product with every embedding, straight from the memory mapped files.
+"""Exact search: dot products with all memory-mapped embeddings.
 
-Nothing is copied and nothing is built, so a filter costs nothing and an image that has just been
-added is found. The memory bus decides how long it takes: the products are taken row by row (BLAS's
-dot), which on one query is two to three times as fast as BLAS's product of matrix and vector.
+Nothing is copied or built, so filters are free and new images are found immediately. The time is
+bounded by memory bandwidth: for a single query, row-wise dot products are two to three times as
+fast as a BLAS matrix-vector product.
 
-Shape shorthand: N persons, D length of an embedding, k wanted.
+Shape shorthand: N persons, D embedding dimension, k requested results.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,18 @@ from collections.abc import Sequence
 import numpy as np
 
 CHUNK = 512
-"""Rows whose best similarity stands for them in the first look of :func:`best_rows`."""
+"""Rows per chunk in the first pass of :func:`best_rows`."""
 
 
 def similarities(parts: Sequence[np.ndarray], query_feat: np.ndarray) -> np.ndarray:
-    """Cosine similarities (N,) of a query to the rows of all parts, one after another.
+    """Computes the cosine similarities of a query to the rows of all parts.
 
     Args:
-        parts: arrays (n_i, D) float32 of unit length.
-        query_feat: (D,) of unit length.
+        parts: Arrays (n_i, D) float32 of unit length.
+        query_feat: Query embedding (D,) of unit length.
+
+    Returns:
+        Similarities (N,) in the order of the parts.
     """
     query_feat = np.ascontiguousarray(query_feat, np.float32)
     sims = np.empty(sum(len(part) for part in parts), np.float32)
@@ -33,10 +36,10 @@ def similarities(parts: Sequence[np.ndarray], query_feat: np.ndarray) -> np.ndar
 
 
 def best_rows(sims: np.ndarray, k: int) -> np.ndarray:
-    """The k most similar rows, best first, equal ones by their number; fewer if there are fewer.
+    """Returns the k most similar rows, best first and ties by row number; fewer if N < k.
 
-    Rows of similarity -inf are left out. Most rows are looked at once: the k-th best of the chunks'
-    maxima is a bound that all of the k best rows reach.
+    Rows with similarity -inf are excluded. Most rows are compared once only: the k-th largest
+    chunk maximum is a lower bound for the k best rows.
     """
     chunks = len(sims) // CHUNK
     if k <= 0 or not len(sims):

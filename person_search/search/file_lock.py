@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One writer at a time, on one machine or on a file system that several machines share.
+"""One writer at a time, on one machine or on a file system shared by several machines.
 
-The lock is the kernel's (``flock``). It ends with the process that holds it, however that ends, so
-no lock is ever left behind. What the file says (process, machine, since when) is for people; after
-a kill it still names the dead process, and the next owner reports that.
+The lock belongs to the kernel (``flock``) and ends with the process that holds it, so no stale
+lock remains. The content of the lock file (process, host, start time) is informational; after a
+kill it still names the dead process, which the next owner logs.
 """
 
 import fcntl
@@ -13,7 +13,6 @@ import os
 import socket
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 
 from person_search.search.errors import GalleryLockedError
 
@@ -21,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 class FileLock:
-    """A context manager that holds a lock file.
+    """A lock file; a context manager.
 
     Args:
-        path: of the lock file; it stays there, unlocked and empty, when nobody writes.
-        what: what is being locked, for messages.
+        path: Lock file. It remains when the lock is released, unlocked and empty.
+        what: Name of the locked object for messages.
     """
 
     def __init__(self, path: str | os.PathLike, what: str) -> None:
@@ -34,24 +33,26 @@ class FileLock:
         self._handle: int | None = None
 
     def acquire(self) -> None:
-        """Takes the lock, or raises at once.
+        """Acquires the lock without waiting.
 
         Raises:
-            GalleryLockedError: another process has it.
+            GalleryLockedError: If another process holds it.
         """
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
+        except OSError as e:
             owner = _read_owner(handle)
             os.close(handle)
+            if not isinstance(e, BlockingIOError):  # a file system without locks
+                raise OSError(e.errno, f"cannot lock: {e.strerror}", str(self.path)) from e
             raise GalleryLockedError(
-                f"{self.what} is being written by {_describe(owner)}. Wait until it has finished, "
-                "or end it; what it has written so far is kept."
+                f"{self.what} is being written by {_describe(owner)}. Wait until that process has "
+                "finished, or stop it; what it has written so far is kept."
             ) from e
         before = _read_owner(handle)
         if before:
-            logger.info("Took over the lock of %s from %s, which is gone.", self.what,
+            logger.info("Took over the lock of %s from %s, which no longer runs.", self.what,
                         _describe(before))  # fmt: skip
         owner = {
             "pid": os.getpid(),
@@ -63,7 +64,7 @@ class FileLock:
         self._handle = handle
 
     def release(self) -> None:
-        """Gives the lock back; without effect if it is not held."""
+        """Releases the lock if it is held."""
         if self._handle is not None:
             os.ftruncate(self._handle, 0)
             os.close(self._handle)
@@ -73,17 +74,12 @@ class FileLock:
         self.acquire()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
 
 def _read_owner(handle: int) -> dict:
-    """What the lock file says; {} if nothing or nonsense."""
+    """Returns the content of a lock file; {} if it is empty or invalid."""
     try:
         owner = json.loads(os.pread(handle, 4096, 0))
     except ValueError:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A gallery opened for searching: memory mapped embeddings, and a table of the images.
+"""A gallery opened for searching: memory-mapped embeddings and a table of the images.
 
-Shape shorthand in this file: N rows (persons) of all segments, P images, D length of an
-embedding.
-Boxes are XYXY pixels of the image as people see it (EXIF orientation applied).
+Shape shorthand: N rows (persons) of all segments, P images and frames, D embedding dimension.
+Boxes are XYXY pixels of the upright image (EXIF orientation applied).
 """
 
 import os
@@ -14,10 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from person_search.search.approximate import ApproximateIndex
-from person_search.search.errors import GalleryDamagedError, GalleryError
+from person_search.search.errors import (
+    GalleryDamagedError,
+    GalleryError,
+    ImageChangedError,
+    UnsafePathError,
+)
 from person_search.search.exact import best_rows, similarities
 from person_search.search.identity import ModelIdentity
 from person_search.search.images import read_image
+from person_search.search.names import to_stored
 from person_search.search.segment import SegmentContents, check_rows, map_rows
 from person_search.search.store import GalleryStore, live_entries
 from person_search.search.table import ImageTable, Match, SearchFilter
@@ -25,22 +30,33 @@ from person_search.search.videos import read_frame
 
 METHODS = ("auto", "exact", "approximate")
 ATTEMPTS = 5
-"""To read a gallery that is being compacted, or given new folders, meanwhile."""
+"""Attempts to read a gallery that is being compacted or extended at the same time."""
 APPROXIMATE_FROM = 200_000
-"""Persons from which on "auto" uses the approximate index, if there is one."""
+"""Number of persons from which "auto" uses the approximate index, if there is one."""
 SELECTIVE = 0.2
-"""A filter that leaves fewer persons than this share is searched exactly: too few of them would lie
-in the cells that an approximate search looks into."""
+"""Below this share of persons that pass a filter, search is exact: too few of them would lie in the
+cells that an approximate search visits."""
+CHANGED = "changed since it was indexed"
+"""Said of an image whose file has another size or modification time."""
 
 
 class Gallery:
-    """Persons of a gallery on disk, as it is when it is opened.
+    """A snapshot of a gallery on disk, taken when it is opened.
 
     Args:
-        store: the files.
+        store: Files of the gallery.
+
+    Attributes:
+        images: Table of the P images and frames.
+        failed: Entries of unreadable files.
+        vectors: Embeddings of each segment (n_i, D).
+        boxes: Boxes and scores of each segment (n_i, 5): x1 y1 x2 y2 score.
+        image_of_row: Number of the image of each row (N,); -1 for replaced and removed images.
+        num_persons: Number of persons that can be found.
+        index: The approximate index; None without one.
 
     Raises:
-        GalleryDamagedError: see segment.py.
+        GalleryDamagedError: See segment.py.
     """
 
     def __init__(self, store: GalleryStore) -> None:
@@ -49,7 +65,7 @@ class Gallery:
         live = live_entries(segments)
         self.failed = [entry for entries in live for entry in entries if entry.error]
         shown = [[e for e in entries if not e.error and (e.frame or 0) >= 0] for entries in live]
-        self.pictures = ImageTable.of(entry for entries in shown for entry in entries)
+        self.images = ImageTable(entry for entries in shown for entry in entries)
         self._starts = np.cumsum([0, *(segment.rows for segment in segments)])
         self.image_of_row = np.full(self._starts[-1], -1, np.int32)
         number = 0
@@ -65,7 +81,7 @@ class Gallery:
         self.num_persons = int(np.count_nonzero(live_rows))
         self._live = None if live_rows.all() else live_rows  # None: all rows
         rows = {name: segment.rows for name, segment in zip(names, segments, strict=True)}
-        self._index = ApproximateIndex.open(store.folder, rows) if self.num_persons else None
+        self.index = ApproximateIndex.open(store.folder, rows) if self.num_persons else None
         self._row_of_index, self._later_rows = self._rows_of_index()
 
     @classmethod
@@ -73,11 +89,12 @@ class Gallery:
         """Opens a gallery.
 
         Args:
-            folder: of the gallery.
-            identity: of the model whose queries will be asked; None if none will be.
+            folder: Folder of the gallery.
+            identity: Identity of the model that embeds the queries; None to skip the check.
 
         Raises:
-            GalleryError: it is none. OtherModelError: it is of another model.
+            GalleryError: If the folder is not a gallery.
+            OtherModelError: If the gallery belongs to another model.
         """
         store = GalleryStore(folder)
         if identity is not None:
@@ -85,10 +102,10 @@ class Gallery:
         return cls(store)
 
     def check(self) -> None:
-        """For whoever keeps it open for long.
+        """Checks the files of a gallery that stays open for long.
 
         Raises:
-            GalleryDamagedError: its files have been cut off since they were opened.
+            GalleryDamagedError: If they have been truncated since they were opened.
         """
         names = self.store.manifest.segments
         for name, vectors, boxes in zip(names, self.vectors, self.boxes, strict=True):
@@ -96,11 +113,6 @@ class Gallery:
 
     def __len__(self) -> int:
         return self.num_persons
-
-    @property
-    def index(self) -> ApproximateIndex | None:
-        """The approximate index, if the gallery has one."""
-        return self._index
 
     def search(
         self,
@@ -112,33 +124,37 @@ class Gallery:
         per_image: bool = True,
         method: str = "auto",
     ) -> list[Match]:
-        """The most similar persons, best first; equal ones in the order of the gallery.
+        """Finds the most similar persons.
 
         Args:
-            query_feat: (D,) of unit length.
-            top: how many at most; None for all.
-            wanted: which persons may be found; None for all.
-            skip: files (whole videos, too) or numbers of images and frames to be left out, e.g.
-                the query's own.
-            per_image: name each image or frame once, with its most similar person.
-            method: "exact", "approximate", or "auto": approximate in a large gallery that has an
-                index, unless a filter leaves few persons.
+            query_feat: Query embedding (D,) of unit length.
+            top: Maximum number of matches; None for all.
+            wanted: Filter of the persons that may be found; None for all.
+            skip: Files (including whole videos) or numbers of images and frames to exclude, for
+                example the image of the query.
+            per_image: Return each image or frame once, with its most similar person.
+            method: "exact", "approximate", or "auto": approximate in a large gallery with an
+                index, unless few persons pass the filter.
+
+        Returns:
+            Matches, best first and ties in the order of the gallery.
 
         Raises:
-            GalleryError: "approximate" without an index. ValueError: another method or shape.
+            GalleryError: If the method is "approximate" and there is no index.
+            ValueError: If the method is unknown or the query has another shape.
         """
         if method not in METHODS:
-            raise ValueError(f"method is '{method}'; it must be one of {', '.join(METHODS)}.")
+            raise ValueError(f"method is '{method}'; allowed: {', '.join(METHODS)}.")
         query_feat = np.asarray(query_feat, np.float32)
         if query_feat.shape != (self.store.manifest.dim,):
             raise ValueError(
-                f"the query has shape {query_feat.shape}; the gallery holds embeddings of length "
-                f"{self.store.manifest.dim}."
+                f"the query has shape {query_feat.shape}; the gallery contains embeddings of "
+                f"dimension {self.store.manifest.dim}."
             )
-        if method == "approximate" and self._index is None:
+        if method == "approximate" and self.index is None:
             raise GalleryError(
                 f"the gallery '{self.store.folder}' has no approximate index; build one with "
-                "'person-search compact --index', or search exactly."
+                "'person-search compact --index', or search with the method 'exact'."
             )
         if not len(self):
             return []
@@ -149,46 +165,65 @@ class Gallery:
         approximate = self._choose(method, count)
         if approximate:
             sims, rows = self._approximate_rows(query_feat, top, allowed, per_image)
-        if not approximate or len(rows) < top:  # the cells held fewer than are wanted
+        if not approximate or len(rows) < top:  # the visited cells contain too few persons
             sims, rows = self._exact_rows(query_feat, top, allowed, per_image)
         if wanted.min_similarity is not None:
-            rows = rows[: np.count_nonzero(sims >= wanted.min_similarity)]  # sims go down
+            rows = rows[: np.count_nonzero(sims >= wanted.min_similarity)]  # sims decrease
         return [self._match(i + 1, int(rows[i]), float(sims[i])) for i in range(len(rows))]
 
-    def image_path(self, picture: int) -> Path:
-        """Where an image lies; see ``GalleryStore.image_path``."""
-        return self.store.image_path(
-            int(self.pictures.roots[picture]), self.pictures.paths[picture]
-        )
+    def image_path(self, image: int) -> Path:
+        """Returns the path of an image by its number; see :meth:`GalleryStore.image_path`."""
+        return self.store.image_path(int(self.images.roots[image]), self.images.paths[image])
 
-    def read_scene(self, match: Match) -> np.ndarray:
-        """The image or frame of a match as (H, W, 3) uint8 RGB."""
-        return self.read_image(match.picture)
+    def is_changed(self, image: int) -> bool:
+        """Whether the file of an image has changed since it was indexed; False if it is missing."""
+        try:
+            status = self.image_path(image).stat()
+        except (OSError, UnsafePathError):
+            return False
+        return [status.st_size, status.st_mtime_ns] != self.images.file_states[image].tolist()
 
-    def read_image(self, picture: int) -> np.ndarray:
-        """An image or frame as (H, W, 3) uint8 RGB."""
-        path, frame = self.image_path(picture), int(self.pictures.frames[picture])
-        return read_image(path) if frame < 0 else read_frame(path, frame)
-
-    def persons_in(self, picture: int) -> tuple[np.ndarray, np.ndarray]:
-        """Who was detected in an image or frame.
+    def read_image(self, image: int) -> np.ndarray:
+        """Reads an image or frame by its number.
 
         Returns:
-            (n, 5) float32: x1 y1 x2 y2 score; (n, D) float32 embeddings of unit length.
+            Array (H, W, 3) uint8 RGB.
+
+        Raises:
+            FileNotFoundError: If the file does not exist.
+            BadImageError: If the file is unreadable.
+            ImageChangedError: If the image has another size in pixels than when it was indexed.
+            UnsafePathError: If the file lies outside the indexed folder.
         """
-        rows = np.flatnonzero(self.image_of_row == picture)
+        path, frame = self.image_path(image), int(self.images.frames[image])
+        pixels = read_image(path) if frame < 0 else read_frame(path, frame)
+        indexed = self.images.sizes[image].tolist()
+        if 0 not in indexed and list(pixels.shape[:2]) != indexed:
+            raise ImageChangedError(
+                f"the image '{path}' has {CHANGED}: it had {indexed[1]} x {indexed[0]} pixels and "
+                f"has {pixels.shape[1]} x {pixels.shape[0]} now. Index it again."
+            )
+        return pixels
+
+    def persons_in(self, image: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the persons detected in an image or frame.
+
+        Returns:
+            Boxes (n, 5) float32, x1 y1 x2 y2 score, and embeddings (n, D) float32 of unit length.
+        """
+        rows = np.flatnonzero(self.image_of_row == image)
         if not len(rows):
             return np.zeros((0, 5), np.float32), np.zeros((0, self.store.manifest.dim), np.float32)
         segment = int(np.searchsorted(self._starts, rows[0], side="right")) - 1
-        rows -= self._starts[segment]  # an image lies in one segment
+        rows -= self._starts[segment]  # an image belongs to one segment
         return np.array(self.boxes[segment][rows]), np.array(self.vectors[segment][rows])
 
     def _rows_of_index(self) -> tuple[np.ndarray, np.ndarray]:
-        """Our rows in the order of the index, and those that were added after it was built."""
-        if self._index is None:
+        """Returns the rows of the gallery in index order, and those added after it was built."""
+        if self.index is None:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         start_of = dict(zip(self.store.manifest.segments, self._starts, strict=False))
-        rows = self._index.description.rows
+        rows = self.index.description.rows
         held = [np.arange(start_of[name], start_of[name] + count) for name, count in rows.items()]
         row_of_index = np.concatenate(held)
         later = np.ones(len(self.image_of_row), bool)
@@ -198,40 +233,41 @@ class Gallery:
     def _allowed_rows(
         self, wanted: SearchFilter, skip: Collection[str | os.PathLike | int]
     ) -> np.ndarray | None:
-        """(N,) bool, or None for all rows."""
+        """Returns the mask (N,) bool of the rows that may be found, or None for all rows."""
         skipped = [one for one in skip if isinstance(one, int)]
         skipped += self._numbers_of([one for one in skip if not isinstance(one, int)])
         if replace(wanted, min_similarity=None) == SearchFilter() and not skipped:
             return self._live
-        mask = self.pictures.allowed(wanted)
+        mask = self.images.allowed(wanted)
         mask[skipped] = False
-        # row -1, of no image, is the last entry of the longer mask
+        # rows without an image (-1) select the appended False
         allowed = np.append(mask, False)[self.image_of_row]
         if wanted.min_score > 0:
             allowed &= np.concatenate([boxes[:, 4] for boxes in self.boxes]) >= wanted.min_score
         return allowed
 
     def _numbers_of(self, files: Collection[str | os.PathLike]) -> list[int]:
-        """Numbers of all images and frames of files."""
+        """Returns the numbers of all images and frames of files."""
         names = {Path(file).resolve() for file in files}
         found: list[int] = []
         for root in range(len(self.store.manifest.roots)) if names else ():
             folder = self.store.root_path(root).resolve()
-            relative = {n.relative_to(folder).as_posix() for n in names if n.is_relative_to(folder)}
+            inside = [name for name in names if name.is_relative_to(folder)]
+            relative = {to_stored(name.relative_to(folder).as_posix()) for name in inside}
             if relative:
                 found += [
                     i
-                    for i, path in enumerate(self.pictures.paths)
-                    if path in relative and self.pictures.roots[i] == root
+                    for i, path in enumerate(self.images.paths)
+                    if path in relative and self.images.roots[i] == root
                 ]
         return found
 
     def _choose(self, method: str, count: int) -> bool:
-        """Whether to search approximately."""
+        """Decides whether to search approximately."""
         if method != "auto":
             return method == "approximate"
         large = self.num_persons >= APPROXIMATE_FROM and count >= SELECTIVE * self.num_persons
-        return large and self._index is not None
+        return large and self.index is not None
 
     def _exact_rows(
         self, query_feat: np.ndarray, top: int, allowed: np.ndarray | None, per_image: bool
@@ -244,8 +280,8 @@ class Gallery:
     def _approximate_rows(
         self, query_feat: np.ndarray, top: int, allowed: np.ndarray | None, per_image: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Cells of the index for the rows that it holds, all later rows exactly."""
-        index, row_of, later = self._index, self._row_of_index, self._later_rows
+        """Searches the indexed rows approximately and all later rows exactly."""
+        index, row_of, later = self.index, self._row_of_index, self._later_rows
         assert index is not None
         held = index.description.rows
         parts = [
@@ -268,7 +304,7 @@ class Gallery:
         return self._widen(find, top, per_image)
 
     def _widen(self, find, top: int, per_image: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Asks for more and more rows until they are of enough images."""
+        """Requests more rows until they belong to enough images."""
         wanted = 2 * top if per_image else top
         while True:
             sims, rows = find(wanted)
@@ -282,30 +318,30 @@ class Gallery:
     def _match(self, rank: int, row: int, sim: float) -> Match:
         segment = int(np.searchsorted(self._starts, row, side="right")) - 1
         x1, y1, x2, y2, score = map(float, self.boxes[segment][row - self._starts[segment]])
-        picture = int(self.image_of_row[row])
-        table, frame = self.pictures, int(self.pictures.frames[picture])
-        offset, time = float(table.offsets[picture]), float(table.times[picture])
+        image = int(self.image_of_row[row])
+        table, frame = self.images, int(self.images.frames[image])
+        offset, time = float(table.offsets[image]), float(table.times[image])
         return Match(
             rank=rank,
-            path=str(self.store.named_path(int(table.roots[picture]), table.paths[picture])),
+            path=str(self.store.named_path(int(table.roots[image]), table.paths[image])),
             box=(x1, y1, x2, y2),
             score=score,
             sim=sim,
-            picture=picture,
+            image=image,
             frame=frame if frame >= 0 else None,
             offset=None if np.isnan(offset) else offset,
             time=None if np.isnan(time) else time,
-            camera=table.camera_names[table.cameras[picture]],
+            camera=table.camera_names[table.cameras[image]],
         )
 
 
 def _read(
     store: GalleryStore,
 ) -> tuple[list[SegmentContents], list[tuple[np.ndarray, np.ndarray]]]:
-    """All segments of one manifest, and their rows mapped: vectors and boxes.
+    """Reads all segments of one manifest and maps their rows: vectors and boxes.
 
-    A compaction deletes the old segments after it has replaced the manifest: what has been read is
-    whole if the manifest is still the same afterwards.
+    A compaction deletes the old segments after replacing the manifest: the result is consistent if
+    the manifest is still the same afterwards.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:

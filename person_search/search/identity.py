@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which model made an embedding: a hash of its weights, and the config keys that matter.
+"""Identity of the model behind an embedding: a hash of its weights and the relevant config keys.
 
-Embeddings of two models live in different spaces; a similarity between them is a number without a
-meaning. A gallery therefore carries the identity of its model and takes no other.
+Embeddings of different models live in different spaces, where similarities are meaningless. A
+gallery therefore stores the identity of its model and accepts no other.
 """
 
 import hashlib
@@ -18,20 +18,19 @@ from torch import nn
 from person_search.search.errors import OtherModelError
 
 IRRELEVANT_WORDS = ("WEIGHT", "DEVICE", "NUM_PIDS", "TEACHER", "LOSS", "CACHE", "FREEZE")
-"""Keys with one of these words in their name say where files lie or how training goes; what the
-weights themselves are is hashed."""
+"""Config keys that contain one of these words locate files or control training; they do not change
+what given weights compute."""
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Equal for two models exactly if their embeddings may be compared.
+    """Equal for two models if and only if their embeddings may be compared.
 
-    Args:
-        architecture: class of the model.
-        weights: SHA-256 of all parameters and buffers, by name; the file they came from, its name
-            and its format do not count.
-        config: flat keys and plain values that change what the model computes.
-        detection: settings that decide which persons enter a gallery. They must be the same for all
+    Attributes:
+        architecture: Class name of the model.
+        weights: SHA-256 of all parameters and buffers by name, independent of the file format.
+        config: Flat config keys and plain values that change what the model computes.
+        detection: Settings that decide which persons enter a gallery. They must agree for all
             images of a gallery, but not for a query.
     """
 
@@ -44,43 +43,52 @@ class ModelIdentity:
     def of(
         cls, model: nn.Module, config: Mapping[str, Any], detection: Mapping[str, Any]
     ) -> "ModelIdentity":
-        """Hashes the weights of a model."""
-        return cls(type(model).__name__, hash_weights(model), plain(config), plain(detection))
+        """Hashes the weights of a model and returns its identity."""
+        return cls(type(model).__name__, hash_weights(model), _plain(config), _plain(detection))
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "ModelIdentity":
-        """The inverse of :meth:`to_json`."""
+        """Inverse of :meth:`to_json`."""
         return cls(**{key: fields[key] for key in cls.__dataclass_fields__})
 
     def to_json(self) -> dict:
-        """Plain types."""
+        """Returns the identity as plain types."""
         return {key: getattr(self, key) for key in self.__dataclass_fields__}
 
     def differences(self, other: "ModelIdentity", detection: bool = False) -> list[str]:
-        """What differs, in words; [] if the embeddings of both may be compared.
+        """Describes the differences from another identity.
 
         Args:
-            other: called "here" in the words, ``self`` being the gallery's.
-            detection: compare these settings as well.
+            other: Identity described as "here"; ``self`` is that of the gallery.
+            detection: Also compare the detection settings.
+
+        Returns:
+            One phrase per difference; empty if the embeddings may be compared.
         """
         found = []
         if self.architecture != other.architecture:
             found.append(f"the architecture ({self.architecture}, here {other.architecture})")
         if self.weights != other.weights:
             found.append(f"the weights (sha256 {self.weights[:12]}, here {other.weights[:12]})")
-        for mine, theirs in ((self.config, other.config), (self.detection, other.detection)):
-            if mine is self.detection and not detection:
-                continue
+        pairs = [(self.config, other.config)]
+        if detection:
+            pairs.append((self.detection, other.detection))
+        for mine, theirs in pairs:
             for key in sorted({*mine, *theirs}):
                 if mine.get(key) != theirs.get(key):
                     found.append(f"{key} ({mine.get(key)}, here {theirs.get(key)})")
         return found
 
     def require(self, other: "ModelIdentity", folder: object, detection: bool = False) -> None:
-        """Compares the gallery's identity (self) with that of a model.
+        """Compares the identity of a gallery (``self``) with that of a model.
+
+        Args:
+            other: Identity of the model.
+            folder: Gallery, for the message.
+            detection: Also compare the detection settings.
 
         Raises:
-            OtherModelError: they differ; the first differences are named.
+            OtherModelError: If they differ; the message lists the first differences.
         """
         found = self.differences(other, detection)
         if found:
@@ -93,7 +101,7 @@ class ModelIdentity:
 
 
 def config_identity(cfg: CfgNode) -> dict[str, Any]:
-    """The keys that change what is computed: of ``cfg.MODEL``, and how images get there."""
+    """Returns the config keys that change what is computed: ``MODEL`` and the image mapper."""
     keys = {
         key: value
         for key, value in _flatten(cfg.MODEL, "MODEL")
@@ -103,7 +111,7 @@ def config_identity(cfg: CfgNode) -> dict[str, Any]:
 
 
 def hash_weights(model: nn.Module) -> str:
-    """SHA-256 over name, type, shape and bytes of every tensor in the state of a model."""
+    """Returns the SHA-256 of the names, types, shapes and bytes of all tensors of a model."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if not isinstance(tensor, torch.Tensor):
@@ -114,8 +122,8 @@ def hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back, so that a tuple equals the list that is read later."""
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts values to what JSON gives back, for example tuples to lists."""
     return json.loads(json.dumps(dict(values), sort_keys=True, default=str))
 
 

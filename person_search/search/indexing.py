@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From images and videos to a gallery on disk, in one process or in several.
+"""Indexing: from images and videos to a gallery on disk, in one process or several.
 
-Every process writes its own segment, and every image is in the gallery as soon as it has been
-computed. A run that ends early, for whatever reason, is simply started again.
+A run compares the listed files with the gallery and reads those that are new, changed or
+unfinished. Every process writes its own segment, and every image is in the gallery as soon as it
+is computed, so an interrupted run is simply started again.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from detectron2.utils import comm
+from PIL import Image
 
 from person_search.data import BadImageError
 from person_search.search.approximate import build_index, read_description
@@ -22,33 +26,61 @@ from person_search.search.embedder import PersonEmbedder
 from person_search.search.errors import GalleryError
 from person_search.search.gallery import APPROXIMATE_FROM, Gallery
 from person_search.search.images import read_image
-from person_search.search.planning import IndexOptions, Plan, Task, make_plan, origin_of_frame
-from person_search.search.prefetch import read_ahead
+from person_search.search.names import from_stored, printable
 from person_search.search.progress import Progress
 from person_search.search.segment import END_OF_VIDEO, Entry, SegmentWriter
-from person_search.search.sources import Listing
-from person_search.search.store import GalleryStore
+from person_search.search.sources import Listing, OriginRules, Source
+from person_search.search.store import GalleryStore, live_entries
 from person_search.search.videos import VideoState, count_samples, sample_video
+from person_search.vis.encoding import is_own_drawing
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 REBUILD_SHARE = 0.2
-"""The approximate index is built anew when more than this share of the rows is not in it."""
+"""The approximate index is rebuilt if it lacks more than this share of the rows."""
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """How to index.
+
+    Attributes:
+        every: Seconds between sampled frames of a video.
+        origins: Sources of camera and time.
+        prune: Remove images whose files are missing from the gallery.
+        retry: Reread files that were unreadable before.
+        approximate: Build the approximate index at the end if the gallery is large.
+        durable: See ``SegmentWriter``.
+    """
+
+    every: float = 1.0
+    origins: OriginRules = field(default_factory=OriginRules)
+    prune: bool = False
+    retry: bool = False
+    approximate: bool = True
+    durable: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.every > 0:
+            raise ValueError(f"--every is {self.every} seconds; it must be above 0.")
 
 
 @dataclass
 class IndexReport:
-    """What a run has done.
+    """Result of :func:`index_images`.
 
-    Args:
-        images: that were added, frames of videos included. persons: in them.
-        unchanged: files that were in the gallery already. removed: taken out of it.
-        failed: files that could not be read (to the end), and why.
-        left_out: links that were not followed, and why.
-        seconds: it took.
+    Attributes:
+        images: Number of added images, including frames of videos.
+        persons: Number of persons in them.
+        unchanged: Number of files that were in the gallery already.
+        removed: Number of files removed from the gallery.
+        failed: Unreadable and truncated files, with the reason.
+        left_out: Files that were not indexed, with the reason.
+        seconds: Duration.
     """
 
-    pictures: int = 0
+    images: int = 0
     persons: int = 0
     unchanged: int = 0
     removed: int = 0
@@ -58,12 +90,65 @@ class IndexReport:
 
 
 @dataclass(frozen=True)
-class _Read:
-    """What the reading thread hands over: an entry without persons, and the image if any."""
+class _Task:
+    """A file to read.
 
-    entry: Entry
-    picture: np.ndarray | None = None
-    file: str = ""
+    Attributes:
+        source: The file.
+        root: Index of its folder in the manifest.
+        have: Frames of the video that are in the gallery.
+        changed: The content has changed: what the gallery has of a video must be dropped.
+    """
+
+    source: Source
+    root: int
+    have: frozenset[int] = frozenset()
+    changed: bool = False
+
+    def entry(self, run: int, **fields: object) -> Entry:
+        """Returns an entry of this file."""
+        return Entry(
+            run=run,
+            root=self.root,
+            path=self.source.path,
+            size=self.source.size,
+            mtime_ns=self.source.mtime_ns,
+            **fields,  # type: ignore[arg-type]
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The work of all processes of a run.
+
+    Attributes:
+        run: Number of the run.
+        segments: Names of the segments, one per process.
+        tasks: Files to read, in order.
+        removed: Entries that remove images.
+        unchanged: Number of files that are in the gallery already.
+    """
+
+    run: int
+    segments: list[str]
+    tasks: list[_Task]
+    removed: list[Entry]
+    unchanged: int
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Output of the reading thread.
+
+    Attributes:
+        file: The file.
+        entry: Its entry without persons; None if the file is left out.
+        image: Array (H, W, 3) in the channel order of the model, if there is one.
+    """
+
+    file: str
+    entry: Entry | None
+    image: np.ndarray | None = None
 
 
 def index_images(
@@ -73,51 +158,58 @@ def index_images(
     options: IndexOptions | None = None,
     progress: bool | None = None,
 ) -> IndexReport:
-    """Adds all that is new or changed to a gallery, which is made if it is not there.
+    """Adds new and changed files to a gallery, which is created if missing.
 
-    Under :func:`person_search.engine.launch` all processes call it, and each takes its share.
+    Under :func:`person_search.engine.launch` all processes call this function and share the work.
 
     Args:
-        embedder: with the same model in all processes.
-        folder: of the gallery.
-        listing: see ``find_sources``; of the first process.
-        options: how.
-        progress: whether to show a progress bar; None: in a terminal, and lines in a log elsewhere.
+        embedder: Embedder with the same model in all processes.
+        folder: Folder of the gallery.
+        listing: Files to index, from ``find_sources``; that of the first process counts.
+        options: How to index.
+        progress: Show a progress bar; None: in a terminal, and log lines elsewhere.
 
     Returns:
-        What all processes together have done.
+        Report of all processes together.
 
     Raises:
-        OtherModelError: the gallery is of another model. GalleryLockedError: it is being written.
+        OtherModelError: If the gallery belongs to another model.
+        GalleryLockedError: If another process is writing the gallery.
     """
     options = options or IndexOptions()
     rank, processes = comm.get_rank(), comm.get_world_size()
     start = time.monotonic()
     with ExitStack() as stack:
 
-        def prepare() -> Plan:
+        def prepare() -> _Plan:
             store = GalleryStore.open_or_create(folder, embedder.embed_dim, embedder.identity)
             run = stack.enter_context(store.writing())
-            return make_plan(store, run, listing, options, processes)
+            return _make_plan(store, run, listing, options, processes)
 
-        plan = _agree(prepare)
+        plan = _in_first_process(prepare)
         store = GalleryStore(folder)
         with store.segment_writer(plan.segments[rank], options.durable) as writer:
             if rank == 0:
-                for entry in plan.gone:
+                for entry in plan.removed:
                     writer.append(entry)
             report = _work(embedder, writer, plan, plan.tasks[rank::processes], options, progress)
-        report = _merge(comm.all_gather(report))
+        reports = comm.all_gather(report)
         if rank == 0 and options.approximate:
             _refresh_index(store)
-    report.unchanged, report.removed = plan.unchanged, len(plan.gone)
-    report.left_out = dict(listing.left_out)
-    report.seconds = time.monotonic() - start
-    return report
+    return IndexReport(
+        images=sum(report.images for report in reports),
+        persons=sum(report.persons for report in reports),
+        unchanged=plan.unchanged,
+        removed=len(plan.removed),
+        failed={name: why for report in reports for name, why in report.failed.items()},
+        left_out=listing.left_out
+        | {name: why for report in reports for name, why in report.left_out.items()},
+        seconds=time.monotonic() - start,
+    )
 
 
-def _agree(prepare: Callable[[], Plan]) -> Plan:
-    """Prepares in the first process and tells the others, errors included."""
+def _in_first_process(prepare: Callable[[], _Plan]) -> _Plan:
+    """Prepares in the first process and sends the plan, or the error, to the others."""
     if comm.get_world_size() == 1:
         return prepare()
     outcome: Any = None
@@ -133,15 +225,60 @@ def _agree(prepare: Callable[[], Plan]) -> Plan:
     return outcome
 
 
+def _make_plan(
+    store: GalleryStore, run: int, listing: Listing, options: IndexOptions, processes: int
+) -> _Plan:
+    """Compares the files with the gallery; requires the lock."""
+    segments = store.ensure_segments(processes)
+    known: dict[tuple[int, str], list[Entry]] = defaultdict(list)
+    for entries in live_entries(store.read_segments()):
+        for entry in entries:
+            known[entry.root, entry.path].append(entry)
+    roots = {root: store.add_root(root) for root in {s.root for s in listing.sources}}
+    candidates = [
+        _task_of(source, roots[source.root], known.get((roots[source.root], source.path)), options)
+        for source in listing.sources
+    ]
+    tasks = [task for task in candidates if task is not None]
+    removed = []
+    if options.prune:
+        listed = {(roots[source.root], source.path) for source in listing.sources}
+        for (root, path), entries in sorted(known.items()):
+            if root in roots.values() and (root, path) not in listed:
+                file = store.root_path(root) / from_stored(path)
+                # other files exist: this listing may be the only one that is not recursive
+                if not file.exists() or str(file) in listing.left_out:
+                    last = entries[-1]
+                    removed.append(Entry(run, root, path, last.size, last.mtime_ns, removed=True))
+    return _Plan(run, segments, tasks, removed, len(candidates) - len(tasks))
+
+
+def _task_of(
+    source: Source, root: int, entries: list[Entry] | None, options: IndexOptions
+) -> _Task | None:
+    """Returns what to do with a file; None if its entries in the gallery are up to date."""
+    if not entries:
+        return _Task(source, root)
+    if any((e.size, e.mtime_ns) != (source.size, source.mtime_ns) for e in entries):
+        return _Task(source, root, changed=True)
+    if not source.is_video:
+        return _Task(source, root) if entries[-1].error and options.retry else None
+    ends = [e for e in entries if e.frame == END_OF_VIDEO]
+    if ends and ends[0].every == options.every and not (ends[0].error and options.retry):
+        return None
+    have = frozenset(e.frame for e in entries if e.frame is not None and e.frame >= 0)
+    return _Task(source, root, have)
+
+
 def _work(
     embedder: PersonEmbedder,
     writer: SegmentWriter,
-    plan: Plan,
-    tasks: list[Task],
+    plan: _Plan,
+    tasks: list[_Task],
     options: IndexOptions,
     progress: bool | None,
 ) -> IndexReport:
-    """The share of one process."""
+    """Does the share of one process."""
     report = IndexReport()
     total = sum(
         count_samples(task.source.file, options.every) if task.source.is_video else 1
@@ -150,82 +287,110 @@ def _work(
     name = "index" if len(plan.segments) == 1 else f"index (1 of {len(plan.segments)} processes)"
     reads = read_ahead(_read_all(tasks, plan.run, embedder.image_format, options))
     shown = progress if comm.is_main_process() else False
-    # closing: after an error, its thread must have ended before the process does
+    # closing: after an error, the reading thread must end before the process does
     with Progress(total, name, shown) as bar, closing(reads):
         for read in reads:
+            if read.entry is None:
+                report.left_out[read.file] = "an image drawn by this program"
+                bar.update()
+                continue
             if read.entry.error:
                 report.failed[read.file] = read.entry.error
-                logger.warning("%s", read.entry.error)
-            if read.picture is None:
+                logger.warning("%s", printable(read.entry.error))
+            if read.image is None:
                 writer.append(read.entry)
             else:
-                found = embedder.detect(read.picture)
+                found = embedder.detect(read.image)
                 writer.append(
                     read.entry,
                     found.pred_boxes.tensor.numpy(),
                     found.scores.numpy(),
                     found.reid_feats.numpy(),
                 )
-                report.pictures += 1
+                report.images += 1
                 report.persons += len(found)
             bar.update(read.entry.frame != END_OF_VIDEO and not read.entry.removed)
     return report
 
 
 def _read_all(
-    tasks: list[Task], run: int, image_format: str, options: IndexOptions
+    tasks: list[_Task], run: int, image_format: str, options: IndexOptions
 ) -> Iterator[_Read]:
     for task in tasks:
         file = str(task.source.file)
-        if task.changed and task.source.is_video:  # an image's new entry replaces its old one
-            yield _Read(task.entry(run, removed=True), file=file)
-        origin = options.origins.of(task.source)
         if task.source.is_video:
+            if task.changed:
+                yield _Read(file, task.entry(run, removed=True))
             yield from _read_video(task, run, image_format, options)
             continue
         try:
-            picture = read_image(file, image_format)
+            image = read_image(file, image_format)
+            with Image.open(file) as header:
+                own = is_own_drawing(header)
         except (BadImageError, OSError) as e:
-            yield _Read(task.entry(run, error=str(e)), file=file)
+            yield _Read(file, task.entry(run, error=str(e)))
             continue
-        height, width = picture.shape[:2]
+        if own:
+            yield _Read(file, task.entry(run, removed=True) if task.changed else None)
+            continue
+        origin, (height, width) = options.origins.of(task.source), image.shape[:2]
         entry = task.entry(run, time=origin.time, camera=origin.camera, width=width, height=height)
-        yield _Read(entry, picture, file)
+        yield _Read(file, entry, image)
 
 
-def _read_video(task: Task, run: int, image_format: str, options: IndexOptions) -> Iterator[_Read]:
-    file, state, error = task.source.file, VideoState(), ""
-    start = options.origins.of(task.source)
+def _read_video(task: _Task, run: int, image_format: str, options: IndexOptions) -> Iterator[_Read]:
+    file, state, error = str(task.source.file), VideoState(), ""
+    origin = options.origins.of(task.source)
     try:
         have = frozenset() if task.changed else task.have
         for frame in sample_video(file, options.every, have, state):
-            if frame.picture is None:
+            image = frame.image
+            if image is None:
                 continue
-            origin = origin_of_frame(start, frame.offset)
-            height, width = frame.picture.shape[:2]
+            height, width = image.shape[:2]
             entry = task.entry(
                 run,
                 frame=frame.index,
                 offset=round(frame.offset, 3),
-                time=origin.time,
+                time=None if origin.time is None else origin.time + frame.offset,
                 camera=origin.camera,
                 width=width,
                 height=height,
             )
-            picture = frame.picture
             if image_format == "BGR":
-                picture = np.ascontiguousarray(picture[:, :, ::-1])
-            yield _Read(entry, picture, str(file))
+                image = np.ascontiguousarray(image[:, :, ::-1])
+            yield _Read(file, entry, image)
         if state.error:
             error = f"the video '{file}' {state.error}; these are in the gallery."
     except BadImageError as e:
         error = str(e)
-    end = task.entry(run, frame=END_OF_VIDEO, error=error, every=options.every)
-    yield _Read(end, None, str(file))
+    yield _Read(file, task.entry(run, frame=END_OF_VIDEO, error=error, every=options.every))
+
+
+def read_ahead(items: Iterable[T], ahead: int = 4) -> Generator[T, None, None]:
+    """Yields items in order while a thread fetches the next ones.
+
+    An error of the source is raised after the items before it. When the consumer stops early, the
+    thread ends with the item that it is fetching.
+
+    Args:
+        items: Source, iterated in the thread.
+        ahead: Maximum number of waiting items.
+    """
+    source, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, source, end) for _ in range(ahead))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(thread.submit(next, source, end))
+                yield item  # type: ignore[misc]
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _refresh_index(store: GalleryStore) -> None:
-    """Builds the approximate index if the gallery is large and the index is missing or old."""
+    """Builds the approximate index if the gallery is large and the index missing or outdated."""
     gallery = Gallery(store)
     description = read_description(store.folder)
     rows = len(gallery.image_of_row)
@@ -234,13 +399,5 @@ def _refresh_index(store: GalleryStore) -> None:
         return
     try:
         build_index(store.folder, store.manifest.segments, gallery.vectors)
-    except GalleryError as e:  # exact search works all the same
+    except GalleryError as e:  # exact search works without the index
         logger.warning("%s", e)
-
-
-def _merge(reports: list[IndexReport]) -> IndexReport:
-    return IndexReport(
-        pictures=sum(report.pictures for report in reports),
-        persons=sum(report.persons for report in reports),
-        failed={name: why for report in reports for name, why in report.failed.items()},
-    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a run of ``index`` is: a bar in a terminal, a line now and then in a log file."""
+"""Progress of ``index``: a bar in a terminal, and an occasional line in a log file."""
 
 import logging
 import sys
@@ -14,18 +14,19 @@ LOG_EVERY = 30.0
 
 
 class Progress:
-    """Counts images, and shows the speed and the time that is left.
+    """Counts images and shows the speed and the remaining time; a context manager.
 
     Args:
-        total: images, about. name: of the work.
-        shown: a bar; None: a bar in a terminal, and lines in the log anywhere else. False: nothing.
+        total: Estimated number of images.
+        name: Name of the work.
+        shown: True shows a bar, False nothing; None a bar in a terminal and log lines elsewhere.
     """
 
     def __init__(self, total: int, name: str, shown: bool | None = None) -> None:
-        # a bar that is not shown would still take tqdm's lock, which forked processes share
-        shows = sys.stderr.isatty() if shown is None else shown
-        self._bar = tqdm(total=total, desc=name, unit="picture") if shows else None
-        self._logs = shown is None and not shows
+        # a disabled bar would still take the lock of tqdm, which forked processes share
+        has_bar = sys.stderr.isatty() if shown is None else shown
+        self._bar = tqdm(total=total, desc=name, unit="image") if has_bar else None
+        self._logs = shown is None and not has_bar
         self._total, self._name, self._done = total, name, 0
         self._start = self._last = time.monotonic()
 
@@ -36,20 +37,17 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, pictures: int = 1) -> None:
-        """Some more are done."""
-        self._done += pictures
+    def update(self, images: int = 1) -> None:
+        """Counts finished images."""
+        self._done += images
         if self._bar is not None:
-            self._bar.update(pictures)
+            self._bar.update(images)
         now = time.monotonic()
         if self._logs and now - self._last >= LOG_EVERY:
             self._last = now
-            logger.info("%s", self._line(now - self._start))
-
-    def _line(self, seconds: float) -> str:
-        speed = self._done / seconds
-        left = max(self._total - self._done, 0) / speed if speed > 0 else 0.0
-        return (
-            f"{self._name}: {self._done} of {self._total} images, {speed:.1f} per second, about "
-            f"{tqdm.format_interval(left)} left"
-        )
+            speed = self._done / (now - self._start)
+            left = max(self._total - self._done, 0) / speed if speed > 0 else 0.0
+            logger.info(
+                f"{self._name}: {self._done} of {self._total} images, {speed:.1f} per second, "
+                f"about {tqdm.format_interval(left)} left"
+            )

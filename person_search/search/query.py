@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom to search for: the person in a box, at a point, or the best one of an image.
+"""The query: the person in a box, at a point, or with the highest detection score.
 
-Shape shorthand: Q images of the same person, D length of an embedding.
-Boxes and points are pixels of the image as people see it (EXIF orientation applied).
+Boxes and points are pixels of the upright image (EXIF orientation applied).
 """
 
 import os
@@ -14,19 +13,21 @@ import numpy as np
 
 from person_search.search.embedder import PersonEmbedder
 from person_search.search.images import clip_box, read_image
+from person_search.search.names import printable
 from person_search.search.videos import read_frame
 
 
 @dataclass(frozen=True)
 class QueryPerson:
-    """One image of the person who is searched for.
+    """An image of the person to search for.
 
-    Args:
-        path: the image. box: the person in it, XYXY.
-        reid_feat: (D,) of unit length.
-        score: of the detection, None for a box that somebody has drawn.
-        frame: index of the frame if ``path`` is a video.
-        name: what people call the image; "" for the name of its file.
+    Attributes:
+        path: Image or video file.
+        box: Box of the person, XYXY.
+        reid_feat: Embedding (D,) of unit length.
+        score: Detection score; None for a box drawn by the user.
+        frame: Index of the frame if ``path`` is a video.
+        name: Displayed name of the image. Default: the file name.
     """
 
     path: str
@@ -38,15 +39,15 @@ class QueryPerson:
 
     @property
     def shown_name(self) -> str:
-        """What to call the image where people read it."""
-        return self.name or Path(self.path).name
+        """Name of the image for a person to read."""
+        return printable(self.name or Path(self.path).name)
 
     def read(self) -> np.ndarray:
-        """The image or frame as (H, W, 3) uint8 RGB."""
+        """Reads the image or frame as an array (H, W, 3) uint8 RGB."""
         return read_image(self.path) if self.frame is None else read_frame(self.path, self.frame)
 
     def to_json(self) -> dict:
-        """Plain types, without the embedding."""
+        """Returns plain types, without the embedding."""
         known = {
             "frame": self.frame,
             "score": None if self.score is None else round(self.score, 4),
@@ -61,16 +62,17 @@ class QueryPerson:
 def person_in_box(
     embedder: PersonEmbedder, path: str | os.PathLike, box: Sequence[float]
 ) -> QueryPerson:
-    """The person in a box that somebody has drawn; the part outside the image is cut off.
+    """Returns the person in a box drawn by the user, clipped to the image.
 
     Raises:
-        FileNotFoundError, BadImageError: the image is absent or unreadable.
-        ValueError: the box has no area, or lies outside the image.
+        FileNotFoundError: If the image does not exist.
+        BadImageError: If the image is unreadable.
+        ValueError: If the box has no area or lies outside the image.
     """
-    picture = read_image(path, embedder.image_format)
-    clipped = clip_box(box, picture.shape[1], picture.shape[0], path)
-    (feat,) = embedder.embed_in(picture, [clipped])
-    return QueryPerson(os.fspath(path), _as_box(clipped), feat)
+    image = read_image(path, embedder.image_format)
+    x1, y1, x2, y2 = map(float, clip_box(box, image.shape[1], image.shape[0], path))
+    (feat,) = embedder.embed_in(image, [(x1, y1, x2, y2)])
+    return QueryPerson(os.fspath(path), (x1, y1, x2, y2), feat)
 
 
 def detected_person(
@@ -78,30 +80,32 @@ def detected_person(
     path: str | os.PathLike,
     point: tuple[float, float] | None = None,
 ) -> QueryPerson:
-    """The person that is detected with the highest score, or the one at a point.
+    """Returns the person detected with the highest score, or the person detected at a point.
 
     Args:
-        embedder: detects, with its own threshold.
-        path: the image.
-        point: (x, y); of several persons there, the one with the smallest box. None: the best one.
+        embedder: Embedder, which detects with its own score threshold.
+        path: Image file.
+        point: (x, y); of several persons there, the one with the smallest box is returned.
 
     Raises:
-        FileNotFoundError, BadImageError: the image is absent or unreadable.
-        ValueError: nobody is detected, or nobody at the point; those who are, are listed.
+        FileNotFoundError: If the image does not exist.
+        BadImageError: If the image is unreadable.
+        ValueError: If no person is detected, or none at the point; the message lists detections.
     """
-    picture = read_image(path, embedder.image_format)
-    height, width = picture.shape[:2]
+    image = read_image(path, embedder.image_format)
+    height, width = image.shape[:2]
     if point is not None and not (0 <= point[0] < width and 0 <= point[1] < height):
         raise ValueError(
-            f"the point {point[0]:g} {point[1]:g} lies outside the image '{path}', which is "
+            f"the point {point[0]:g} {point[1]:g} lies outside the image '{path}', which has "
             f"{width} x {height} pixels (width x height)."
         )
-    found = embedder.detect(picture)
+    found = embedder.detect(image)
     boxes, scores = found.pred_boxes.tensor.numpy(), found.scores.numpy()
     if not len(boxes):
         raise ValueError(
-            f"nobody was detected in '{path}' with a score of at least {embedder.score_thresh:g}; "
-            "give the person's box, or lower TEST.PERSON_SEARCH.SCORE_THRESH."
+            f"no person was detected in '{path}' with a score of at least "
+            f"{embedder.score_thresh:g}; give the box of the person, or lower "
+            "TEST.PERSON_SEARCH.SCORE_THRESH."
         )
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     if point is None:
@@ -112,31 +116,33 @@ def detected_person(
         if not inside.any():
             listed = "; ".join(" ".join(f"{v:.0f}" for v in box) for box in boxes[:5])
             raise ValueError(
-                f"nobody was detected at {x:g} {y:g} in '{path}'. Detected (x1 y1 x2 y2): {listed}."
+                f"no person was detected at {x:g} {y:g} in '{path}'. Detected (x1 y1 x2 y2): "
+                f"{listed}."
             )
         row = int(np.where(inside, areas, np.inf).argmin())
-    return QueryPerson(
-        os.fspath(path), _as_box(boxes[row]), found.reid_feats[row].numpy(), float(scores[row])
-    )
+    x1, y1, x2, y2 = map(float, boxes[row])
+    feat = found.reid_feats[row].numpy()
+    return QueryPerson(os.fspath(path), (x1, y1, x2, y2), feat, float(scores[row]))
 
 
 def fuse(reid_feats: Sequence[np.ndarray]) -> np.ndarray:
-    """One embedding (D,) for several images of a person: the mean of the unit vectors, of unit
-    length again. Of all unit vectors it has the largest mean similarity to them.
+    """Averages embeddings of the same person.
+
+    Args:
+        reid_feats: Embeddings (D,) of several images of a person.
+
+    Returns:
+        The normalized mean (D,) of the normalized embeddings, the unit vector with the largest
+        mean similarity to them.
 
     Raises:
-        ValueError: none are given, or they cancel each other out.
+        ValueError: If no embedding is given, or their mean is zero.
     """
     if not len(reid_feats):
-        raise ValueError("there is no query.")
+        raise ValueError("no query is given.")
     feats = np.asarray(reid_feats, np.float64)
     mean = (feats / np.linalg.norm(feats, axis=1, keepdims=True)).mean(axis=0)
     length = np.linalg.norm(mean)
     if not length > 1e-6:
         raise ValueError("the images of the query contradict each other: their mean is zero.")
     return (mean / length).astype(np.float32)
-
-
-def _as_box(values: Sequence[float] | np.ndarray) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = map(float, values)
-    return x1, y1, x2, y2

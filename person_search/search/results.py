@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a query leaves behind: JSON lines for programs, a sheet and a report for people.
+"""Output of a query: JSON lines for programs, a sheet and a report for a person.
 
-results.jsonl   first the search, then one match per line, best first
-sheet.png       the query and the best scenes, to look at or to mail
-report.html     the same with all details, in one file that opens without a network
+results.jsonl   the search, then one match per line, best first
+sheet.png       the query and the best scenes as one image
+report.html     the same with all details, in one self-contained file
 """
 
 import json
@@ -14,34 +14,34 @@ from pathlib import Path
 import numpy as np
 
 from person_search.data import BadImageError
-from person_search.search.errors import UnsafePathError
-from person_search.search.gallery import Gallery
+from person_search.search.errors import GalleryError, ImageChangedError
+from person_search.search.gallery import CHANGED, Gallery
+from person_search.search.names import printable
 from person_search.search.query import QueryPerson
 from person_search.search.table import Match, SearchFilter, count, format_time
 from person_search.utils.files import write_atomically
 from person_search.vis import SheetCell, draw_search_sheet, encode_image
 from person_search.vis.html_report import ReportCell, html_report
-from person_search.vis.ranked_list import QUERY_TITLE
-from person_search.vis.search_sheet import MAX_QUERY_CROPS
+from person_search.vis.search_sheet import MAX_QUERY_CROPS, QUERY_TITLE
 
 RESULTS, SHEET, REPORT = "results.jsonl", "sheet.png", "report.html"
 TITLE = "Who is this, and where else?"
 DISCLAIMER = (
-    "Similarity 1 would be the very same look; nobody has checked who is right. A detector finds "
-    "persons and a model compares their looks: both make mistakes."
+    "Similarity 1 means identical appearance; the matches have not been verified. A detector finds "
+    "persons and a model compares their appearance: both make mistakes."
 )
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A search that has been made.
+    """A finished search.
 
-    Args:
-        queries: images of the person.
-        gallery: what was searched.
-        matches: best first.
-        settings: how, e.g. the filters; plain types.
-        wanted: the filters.
+    Attributes:
+        queries: Images of the person.
+        gallery: The searched gallery.
+        matches: Matches, best first.
+        settings: Settings of the search as plain types.
+        wanted: Filters of the search.
     """
 
     queries: Sequence[QueryPerson]
@@ -51,72 +51,101 @@ class SearchResult:
     wanted: SearchFilter = SearchFilter()
 
     def describe(self) -> str:
-        """What was searched, e.g. "12 images (34 persons), only camera gate"."""
-        pictures = count(len(self.gallery.pictures), "picture")
-        text = f"{pictures} ({count(len(self.gallery), 'person')})"
+        """Returns, for example, "12 images (34 persons), only camera gate"."""
+        images = count(len(self.gallery.images), "image")
+        text = f"{images} ({count(len(self.gallery), 'person')})"
         return f"{text}, only {self.wanted.describe()}" if self.wanted.describe() else text
 
 
 def write_results(result: SearchResult, folder: Path, shown: int) -> list[Path]:
-    """Writes all three files, each as a whole; ``shown`` matches are drawn.
+    """Writes all three files atomically.
+
+    Args:
+        result: The search.
+        folder: Output folder, created if missing.
+        shown: Number of matches on the sheet and in the report.
 
     Returns:
-        their paths.
+        Paths of the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scenes = list(_scenes(result, shown))
     contents = {
-        RESULTS: json_lines(result).encode(),
+        RESULTS: json_lines(result),
         SHEET: encode_image(_sheet(result, scenes), ".png"),
-        REPORT: _report(result, scenes, len(scenes)).encode(),
+        REPORT: _report(result, scenes, len(scenes)),
     }
     for name, content in contents.items():
-        write_atomically(folder / name, content)
+        write_atomically(folder / name, content.encode() if isinstance(content, str) else content)
     return [folder / name for name in contents]
 
 
 def json_lines(result: SearchResult) -> str:
-    """The search and its matches, one JSON object per line."""
+    """Returns the search and its matches, one JSON object per line.
+
+    Bytes of file names that are not UTF-8 appear as escaped surrogates, which JSON readers decode
+    to the same name.
+    """
+    gallery = result.gallery
     head = {
         "kind": "search",
         "query": [query.to_json() for query in result.queries],
         "gallery": {
-            "folder": str(result.gallery.store.folder),
-            "pictures": len(result.gallery.pictures),
-            "persons": len(result.gallery),
-            "model": result.gallery.store.manifest.model.weights,
+            "folder": str(gallery.store.folder),
+            "pictures": len(gallery.images),
+            "persons": len(gallery),
+            "model": gallery.store.manifest.model.weights,
         },
         **result.settings,
     }
-    lines = [head, *({"kind": "match", **match.to_json()} for match in result.matches)]
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    lines = [head]
+    for match in result.matches:
+        changed = {"changed": True} if gallery.is_changed(match.image) else {}
+        lines.append({"kind": "match", **match.to_json(), **changed})
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def report_html(result: SearchResult, shown: int) -> str:
-    """The report alone, with ``shown`` matches; one scene at a time is in memory."""
+    """Returns the report alone, with ``shown`` matches; one scene at a time is in memory."""
     return _report(result, _scenes(result, shown), min(shown, len(result.matches)))
 
 
-def _scenes(result: SearchResult, shown: int) -> Iterator[np.ndarray | None]:
-    return (_scene(result.gallery, match) for match in result.matches[:shown])
+@dataclass(frozen=True)
+class _Scene:
+    """Image of a match.
+
+    Attributes:
+        image: Array (H, W, 3) uint8 RGB; None if it cannot be shown.
+        note: Warning, or why it cannot be shown; "" otherwise.
+    """
+
+    image: np.ndarray | None
+    note: str = ""
 
 
-def _scene(gallery: Gallery, match: Match) -> np.ndarray | None:
-    """The image of a match; None if it is gone, unreadable or not to be opened."""
+def _scenes(result: SearchResult, shown: int) -> Iterator[_Scene]:
+    return (_read_scene(result.gallery, match) for match in result.matches[:shown])
+
+
+def _read_scene(gallery: Gallery, match: Match) -> _Scene:
     try:
-        return gallery.read_scene(match)
-    except (OSError, BadImageError, UnsafePathError):
-        return None
+        image = gallery.read_image(match.image)
+        return _Scene(image, CHANGED if gallery.is_changed(match.image) else "")
+    except ImageChangedError:
+        return _Scene(None, CHANGED)
+    except (OSError, BadImageError, GalleryError):
+        return _Scene(None, "no longer readable")
 
 
-def _sheet(result: SearchResult, scenes: Sequence[np.ndarray | None]):
+def _sheet(result: SearchResult, scenes: Sequence[_Scene]):
     cells = [
         SheetCell(
-            np.full((90, 120, 3), 128, np.uint8) if scene is None else scene,
-            match.box if scene is not None else (0, 0, 120, 90),
+            np.full((90, 120, 3), 128, np.uint8) if scene.image is None else scene.image,
+            (0, 0, 120, 90) if scene.image is None else match.box,
             f"{match.rank}.  similarity {match.sim:.2f}",
-            note=_note(result.gallery, match)
-            + ("" if scene is not None else " (cannot be read any more)"),
+            # the warning first: the line is cut off at its end
+            note=f"{scene.note}: {_note(result, match)}" if scene.note else _note(result, match),
         )
         for match, scene in zip(result.matches, scenes, strict=False)
     ]
@@ -126,32 +155,24 @@ def _sheet(result: SearchResult, scenes: Sequence[np.ndarray | None]):
         SheetCell(query.read(), query.box, QUERY_TITLE, "query", note=note)
         for query in result.queries[:MAX_QUERY_CROPS]
     ]
-    person = "the person searched for" + (f", in {more + 1} images" if more else "")
+    person = "the query" + (f", in {more + 1} images" if more else "")
     return draw_search_sheet(
         query,
         cells,
         more_queries=others,
         title=TITLE,
-        caption=f"Left: {person}. Right: in {result.describe()}, those with the most similar "
-        f"person, best first, each with that person enlarged. {DISCLAIMER}",
+        caption=f"Left: {person}. Right: the scenes with the most similar persons in "
+        f"{result.describe()}, best first, each with the person enlarged. {DISCLAIMER}",
     )
 
 
-def _query_scene(query: QueryPerson) -> np.ndarray | None:
-    """The image of a query; None if it is gone: a person of the gallery is known without it."""
-    try:
-        return query.read()
-    except (OSError, BadImageError):
-        return None
-
-
-def _report(result: SearchResult, scenes: Iterable[np.ndarray | None], shown: int) -> str:
+def _report(result: SearchResult, scenes: Iterable[_Scene], shown: int) -> str:
     queries = (
         ReportCell(
-            _query_scene(query),
+            _query_image(query),
             query.box,
             query.shown_name,
-            f"The person searched for, in {query.shown_name}",
+            f"The query, in {query.shown_name}",
             [
                 *([] if query.score is None else [("detection", f"{query.score:.2f}")]),
                 ("box", _numbers(query.box)),
@@ -161,11 +182,11 @@ def _report(result: SearchResult, scenes: Iterable[np.ndarray | None], shown: in
     )
     cells = (
         ReportCell(
-            scene,
+            scene.image,
             match.box,
             f"{match.rank}.",
             f"Rank {match.rank}: a person in {place_of(match)}, similarity {match.sim:.2f}",
-            _facts(result.gallery, match),
+            _facts(result, match, scene.note),
             match.sim,
         )
         for match, scene in zip(result.matches, scenes, strict=False)
@@ -176,34 +197,45 @@ def _report(result: SearchResult, scenes: Iterable[np.ndarray | None], shown: in
     else:
         searched += f"{count(shown, 'match', 'matches')}. "
     weights = result.gallery.store.manifest.model.weights[:12]
-    footer = f"Gallery {result.gallery.store.folder}, model {weights}."
+    footer = f"Gallery {printable(result.gallery.store.folder)}, model {weights}."
     return html_report(queries, cells, title=TITLE, summary=searched + DISCLAIMER, footer=footer)
 
 
-def _note(gallery: Gallery, match: Match) -> str:
-    """Where and when, in one line."""
+def _query_image(query: QueryPerson) -> np.ndarray | None:
+    """Reads the image of a query; None if it is missing, as it may be for a gallery image."""
+    try:
+        return query.read()
+    except (OSError, BadImageError):
+        return None
+
+
+def _facts(result: SearchResult, match: Match, warning: str) -> list[tuple[str, str]]:
+    facts = [
+        ("image", place_of(match, result.gallery.images.paths[match.image])),
+        ("time", "" if match.time is None else format_time(match.time)),
+        ("camera", match.camera),
+        ("detection", f"{match.score:.2f}"),
+        ("box", _numbers(match.box)),
+        ("note", f"The image has {warning}." if warning == CHANGED else ""),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _note(result: SearchResult, match: Match) -> str:
+    """Returns place, camera and time in one line."""
     time = "" if match.time is None else format_time(match.time)
-    facts = (place_of(match, gallery.pictures.paths[match.picture]), match.camera, time)
+    facts = (place_of(match, result.gallery.images.paths[match.image]), match.camera, time)
     return ", ".join(fact for fact in facts if fact)
 
 
-def _facts(gallery: Gallery, match: Match) -> list[tuple[str, str]]:
-    facts = [("picture", place_of(match, gallery.pictures.paths[match.picture]))]
-    if match.time is not None:
-        facts.append(("time", format_time(match.time)))
-    if match.camera:
-        facts.append(("camera", match.camera))
-    return [*facts, ("detection", f"{match.score:.2f}"), ("box", _numbers(match.box))]
-
-
 def place_of(match: Match, name: str = "") -> str:
-    """Name of the image, or of the video with the time since its start.
+    """Returns the name of the image, or of the video with the time since its start.
 
     Args:
-        match: in the image.
-        name: the image's, e.g. with its folders; "" for that of its file.
+        match: A match.
+        name: Name of its file, for example with its folders. Default: the file name.
     """
-    name = name or Path(match.path).name
+    name = printable(name or Path(match.path).name)
     if match.offset is None:
         return name
     minutes, seconds = divmod(match.offset, 60)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A segment: the part of a gallery that one process writes. Three files that only ever grow.
+"""A segment: the part of a gallery that one process writes. Three append-only files.
 
     vectors.f32   N x D float32, little endian: the embeddings
     boxes.f32     N x 5 float32: x1 y1 x2 y2 score
-    entries.log   one line per image: checksum, then JSON with the rows that are its persons
+    entries.log   one line per image: checksum, then JSON with the rows of its persons
 
-An image exists once its line is complete. The rows are written before the line, and forced to the
-disk before it, so a line never promises rows that are not there; what lies behind the last complete
-line is the rest of an interrupted run, which readers ignore and the next writer cuts off.
+An image exists once its line is complete. Its rows are written and synced to disk before the line,
+so a line never refers to missing rows. What follows the last complete line is left over from an
+interrupted run: readers ignore it, and the next writer removes it.
 
-Shape shorthand: N rows (persons) of the segment, n of one image, D length of an embedding.
-Boxes are XYXY pixels of the image as people see it.
+Shape shorthand: N rows (persons) of the segment, n of one image, D embedding dimension.
+Boxes are XYXY pixels of the upright image.
 """
 
 import json
@@ -30,25 +30,30 @@ VECTORS, BOXES, LOG, LOCK = "vectors.f32", "boxes.f32", "entries.log", "segment.
 BOX_COLUMNS = 5
 FLOAT = np.dtype("<f4")
 END_OF_VIDEO = -1
-"""``Entry.frame`` of the line that says that a video has been read to its end."""
+"""``Entry.frame`` of the line that marks a video as read to its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the log says about one image, one frame of a video, or the end of a video.
+    """A line of the log: an image, a frame of a video, or the end of a video.
 
-    Args:
-        run: number of the run of ``index`` that wrote it; of two entries the later one counts.
-        root: index into the manifest's folders. path: within that folder, with ``/``.
-        size: of the file, bytes. mtime_ns: its time of change; both together notice changes.
-        frame: index of the frame; None for an image; ``END_OF_VIDEO``.
-        offset: of the frame, seconds from the start of the video.
-        time: seconds since 1970, None if unknown. camera: "" if unknown.
-        width, height: pixels.
-        error: why it could not be read; "" otherwise.
-        removed: the file is gone or has changed: nothing before this line counts for it.
-        every: seconds between sampled frames, at the end of a video.
-        first, rows: its persons are the rows first ... first + rows - 1.
+    Attributes:
+        run: Number of the run of ``index`` that wrote it; of two entries the later one counts.
+        root: Index into the folders of the manifest.
+        path: Path within that folder, with ``/``.
+        size: File size in bytes.
+        mtime_ns: Modification time of the file; with the size it reveals changes.
+        frame: Index of the frame; None for an image; ``END_OF_VIDEO``.
+        offset: Seconds of the frame from the start of the video.
+        time: Seconds since 1970; None if unknown.
+        camera: Camera name; "" if unknown.
+        width: Width in pixels.
+        height: Height in pixels.
+        error: Why the file is unreadable; "" otherwise.
+        removed: The file is gone or has changed; earlier lines of this file no longer count.
+        every: Seconds between sampled frames, at the end of a video.
+        first: First row of its persons.
+        rows: Number of its persons.
         crc: CRC-32 of these rows, vectors first.
     """
 
@@ -71,14 +76,14 @@ class Entry:
     crc: int = 0
 
     def to_line(self) -> bytes:
-        """The line of the log; fields at their default are left out."""
+        """Returns the line of the log; fields with their default value are omitted."""
         fields = {k: v for k, v in asdict(self).items() if v != _DEFAULTS.get(k, _DEFAULTS)}
         text = json.dumps(fields, ensure_ascii=True, separators=(",", ":")).encode()
         return b"%08x %s\n" % (zlib.crc32(text), text)
 
     @classmethod
     def from_line(cls, line: bytes) -> "Entry | None":
-        """Reads a line without its line feed; None if it is damaged."""
+        """Parses a line without its line feed; returns None if it is damaged."""
         try:
             if line[8:9] != b" " or int(line[:8], 16) != zlib.crc32(line[9:]):
                 return None
@@ -96,12 +101,12 @@ _DEFAULTS = {
 
 @dataclass(frozen=True)
 class SegmentContents:
-    """What readers see of a segment.
+    """Readable content of a segment.
 
-    Args:
-        entries: all complete lines, in the order of writing.
-        rows: persons in them (N).
-        log_bytes: length of the complete lines.
+    Attributes:
+        entries: All complete lines in writing order.
+        rows: Number of their persons (N).
+        log_bytes: Length of the complete lines.
     """
 
     entries: list[Entry]
@@ -110,7 +115,7 @@ class SegmentContents:
 
 
 def scan_log(folder: Path) -> Iterator[tuple[int, int, Entry | None]]:
-    """Yields (line number from 1, bytes up to its end, entry or None if it is damaged)."""
+    """Yields (line number from 1, end of the line in bytes, entry or None if damaged)."""
     path = folder / LOG
     if not path.exists():
         return
@@ -122,10 +127,10 @@ def scan_log(folder: Path) -> Iterator[tuple[int, int, Entry | None]]:
 
 
 def read_segment(folder: Path) -> SegmentContents:
-    """Reads the log of a segment and leaves out what an interrupted run left at its end.
+    """Reads the log of a segment without the remains of an interrupted run at its end.
 
     Raises:
-        GalleryDamagedError: a damaged line with good ones behind it, or rows that are not there.
+        GalleryDamagedError: If a damaged line is followed by intact ones.
     """
     entries: list[Entry] = []
     log_bytes = rows = bad = 0
@@ -134,7 +139,7 @@ def read_segment(folder: Path) -> SegmentContents:
             bad = bad or number
         elif bad:
             raise GalleryDamagedError(
-                f"line {bad} of '{folder / LOG}' is damaged. 'person-search verify' names all "
+                f"line {bad} of '{folder / LOG}' is damaged. 'person-search verify' lists all "
                 "damage, 'person-search compact' keeps everything else."
             )
         else:
@@ -144,10 +149,18 @@ def read_segment(folder: Path) -> SegmentContents:
 
 
 def map_rows(folder: Path, rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first rows of a segment, memory mapped: vectors (N, D) and boxes (N, 5).
+    """Memory-maps the first rows of a segment.
+
+    Args:
+        folder: Folder of the segment.
+        rows: Number of rows N.
+        dim: Embedding dimension D.
+
+    Returns:
+        Vectors (N, D) and boxes (N, 5).
 
     Raises:
-        GalleryDamagedError: there are fewer.
+        GalleryDamagedError: If the files have fewer rows.
     """
     arrays = []
     widths = ((VECTORS, dim), (BOXES, BOX_COLUMNS))
@@ -162,20 +175,23 @@ def map_rows(folder: Path, rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def check_rows(folder: Path, vectors: np.ndarray, boxes: np.ndarray) -> None:
-    """Looks whether mapped rows are still there; to read those that are not ends the process.
+    """Checks that mapped rows still exist; reading missing ones would kill the process.
+
+    A file deleted meanwhile lives as long as it is mapped, which is not damage.
 
     Args:
-        folder: of the segment. vectors, boxes: as :func:`map_rows` has returned them.
+        folder: Folder of the segment.
+        vectors: Vectors returned by :func:`map_rows`.
+        boxes: Boxes returned by :func:`map_rows`.
 
     Raises:
-        GalleryDamagedError: a file has been cut off. One that was deleted lives as long as it is
-            mapped, so that is no damage.
+        GalleryDamagedError: If a file has been truncated.
     """
     for name, mapped in ((VECTORS, vectors), (BOXES, boxes)):
         memory: object = mapped
         while isinstance(memory, np.ndarray):
             memory = memory.base
-        # that of the mapped file, even if its name is gone or belongs to another one
+        # size of the mapped file, even if its name is gone or belongs to another file
         size = memory.size() if isinstance(memory, mmap) else mapped.nbytes
         if size < mapped.nbytes:
             width = mapped.shape[1] * FLOAT.itemsize
@@ -184,13 +200,13 @@ def check_rows(folder: Path, vectors: np.ndarray, boxes: np.ndarray) -> None:
 
 def _too_short(path: Path, there: int, rows: int) -> GalleryDamagedError:
     return GalleryDamagedError(
-        f"'{path}' holds {there} persons where the log beside it names {rows}. "
+        f"'{path}' holds {there} persons, but the log beside it refers to {rows}. "
         "'person-search compact' keeps the images that are complete."
     )
 
 
 def count_rows(folder: Path, dim: int) -> tuple[int, int]:
-    """Complete rows in the files of vectors and of boxes, whatever the log says."""
+    """Returns the number of complete rows in the files of vectors and of boxes."""
     sizes = [
         path.stat().st_size if path.exists() else 0 for path in (folder / VECTORS, folder / BOXES)
     ]
@@ -198,22 +214,22 @@ def count_rows(folder: Path, dim: int) -> tuple[int, int]:
 
 
 def checksum(vectors: np.ndarray, boxes: np.ndarray) -> int:
-    """CRC-32 of the rows of one image."""
+    """Returns the CRC-32 of the rows of one image."""
     return zlib.crc32(boxes.astype(FLOAT).tobytes(), zlib.crc32(vectors.astype(FLOAT).tobytes()))
 
 
 class SegmentWriter:
-    """Appends images to a segment; a context manager that holds the segment's lock.
+    """Appends images to a segment; a context manager that holds the lock of the segment.
 
     Args:
-        folder: of the segment; made if absent.
-        dim: D.
-        durable: wait for the disk after every image. False is faster and survives the end of the
-            process all the same, but not the end of the machine.
+        folder: Folder of the segment, created if missing.
+        dim: Embedding dimension D.
+        durable: Sync to disk after every image. False is faster; images then survive the end of
+            the process, but not a power failure.
 
     Raises:
-        GalleryLockedError: another process has the segment open for writing.
-        GalleryDamagedError: see :func:`read_segment`.
+        GalleryLockedError: If another process is writing the segment.
+        GalleryDamagedError: See :func:`read_segment` and :func:`map_rows`.
     """
 
     def __init__(self, folder: Path, dim: int, durable: bool = True) -> None:
@@ -223,13 +239,17 @@ class SegmentWriter:
         self._lock.acquire()
         try:
             contents = read_segment(folder)
-            map_rows(folder, contents.rows, dim)  # they are there
+            map_rows(folder, contents.rows, dim)  # raises if rows are missing
             self.rows, self._log_bytes = contents.rows, contents.log_bytes
             self._vectors = _open_at(folder / VECTORS, self.rows * dim * FLOAT.itemsize)
             self._boxes = _open_at(folder / BOXES, self.rows * BOX_COLUMNS * FLOAT.itemsize)
             self._log = _open_at(folder / LOG, contents.log_bytes)
             if durable:
-                _sync_folder(folder)
+                folder_handle = os.open(folder, os.O_RDONLY)
+                try:
+                    os.fsync(folder_handle)  # the names of new files
+                finally:
+                    os.close(folder_handle)
         except BaseException:
             self._lock.release()
             raise
@@ -241,24 +261,31 @@ class SegmentWriter:
         scores: np.ndarray | None = None,
         reid_feats: np.ndarray | None = None,
     ) -> Entry:
-        """Adds one image; when this returns, it is in the gallery.
+        """Adds one image; it is in the gallery when this method returns.
 
         Args:
-            entry: without rows and checksum, which are filled in.
-            boxes: (n, 4). scores: (n,). reid_feats: (n, D) of unit length. All three or none.
+            entry: Entry of the image; its rows and checksum are filled in.
+            boxes: Boxes (n, 4); None for an entry without persons.
+            scores: Detection scores (n,), with boxes.
+            reid_feats: Embeddings (n, D) of unit length, with boxes.
+
+        Returns:
+            The entry as written.
 
         Raises:
-            OSError: the disk is full, for example; the image is then not in the gallery.
+            OSError: If the entry cannot be written, for example because the disk is full. The
+                segment is unchanged.
+            ValueError: If the embeddings do not have the shape (n, D).
         """
         rows = 0 if boxes is None else len(boxes)
         if boxes is not None and rows:
             if scores is None or reid_feats is None:
-                raise ValueError("boxes come with scores and embeddings; one of them is absent.")
+                raise ValueError("boxes require scores and embeddings; one of them is missing.")
             vectors = np.ascontiguousarray(reid_feats, FLOAT)
             table = np.column_stack([boxes, scores]).astype(FLOAT)
             if vectors.shape != (rows, self.dim) or table.shape != (rows, BOX_COLUMNS):
                 raise ValueError(
-                    f"{rows} persons have embeddings of shape {vectors.shape}; the gallery takes "
+                    f"{rows} persons have embeddings of shape {vectors.shape}; the gallery expects "
                     f"({rows}, {self.dim})."
                 )
             entry = replace(entry, first=self.rows, rows=rows, crc=checksum(vectors, table))
@@ -270,20 +297,20 @@ class SegmentWriter:
                 self._sync(self._vectors, self._boxes)
             self._write(self._log, line)
             self._sync(self._log)
-        except OSError:
+        except OSError as e:
             self._cut_back()
-            raise
+            raise OSError(e.errno, e.strerror or str(e), str(self.folder)) from e
         self.rows += rows
         self._log_bytes += len(line)
         return entry
 
     def sync(self) -> None:
-        """Waits until everything is on the disk."""
+        """Syncs all files to disk."""
         for handle in (self._vectors, self._boxes, self._log):
             os.fsync(handle)
 
     def close(self) -> None:
-        """Closes the files and gives the lock back."""
+        """Closes the files and releases the lock."""
         for handle in (self._vectors, self._boxes, self._log):
             os.close(handle)
         self._lock.release()
@@ -291,12 +318,12 @@ class SegmentWriter:
     def __enter__(self) -> "SegmentWriter":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _write(self, handle: int, content: bytes) -> None:
         view = memoryview(content)
-        while len(view):  # a write may take only a part
+        while len(view):  # os.write may write a part only
             view = view[os.write(handle, view) :]
 
     def _sync(self, *handles: int) -> None:
@@ -304,7 +331,7 @@ class SegmentWriter:
             os.fdatasync(handle)
 
     def _cut_back(self) -> None:
-        """After a failed write: back to the last complete image."""
+        """Restores the last complete image after a failed write."""
         sizes = {
             self._log: self._log_bytes,  # first, so that no line outlives its rows
             self._boxes: self.rows * BOX_COLUMNS * FLOAT.itemsize,
@@ -316,17 +343,8 @@ class SegmentWriter:
 
 
 def _open_at(path: Path, size: int) -> int:
-    """Opens a file for appending and cuts off what lies behind ``size`` bytes."""
+    """Opens a file for appending after ``size`` bytes; the rest is removed."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
     os.ftruncate(handle, size)
     os.lseek(handle, size, os.SEEK_SET)
     return handle
-
-
-def _sync_folder(folder: Path) -> None:
-    """Forces the names of new files to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A gallery on disk: one manifest, the segments that it names, and who may write them.
+"""A gallery on disk: a manifest, the segments that it names, and the lock of its writer.
 
     gallery.json        manifest: version, model, D, folders of the images, segments, last run
     gallery.lock        held by the run that is writing
     segments/<name>/    see segment.py; one per writing process
     index-*             approximate index, if any; see approximate.py
 
-The manifest is replaced as a whole (write, force to disk, rename) and only by the holder of the
-lock. The layout and its reasons are in docs/search.md.
+The manifest is replaced atomically (write, sync, rename), by the holder of the lock only.
+docs/search.md explains the layout.
 """
 
 import json
@@ -22,6 +22,7 @@ from typing import NoReturn
 from person_search.search.errors import GalleryError, UnsafePathError
 from person_search.search.file_lock import FileLock
 from person_search.search.identity import ModelIdentity
+from person_search.search.names import from_stored, to_stored
 from person_search.search.segment import Entry, SegmentContents, SegmentWriter, read_segment
 from person_search.utils.files import write_atomically
 
@@ -31,14 +32,14 @@ FORMAT, VERSION = "person-search gallery", 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of ``gallery.json``.
+    """Content of ``gallery.json``.
 
-    Args:
-        dim: length of an embedding (D).
-        model: which model the embeddings come from.
-        roots: folders of the images; relative ones start at the gallery.
-        segments: names of the segments, in order.
-        run: number of the last run of ``index``.
+    Attributes:
+        dim: Embedding dimension D.
+        model: Identity of the model that computed the embeddings.
+        roots: Folders of the images; relative ones start at the gallery.
+        segments: Names of the segments, in order.
+        run: Number of the last run of ``index``.
     """
 
     dim: int
@@ -47,9 +48,9 @@ class Manifest:
     segments: tuple[str, ...] = ()
     run: int = 0
 
-    def to_json(self) -> dict:
-        """Plain types."""
-        return {
+    def to_bytes(self) -> bytes:
+        """Returns the JSON text of the file."""
+        content = {
             "format": FORMAT,
             "version": VERSION,
             "dim": self.dim,
@@ -58,16 +59,17 @@ class Manifest:
             "segments": list(self.segments),
             "run": self.run,
         }
+        return (json.dumps(content, indent=2) + "\n").encode()
 
 
 class GalleryStore:
-    """The files of one gallery.
+    """The files of a gallery.
 
     Args:
-        folder: holds ``gallery.json``.
+        folder: Folder with ``gallery.json``.
 
     Raises:
-        GalleryError: it does not, or the file is of another version or damaged.
+        GalleryError: If the folder is not a gallery, has another version or is damaged.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
@@ -77,35 +79,36 @@ class GalleryStore:
 
     @classmethod
     def create(cls, folder: str | os.PathLike, dim: int, model: ModelIdentity) -> "GalleryStore":
-        """Makes an empty gallery in a folder that is empty or absent.
+        """Creates an empty gallery in an empty or missing folder.
 
         Raises:
-            GalleryError: something lies there already.
+            GalleryError: If the folder contains other files.
         """
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise GalleryError(f"'{folder}' is a file; a gallery is a folder.")
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK, f"the gallery '{folder}'"):
-            # a run that was killed while it made the gallery may have left its temporary file
+            # a run that was killed while creating the gallery may have left its temporary file
             ours = (LOCK, f".{MANIFEST}.")
             others = [p.name for p in folder.iterdir() if not p.name.startswith(ours)]
             if others:
                 raise GalleryError(
-                    f"'{folder}' is not empty (there is '{sorted(others)[0]}') and no gallery; "
-                    "give a new folder for the gallery, beside that of the images."
+                    f"'{folder}' is not a gallery and not empty (it contains "
+                    f"'{sorted(others)[0]}'); choose a new folder for the gallery, beside that of "
+                    "the images."
                 )
-            write_atomically(folder / MANIFEST, _dump(Manifest(dim, model)), durable=True)
+            write_atomically(folder / MANIFEST, Manifest(dim, model).to_bytes(), durable=True)
         return cls(folder)
 
     @classmethod
     def open_or_create(
         cls, folder: str | os.PathLike, dim: int, model: ModelIdentity
     ) -> "GalleryStore":
-        """Opens a gallery for writing with this model; makes it if it is not there.
+        """Opens a gallery for writing with this model, or creates it.
 
         Raises:
-            OtherModelError: it is of another model, or of other detection settings.
+            OtherModelError: If it belongs to another model or other detection settings.
         """
         if not (Path(folder) / MANIFEST).exists():
             return cls.create(folder, dim, model)
@@ -118,7 +121,7 @@ class GalleryStore:
         """Holds the lock of the gallery and starts a run; yields its number.
 
         Raises:
-            GalleryLockedError: somebody else is writing.
+            GalleryLockedError: If another process is writing.
         """
         with FileLock(self.folder / LOCK, f"the gallery '{self.folder}'"):
             self.manifest = self._read_manifest()
@@ -126,73 +129,81 @@ class GalleryStore:
             yield self.manifest.run
 
     def replace_manifest(self, **changes: object) -> None:
-        """Writes the manifest with some fields changed; the caller holds the lock."""
+        """Writes the manifest with changed fields; requires the lock."""
         self.manifest = replace(self.manifest, **changes)  # type: ignore[arg-type]
-        write_atomically(self.folder / MANIFEST, _dump(self.manifest), durable=True)
+        write_atomically(self.folder / MANIFEST, self.manifest.to_bytes(), durable=True)
 
     def add_root(self, root: Path) -> int:
-        """The index of a folder of images, which is added if it is new; needs the lock."""
-        root = root.resolve()
-        home = self.folder.resolve().parent
+        """Returns the index of a folder of images, adding it if it is new; requires the lock."""
+        root, folder = root.resolve(), self.folder.resolve()
         # what lies beside the gallery may be moved together with it
-        name = os.path.relpath(root, self.folder.resolve()) if _inside(root, home) else str(root)
+        beside = root.is_relative_to(folder.parent)
+        name = to_stored(os.path.relpath(root, folder) if beside else root)
         if name not in self.manifest.roots:
             self.replace_manifest(roots=(*self.manifest.roots, name))
         return self.manifest.roots.index(name)
 
     def root_path(self, root: int) -> Path:
-        """A folder of images."""
+        """Returns a folder of images.
+
+        Raises:
+            UnsafePathError: If the manifest has no such folder.
+        """
         if not 0 <= root < len(self.manifest.roots):
             raise UnsafePathError(
-                f"an entry of the gallery '{self.folder}' names folder {root}; the manifest knows "
-                f"{len(self.manifest.roots)}."
+                f"an entry of the gallery '{self.folder}' refers to folder {root}; the manifest "
+                f"has {len(self.manifest.roots)}."
             )
         name = self.manifest.roots[root]
         if name not in self._root_paths:
-            self._root_paths[name] = Path(os.path.normpath(self.folder.resolve() / name))
+            path = os.path.normpath(self.folder.resolve() / from_stored(name))
+            self._root_paths[name] = Path(path)
         return self._root_paths[name]
 
     def named_path(self, root: int, path: str) -> Path:
-        """The path of an image, to be shown; to be opened, see :meth:`image_path`.
+        """Returns the path of an image for display; to open it, use :meth:`image_path`.
 
         Raises:
-            UnsafePathError: it leaves the folder that was indexed (``..``, an absolute path).
+            UnsafePathError: If it leaves the indexed folder (``..``, an absolute path).
         """
         pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts:
+        if pure.is_absolute() or ".." in pure.parts or "\0" in path:
             self._refuse(root, path)
-        return self.root_path(root) / pure
+        try:
+            return self.root_path(root) / from_stored(path)
+        except UnicodeEncodeError:
+            self._refuse(root, path)
 
     def image_path(self, root: int, path: str) -> Path:
-        """Where an image of the gallery lies.
+        """Returns the path of an image.
 
         Raises:
-            UnsafePathError: outside the folder that was indexed, by ``..``, as an absolute path or
-                through a link. A gallery from somebody else could name any file of this machine.
+            UnsafePathError: If it leaves the indexed folder by ``..``, as an absolute path or
+                through a link. A gallery from another person could name any file of this machine.
         """
         full = self.named_path(root, path)
-        if not _inside(full.resolve(), self.root_path(root).resolve()):
+        if not full.resolve().is_relative_to(self.root_path(root).resolve()):
             self._refuse(root, path)
         return full
 
     def _refuse(self, root: int, path: str) -> NoReturn:
         raise UnsafePathError(
-            f"the gallery '{self.folder}' names the image '{path}', which leaves the folder "
-            f"'{self.root_path(root)}' that was indexed. It is not opened."
+            f"the gallery '{self.folder}' names the image '{path}', which leaves the indexed "
+            f"folder '{self.root_path(root)}'. It is not opened."
         )
 
     def segment_folder(self, name: str) -> Path:
-        """Where a segment lies."""
+        """Returns the folder of a segment."""
         return self.folder / SEGMENTS / name
 
     def ensure_segments(self, count: int) -> list[str]:
-        """Names of ``count`` segments, new ones being added to the manifest; needs the lock."""
+        """Returns the names of ``count`` segments, adding new ones; requires the lock."""
         names = list(self.manifest.segments)
         number = max((int(name) for name in names), default=0)
         while len(names) < count:
             number += 1
             names.append(f"{number:04d}")
-            # left by a compaction that was interrupted
+            # left over from an interrupted compaction
             shutil.rmtree(self.segment_folder(names[-1]), ignore_errors=True)
         if len(names) > len(self.manifest.segments):
             self.replace_manifest(segments=tuple(names))
@@ -203,18 +214,18 @@ class GalleryStore:
         return SegmentWriter(self.segment_folder(name), self.manifest.dim, durable)
 
     def read_segments(self) -> list[SegmentContents]:
-        """The contents of all segments, in the order of the manifest."""
+        """Reads all segments, in the order of the manifest."""
         for _ in range(3):  # a compaction may have replaced them since the manifest was read
             if all(self.segment_folder(name).is_dir() for name in self.manifest.segments):
                 break
             fresh = self._read_manifest()
             if fresh.segments == self.manifest.segments:
-                break  # announced by a run that has not opened them yet
+                break  # announced by a run that has not created them yet
             self.manifest = fresh
         return [read_segment(self.segment_folder(name)) for name in self.manifest.segments]
 
     def refresh(self) -> bool:
-        """Reads the manifest again; whether it names other segments or folders than before."""
+        """Rereads the manifest; returns whether its segments or folders have changed."""
         before, self.manifest = self.manifest, self._read_manifest()
         return (before.segments, before.roots) != (self.manifest.segments, self.manifest.roots)
 
@@ -222,7 +233,7 @@ class GalleryStore:
         path = self.folder / MANIFEST
         if not path.is_file():
             raise GalleryError(
-                f"'{self.folder}' is no gallery: there is no {MANIFEST} in it. Make one from a "
+                f"'{self.folder}' is not a gallery: it contains no {MANIFEST}. Create one from a "
                 "folder of images or a video with 'person-search index'."
             )
         try:
@@ -234,22 +245,21 @@ class GalleryStore:
                     f"the gallery '{self.folder}' has version {content['version']}; this program "
                     f"reads version {VERSION}."
                 )
-            segments = tuple(str(int(name)).zfill(4) for name in content["segments"])
             return Manifest(
                 dim=int(content["dim"]),
                 model=ModelIdentity.from_json(content["model"]),
                 roots=tuple(map(str, content["roots"])),
-                segments=segments,
+                segments=tuple(str(int(name)).zfill(4) for name in content["segments"]),
                 run=int(content["run"]),
             )
         except GalleryError:
             raise
         except (ValueError, KeyError, TypeError) as e:
-            raise GalleryError(f"'{path}' is no manifest of a gallery: {e}") from e
+            raise GalleryError(f"'{path}' is not a manifest of a gallery: {e}") from e
 
 
 def live_entries(segments: Sequence[SegmentContents]) -> list[list[Entry]]:
-    """The entries that count, per segment in their order.
+    """Returns the entries that count, per segment in their order.
 
     Of several entries of an image or frame the last one counts; a removal ends all before it.
     """
@@ -274,11 +284,3 @@ def live_entries(segments: Sequence[SegmentContents]) -> list[list[Entry]]:
         [segment.entries[line] for line in sorted(lines)]
         for segment, lines in zip(segments, kept, strict=True)
     ]
-
-
-def _dump(manifest: Manifest) -> bytes:
-    return (json.dumps(manifest.to_json(), indent=2) + "\n").encode()
-
-
-def _inside(path: Path, folder: Path) -> bool:
-    return path == folder or folder in path.parents

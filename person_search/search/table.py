@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of a gallery by columns, which of them may be found, and what is found.
+"""Images of a gallery by columns, filters, and matches.
 
-Shape shorthand in this file: P images and frames.
+Shape shorthand: P images and frames.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -17,12 +17,14 @@ from person_search.search.segment import Entry
 class SearchFilter:
     """Which persons may be found.
 
-    Args:
-        min_score: of the detection.
-        cameras: names; empty for all.
-        since, until: seconds since 1970, both included; None for no bound. With either, images
-            of unknown time are left out.
-        min_similarity: to the query; None for no bound. docs/search.md says how to choose it.
+    Attributes:
+        min_score: Minimum detection score, in [0, 1].
+        cameras: Names of the cameras; empty for all.
+        since: Earliest time in seconds since 1970, inclusive; None for no bound. With a time
+            bound, images of unknown time are excluded.
+        until: Latest time, as ``since``.
+        min_similarity: Minimum similarity to the query, in [-1, 1]; None for no bound.
+            docs/search.md explains how to choose it.
     """
 
     min_score: float = 0.0
@@ -33,19 +35,19 @@ class SearchFilter:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_score <= 1:
-            raise ValueError(f"the lowest score is {self.min_score:g}; scores are from 0 to 1.")
+            raise ValueError(f"the minimum score is {self.min_score:g}; scores are in [0, 1].")
         if self.since is not None and self.until is not None and self.since > self.until:
             raise ValueError(
-                f"the time begins at {format_time(self.since)} and ends before that, at "
+                f"the time range starts at {format_time(self.since)} and ends before that, at "
                 f"{format_time(self.until)}."
             )
         if self.min_similarity is not None and not -1 <= self.min_similarity <= 1:
             raise ValueError(
-                f"the lowest similarity is {self.min_similarity:g}; similarities are from -1 to 1."
+                f"the minimum similarity is {self.min_similarity:g}; similarities are in [-1, 1]."
             )
 
     def to_json(self) -> dict:
-        """Plain types; None for no bound."""
+        """Returns plain types; None for no bound."""
         return {
             "min_score": self.min_score,
             "cameras": sorted(self.cameras),
@@ -55,7 +57,7 @@ class SearchFilter:
         }
 
     def describe(self) -> str:
-        """In words, e.g. "camera gate, from 2026-05-01 08:00:00 on"; "" if nothing is asked for."""
+        """Returns, for example, "camera gate, from 2026-05-01 08:00:00 on"; "" for no filter."""
         parts = []
         if self.cameras:
             names = sorted(self.cameras)
@@ -73,17 +75,19 @@ class SearchFilter:
 
 @dataclass(frozen=True)
 class Match:
-    """One person found: where, when, how sure the detector is, and how similar to the query.
+    """A person found in the gallery.
 
-    Args:
-        rank: 1 is best.
-        path: the image or video, as an absolute path.
+    Attributes:
+        rank: Rank from 1 (best).
+        path: Absolute path of the image or video.
         box: XYXY pixels.
-        score: of the detection, in [0, 1].
-        sim: cosine similarity in [-1, 1].
-        image: its number in the gallery.
-        frame, offset: of a video: index of the frame, and seconds from the start.
-        time: seconds since 1970, None if unknown. camera: "" if unknown.
+        score: Detection score in [0, 1].
+        sim: Cosine similarity to the query in [-1, 1].
+        image: Number of the image or frame in the gallery.
+        frame: Index of the frame; None for an image.
+        offset: Seconds of the frame from the start of the video; None for an image.
+        time: Seconds since 1970; None if unknown.
+        camera: Camera name; "" if unknown.
     """
 
     rank: int
@@ -91,14 +95,14 @@ class Match:
     box: tuple[float, float, float, float]
     score: float
     sim: float
-    picture: int = 0
+    image: int = 0
     frame: int | None = None
     offset: float | None = None
     time: float | None = None
     camera: str = ""
 
     def to_json(self) -> dict:
-        """Plain types, boxes to a tenth of a pixel; what is unknown is left out."""
+        """Returns plain types, boxes rounded to a tenth of a pixel; unknown fields are omitted."""
         known = {
             "frame": self.frame,
             "offset": None if self.offset is None else round(self.offset, 3),
@@ -116,59 +120,62 @@ class Match:
 
 
 def count(number: int, noun: str, nouns: str = "") -> str:
-    """A number with its noun, e.g. "1 image" and "2 images"."""
+    """Returns a number with its noun, for example "1 image" and "2 images"."""
     return f"{number} {noun if number == 1 else nouns or noun + 's'}"
 
 
 def format_time(seconds: float) -> str:
-    """ISO 8601 without a zone: times are those of the cameras' clocks, see docs/search.md."""
+    """Returns ISO 8601 without a time zone: times are those of the camera clocks."""
     return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat(" ", "seconds")
 
 
-@dataclass
 class ImageTable:
-    """The images and frames of a gallery by columns, which takes a fraction of P objects."""
+    """Images and frames of a gallery by columns, which need a fraction of the memory of P objects.
 
-    paths: list[str] = field(default_factory=list)
-    roots: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    frames: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # -1: an image
-    offsets: np.ndarray = field(default_factory=lambda: np.zeros(0))  # nan: an image
-    times: np.ndarray = field(default_factory=lambda: np.zeros(0))  # nan: unknown
-    cameras: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    camera_names: list[str] = field(default_factory=list)
+    Args:
+        entries: Entries of the images and frames.
 
-    @classmethod
-    def of(cls, entries: Iterable[Entry]) -> "ImageTable":
-        """Builds the columns."""
+    Attributes:
+        paths: Paths within the indexed folders.
+        roots: Numbers of the indexed folders (P,).
+        frames: Frame indices (P,); -1 for an image.
+        offsets: Seconds from the start of the video (P,); NaN for an image.
+        times: Seconds since 1970 (P,); NaN if unknown.
+        cameras: Indices into ``camera_names`` (P,).
+        camera_names: Sorted names; "" if unknown.
+        file_states: File sizes in bytes and modification times in ns (P, 2).
+        sizes: Heights and widths in pixels (P, 2).
+    """
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
         entries = list(entries)
-        names = sorted({entry.camera for entry in entries})
-        code = {name: number for number, name in enumerate(names)}
+        self.camera_names = sorted({entry.camera for entry in entries})
+        code = {name: number for number, name in enumerate(self.camera_names)}
         shared: dict[str, str] = {}  # the frames of a video share the text of its path
 
-        def floats(values: Iterable[float | None]) -> np.ndarray:
-            return np.array([np.nan if v is None else v for v in values], np.float64)
+        def column(values: Iterable, kind: type, missing: float = 0) -> np.ndarray:
+            return np.array([missing if value is None else value for value in values], kind)
 
-        return cls(
-            paths=[shared.setdefault(entry.path, entry.path) for entry in entries],
-            roots=np.array([entry.root for entry in entries], np.int32),
-            frames=np.array([-1 if e.frame is None else e.frame for e in entries], np.int64),
-            offsets=floats(entry.offset for entry in entries),
-            times=floats(entry.time for entry in entries),
-            cameras=np.array([code[entry.camera] for entry in entries], np.int32),
-            camera_names=names,
-        )
+        self.paths = [shared.setdefault(entry.path, entry.path) for entry in entries]
+        self.roots = column((e.root for e in entries), np.int32)
+        self.frames = column((e.frame for e in entries), np.int64, -1)
+        self.offsets = column((e.offset for e in entries), np.float64, np.nan)
+        self.times = column((e.time for e in entries), np.float64, np.nan)
+        self.cameras = column((code[e.camera] for e in entries), np.int32)
+        self.file_states = column(((e.size, e.mtime_ns) for e in entries), np.int64).reshape(-1, 2)
+        self.sizes = column(((e.height, e.width) for e in entries), np.int32).reshape(-1, 2)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def allowed(self, wanted: SearchFilter) -> np.ndarray:
-        """(P,) bool: the images that pass by time and camera."""
+        """Returns the mask (P,) bool of the images that pass the filters of time and camera."""
         mask = np.ones(len(self), bool)
         if wanted.cameras:
             codes = [i for i, name in enumerate(self.camera_names) if name in wanted.cameras]
             mask &= np.isin(self.cameras, codes)
         if wanted.since is not None:
-            mask &= self.times >= wanted.since  # False for nan
+            mask &= self.times >= wanted.since  # False for NaN
         if wanted.until is not None:
             mask &= self.times <= wanted.until
         return mask

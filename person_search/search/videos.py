@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames of video files, through OpenCV: every so many seconds, and single ones again later."""
+"""Frames of video files, read with OpenCV: sampled at an interval, or one by its index."""
 
 import os
+import tempfile
 from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cv2
@@ -10,37 +12,37 @@ import numpy as np
 
 from person_search.data import BadImageError
 
-# What is wrong with a video is said once and by us. OpenCV reads this when it first needs FFmpeg,
-# on whose scale -8 is silence.
+# Problems are reported once, by us. OpenCV reads this when it first uses FFmpeg; -8 is silent.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 COMPLETE = 0.98
-"""Videos whose readable frames are a smaller share of those announced are said to stop early; many
-containers announce a few frames too many."""
+"""A video with a smaller share of readable frames is reported as truncated; many containers
+announce a few frames too many."""
 
 
 @dataclass(frozen=True)
 class VideoFrame:
-    """A frame that was sampled.
+    """A sampled frame.
 
-    Args:
-        index: of the frame, from 0. offset: seconds from the start of the video.
-        image: (H, W, 3) uint8 RGB; None for a frame that the caller has already.
+    Attributes:
+        index: Index of the frame, from 0.
+        offset: Seconds from the start of the video.
+        image: Array (H, W, 3) uint8 RGB; None if the caller already has the frame.
     """
 
     index: int
     offset: float
-    picture: np.ndarray | None
+    image: np.ndarray | None
 
 
 @dataclass
 class VideoState:
-    """What is known of a video once it has been read.
+    """Result of reading a video.
 
-    Args:
-        frames: that could be read.
-        error: why it ended before its announced end; "" otherwise.
+    Attributes:
+        frames: Number of readable frames.
+        error: Why the video ended before its announced end; "" otherwise.
     """
 
     frames: int = 0
@@ -53,18 +55,18 @@ def sample_video(
     have: Container[int] = (),
     state: VideoState | None = None,
 ) -> Iterator[VideoFrame]:
-    """Yields the first frame, and then the first one of each interval of ``every`` seconds.
+    """Yields the first frame of each interval of ``every`` seconds.
 
     The choice depends on the video alone: an interrupted run chooses the same frames again.
 
     Args:
-        path: of the video.
-        every: seconds.
-        have: frames that need not be unpacked.
-        state: is filled in while reading.
+        path: Video file.
+        every: Interval in seconds.
+        have: Indices of frames that need not be decoded.
+        state: Updated while reading.
 
     Raises:
-        BadImageError: it cannot be opened or has no readable frame.
+        BadImageError: If the video cannot be opened or has no readable frame.
     """
     state = state if state is not None else VideoState()
     capture = _open(path)
@@ -81,10 +83,10 @@ def sample_video(
             if index in have:
                 yield VideoFrame(index, offset, None)
                 continue
-            good, picture = capture.retrieve()
+            good, image = capture.retrieve()
             if not good:
                 break
-            yield VideoFrame(index, offset, np.ascontiguousarray(picture[:, :, ::-1]))
+            yield VideoFrame(index, offset, np.ascontiguousarray(image[:, :, ::-1]))
         if not state.frames:
             raise BadImageError(f"the video '{path}' has no readable frame.")
         if announced > 0 and state.frames < COMPLETE * announced:
@@ -94,7 +96,7 @@ def sample_video(
 
 
 def count_samples(path: str | os.PathLike, every: float) -> int:
-    """About how many frames will be sampled; for a progress bar."""
+    """Estimates the number of sampled frames, for a progress bar."""
     try:
         capture = _open(path)
     except BadImageError:
@@ -106,16 +108,24 @@ def count_samples(path: str | os.PathLike, every: float) -> int:
 
 
 def read_frame(path: str | os.PathLike, index: int) -> np.ndarray:
-    """One frame as (H, W, 3) uint8 RGB.
+    """Reads one frame.
 
-    Jumping into a compressed video may land beside the frame, so the place is checked; if it is not
-    the right one, the video is read from its start.
+    Seeking in a compressed video may miss the frame; if the position is wrong after seeking, the
+    video is read from its start.
+
+    Args:
+        path: Video file.
+        index: Index of the frame, from 0.
+
+    Returns:
+        Array (H, W, 3) uint8 RGB.
 
     Raises:
-        FileNotFoundError: no such file. BadImageError: no such frame.
+        FileNotFoundError: If the file does not exist.
+        BadImageError: If the video has no such frame, or the frame is damaged.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no video '{path}'.")
+        raise FileNotFoundError(f"the video '{path}' does not exist.")
     capture = _open(path)
     try:
         capture.set(cv2.CAP_PROP_POS_FRAMES, index)
@@ -125,31 +135,46 @@ def read_frame(path: str | os.PathLike, index: int) -> np.ndarray:
             capture = _open(path)
             if not all(capture.grab() for _ in range(index + 1)):
                 raise BadImageError(f"the video '{path}' has no frame {index}.")
-        good, picture = capture.retrieve()
+        good, image = capture.retrieve()
         if not good:
             raise BadImageError(f"frame {index} of the video '{path}' is damaged.")
-        return np.ascontiguousarray(picture[:, :, ::-1])
+        return np.ascontiguousarray(image[:, :, ::-1])
     finally:
         capture.release()
 
 
 def _open(path: str | os.PathLike) -> cv2.VideoCapture:
-    """Opens a video; OpenCV's own message about one that it cannot open is left out."""
+    """Opens a video without the messages of OpenCV."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        capture = cv2.VideoCapture(os.fspath(path), cv2.CAP_FFMPEG)
+        with _openable(os.fspath(path)) as name:
+            capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
     finally:
         cv2.utils.logging.setLogLevel(level)
     if not capture.isOpened():
         empty = os.path.isfile(path) and os.path.getsize(path) == 0
-        reason = "the file is empty (0 bytes)" if empty else "it is damaged, or is none"
+        reason = "the file is empty (0 bytes)" if empty else "it is damaged or not a video"
         raise BadImageError(f"cannot read the video '{path}': {reason}.")
     return capture
 
 
+@contextmanager
+def _openable(path: str) -> Iterator[str]:
+    """Yields a name that OpenCV accepts: a link if the path is not UTF-8, else the path itself."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = os.path.join(folder, "video")
+            os.symlink(os.path.abspath(path), link)
+            yield link
+    else:
+        yield path
+
+
 def _offset(capture: cv2.VideoCapture, index: int, fps: float) -> float:
-    """Seconds from the start of the frame that was grabbed last."""
+    """Returns the time of the last grabbed frame in seconds from the start."""
     seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
     if seconds > 0 or index == 0:
         return max(seconds, 0.0)

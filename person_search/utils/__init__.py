@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does not belong to any one part: the Detectron2 in use and the state of the installation."""
+"""The Detectron2 in use, the state of the installation, and reading and writing files."""
 
 from person_search.utils.backend import BackendError, backend_name, check_backend
 

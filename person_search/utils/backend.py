@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which Detectron2 is in use: the real one or ``compat/detectron2-lite``.
+"""Detects which Detectron2 is in use: the real one or ``compat/detectron2-lite``.
 
-Both have the import name ``detectron2``, so pip lets one overwrite the files of the other without a
-word. This module finds out what is there from the metadata of installed distributions and refuses
-none and both. A source checkout of the real one that stands on ``PYTHONPATH`` has no metadata, or
-only its own egg-info folder; it was put in front on purpose and therefore never counts as a second
-installation.
+Both have the import name ``detectron2``, so pip silently lets one overwrite the files of the other.
+This module reads the metadata of installed distributions and refuses none and both. A source
+checkout of the real one on ``PYTHONPATH`` has no metadata or only its own egg-info folder, and does
+not count as a second installation.
 """
 
 import functools
@@ -26,17 +25,17 @@ Install exactly one of the two (from the root of the checkout):
     pip install -c constraints.txt ./compat/detectron2-lite
   real Detectron2:
     pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'
-  or, without compiling, put a source checkout of the real one in front: PYTHONPATH=<checkout>"""
+  or, without compiling, use a source checkout of the real one: PYTHONPATH=<checkout>"""
 
 logger = logging.getLogger(__name__)
 
 
 class BackendError(RuntimeError):
-    """No Detectron2 can be imported, or two distributions fight for its import name."""
+    """Detectron2 cannot be imported, or two distributions have its import name."""
 
 
 def installed_distributions() -> list[str]:
-    """Lists the names of the installed distributions that provide ``import detectron2``, sorted."""
+    """Returns the sorted names of the distributions that provide ``import detectron2``."""
     names = set(metadata.packages_distributions().get(IMPORT_NAME, []))
     return sorted(name for name in names if not _is_checkout_on_pythonpath(name))
 
@@ -44,8 +43,8 @@ def installed_distributions() -> list[str]:
 def backend_location() -> Path | None:
     """Returns the folder from which ``import detectron2`` loads, or None if it cannot be loaded.
 
-    A folder without ``__init__.py`` (what an uninstalled package or an empty submodule leaves
-    behind) imports as a hollow namespace package; it counts as not loadable.
+    A folder without ``__init__.py``, which an uninstalled package or an empty submodule leaves
+    behind, imports as an empty namespace package. It counts as not loadable.
     """
     spec = importlib.util.find_spec(IMPORT_NAME)
     if spec is None or spec.origin is None:
@@ -54,13 +53,13 @@ def backend_location() -> Path | None:
 
 
 def check_backend() -> str:
-    """Makes sure that exactly one Detectron2 is there, and logs which, once in a process.
+    """Checks that exactly one Detectron2 is installed, and logs which, once per process.
 
     Returns:
-        the same text as :func:`backend_name`.
+        The text of :func:`backend_name`.
 
     Raises:
-        BackendError: none is installed, or both are; the message holds the commands that help.
+        BackendError: If none or both are installed. The message has the commands to repair it.
     """
     installed = installed_distributions()
     if len(installed) > 1:
@@ -78,10 +77,10 @@ def check_backend() -> str:
 
 
 def backend_name() -> str:
-    """Names the Detectron2 in use, e.g. ``"real 0.6"`` or ``"lite 0.1.0"``.
+    """Returns the name of the Detectron2 in use, e.g. ``"real 0.6"`` or ``"lite 0.1.0"``.
 
     Raises:
-        BackendError: ``import detectron2`` fails.
+        BackendError: If ``import detectron2`` fails.
     """
     if backend_location() is None:
         raise BackendError(f"Detectron2 is not installed.{_hollow_hint()}\n{INSTALL_HELP}")
@@ -90,7 +89,7 @@ def backend_name() -> str:
     except ImportError as e:
         raise BackendError(
             f"Detectron2 is at {backend_location()} but cannot be imported: {e}. "
-            "One of its own requirements is probably missing; install it again.\n" + INSTALL_HELP
+            "One of its requirements is probably missing; reinstall it.\n" + INSTALL_HELP
         ) from e
     lite_version = getattr(module, "__lite__", None)
     if lite_version is not None:
@@ -99,7 +98,7 @@ def backend_name() -> str:
 
 
 def _is_checkout_on_pythonpath(distribution: str) -> bool:
-    """Tells whether the metadata is the egg-info folder of a checkout named in PYTHONPATH."""
+    """Returns whether the metadata is the egg-info folder of a checkout on PYTHONPATH."""
     home = Path(str(metadata.distribution(distribution).locate_file(""))).resolve()
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return any(entry and Path(entry).resolve() == home for entry in entries)
@@ -110,7 +109,7 @@ def _hollow_hint() -> str:
     if spec is None or not spec.submodule_search_locations:
         return ""
     folders = ", ".join(spec.submodule_search_locations)
-    return f" The folder {folders} has that name but holds no package; remove or rename it."
+    return f" The folder {folders} has its name but is not a package; remove or rename it."
 
 
 @functools.cache

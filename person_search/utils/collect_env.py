@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints what is installed and what is missing for which feature.
+"""Prints what is installed, and what is missing for which feature.
 
-``python -m person_search.utils.collect_env`` is the first thing to attach to a bug report. It needs
-nothing beyond the standard library to start, so that it can also describe a broken installation.
+Attach the output of ``python -m person_search.utils.collect_env`` to a bug report. It requires only
+the standard library, so that it also describes a broken installation.
 """
 
 import importlib.util
@@ -29,17 +29,17 @@ REQUIRED = (
     "diffusers",
     "safetensors",
 )
-"""Import names without which nothing runs."""
+"""Import names of the required packages."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """Something that works only if further packages are installed.
+    """A feature that requires further packages.
 
-    Args:
-        name: what the user would call it.
-        modules: import names it needs.
-        remedy: the command that installs them.
+    Attributes:
+        name: Name of the feature for users.
+        modules: Import names of the packages.
+        remedy: Command that installs them.
     """
 
     name: str
@@ -61,11 +61,11 @@ DATASETS = {
     "synthetic CUHK-SYSU": ("synthetic/CUHK-SYSU",),
     "synthetic PRW": ("synthetic/PRW",),
 }
-"""Data set -> folders under ``$DETECTRON2_DATASETS`` where it may lie."""
+"""Data set -> possible folders below ``$DETECTRON2_DATASETS``."""
 
 
 def module_version(module: str) -> str | None:
-    """Returns the version of a module's distribution, ``"?"`` if unknown, None if not installed."""
+    """Returns the version of an installed module, "?" if unknown, None if not installed."""
     if importlib.util.find_spec(module) is None:
         return None
     for distribution in metadata.packages_distributions().get(module, [module]):
@@ -77,7 +77,7 @@ def module_version(module: str) -> str | None:
 
 
 def describe_system() -> list[tuple[str, str]]:
-    """Returns rows (what, value) on interpreter, project, backend, packages and devices."""
+    """Returns rows (name, value) on interpreter, project, backend, packages and devices."""
     rows = [
         ("platform", platform.platform()),
         ("Python", f"{platform.python_version()} ({sys.executable})"),
@@ -89,14 +89,14 @@ def describe_system() -> list[tuple[str, str]]:
 
 
 def describe_features() -> list[tuple[str, str]]:
-    """Returns rows (feature, "ready" with versions, or what is missing and what helps)."""
+    """Returns rows (feature, "ready" with versions or what is missing with the remedy)."""
     rows = []
     for feature in FEATURES:
         missing = [m for m in feature.modules if importlib.util.find_spec(m) is None]
-        versions = ", ".join(f"{m} {module_version(m)}" for m in feature.modules)
-        state = f"ready ({versions})"
-        if missing:
-            state = f"missing {', '.join(missing)}: {feature.remedy}"
+        state = f"missing {', '.join(missing)}: {feature.remedy}"
+        if not missing:
+            versions = ", ".join(f"{m} {module_version(m)}" for m in feature.modules)
+            state = f"ready ({versions})"
         rows.append((feature.name, state))
     return rows
 
@@ -104,7 +104,7 @@ def describe_features() -> list[tuple[str, str]]:
 def describe_datasets() -> list[tuple[str, str]]:
     """Returns rows (data set, folder found or "not found"), for ``$DETECTRON2_DATASETS``.
 
-    Only the folder is looked for; ``tools/check_dataset.py`` looks inside.
+    Only the existence of the folder is checked; ``tools/check_dataset.py`` checks the content.
     """
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     rows = [("DETECTRON2_DATASETS", os.environ.get("DETECTRON2_DATASETS", "not set: datasets/"))]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are replaced as a whole: after an error or a crash there is the old one or the new."""
+"""Atomic file replacement: after an error or a crash, the old or the new file is complete."""
 
 import os
 import tempfile
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 SUFFIX = ".tmp"
-"""Of what a killed process leaves behind; never the suffix of anything that is read."""
+"""Suffix of temporary files that a killed process leaves behind; they are never read."""
 
 
 def write_atomically(
@@ -19,24 +19,25 @@ def write_atomically(
     durable: bool = False,
     temporary: str | os.PathLike | None = None,
 ) -> None:
-    """Writes a file under another name beside it, then renames it.
+    """Writes a temporary file in the same folder, then renames it to ``path``.
 
-    Several processes may write the same file: each has a file of its own, the last rename wins.
+    Several processes may write the same path: each has its own temporary file, the last one wins.
 
     Args:
-        path: replaced at the very end; its folder is made if need be.
-        write: the content, or what writes it to a binary file.
-        durable: force it to the disk before the rename, and the rename as well.
-        temporary: the other name, where only one process writes; default: one that is free.
+        path: File to replace. Its folder is created if it does not exist.
+        write: Content of the file, or a function that writes it to a binary file.
+        durable: Whether to flush the file and the rename to the disk.
+        temporary: Name of the temporary file, if only one process writes. Default: a unique name.
 
     Raises:
-        OSError: it cannot be written. ``path`` is as it was, as with any error of ``write``.
+        OSError: If the file cannot be written, with its path. ``path`` is as before, as with any
+            other error of ``write``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if temporary is None:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are their owner's only
+        os.chmod(name, 0o666 & ~_umask())  # only the owner can read files of mkstemp
         file, temporary = os.fdopen(handle, "wb"), Path(name)
     else:
         temporary = Path(temporary)
@@ -48,9 +49,11 @@ def write_atomically(
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:  # an interrupt, too: leave no litter
+    except BaseException as e:  # also an interrupt
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(e, OSError) and e.errno and e.filename is None:  # of a write to an open file
+            raise OSError(e.errno, e.strerror, str(path)) from e
         raise
     if durable:
         _sync_folder(path.parent)
@@ -63,7 +66,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable; not every file system can, and none needs it to be consistent."""
+    """Flushes a rename to the disk, on file systems that support it."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

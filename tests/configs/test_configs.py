@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every YAML in ``configs/`` loads, its base exists and it names only what is registered."""
+"""Every YAML in ``configs/`` loads, has an existing base and names registered parts."""
 
 import json
 import re

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A test image that cannot be read, from the file to the figures."""
+"""An unreadable test image, from the file to the metrics."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def make_loader(name: str, on_bad_image: str):
 
 
 def perfect_output(record: dict) -> dict:
-    """Finds all people; an embedding points along its identity's own axis."""
+    """Detects all persons; the embedding of each identity is an axis of its own."""
     axes = torch.eye(8)
     found = Instances((record["height"] or 1, record["width"] or 1))
     found.pred_boxes = Boxes(torch.tensor([a["bbox"] for a in record["annotations"]]))
@@ -46,7 +46,7 @@ def perfect_output(record: dict) -> dict:
     return {"instances": found, "query_feats": axes[queries]}
 
 
-def test_its_people_count_as_not_found(name: str) -> None:
+def test_its_persons_count_as_missed(name: str) -> None:
     records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
     evaluator = PersonSearchEvaluator(name)
     evaluator.reset()

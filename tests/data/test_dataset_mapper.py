@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mapper: boxes and identities stay with their person, and bad input is named."""
+"""The mapper: boxes and identities stay together, and errors name bad input."""
 
 import copy
 import logging
@@ -22,6 +22,7 @@ from person_search.data import (
     MAPPER_REGISTRY,
     BadImageError,
     PersonSearchMapper,
+    RecordImageReader,
     build_mapper,
     load_cuhk_sysu,
 )
@@ -50,8 +51,8 @@ def make_record(path: Path, boxes: list, pids: list | None = None, queries: tupl
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.jpg"
+def image_file(tmp_path: Path) -> Path:
+    path = tmp_path / "image_file.jpg"
     write_image(path, HEIGHT, WIDTH)
     return path
 
@@ -75,8 +76,8 @@ def make_mapper(*augmentations, is_train: bool = True, on_bad_image: str = "rais
     )
 
 
-def test_train_output(cfg, picture: Path) -> None:
-    record = make_record(picture, [(10, 5, 30, 50), (60, 0, 100, 60)], [4, -1])
+def test_train_output(cfg, image_file: Path) -> None:
+    record = make_record(image_file, [(10, 5, 30, 50), (60, 0, 100, 60)], [4, -1])
     before = copy.deepcopy(record)
     output = build_mapper(cfg, True)(record)
     assert record == before, "the record belongs to the data set and must not change"
@@ -90,9 +91,9 @@ def test_train_output(cfg, picture: Path) -> None:
     assert instances.gt_pids.tolist() == [4, -1] and instances.gt_pids.dtype == torch.int64
 
 
-def test_test_output(cfg, picture: Path) -> None:
+def test_test_output(cfg, image_file: Path) -> None:
     record = make_record(
-        picture, [(10, 10, 30, 50)], queries=((12, (10, 10, 30, 50)), (5, (-4, 0, 50, 70)))
+        image_file, [(10, 10, 30, 50)], queries=((12, (10, 10, 30, 50)), (5, (-4, 0, 50, 70)))
     )
     output = build_mapper(cfg, False)(record)
     assert set(output) == {
@@ -112,16 +113,16 @@ def test_test_output(cfg, picture: Path) -> None:
     assert queries.query_ids.tolist() == [12, 5] and queries.pred_classes.tolist() == [0, 0]
 
 
-def test_a_test_image_without_queries_has_empty_fields(cfg, picture: Path) -> None:
-    queries = build_mapper(cfg, False)(make_record(picture, []))["queries"]
+def test_a_test_image_without_queries_has_empty_fields(cfg, image_file: Path) -> None:
+    queries = build_mapper(cfg, False)(make_record(image_file, []))["queries"]
     assert len(queries) == 0 and queries.pred_boxes.tensor.shape == (0, 4)
     assert queries.query_ids.dtype == torch.int64
 
 
-def test_true_boxes_follow_the_queries(cfg, picture: Path) -> None:
+def test_true_boxes_follow_the_queries(cfg, image_file: Path) -> None:
     # the second box reaches over the border, the third lies outside
     boxes = [(10, 10, 30, 50), (80, 20, 120, 70), (130, 70, 140, 90)]
-    record = make_record(picture, boxes, queries=[(4, (10, 10, 30, 50))])
+    record = make_record(image_file, boxes, queries=[(4, (10, 10, 30, 50))])
     cfg.TEST.PERSON_SEARCH.VARIANTS = ["cws", "gt+cws"]
     queries = build_mapper(cfg, is_train=False)(record)["queries"]
     assert queries.query_ids.tolist() == [4, NO_QUERY_ID, NO_QUERY_ID, NO_QUERY_ID]
@@ -134,8 +135,8 @@ def test_true_boxes_follow_the_queries(cfg, picture: Path) -> None:
     assert len(build_mapper(cfg, is_train=False)(record)["queries"]) == 4
 
 
-def test_an_image_without_people_keeps_all_fields(cfg, picture: Path) -> None:
-    instances = build_mapper(cfg, True)(make_record(picture, []))["instances"]
+def test_an_image_without_persons_keeps_all_fields(cfg, image_file: Path) -> None:
+    instances = build_mapper(cfg, True)(make_record(image_file, []))["instances"]
     assert instances.gt_boxes.tensor.shape == (0, 4)
     assert instances.gt_pids.shape == instances.gt_classes.shape == (0,)
     assert instances.gt_pids.dtype == torch.int64
@@ -159,7 +160,7 @@ def paint(path: Path, box: tuple[int, int, int, int]) -> None:
     ids=["flip", "flip upside down", "crop", "resize"],
 )
 def test_the_box_stays_on_the_person(tmp_path: Path, augmentation: T.Augmentation) -> None:
-    path, box = tmp_path / "picture.png", (12, 20, 40, 45)
+    path, box = tmp_path / "image_file.png", (12, 20, 40, 45)
     paint(path, box)
     output = make_mapper(augmentation)(make_record(path, [box]))
     rows, columns = np.nonzero(output["image"][0].numpy() > 127)
@@ -169,7 +170,7 @@ def test_the_box_stays_on_the_person(tmp_path: Path, augmentation: T.Augmentatio
 
 @given(data=st.data())
 def test_identities_follow_their_boxes(tmp_path_factory, data) -> None:
-    """Each person's box is as wide as its identity number plus 2, whatever becomes of the image."""
+    """Each person's box is as wide as its identity plus 2, whatever the transforms."""
     count = data.draw(st.integers(0, 6))
     boxes, pids = [], []
     for pid in data.draw(st.permutations(range(count))):
@@ -198,7 +199,7 @@ def test_identities_follow_their_boxes(tmp_path_factory, data) -> None:
 
 
 def test_a_crop_drops_the_rows_it_empties(tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image_file.png"
     paint(path, (0, 0, 1, 1))
     left, right = (2, 2, 20, 50), (80, 2, 98, 50)
     output = make_mapper(T.CropTransform(0, 0, 50, HEIGHT))(make_record(path, [right, left]))
@@ -206,13 +207,13 @@ def test_a_crop_drops_the_rows_it_empties(tmp_path: Path) -> None:
     assert output["instances"].gt_boxes.tensor.tolist() == [list(left)]
 
 
-def test_the_config_turns_augmentations_on(cfg, picture: Path) -> None:
+def test_the_config_turns_augmentations_on(cfg, image_file: Path) -> None:
     cfg.INPUT.RANDOM_FLIP = "horizontal"
     cfg.INPUT.CROP.ENABLED = True
     cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = "absolute", [30, 50]
     kinds = [type(a).__name__ for a in build_mapper(cfg, True).augmentations.augs]
     assert kinds == ["RandomCrop", "ResizeShortestEdge", "RandomFlip"]
-    assert build_mapper(cfg, True)(make_record(picture, []))["image"].shape == (3, 120, 200)
+    assert build_mapper(cfg, True)(make_record(image_file, []))["image"].shape == (3, 120, 200)
     kinds = [type(a).__name__ for a in build_mapper(cfg, False).augmentations.augs]
     assert kinds == ["ResizeShortestEdge"]
 
@@ -226,7 +227,7 @@ def test_the_channel_order_is_that_of_the_config(cfg, tmp_path: Path) -> None:
         assert image[order.index("R")].min() == 255 and image[order.index("G")].max() == 0
 
 
-def test_targets_can_be_added_in_a_subclass(cfg, picture: Path) -> None:
+def test_targets_can_be_added_in_a_subclass(cfg, image_file: Path) -> None:
     class Mirrored(PersonSearchMapper):
         def instances_from_annotations(self, record, annotations, transforms, image_size):
             instances = super().instances_from_annotations(
@@ -240,15 +241,15 @@ def test_targets_can_be_added_in_a_subclass(cfg, picture: Path) -> None:
     cfg.DATALOADER.MAPPER, cfg.INPUT.RANDOM_FLIP = "Mirrored", "horizontal"
     mapper = build_mapper(cfg, True)
     assert isinstance(mapper, Mirrored)
-    record = make_record(picture, [(10, 5, 30, 50), (200, 5, 230, 50)])
+    record = make_record(image_file, [(10, 5, 30, 50), (200, 5, 230, 50)])
     flips = {tuple(mapper(record)["instances"].gt_flipped.tolist()) for _ in range(30)}
     assert flips == {(True,), (False,)}
 
 
 def test_a_box_over_the_border_is_clipped_and_one_outside_dropped_with_one_warning(
-    cfg, picture: Path, caplog: pytest.LogCaptureFixture
+    cfg, image_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    record = make_record(picture, [(-10, 5, 30, 70), (100, 5, 130, 50), (5, 60, 20, 80)])
+    record = make_record(image_file, [(-10, 5, 30, 70), (100, 5, 130, 50), (5, 60, 20, 80)])
     mapper = build_mapper(cfg, True)
     with caplog.at_level(logging.WARNING):
         outputs = [mapper(record) for _ in range(3)]
@@ -257,20 +258,20 @@ def test_a_box_over_the_border_is_clipped_and_one_outside_dropped_with_one_warni
     assert instances.gt_boxes.tensor.tolist() == [[0, 10, 60, 120]]
     warnings = [r.getMessage() for r in caplog.records if "outside" not in r.name]
     assert len(warnings) == 1
-    assert str(picture) in warnings[0] and "[100, 5, 130, 50]" in warnings[0]
+    assert str(image_file) in warnings[0] and "[100, 5, 130, 50]" in warnings[0]
 
 
-def test_a_query_box_outside_the_image_names_query_and_file(cfg, picture: Path) -> None:
-    record = make_record(picture, [], queries=((31, (100, 0, 130, 50)),))
-    with pytest.raises(ValueError, match=r"query 31 .*outside.*image\.jpg.*60 x 100"):
+def test_a_query_box_outside_the_image_names_query_and_file(cfg, image_file: Path) -> None:
+    record = make_record(image_file, [], queries=((31, (100, 0, 130, 50)),))
+    with pytest.raises(ValueError, match=r"query 31: .*outside.*image_file\.jpg.*60 x 100"):
         build_mapper(cfg, False)(record)
 
 
 @pytest.mark.parametrize("is_train", [True, False])
-def test_an_image_of_another_size_is_named_with_both_sizes(cfg, picture, is_train) -> None:
-    write_image(picture, 50, 80)
-    with pytest.raises(ValueError, match=r"image\.jpg is 50 x 80 .*says 60 x 100"):
-        build_mapper(cfg, is_train)(make_record(picture, []))
+def test_an_image_of_another_size_is_named_with_both_sizes(cfg, image_file, is_train) -> None:
+    write_image(image_file, 50, 80)
+    with pytest.raises(ValueError, match=r"image_file\.jpg is 50 x 80 .*says 60 x 100"):
+        build_mapper(cfg, is_train)(make_record(image_file, []))
 
 
 def cut_off(path: Path) -> None:
@@ -287,10 +288,10 @@ BREAKS = {"cut off": cut_off, "no image": scribble, "missing": Path.unlink}
 
 @pytest.mark.parametrize("is_train", [True, False])
 @pytest.mark.parametrize("how", BREAKS)
-def test_an_unreadable_image_ends_the_run_and_is_named(cfg, picture, is_train, how) -> None:
-    BREAKS[how](picture)
-    with pytest.raises(BadImageError, match=r"picture\.jpg.*DATALOADER\.ON_BAD_IMAGE"):
-        build_mapper(cfg, is_train)(make_record(picture, []))
+def test_an_unreadable_image_ends_the_run_and_is_named(cfg, image_file, is_train, how) -> None:
+    BREAKS[how](image_file)
+    with pytest.raises(BadImageError, match=r"image_file\.jpg.*DATALOADER\.ON_BAD_IMAGE"):
+        build_mapper(cfg, is_train)(make_record(image_file, []))
 
 
 def test_skip_takes_another_image_in_training(
@@ -304,25 +305,25 @@ def test_skip_takes_another_image_in_training(
     with caplog.at_level(logging.WARNING):
         names = {Path(loader[1]["file_name"]).name for _ in range(5)}
     assert names <= {"s1.jpg", "s3.jpg"}
-    assert "skipping the image" in caplog.text and "s2.jpg" in caplog.text
+    assert "skipping the unreadable image" in caplog.text and "s2.jpg" in caplog.text
 
 
 @pytest.mark.parametrize("recorded", [(HEIGHT, WIDTH), (0, 0)])
-def test_skip_gives_a_marked_black_image_in_testing(cfg, picture, recorded, caplog) -> None:
-    scribble(picture)
+def test_skip_gives_a_marked_black_image_in_testing(cfg, image_file, recorded, caplog) -> None:
+    scribble(image_file)
     cfg.DATALOADER.ON_BAD_IMAGE = "skip"
-    record = make_record(picture, [(5, 5, 90, 80)], queries=((3, (10, 10, 30, 50)),))
+    record = make_record(image_file, [(5, 5, 90, 80)], queries=((3, (10, 10, 30, 50)),))
     record["height"], record["width"] = recorded
     with caplog.at_level(logging.WARNING):
         output = build_mapper(cfg, False)(record)
     assert output["bad_image"] is True and output["image"].max() == 0
     assert output["queries"].query_ids.tolist() == [3]
     assert (output["height"], output["width"]) == ((60, 100) if recorded[0] else (80, 90))
-    assert str(picture) in caplog.text
+    assert str(image_file) in caplog.text
 
 
-def test_a_readable_image_of_unknown_size_is_used(cfg, picture: Path) -> None:
-    record = make_record(picture, [])
+def test_a_readable_image_of_unknown_size_is_used(cfg, image_file: Path) -> None:
+    record = make_record(image_file, [])
     record["height"] = record["width"] = 0
     output = build_mapper(cfg, False)(record)
     assert (output["height"], output["width"]) == (HEIGHT, WIDTH)
@@ -331,7 +332,7 @@ def test_a_readable_image_of_unknown_size_is_used(cfg, picture: Path) -> None:
 
 def test_skip_gives_up_where_nothing_can_be_read(tmp_path: Path) -> None:
     mapper = make_mapper(on_bad_image="skip")
-    with pytest.raises(BadImageError, match="10 images in a row.*9.jpg"):
+    with pytest.raises(BadImageError, match="10 consecutive images.*9.jpg"):
         for index in range(20):
             assert mapper(make_record(tmp_path / f"{index}.jpg", [])) is None
 
@@ -342,3 +343,10 @@ def test_unknown_names_are_answered_with_those_allowed(cfg) -> None:
         build_mapper(cfg, True)
     with pytest.raises(ValueError, match=r"ON_BAD_IMAGE is 'ignore'.*'raise', 'skip'"):
         make_mapper(on_bad_image="ignore")
+
+
+def test_the_reader_of_records_names_and_skips_for_other_users(tmp_path: Path, caplog) -> None:
+    record = make_record(tmp_path / "absent.jpg", [])
+    with pytest.raises(BadImageError, match=r"absent\.jpg.*ON_BAD_IMAGE"):
+        RecordImageReader("RGB")(record)
+    assert RecordImageReader("RGB", "skip")(record) is None and "absent.jpg" in caplog.text

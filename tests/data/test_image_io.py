@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of every kind: what the mapper reads, and what the check says about them."""
+"""Images of every kind: what the mapper reads and what the check reports."""
 
 import json
 import struct
@@ -13,9 +13,8 @@ from json_trees import write_json_set
 from PIL import Image
 
 from person_search.config import add_person_search_config
-from person_search.data import BadImageError, build_mapper, load_person_search_json
-from person_search.data.datasets import IrregularityLog
-from person_search.data.datasets.json_check import check_json_dataset
+from person_search.data import BadImageError, IrregularityLog, build_mapper, load_person_search_json
+from person_search.data.datasets.check import check_json_dataset
 from person_search.data.image_io import look_at_image, read_image_file
 
 RAMP = np.arange(90 * 160, dtype=np.uint16).reshape(90, 160) * 4
@@ -50,11 +49,11 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def no_image(path: Path) -> None:
+def not_an_image(path: Path) -> None:
     path.write_bytes(b"<html>not found</html>")
 
 
-def cut_short(path: Path) -> None:
+def truncated(path: Path) -> None:
     scene().save(path, "JPEG")
     path.write_bytes(path.read_bytes()[:-200])
 
@@ -104,7 +103,7 @@ def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path, write, suffix: str)
     assert len(np.unique(expected)) > 200, "not cut off at white"
     for channel in image.numpy():
         np.testing.assert_array_equal(channel, expected)
-    assert look_at_image(str(path), decode=True).oddities == ("deep_picture",)
+    assert look_at_image(str(path), decode=True).oddities == ("deep_image",)
 
 
 def test_an_exif_mark_turns_image_and_size(tmp_path: Path) -> None:
@@ -124,7 +123,7 @@ def test_printing_colors_become_rgb(tmp_path: Path) -> None:
     cmyk(path)
     image = make_mapper()(record_of(path))["image"].numpy()
     assert image[0, 10, 10] > 200 and image[1, 10, 10] < 60
-    assert look_at_image(str(path)).oddities == ("cmyk_picture",)
+    assert look_at_image(str(path)).oddities == ("cmyk_image",)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
@@ -137,15 +136,15 @@ def test_other_modes_become_three_channels(tmp_path: Path, mode: str) -> None:
 
 BAD = {
     "empty.jpg": (empty, "the file is empty (0 bytes)"),
-    "no_image.jpg": (no_image, "no image of a known format"),
-    "cut_short.jpg": (cut_short, "truncated"),
+    "not_an_image.jpg": (not_an_image, "not an image of a known format"),
+    "truncated.jpg": (truncated, "truncated"),
     "bomb.png": (bomb, "claims to have more than 178 million pixels"),
     "floating_point.tif": (floating_point, "32 bits per pixel"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_the_mapper_names_what_it_cannot_read(tmp_path: Path, name: str, caplog) -> None:
+def test_the_mapper_names_unreadable_images(tmp_path: Path, name: str, caplog) -> None:
     write, message = BAD[name]
     write(tmp_path / name)
     with pytest.raises(BadImageError) as raised:
@@ -180,7 +179,7 @@ def test_the_check_finds_them_all_at_once(tmp_path: Path) -> None:
     assert "EXIF orientation" in mismatch
     assert len(report.errors) == len(BAD) + 2
     kinds = sorted(item.kind for item in report.irregularities)
-    assert kinds == ["cmyk_picture", "deep_picture", "exif_turned"]
+    assert kinds == ["cmyk_image", "deep_image", "exif_turned"]
 
 
 def test_a_size_that_contradicts_the_file(tmp_path: Path) -> None:
@@ -193,9 +192,9 @@ def test_a_size_that_contradicts_the_file(tmp_path: Path) -> None:
         make_mapper()(load_person_search_json(path)[0])
 
 
-@pytest.mark.parametrize("name", ["empty.jpg", "no_image.jpg", "bomb.png"])
+@pytest.mark.parametrize("name", ["empty.jpg", "not_an_image.jpg", "bomb.png"])
 def test_reading_a_set_gets_past_images_without_a_size(tmp_path: Path, name: str) -> None:
-    """The set is read without them; the mapper decides when their turn comes."""
+    """The data set loads without them; the mapper handles them."""
     BAD[name][0](tmp_path / name)
     scene().save(tmp_path / "good.png")
     images = [{"id": 0, "file_name": name}, {"id": 1, "file_name": "good.png"}]

@@ -9,8 +9,6 @@ import yaml
 from detectron2.config import CfgNode
 from tiny_model import register_tiny_dataset, tiny_cfg, unregister_dataset
 
-from person_search.engine import argument_parser
-
 DATASET = "tiny_for_engine_tests"
 
 
@@ -37,7 +35,7 @@ def make_cfg(tmp_path: Path, dataset: str) -> Callable[..., CfgNode]:
 
 @pytest.fixture
 def config(make_cfg, tmp_path: Path) -> str:
-    """A YAML file of the tiny run, with only what differs from the defaults that matter."""
+    """Path of a YAML file with the config of the tiny run."""
     cfg = make_cfg()
     text = cfg.dump()
     path = tmp_path / "tiny.yaml"
@@ -52,7 +50,7 @@ def run(train_net, config, tmp_path):
 
     def run(*arguments: str) -> Path:
         command = ["--num-gpus", "0", "--config-file", config, *arguments]
-        train_net.main(argument_parser().parse_args(command))
+        train_net.main(command)
         return tmp_path / "out"
 
     return run

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: all or nothing on disk, never of another architecture in the model."""
+"""Checkpoints: complete files only, and never loaded into another architecture."""
 
 import errno
+import json
+import logging
 import multiprocessing
 import os
 import resource
@@ -13,9 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from safetensors.torch import save_file
+from tiny_model import TinyPersonSearch, register_tiny_dataset, unregister_dataset
 from torch import nn
 
+from person_search.data import get_num_pids
 from person_search.engine import (
     AtomicCheckpointer,
     CheckpointWriteError,
@@ -23,6 +29,8 @@ from person_search.engine import (
 )
 from person_search.engine import checkpoint as checkpoint_module
 from person_search.engine.checkpoint import TEMPORARY_SUFFIX, is_intact, write_safely
+from person_search.modeling.oim import OIMLoss
+from person_search.utils.weight_files import WeightFileError
 
 FORK = multiprocessing.get_context("fork")  # a process of its own without another start-up
 
@@ -133,7 +141,7 @@ def test_kill_9_while_saving(tmp_path: Path, caplog, name: str) -> None:
     assert not remains.exists()
 
 
-def test_an_evaluation_leaves_what_a_training_is_writing(tmp_path: Path) -> None:
+def test_an_evaluation_does_not_remove_incomplete_files(tmp_path: Path) -> None:
     AtomicCheckpointer(linear(), str(tmp_path)).save("model_0000001", iteration=1)
     growing = tmp_path / f"model_0000002.pth{TEMPORARY_SUFFIX}"
     growing.write_bytes(b"half")
@@ -157,7 +165,7 @@ def save_with_little_room(folder: str, pipe: Connection) -> None:
     checkpointer.save("model_0000003", iteration=3)
 
 
-def test_no_room_for_the_file(tmp_path: Path) -> None:
+def test_file_size_limit(tmp_path: Path) -> None:
     here, there = FORK.Pipe()
     child = FORK.Process(target=save_with_little_room, args=(str(tmp_path), there))
     child.start()
@@ -195,13 +203,13 @@ def three(tmp_path: Path) -> AtomicCheckpointer:
 
 @pytest.mark.parametrize(
     "damage", [cut, flip, Path.unlink, lambda path: path.write_bytes(b"")],
-    ids=["cut", "flipped", "gone", "empty"],
+    ids=["truncated", "flipped", "missing", "empty"],
 )  # fmt: skip
-def test_a_damaged_last_checkpoint_is_passed_over(three, tmp_path, caplog, damage) -> None:
+def test_a_damaged_last_checkpoint_is_skipped(three, tmp_path, caplog, damage) -> None:
     assert three.find_resumable() == str(tmp_path / "model_0000199.pth")
     damage(tmp_path / "model_0000199.pth")
     assert three.find_resumable() == str(tmp_path / "model_0000099.pth")
-    assert "model_0000199.pth is damaged or gone" in caplog.text
+    assert "model_0000199.pth is damaged or missing" in caplog.text
     assert "Resuming from" in caplog.text
 
 
@@ -216,7 +224,7 @@ def test_without_tag_the_newest_is_found(three, tmp_path) -> None:
 def test_all_damaged(three, tmp_path) -> None:
     for path in tmp_path.glob("model_0*.pth"):
         cut(path)
-    with pytest.raises(IncompatibleCheckpointError, match="No checkpoint .* can be read"):
+    with pytest.raises(IncompatibleCheckpointError, match="All checkpoints in .* are damaged"):
         three.find_resumable()
 
 
@@ -263,7 +271,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     with pytest.raises(IncompatibleCheckpointError) as error:
         load(path, Detector())
     text = str(error.value)
-    assert "lstm.pth' is of another architecture: none of the model's parameters" in text
+    assert "lstm.pth' is for another architecture: it has none of the model's parameters" in text
     assert "missing from the file: backbone.conv.weight, backbone.conv.bias" in text
     assert "only in the file: weight_ih_l0" in text
     assert "ALLOW_PARTIAL_LOAD" not in text
@@ -271,14 +279,14 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         load(path, Detector(), allow_partial=True)
 
 
-def test_keys_in_both_are_not_only_in_the_file(tmp_path: Path) -> None:
+def test_keys_of_both_are_not_listed_as_only_in_the_file(tmp_path: Path) -> None:
     wider = Detector()
     wider.head = nn.Linear(5, 2)
     path = save_model(wider, tmp_path / "wider.pth")
     with pytest.raises(IncompatibleCheckpointError) as error:
         load(path, Detector(), need_whole=True)
     text = str(error.value)
-    assert "of another shape: head.weight (2, 5) in the file, (2, 4) in the model\n" in text
+    assert "different shape: head.weight (2, 5) in the file, (2, 4) in the model\n" in text
     assert "missing from the file: -\n" in text and "only in the file: -\n" in text
 
 
@@ -296,7 +304,7 @@ def test_backbone_weights_start_a_training(tmp_path: Path) -> None:
     assert torch.equal(model.backbone.conv.weight, expected)
 
 
-def test_backbone_weights_are_no_model_to_evaluate_or_resume(tmp_path: Path) -> None:
+def test_backbone_weights_cannot_be_evaluated_or_resumed(tmp_path: Path) -> None:
     path = backbone_file(tmp_path / "backbone.pth")
     with pytest.raises(IncompatibleCheckpointError, match=r"2 of 4 parameters \(50 %\) match"):
         load(path, Detector(), need_whole=True)
@@ -342,9 +350,134 @@ def test_safetensors_of_half_precision_load_like_a_checkpoint(tmp_path: Path) ->
     assert float(model.weight[0, 0]) == 0.5
 
 
-def test_a_cut_safetensors_file_is_refused(tmp_path: Path) -> None:
+def test_truncated_safetensors_file(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"weight": torch.zeros(1, 4), "bias": torch.zeros(1)}, path)
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(IncompatibleCheckpointError, match="no whole safetensors file"):
+    with pytest.raises(WeightFileError, match="truncated or damaged"):
         AtomicCheckpointer(linear()).load(str(path))
+
+
+# ---- identity buffers ---------------------------------------------------------------------
+class WithMemory(nn.Module):
+    """An embedding and the identity memory that trains it."""
+
+    def __init__(self, num_pids: int, queue_size: int = 6, value: float = 0.0, dim: int = 4):
+        super().__init__()
+        self.embed = nn.Linear(3, dim)
+        self.oim = OIMLoss(num_pids, dim, queue_size)
+        nn.init.constant_(self.embed.weight, value)
+        self.oim.lut.fill_(value)
+        self.oim.cq.fill_(value)
+        self.oim.cq_head.fill_(int(value))
+
+
+def save_final(folder: Path, model: nn.Module) -> str:
+    AtomicCheckpointer(model, str(folder)).save("model_final")
+    return str(folder / "model_final.pth")
+
+
+@pytest.mark.parametrize(("num_pids", "queue_size"), [(7, 6), (5, 9), (7, 9)])
+@pytest.mark.parametrize("need_whole", [True, None])  # evaluation; start of a training
+def test_identity_buffers_of_another_set_are_skipped_with_one_line(
+    tmp_path, caplog, num_pids, queue_size, need_whole
+):
+    path = save_final(tmp_path, WithMemory(5, value=2.0))
+    model = WithMemory(num_pids, queue_size)
+    with caplog.at_level(logging.INFO):
+        AtomicCheckpointer(model).load(path, checkpointables=[], need_whole=need_whole)
+    assert (model.embed.weight == 2).all()
+    for name in model.oim.identity_buffers:  # all three: one means nothing without the others
+        assert (getattr(model.oim, name) == 0).all(), name
+    lines = [r for r in caplog.records if "lut" in r.getMessage()]
+    assert len(lines) == 1 and lines[0].levelno == logging.INFO
+    message = lines[0].getMessage()
+    assert "Identity tables of another training set" in message and path in message
+    assert f"oim.lut (5, 4) -> ({num_pids}, 4)" in message
+    assert f"oim.cq (6, 4) -> ({queue_size}, 4)" in message
+    assert not [r for r in caplog.records if r.levelno > logging.INFO]
+
+
+def test_identity_buffers_of_the_same_size_are_loaded(tmp_path, caplog):
+    path = save_final(tmp_path, WithMemory(5, value=2.0))
+    model = WithMemory(5)
+    with caplog.at_level(logging.INFO):
+        AtomicCheckpointer(model).load(path, checkpointables=[])
+    assert (model.oim.lut == 2).all() and model.oim.cq_head == 2
+    assert "Identity tables" not in caplog.text
+
+
+def test_resuming_needs_its_own_identity_buffers(tmp_path):
+    path = save_final(tmp_path, WithMemory(5))
+    with pytest.raises(
+        IncompatibleCheckpointError, match=r"oim.lut \(5, 4\) in the file, \(7, 4\)"
+    ):
+        AtomicCheckpointer(WithMemory(7)).load(path)
+
+
+def test_another_length_of_the_embedding_is_another_architecture(tmp_path):
+    path = save_final(tmp_path, WithMemory(5))
+    with pytest.raises(IncompatibleCheckpointError, match="embed.weight"):
+        AtomicCheckpointer(WithMemory(5, dim=8)).load(path, checkpointables=[], need_whole=True)
+
+
+def test_a_model_without_identity_buffers_loads_the_rest(tmp_path):
+    path = save_final(tmp_path, WithMemory(5, value=2.0))
+    plain = nn.Module()
+    plain.embed = nn.Linear(3, 4)
+    AtomicCheckpointer(plain).load(path, checkpointables=[], need_whole=True)
+    assert (plain.embed.weight == 2).all()
+
+
+def test_results_do_not_depend_on_identity_buffers(tmp_path):
+    source = WithMemory(5, value=2.0)
+    path, target = save_final(tmp_path, source), WithMemory(9, 3)
+    AtomicCheckpointer(target).load(path, checkpointables=[], need_whole=True)
+    scene = torch.rand(2, 3)
+    torch.testing.assert_close(target.embed(scene), source.embed(scene), rtol=0, atol=0)
+
+
+@META_ARCH_REGISTRY.register()
+class TinyWithMemory(TinyPersonSearch):
+    """The tiny model with the identity memory that DiffPS is trained with."""
+
+    @configurable
+    def __init__(self, *, num_pids: int, embed_dim: int, **arguments):
+        super().__init__(num_pids=0, embed_dim=embed_dim, **arguments)
+        self.oim = OIMLoss(num_pids, embed_dim, 6)
+
+
+@pytest.fixture
+def other_set(tmp_path: Path):
+    """A data set of other images, with two identities in place of three."""
+    name = "tiny_for_crossing"
+    records = register_tiny_dataset(name, tmp_path / "others", num_images=4)
+    for annotation in (a for record in records for a in record["annotations"]):
+        annotation["person_id"] = min(annotation["person_id"], 1)
+    assert get_num_pids(name) == 2
+    yield name
+    unregister_dataset(name)
+
+
+def test_the_command_scores_another_data_set(run, make_cfg, other_set, tmp_path) -> None:
+    """Evaluates as in the README, and with the config of the other data set."""
+    architecture = ("MODEL.META_ARCHITECTURE", "TinyWithMemory")
+    cfg = make_cfg("source", *architecture, "MODEL.REID.NUM_PIDS", 3)
+    torch.manual_seed(0)
+    path = save_final(tmp_path, build_model(cfg))
+    results, log_lines = [], []
+    for number, opts in enumerate(((), ("DATASETS.TRAIN", f"('{other_set}',)"))):
+        folder = tmp_path / f"run{number}"
+        run(
+            "--eval-only", "MODEL.WEIGHTS", path, *architecture, "DATASETS.TEST",
+            f"('{other_set}',)", "TEST.PERSON_SEARCH.SCORE_THRESH", "0.0",
+            "TEST.PERSON_SEARCH.VARIANTS", "['gt']", "OUTPUT_DIR", str(folder), *opts,
+        )  # fmt: skip
+        results.append(json.loads((folder / "inference" / f"{other_set}_results.json").read_text()))
+        lines = (folder / "log.txt").read_text().splitlines()
+        log_lines.append([line for line in lines if "Identity tables of another" in line])
+    assert [len(lines) for lines in log_lines] == [0, 1]
+    assert "oim.lut (3, 8) -> (2, 8)" in log_lines[1][0]
+    assert results[0]["dataset"] == other_set and results[0]["num_images"] == 4
+    assert 0 < results[0]["results"]["search_all_gt"]["mAP"] < 100
+    assert results[0]["results"] == results[1]["results"]

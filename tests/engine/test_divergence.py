@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training that diverges ends with one message, a report, and a checkpoint to go on from."""
+"""A training that diverges ends with one message, a report and an intact checkpoint."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def test_a_loss_that_is_not_finite(make_cfg, value: float, parts: int) -> None:
     message = diverge(cfg, lambda trainer: poison_loss(trainer, 5, value))
     assert message.startswith("The loss is not finite at iteration 5 (")
     assert f"loss_poisoned {value}" in message and "learning rate 0.003" in message
-    assert "model_0000003.pth, is intact: --resume goes on from it" in message
+    assert "model_0000003.pth, is intact; --resume continues from it" in message
     folder = Path(cfg.OUTPUT_DIR)
     record = json.loads((folder / "diverged_0000005.json").read_text())
     assert record["iteration"] == 5 and record["learning_rate"] == pytest.approx(0.003)
@@ -75,7 +75,7 @@ def test_weights_that_are_not_finite_are_not_saved(make_cfg) -> None:
 
     cfg = make_cfg("out", "SOLVER.MAX_ITER", 12)
     message = diverge(cfg, break_gradient)
-    assert message.startswith("The weights are not finite, and so are not saved, at iteration 7")
+    assert message.startswith("The weights are not finite and are not saved, at iteration 7")
     folder = Path(cfg.OUTPUT_DIR)
     (process,) = json.loads((folder / "diverged_0000007.json").read_text())["processes"]
     assert process["num_non_finite_weights"] == 1
@@ -84,7 +84,7 @@ def test_weights_that_are_not_finite_are_not_saved(make_cfg) -> None:
     assert not (folder / "model_0000007.pth").exists()
 
 
-def test_a_report_that_cannot_be_written_hides_nothing(make_cfg) -> None:
+def test_a_failed_report_does_not_hide_the_error(make_cfg) -> None:
     def spoil(trainer) -> None:
         poison_loss(trainer, 1, math.nan)
         (Path(trainer.cfg.OUTPUT_DIR) / "diverged_0000001.json.incomplete").mkdir()
@@ -122,7 +122,7 @@ def run_steps(trainer: AMPStepTrainer, first: int, count: int) -> None:
 
 def test_skipped_steps_of_mixed_precision() -> None:
     trainer = amp_trainer()
-    for start in (0, 100):  # a row that ends is no reason to stop
+    for start in (0, 100):  # a row that ends is not a reason to stop
         trainer.model.broken = True
         run_steps(trainer, start, MAX_SKIPPED_STEPS // 2)
         trainer.model.broken = False
@@ -135,7 +135,7 @@ def test_skipped_steps_of_mixed_precision() -> None:
         run_steps(trainer, 150 + MAX_SKIPPED_STEPS, 1)
     assert str(error.value).startswith(
         f"Gradients overflow in mixed precision: {MAX_SKIPPED_STEPS} steps in a row changed no "
-        "weight, the loss scale has come down to 0.00098 at iteration 200 (loss 0,"
+        "weight, the loss scale has fallen to 0.00098 at iteration 200 (loss 0,"
     )
     assert "SOLVER.AMP.ENABLED False" in str(error.value)
 
@@ -146,5 +146,5 @@ def test_a_loss_scale_near_zero() -> None:
     trainer.grad_scaler.update(2.0**-13)
     trainer.model.broken = True
     run_steps(trainer, 0, 2)
-    with pytest.raises(TrainingDivergedError, match="come down to 3.1e-05"):
+    with pytest.raises(TrainingDivergedError, match="fallen to 3.1e-05"):
         run_steps(trainer, 2, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moving average of the weights: its rule, its place in a training and in checkpoints."""
+"""Moving average of the weights: its rule, trainings and checkpoints with it."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_a_wrong_decay_is_refused(decay: float) -> None:
         AveragedWeights(Mixed(), decay)
 
 
-def test_with_precise_statistics_it_is_refused(make_cfg) -> None:
+def test_precise_statistics_are_refused(make_cfg) -> None:
     with pytest.raises(ValueError, match="PRECISE_BN"):
         PersonSearchTrainer(make_cfg("out", *EMA, "TEST.PRECISE_BN.ENABLED", True))
 
@@ -83,7 +83,7 @@ def final(cfg) -> Path:
     return Path(cfg.OUTPUT_DIR) / "model_final_ema.pth"
 
 
-def test_the_training_itself_is_the_same_with_and_without(make_cfg) -> None:
+def test_the_average_does_not_change_the_training(make_cfg) -> None:
     without, losses = train(make_cfg("without"))
     averaged, averaged_losses = train(make_cfg("with", *EMA))
     assert losses == averaged_losses
@@ -102,7 +102,7 @@ def test_the_training_itself_is_the_same_with_and_without(make_cfg) -> None:
     )
 
 
-def test_what_is_evaluated_is_the_average(run, tmp_path) -> None:
+def test_the_average_is_evaluated(run, tmp_path) -> None:
     """At the end of the training, and again from each file that holds the average."""
     options = [str(x) for x in (*EMA, "TEST.EVAL_PERIOD", 40)]
     folder = run("SOLVER.MAX_ITER", "120", "SOLVER.STEPS", "()", *options)
@@ -127,7 +127,7 @@ def test_what_is_evaluated_is_the_average(run, tmp_path) -> None:
     assert set(content) == {"model", "iteration"} and content["iteration"] == 119
 
 
-def test_switched_on_and_off_in_between(make_cfg, caplog) -> None:
+def test_enabled_and_disabled_between_runs(make_cfg, caplog) -> None:
     train(make_cfg(), interrupt_after=5)
     trainer, _ = train(make_cfg("out", *EMA), resume=True)
     assert "holds no average" in caplog.text

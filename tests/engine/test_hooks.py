@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoint hooks: failed writes, signals, the best model."""
 
+import ast
 import json
 import logging
 import os
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import TrainerBase
 from detectron2.engine.hooks import CallbackHook, EvalHook
+from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
-from tiny_runs import assert_same_state, train
+from tiny_runs import assert_same_state, compare_interrupted, compare_interrupted_process, train
 from torch import nn
+from two_processes import run_in_two_processes
 
 from person_search.engine import (
     AtomicCheckpointer,
@@ -24,7 +28,7 @@ from person_search.engine import (
 
 
 def fail_on(monkeypatch, *names: str) -> None:
-    """Lets the last step of writing these files fail."""
+    """Makes the last step of writing these files fail."""
     replace = os.replace
 
     def replace_or_fail(source, target) -> None:
@@ -43,7 +47,7 @@ def test_training_survives_a_failed_checkpoint(make_cfg, monkeypatch, caplog) ->
     assert len(losses) == 8
     errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
     assert len(errors) == 2 and "model_0000003.pth" in errors[0] and "results.json" in errors[1]
-    assert errors[0].endswith("The training goes on.")
+    assert errors[0].endswith("The training continues.")
     assert not (Path(cfg.OUTPUT_DIR) / "model_0000003.pth").exists()
     assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_final.pth"
 
@@ -88,7 +92,7 @@ def test_an_ignored_signal_stays_ignored(make_cfg, heard_signals) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_with_a_checkpoint_to_go_on_from(
+def test_a_signal_ends_with_a_checkpoint_to_resume_from(
     make_cfg, heard_signals, number: int
 ) -> None:
     whole, _ = train(make_cfg("whole"))
@@ -112,7 +116,7 @@ def test_a_second_signal_ends_at_once(make_cfg, heard_signals) -> None:
     assert not list(Path(cfg.OUTPUT_DIR).glob("*.pth*"))
 
 
-def test_signals_can_be_left_alone(make_cfg, heard_signals) -> None:
+def test_signal_handling_can_be_disabled(make_cfg, heard_signals) -> None:
     cfg = make_cfg("out", "SOLVER.CHECKPOINT_ON_SIGNAL", False)
     with pytest.raises(KeyboardInterrupt):
         train_with_signals(cfg, signal.SIGINT)
@@ -150,7 +154,7 @@ def test_the_best_model_is_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "last_checkpoint").exists()
 
 
-def test_the_best_value_outlives_an_interruption(tmp_path: Path) -> None:
+def test_the_best_value_survives_an_interruption(tmp_path: Path) -> None:
     Counter(tmp_path, [30.0, 50.0, 10.0]).train(0, 5)
     Counter(tmp_path, [40.0]).train(4, 6)
     assert best_weight(tmp_path) == (3.0, 50.0)
@@ -160,10 +164,105 @@ def test_the_best_value_outlives_an_interruption(tmp_path: Path) -> None:
     assert best_weight(tmp_path) == (1.0, 20.0)
 
 
-def test_a_failed_write_of_the_best_is_made_up_for(tmp_path: Path, monkeypatch, caplog) -> None:
+def test_a_failed_write_of_the_best_model_is_repeated(tmp_path: Path, monkeypatch, caplog) -> None:
     with monkeypatch.context() as patch:
         fail_on(patch, "model_best.pth")
         Counter(tmp_path, [50.0]).train(0, 2)
-    assert "The training goes on" in caplog.text
+    assert "The training continues" in caplog.text
     Counter(tmp_path, [40.0]).train(2, 4)
     assert best_weight(tmp_path) == (3.0, 40.0)
+
+
+# ---- resuming -----------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "opts",
+    [
+        (),
+        ("DATALOADER.NUM_WORKERS", 2),
+        ("DATALOADER.ASPECT_RATIO_GROUPING", True),
+        ("TEST.EVAL_PERIOD", 4),  # an evaluation at the very iteration of the checkpoint
+        ("SOLVER.OPTIMIZER", "SGD", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"),
+        ("SOLVER.ACCUMULATION_STEPS", 2),
+    ],
+    ids=["plain", "workers", "grouped", "evaluated", "sgd-cosine", "accumulated"],
+)
+def test_resumed_equals_uninterrupted(make_cfg, opts) -> None:
+    losses = compare_interrupted(make_cfg("whole", *opts), make_cfg("broken", *opts))
+    assert len(set(losses.values())) == 8  # the comparison is not one of constants
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    run_in_two_processes(compare_interrupted_process, str(tmp_path))
+    assert len(ast.literal_eval((tmp_path / "losses.txt").read_text())) == 8
+
+
+def test_a_drawn_seed_is_resumed(make_cfg) -> None:
+    cfg = make_cfg("out", "SEED", -1)
+    first, _ = train(cfg, interrupt_after=5)
+    second, _ = train(cfg, resume=True)
+    assert second.data_loader.batch_sampler.seed == first.data_loader.batch_sampler.seed
+
+
+def test_resume_without_a_checkpoint_starts_at_zero(make_cfg) -> None:
+    trainer, losses = train(make_cfg(), resume=True)
+    assert trainer.start_iter == 0 and len(losses) == 8
+
+
+def test_a_finished_training_is_only_evaluated(make_cfg) -> None:
+    cfg = make_cfg()
+    whole, _ = train(cfg)
+    again = type(whole)(cfg)
+    again.resume_or_load(resume=True)
+    again.train()
+    assert again.start_iter == 8
+    assert again._last_eval_results == whole._last_eval_results
+
+
+def test_another_number_of_processes_or_batch_size_is_reported(make_cfg, caplog) -> None:
+    train(make_cfg(), interrupt_after=5)
+    path = Path(make_cfg().OUTPUT_DIR) / "model_0000003.pth"
+    content = torch.load(path, weights_only=True)
+    content["trainer"]["hooks"]["ResumableCheckpointer"]["rng"] *= 2
+    torch.save(content, path)
+    _, losses = train(make_cfg("out", "SOLVER.IMS_PER_BATCH", 4), resume=True)
+    assert sorted(losses) == [4, 5, 6, 7]
+    assert "another batch_size" in caplog.text
+    assert "state of 2 processes, but this run has 1" in caplog.text
+
+
+def test_plain_detectron2_reads_the_file(make_cfg) -> None:
+    cfg = make_cfg()
+    trainer, _ = train(cfg)
+    model = build_model(trainer.cfg)
+    rest = DetectionCheckpointer(model).load(str(Path(cfg.OUTPUT_DIR) / "model_final.pth"))
+    assert rest["iteration"] == 7 and rest["trainer"]["iteration"] == 7
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("removed", "start", "text"),
+    [
+        (["trainer"], 4, "holds no state of the trainer: optimizer and learning rate schedule"),
+        (["trainer", "iteration"], 0, "holds no state of the trainer"),
+        (["optimizer"], 4, "holds no optimizer state"),
+        (["_trainer"], 4, "holds no optimizer state"),
+    ],
+)
+def test_resuming_without_optimizer_state_is_reported(
+    make_cfg, caplog, removed, start, text
+) -> None:
+    train(make_cfg(), interrupt_after=5)
+    path = Path(make_cfg().OUTPUT_DIR) / "model_0000003.pth"
+    content = torch.load(path, weights_only=True)
+    for name in removed:
+        places = (
+            content,
+            content.get("trainer", {}),
+            content.get("trainer", {}).get("_trainer", {}),
+        )
+        next(place for place in places if name in place).pop(name)
+    torch.save(content, path)
+    trainer, losses = train(make_cfg(), resume=True)
+    assert trainer.start_iter == start and len(losses) == 8 - start
+    assert text in caplog.text

@@ -16,7 +16,7 @@ def model_with_gradients(*gradients: float) -> nn.ParameterList:
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_settings_arrive_and_frozen_parameters_do_not(make_cfg, name: str) -> None:
+def test_settings_apply_and_frozen_parameters_are_omitted(make_cfg, name: str) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
     cfg = make_cfg(
@@ -51,7 +51,7 @@ def test_detectron2s_clipping_is_per_parameter(make_cfg) -> None:
     assert clipped(make_cfg, "value") == pytest.approx([2.5, 2.5])
 
 
-def test_small_gradients_are_left_alone() -> None:
+def test_small_gradients_are_not_clipped() -> None:
     from person_search.engine.optimizer import add_full_model_clipping
 
     model = model_with_gradients(0.3, 0.4)

@@ -40,7 +40,7 @@ def test_state_survives_a_checkpoint_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("isolated", [isolated_rng, isolated_cpu_rng])
-def test_isolated_leaves_no_trace_and_repeats(isolated) -> None:
+def test_isolated_rng_is_repeatable_and_restores_the_state(isolated) -> None:
     state = get_rng_state()
     expected = draw()
     set_rng_state(state)
@@ -53,7 +53,7 @@ def test_isolated_leaves_no_trace_and_repeats(isolated) -> None:
         assert draw() != first
 
 
-def test_isolated_restores_after_an_error() -> None:
+def test_isolated_rng_restores_the_state_after_an_error() -> None:
     state = get_rng_state()
     expected = draw()
     set_rng_state(state)

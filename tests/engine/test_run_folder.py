@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where runs write: the record of a training is its own, evaluations stand beside it."""
+"""Output folders: evaluations do not overwrite the record of a training."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,10 @@ import pytest
 import yaml
 from detectron2.data import MetadataCatalog
 from tiny_runs import evaluate_in_two_processes
+from two_processes import run_in_two_processes
 
 from person_search.config import default_config
-from person_search.engine import DatasetError, PersonSearchTrainer, evaluation_config, launch
+from person_search.engine import DatasetError, PersonSearchTrainer, evaluation_config
 
 
 def record(folder: Path) -> tuple[str, str]:
@@ -23,7 +24,7 @@ def trained(run) -> Path:
     return run("SOLVER.MAX_ITER", "7")
 
 
-def test_evaluations_leave_the_record_of_the_training_alone(run, trained, caplog) -> None:
+def test_evaluations_do_not_change_the_record_of_the_training(run, trained, caplog) -> None:
     before = record(trained)
     weights = ("--eval-only", "MODEL.WEIGHTS", str(trained / "model_final.pth"))
     key = "TEST.PERSON_SEARCH.SCORE_THRESH"
@@ -61,7 +62,7 @@ def test_the_same_evaluation_stays_with_the_training(run, trained) -> None:
 
 
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
-def test_a_run_that_cannot_start_leaves_the_record_alone(run, trained, resume) -> None:
+def test_a_run_that_cannot_start_does_not_change_the_record(run, trained, resume) -> None:
     before = record(trained)
     with pytest.raises(SystemExit):
         run(*resume, "SOLVER.OPTIMIZER", "LAMB")
@@ -72,7 +73,7 @@ def test_a_run_that_cannot_start_leaves_the_record_alone(run, trained, resume) -
     assert yaml.safe_load((trained / "config.yaml").read_text())["SOLVER"]["MAX_ITER"] == 9
 
 
-def test_untrained_into_an_empty_folder_and_once_more(run, tmp_path) -> None:
+def test_untrained_evaluation_can_be_repeated(run, tmp_path) -> None:
     with pytest.raises(SystemExit):  # and one that failed leaves no trace
         run("--eval-only", "MODEL.WEIGHTS", "absent.pth")
     for _ in range(2):
@@ -121,7 +122,9 @@ def test_a_config_of_an_older_version_and_a_broken_one(make_cfg, tmp_path) -> No
     assert folder_of(make_cfg, *own, key, "fixed") == f"eval/{key}=fixed"
     assert default_config().TEST.PERSON_SEARCH.IOU_RULE == "adaptive"
     path.write_text("A: [1\n")
-    with pytest.raises(ValueError, match=r"config.yaml cannot be read: (.|\n)*another OUTPUT_DIR"):
+    with pytest.raises(
+        ValueError, match=r"config.yaml is not readable YAML: (.|\n)*another OUTPUT_DIR"
+    ):
         folder_of(make_cfg, *own)
 
 
@@ -136,17 +139,13 @@ def test_a_missing_protocol_ends_the_training_before_it_begins(make_cfg, dataset
         PersonSearchTrainer(cfg)
 
 
-def test_two_processes_agree_on_the_folder_and_on_a_broken_test_set(
-    make_cfg, tmp_path, capfd, monkeypatch
-) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "none"))
-    monkeypatch.delenv("PERSON_SEARCH_TRACEBACK", raising=False)
+def test_two_processes_agree_on_the_folder_and_on_a_broken_test_set(make_cfg, tmp_path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.yaml").write_text(make_cfg("out").dump())
     cfg = make_cfg("out", "SEED", 7, "MODEL.WEIGHTS", "a.pth", "DATASETS.TEST", ("prw_test",))
     with pytest.raises(SystemExit) as end:
-        launch(evaluate_in_two_processes, num_gpus=0, num_processes=2, args=(cfg.dump(),))
+        run_in_two_processes(evaluate_in_two_processes, cfg.dump(), str(tmp_path))
     assert end.value.code == 2
-    shown = capfd.readouterr().err
+    shown = "".join((tmp_path / f"stderr{rank}").read_text() for rank in range(2))
     assert shown.count("error: DATASETS.TEST: 'prw_test' cannot be evaluated: ") == 1
     assert "(process" not in shown and "Traceback" not in shown

@@ -55,8 +55,8 @@ def mean_color(image: torch.Tensor, box: list[int]) -> torch.Tensor:
 
 def paint(path: Path, areas: Mapping[tuple[int, int, int, int], tuple[int, int, int]]) -> Path:
     """Writes a gray image with colored boxes."""
-    picture = np.full((SIZE[1], SIZE[0], 3), 128, np.uint8)
+    image = np.full((SIZE[1], SIZE[0], 3), 128, np.uint8)
     for (x1, y1, x2, y2), color in areas.items():
-        picture[y1:y2, x1:x2] = color
-    Image.fromarray(picture).save(path)
+        image[y1:y2, x1:x2] = color
+    Image.fromarray(image).save(path)
     return path

@@ -36,11 +36,11 @@ def write_gallery(
     """
     store = GalleryStore.create(folder, dim, IDENTITY)
     rng = np.random.default_rng(seed)
-    pictures = folder.parent / "pictures"
-    pictures.mkdir(exist_ok=True)
+    images = folder.parent / "images"
+    images.mkdir(exist_ok=True)
     everything = []
     with store.writing() as run:
-        store.add_root(pictures)
+        store.add_root(images)
         names = store.ensure_segments(segments)
         writers = [store.segment_writer(name, durable=False) for name in names]
         for i, count in enumerate(counts):

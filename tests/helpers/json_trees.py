@@ -10,7 +10,7 @@ SIZE = (90, 160)  # height, width of every image
 
 
 def small_document(**changes: object) -> dict:
-    """Four images of two cameras: anna in 1, 2 and 3, bert in 2 and 4, and people unknown."""
+    """Four images of two cameras: anna in 1, 2 and 3, bert in 2 and 4, and unlabeled persons."""
     document = {
         "images": [
             {"id": 11, "file_name": "a/1.jpg", "height": 90, "width": 160, "cam_id": 1},
@@ -48,7 +48,7 @@ def write_json_set(root: Path, document: object | None = None, name: str = "set.
 def write_mot_sequence(
     folder: Path, rows: list[tuple], frames: int, rate: int = 2, size: tuple[int, int] = SIZE
 ) -> None:
-    """Writes one sequence; a row is frame, track, left, top, width, height, flag, ..."""
+    """Writes a sequence; a row is frame, track, left, top, width, height, flag, ..."""
     for number in range(1, frames + 1):
         write_image(folder / "img1" / f"{number:06d}.jpg", *size, number)
     (folder / "gt").mkdir()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes tiny CUHK-SYSU and PRW trees by hand, in the form of the original MATLAB files.
 
-Independent of the synthetic generator, so that the two cannot share a mistake. The arguments are
-the contents in plain Python; the functions only wrap them in structs and cells.
+Independent of the synthetic generator, so that the two cannot share a mistake. The functions only
+wrap plain Python contents in structs and cells.
 Boxes are x, y, w, h.
 """
 
@@ -64,7 +64,7 @@ def write_cuhk_sysu(
 
     Args:
         root: folder to write.
-        images: boxes of each image; a box whose first number is odd is a hard one.
+        images: boxes of each image; a box with an odd first number is hard.
         pool: names of the test images.
         train: for each training identity, its images and boxes.
         queries: image and box of each query.
@@ -82,8 +82,8 @@ def write_cuhk_sysu(
 
     img = []
     for name, boxes in images.items():
-        people = [(idlocate(box), ishard(box, int(box[0]) % 2)) for box in boxes]
-        img.append((name, len(boxes), struct(["idlocate", "ishard"], people)))
+        persons = [(idlocate(box), ishard(box, int(box[0]) % 2)) for box in boxes]
+        img.append((name, len(boxes), struct(["idlocate", "ishard"], persons)))
 
     def save(path: Path, name: str, value: np.ndarray) -> None:
         savemat(path, {name: value}, do_compression=compress)
@@ -91,14 +91,14 @@ def write_cuhk_sysu(
     save(root / "annotation" / "Images.mat", "Img", struct(["imname", "nAppear", "box"], img))
     save(root / "annotation" / "pool.mat", "pool", cells(pool))
     scene_fields = ["imname", "idlocate", "ishard"]
-    people = [
+    persons = [
         struct(
             ["idname", "nAppear", "scene"],
             [(f"p{pid}", len(scenes), struct(scene_fields, [scene(*s) for s in scenes]))],
         )
         for pid, scenes in enumerate(train)
     ]
-    save(protocols / "Train.mat", "Train", cells(people))
+    save(protocols / "Train.mat", "Train", cells(persons))
     for gallery_size, rows in galleries.items():
         entries = []
         for index, ((name, box), row) in enumerate(zip(queries, rows, strict=True)):

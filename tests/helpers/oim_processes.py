@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OIM in two processes; in a module of its own for the child processes to find it."""
+"""OIM in two processes, importable by child processes."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from person_search.modeling import OIMLoss
 
 INPUT_DIM, EMBED_DIM, NUM_PIDS, QUEUE_SIZE = 5, 8, 4, 6
 # Identities of every step, for the first and for the second process. The queue of six slots
-# overflows; some steps have nobody, or nobody labelled, in one process or in both.
+# overflows; some steps have no person, or no labeled person, in one process or both.
 STEPS = [
     ([0, 1, 0, -1, 0], [1, 1, -1, -1, 3]),
     ([-1, -1], [2, 0]),
@@ -45,7 +45,7 @@ def batches(step: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def train(wrap, inputs) -> dict[str, list]:
-    """Runs all steps with SGD; returns what there is to compare, step by step."""
+    """Runs all steps with SGD; returns the values to compare, step by step."""
     torch.manual_seed(0)
     model = wrap(Embedder())
     embedder = getattr(model, "module", model)

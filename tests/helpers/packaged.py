@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What setup.py says about the projects, so that tests of the repository see a new one at once."""
+"""Reads the projects from setup.py, so that tests of the repository include new ones."""
 
 import ast
 import importlib

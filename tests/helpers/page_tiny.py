@@ -70,12 +70,12 @@ def image_bytes(colors=(RED, BLUE), kind: str = "PNG", **options) -> bytes:
 
 def make_gallery(folder: Path) -> Path:
     """Indexes ``IMAGES``; returns the folder of the gallery."""
-    (folder / "pictures").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     for name, colors in IMAGES.items():
-        paint_halves(folder / "pictures" / name, colors)
+        paint_halves(folder / "images" / name, colors)
     (folder / "table.csv").write_text(TABLE)
     options = IndexOptions(origins=OriginRules(table=read_table(folder / "table.csv")))
-    index_images(embedder(), folder / "gallery", find_sources([folder / "pictures"]), options)
+    index_images(embedder(), folder / "gallery", find_sources([folder / "images"]), options)
     return folder / "gallery"
 
 

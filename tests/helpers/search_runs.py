@@ -47,21 +47,21 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (128, 96)) ->
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
+def images(tmp_path: Path) -> list[Path]:
     """Four images of 128 x 96 pixels in a folder of their own."""
-    return write_images(tmp_path / "pictures", 4)
+    return write_images(tmp_path / "images", 4)
 
 
 @pytest.fixture
-def search_tool(tiny_run: Path, tmp_path: Path, pictures: list[Path]) -> Callable[..., int]:
+def search_tool(tiny_run: Path, tmp_path: Path, images: list[Path]) -> Callable[..., int]:
     """Returns ``run(command, *opts, **changes)``: person-search with good arguments except for
     the changes; None leaves an option out, a list repeats it, True stands for a switch."""
     model = {"config_file": tiny_run / "config.yaml", "weights": tiny_run / "weights.pth"}
     good = {
-        "index": {**model, "source": tmp_path / "pictures"},
+        "index": {**model, "source": tmp_path / "images"},
         "query": {
             **model,
-            "query": pictures[0],
+            "query": images[0],
             "box": (10, 10, 60, 90),
             "output": tmp_path / "out",
         },

@@ -6,7 +6,6 @@ Shape shorthand: N images, D embedding, (h, w) cells of stride 8, n boxes.
 Importing this module registers ``TinyPersonSearch`` in META_ARCH_REGISTRY.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ IMAGE_SIZE = (96, 160)  # height, width of the images
 
 @META_ARCH_REGISTRY.register()
 class TinyPersonSearch(nn.Module):
-    """Every cell says whether it is a person's centre, and how large the person is."""
+    """Every cell says whether it is a person's center, and how large the person is."""
 
     @configurable
     def __init__(self, *, embed_dim: int, num_pids: int, pixel_mean, pixel_std, jitter: float):
@@ -152,7 +151,7 @@ class TinyPersonSearch(nn.Module):
 
 
 def write_tiny_dataset(folder: Path, num_images: int = 6) -> list[dict]:
-    """Writes JPEGs with two of three persons each, as plain coloured boxes on a noisy ground.
+    """Writes JPEGs with two of three persons each, as plain colored boxes on a noisy background.
 
     Returns:
         The records, with queries: the first person of each image.
@@ -162,12 +161,12 @@ def write_tiny_dataset(folder: Path, num_images: int = 6) -> list[dict]:
     height, width = IMAGE_SIZE
     records = []
     for i in range(num_images):
-        picture = rng.integers(90, 130, (height, width, 3), dtype=np.uint8)
+        image = rng.integers(90, 130, (height, width, 3), dtype=np.uint8)
         annotations = []
         for slot, pid in enumerate((i % 3, (i + 1) % 3)):
             x = int(rng.integers(5, 20)) + 75 * slot
             y, w, h = int(rng.integers(2, 10)), int(rng.integers(34, 42)), int(rng.integers(66, 80))
-            picture[y : y + h, x : x + w] = COLORS[pid]
+            image[y : y + h, x : x + w] = COLORS[pid]
             annotations.append(
                 {
                     "bbox": [float(x), float(y), float(x + w), float(y + h)],
@@ -177,7 +176,7 @@ def write_tiny_dataset(folder: Path, num_images: int = 6) -> list[dict]:
                 }
             )
         path = folder / f"s{i + 1}.jpg"
-        Image.fromarray(picture).save(path, quality=95)
+        Image.fromarray(image).save(path, quality=95)
         query = {k: annotations[0][k] for k in ("bbox", "bbox_mode")}
         records.append(
             {
@@ -219,7 +218,7 @@ def tiny_protocol(records: list[dict]) -> SearchProtocol:
 
 
 def register_tiny_dataset(name: str, folder: Path, num_images: int = 6) -> list[dict]:
-    """Writes and registers a data set; a name that is registered already is taken over."""
+    """Writes and registers a data set, replacing one of the same name."""
     records = write_tiny_dataset(folder, num_images)
     unregister_dataset(name)
     DatasetCatalog.register(name, lambda: records)
@@ -230,13 +229,6 @@ def register_tiny_dataset(name: str, folder: Path, num_images: int = 6) -> list[
         default_search_protocols=("all",),
     )
     return records
-
-
-def register_from_environment() -> None:
-    """Registers what $TINY_DATASET (name=folder) says; for child processes."""
-    if "TINY_DATASET" in os.environ:
-        name, _, folder = os.environ["TINY_DATASET"].partition("=")
-        register_tiny_dataset(name, Path(folder))
 
 
 def unregister_dataset(name: str) -> None:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Short training runs of the tiny model, in a module of their own for child processes to find."""
+"""Short training runs of the tiny model, importable by child processes."""
 
 import json
 import math
 import os
 import signal
+import sys
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.engine.hooks import CallbackHook
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from programs import load_program
 from tiny_model import register_tiny_dataset, tiny_cfg
 
 from person_search.engine import (
@@ -23,13 +25,13 @@ from person_search.engine import (
 
 
 class Interrupted(Exception):
-    """Stands for whatever ends a training early."""
+    """Ends a training early."""
 
 
 def train(
     cfg: CfgNode, *, resume: bool = False, interrupt_after: int | None = None
 ) -> tuple[PersonSearchTrainer, dict[int, float]]:
-    """Trains, and ends with :class:`Interrupted` after an iteration if so wished.
+    """Trains, and optionally stops after an iteration.
 
     Returns:
         The trainer, and the total loss of each iteration that was run.
@@ -74,7 +76,7 @@ def assert_same_state(first: PersonSearchTrainer, second: PersonSearchTrainer) -
 
 
 def poison_loss(trainer: PersonSearchTrainer, iteration: int, value: float) -> None:
-    """Gives one more loss, which is ``value`` from an iteration on and zero before."""
+    """Adds a loss that is ``value`` from an iteration on and zero before."""
 
     def add(model, inputs, losses):
         if not isinstance(losses, dict):
@@ -157,16 +159,19 @@ def stop_all_by_one_loss(cfg: CfgNode) -> None:
     assert [x["parts"][0]["losses"]["loss_poisoned"] for x in reports] == [0.0, "nan"]
 
 
-def fail_in_second_process() -> None:
+def fail_in_second_process(folder: str) -> None:
     """Ends with a message in one process while the other one waits for it."""
+    sys.stderr = open(os.path.join(folder, f"stderr{comm.get_rank()}"), "w")  # noqa: SIM115
     with friendly_errors():
         if comm.get_rank() == 1:
             raise OSError("no room")
         comm.synchronize()
 
 
-def evaluate_in_two_processes(text: str) -> None:
+def evaluate_in_two_processes(text: str, folder: str) -> None:
     """Checks that both write into one new folder, then trains with a test set that is missing."""
+    os.environ["DETECTRON2_DATASETS"] = os.path.join(folder, "none")
+    sys.stderr = open(os.path.join(folder, f"stderr{comm.get_rank()}"), "w")  # noqa: SIM115
     with friendly_errors():
         name = "tiny_for_engine_tests"
         cfg = tiny_cfg("", name)
@@ -176,3 +181,10 @@ def evaluate_in_two_processes(text: str) -> None:
         assert len(set(folders)) == 1 and "eval/a-" in folders[0] and folders[0] != cfg.OUTPUT_DIR
         assert "DATASETS.TEST=prw_test,SEED=7" in folders[0]
         PersonSearchTrainer(cfg)
+
+
+def run_train_net(dataset: str, images: str, arguments: list[str]) -> None:
+    """One of several processes of ``train_net.py``, with the tiny data set registered."""
+    register_tiny_dataset(dataset, Path(images) / str(comm.get_rank()))
+    train_net = load_program("train_net.py")
+    train_net.run(train_net.parse_args(arguments))

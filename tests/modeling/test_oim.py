@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OIM loss: values by hand, update against a literal loop, AMP, resuming, two processes."""
+"""OIM loss: values by hand, update against a plain loop, AMP, resuming, two processes."""
 
 import math
 
@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from oim_processes import STEPS, train_alone, train_together
+from two_processes import run_in_two_processes
 
-from person_search.engine import launch
 from person_search.modeling import OIMLoss
 
 
@@ -36,7 +36,7 @@ def test_loss_and_gradient_by_hand():
     oim.cq.copy_(torch.tensor([[-1.0, 0.0]]))
     x = torch.tensor([[0.6, 0.8], [1.0, 0.0]], requires_grad=True)
     loss = oim(x, torch.tensor([1, -1]))
-    # logits 2 * (0.6, 0.8, -0.6); the second person is unlabelled and has no loss
+    # logits 2 * (0.6, 0.8, -0.6); the second person is unlabeled and has no loss
     e = [math.exp(2 * v) for v in (0.6, 0.8, -0.6)]
     assert loss.item() == pytest.approx(-math.log(e[1] / sum(e)), abs=1e-6)
     loss.backward()
@@ -45,7 +45,7 @@ def test_loss_and_gradient_by_hand():
     torch.testing.assert_close(x.grad, torch.tensor([expected, [0.0, 0.0]]), atol=1e-6, rtol=0)
 
 
-def test_memory_after_two_of_one_identity_and_one_unlabelled():
+def test_memory_after_two_of_one_identity_and_one_unlabeled():
     oim = OIMLoss(3, 2, queue_size=2, momentum=0.5)
     x = unit([1, 0], [0, 1], [0.6, 0.8])
     oim(x, torch.tensor([1, 1, -1]))
@@ -76,7 +76,7 @@ def test_update_equals_one_person_after_the_other(pids, queue_size, head, moment
 
 
 @pytest.mark.parametrize("pids", [[], [-1, -1]])
-def test_without_labelled_person_the_loss_is_zero_and_differentiable(pids):
+def test_without_labeled_person_the_loss_is_zero_and_differentiable(pids):
     oim = OIMLoss(3, 4, queue_size=3)
     weight = torch.ones(4, requires_grad=True)
     loss = oim(F.normalize(torch.rand(len(pids), 4), dim=1) * weight, torch.tensor(pids).long())
@@ -151,7 +151,7 @@ def test_unknown_identities_and_settings_are_refused():
 
 def test_two_processes_equal_one_with_both_batches(tmp_path):
     """Loss, gradients, look-up table and queue, step by step."""
-    launch(train_together, num_gpus=0, num_processes=2, args=(str(tmp_path),))
+    run_in_two_processes(train_together, str(tmp_path))
     expected = train_alone()
     first, second = (torch.load(tmp_path / f"record{rank}.pt") for rank in range(2))
     close = {"atol": 1e-6, "rtol": 1e-5}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slim ResNet: shapes that it declares, shapes that it gives, and settings that it refuses."""
+"""The slim ResNet: declared and actual shapes, refused settings."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_nothing_is_frozen_and_every_weight_learns():
     [
         ("SLIM_RESNET.NORM", "FrozenBN", "cannot be 'FrozenBN'"),
         ("SLIM_RESNET.BLOCKS", [1, 1], "one entry per stage"),
-        ("SLIM_RESNET.WIDTHS", [8, 8, 16], "neighbours must differ"),
+        ("SLIM_RESNET.WIDTHS", [8, 8, 16], "neighbors must differ"),
         ("FPN.IN_FEATURES", ["res3", "res6"], r"names \['res6'\]"),
     ],
 )

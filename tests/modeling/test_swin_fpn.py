@@ -16,7 +16,7 @@ from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSw
 import person_search.modeling  # noqa: F401  registers the backbones
 from person_search.config import add_person_search_config
 from person_search.engine.checkpoint import AtomicCheckpointer, IncompatibleCheckpointError
-from person_search.modeling import adapt_swin_weights
+from person_search.interface import AdaptsWeights, named_hooks
 
 DEPTHS, HEADS, WIDTH, WINDOW = [1, 2, 2, 1], [1, 2, 2, 4], 8, 3
 
@@ -41,6 +41,11 @@ class Model(nn.Module):
         self.backbone = build_backbone(cfg)
 
 
+def adapt(model, weights):
+    """Renames weights as the checkpointer does."""
+    return model.backbone.bottom_up.adapt_weights(weights, "backbone.bottom_up.")
+
+
 @pytest.fixture(scope="module")
 def source():
     torch.manual_seed(1)
@@ -53,7 +58,7 @@ def source():
 def official_weights(source):
     """The same weights as the Swin authors name them."""
     cfg_model = Model(swin_cfg())
-    adapted = adapt_swin_weights(cfg_model, source.state_dict())
+    adapted = adapt(cfg_model, source.state_dict())
     names = {k.removeprefix("backbone.bottom_up."): v for k, v in adapted.items()}
     names = {re.sub(r"^norm3\.", "norm.", k): v for k, v in names.items()}
     names["layers.0.blocks.0.attn_mask"] = torch.zeros(2, 9, 9)
@@ -180,7 +185,7 @@ def test_timm_itself():
         num_classes=3,
     ).eval()  # fmt: skip
     model = Model(swin_cfg()).eval()
-    model.load_state_dict(adapt_swin_weights(model, net.state_dict()), strict=False)
+    model.load_state_dict(adapt(model, net.state_dict()), strict=False)
     image = torch.randn(1, 3, 192, 192)
     torch.testing.assert_close(
         model.backbone.bottom_up(image)["p3"],
@@ -190,19 +195,19 @@ def test_timm_itself():
     )
 
 
-def test_everything_but_the_new_norms_is_filled(source):
+def test_all_weights_but_the_new_norms_are_filled(source):
     model = Model(swin_cfg())
-    result = model.load_state_dict(adapt_swin_weights(model, source.state_dict()), strict=False)
+    result = model.load_state_dict(adapt(model, source.state_dict()), strict=False)
     assert not result.unexpected_keys
     bottom_up = [k for k in result.missing_keys if k.startswith("backbone.bottom_up.")]
     assert {k.split(".")[2] for k in bottom_up} == {"norm0", "norm1", "norm2"}
 
 
-def test_own_checkpoints_and_other_networks_stay_as_they_are(source):
+def test_own_checkpoints_and_other_networks_are_unchanged():
     model = Model(swin_cfg())
     for weights in (model.state_dict(), {"conv1.weight": torch.zeros(1)}):
-        assert adapt_swin_weights(model, weights) is weights
-    assert adapt_swin_weights(nn.Linear(2, 2), weights := source.state_dict()) is weights
+        assert adapt(model, weights) is weights
+    assert named_hooks(nn.Linear(2, 2), AdaptsWeights) == []
 
 
 @pytest.mark.parametrize(
@@ -229,5 +234,5 @@ def test_swin_v2_is_refused():
         [4, 4], WIDTH, DEPTHS, HEADS, [WINDOW, WINDOW],
         block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2,
     )  # fmt: skip
-    with pytest.raises(ValueError, match="is of Swin V2"):
-        adapt_swin_weights(Model(swin_cfg()), net.state_dict())
+    with pytest.raises(ValueError, match="is for Swin V2"):
+        adapt(Model(swin_cfg()), net.state_dict())

@@ -40,11 +40,11 @@ def bomb(width: int):
 
 
 BAD_IMAGES = {
-    "cut.jpg": (cut_short, "it is cut short (image file is truncated"),
+    "cut.jpg": (cut_short, "it is truncated (image file is truncated"),
     "changed.png": (changed_bytes, "broken PNG file"),
     "zero.jpg": (lambda path: path.write_bytes(b""), "the file is empty (0 bytes)"),
-    "text.jpg": (lambda path: path.write_text("hello"), "it is no image of a known format"),
-    "bomb.png": (bomb(11_000), "it has 11000 x 10000 pixels, and at most 100 million are taken"),
+    "text.jpg": (lambda path: path.write_text("hello"), "it is not an image of a known format"),
+    "bomb.png": (bomb(11_000), "it has 11000 x 10000 pixels; the maximum is 100 million"),
     "claim.png": (bomb(20_000), "it claims to have more than 178 million pixels"),
 }
 
@@ -79,7 +79,7 @@ def test_a_query_image_that_cannot_be_read(how, search_tool, tmp_path, shown) ->
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_folder_of_everything(search_tool, tmp_path, shown) -> None:
     """Damaged images, other files, broken links, a link out of the folder, a video that stops."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for name, (write, _) in BAD_IMAGES.items():
         write(folder / name)
     (folder / "notes.txt").write_text("no image, and no suffix of one")
@@ -91,10 +91,11 @@ def test_a_folder_of_everything(search_tool, tmp_path, shown) -> None:
     assert search_tool("index") == 0
     output, _ = shown()
     gallery = Gallery.open(tmp_path / "g")
-    names = {Path(path).name for path in gallery.pictures.paths}
+    names = {Path(path).name for path in gallery.images.paths}
     assert names == {"p0.png", "p1.png", "p2.png", "p3.png", "v.avi"}
-    assert "7 files could not be read, or not to the end:" in output
-    assert "2 links left out:" in output and "1 file of other kinds not looked at." in output
+    assert "7 files unreadable or truncated:" in output
+    assert "2 files left out:" in output
+    assert "1 file of other kinds not indexed:\n  1 file .txt" in output
     assert all(str(folder / name) in output for name in [*BAD_IMAGES, "v.avi", "out.png"])
     reasons = " ".join(entry.error for entry in gallery.failed)
     assert "stops after" in reasons and all(text in reasons for _, text in BAD_IMAGES.values())
@@ -103,7 +104,7 @@ def test_a_folder_of_everything(search_tool, tmp_path, shown) -> None:
 def test_unusual_query_images_are_turned_and_converted(search_tool, tmp_path, shown) -> None:
     """The same scene as CMYK, with 16 bits, and lying on its side with an EXIF mark."""
     assert search_tool("index") == 0
-    scene = Image.open(tmp_path / "pictures" / "p0.png").convert("L")
+    scene = Image.open(tmp_path / "images" / "p0.png").convert("L")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown a quarter turn to the right
     Image.merge("RGB", [scene] * 3).convert("CMYK").save(tmp_path / "cmyk.tif")
@@ -126,16 +127,16 @@ def test_unusual_query_images_are_turned_and_converted(search_tool, tmp_path, sh
     ("box", "text"),
     [
         ((200, 10, 240, 90), "error: the box 200 10 240 90 lies outside the image '{path}', "
-                             "which is 128 x 96 pixels (width x height)"),
+                             "which has 128 x 96 pixels (width x height)"),
         ((10, 10, 10, 90), "error: the box 10 10 10 90 has no area; give x1 y1 x2 y2 with "
                            "x1 < x2 and y1 < y2"),
         ((60, 10, 10, 90), "error: the box 60 10 10 90 has no area"),
         (("nan", 10, 60, 90), "error: the box nan 10 60 90 has no area"),
     ],
 )  # fmt: skip
-def test_a_box_that_shows_nobody(box, text, search_tool, tmp_path, pictures, shown) -> None:
-    assert search_tool("query", box=box) == 2, "told before gallery and model are looked at"
-    assert shown()[1].startswith(text.format(path=pictures[0]))
+def test_invalid_boxes(box, text, search_tool, tmp_path, images, shown) -> None:
+    assert search_tool("query", box=box) == 2, "reported before gallery and model are opened"
+    assert shown()[1].startswith(text.format(path=images[0]))
 
 
 def test_an_empty_gallery(search_tool, tmp_path, shown) -> None:
@@ -145,7 +146,7 @@ def test_an_empty_gallery(search_tool, tmp_path, shown) -> None:
     assert "0 images with 0 persons added" in shown()[0]
     assert search_tool("query") == 0
     assert (
-        "Nobody was found in 0 images (0 persons): the gallery is empty, and 1 file could not be "
+        "No person was found in 0 images (0 persons): the gallery is empty, and 1 file could not be "
         "read." in shown()[0]
     )
     assert search_tool("info") == 0
@@ -170,19 +171,19 @@ def test_two_writers(search_tool, tmp_path, shown) -> None:
             assert search_tool(command) == 2
             errors = shown()[1]
             assert errors.startswith(f"error: the gallery '{tmp_path / 'g'}' is being written by")
-            assert "Wait until it has finished" in errors
+            assert "Wait until that process has finished" in errors
         assert search_tool("query") == 0, "reading is possible at any time"
     assert search_tool("index") == 0
 
 
 @pytest.mark.parametrize("name", ["../../secret.png", "/etc/hostname", "link.png"])
 def test_a_path_that_leaves_the_folder(name, search_tool, tmp_path, shown) -> None:
-    """A gallery from somebody else whose entries name other files of this machine."""
+    """A gallery from another person whose entries name other files of this machine."""
     Image.new("RGB", (128, 96), (255, 0, 255)).save(tmp_path / "secret.png")
     assert search_tool("index") == 0
     shown()
     if name == "link.png":
-        (tmp_path / "pictures" / name).symlink_to(tmp_path / "secret.png")
+        (tmp_path / "images" / name).symlink_to(tmp_path / "secret.png")
     (log,) = (tmp_path / "g" / "segments").glob("*/entries.log")
     lines = []
     for line in log.read_text().splitlines():
@@ -191,7 +192,7 @@ def test_a_path_that_leaves_the_folder(name, search_tool, tmp_path, shown) -> No
         text = json.dumps(entry, separators=(",", ":"))
         lines.append(f"{zlib.crc32(text.encode()):08x} {text}\n")
     log.write_text("".join(lines))
-    message = f"names the image '{name}', which leaves the folder '{tmp_path / 'pictures'}'"
+    message = f"names the image '{name}', which leaves the indexed folder '{tmp_path / 'images'}'"
     assert search_tool("verify") == 2
     assert message in shown()[0]
     if name != "link.png":
@@ -200,7 +201,7 @@ def test_a_path_that_leaves_the_folder(name, search_tool, tmp_path, shown) -> No
         return
     assert search_tool("query") == 0, "the others are shown"
     report = (tmp_path / "out" / "report.html").read_text()
-    assert report.count("The image cannot be read any more") == 1
+    assert report.count("The image is no longer readable") == 1
     assert report.count("<img") == 2 + 2 * 2, "the query and the two other images"
 
 
@@ -218,4 +219,4 @@ def test_a_gallery_that_is_damaged(search_tool, tmp_path, shown) -> None:
     assert search_tool("compact") == 0 and "3 images with" in shown()[0]
     (tmp_path / "copy" / "gallery.json").write_text("{")
     assert search_tool("info", gallery=tmp_path / "copy") == 2
-    assert "is no manifest of a gallery" in shown()[1]
+    assert "is not a manifest of a gallery" in shown()[1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact and approximate search, filters, and agreement with plain NumPy."""
+"""Exact and approximate search and filters, compared with plain NumPy."""
 
 import json
 
@@ -48,19 +48,19 @@ def test_similarities_of_several_parts() -> None:
 def test_exact_search_is_numpy(segments, tmp_path) -> None:
     counts = [3, 0, 5, 1, 7, 2]
     store, feats = write_gallery(tmp_path / "g", counts, segments=segments)
-    picture = np.repeat(np.arange(6), counts)
+    image = np.repeat(np.arange(6), counts)
     query = unit_vectors(np.random.default_rng(5), 1, 8)[0]
     gallery = Gallery(store)
-    assert len(gallery) == 18 and len(gallery.pictures) == 6
+    assert len(gallery) == 18 and len(gallery.images) == 6
     matches = gallery.search(query, None, per_image=False)
     order = reference(feats, query, 18)
     assert [m.path for m in matches] == [
-        str(tmp_path / "pictures" / f"p{picture[i]}.png") for i in order
+        str(tmp_path / "images" / f"p{image[i]}.png") for i in order
     ]
     assert np.allclose([m.sim for m in matches], feats[order] @ query, atol=1e-6)
     assert [m.rank for m in matches] == list(range(1, 19))
     once = gallery.search(query, 3)
-    best = list(dict.fromkeys(picture[order]))[:3]
+    best = list(dict.fromkeys(image[order]))[:3]
     assert [m.path[-6:] for m in once] == [f"p{i}.png" for i in best]
     assert once[0] == matches[0]
 
@@ -90,7 +90,7 @@ def test_filters(tmp_path) -> None:
     similar = SearchFilter(min_similarity=every[2].sim)
     assert gallery.search(feats[0], None, wanted=similar, per_image=False) == every[:3]
     assert gallery.search(feats[0], 2, wanted=similar, per_image=False) == every[:2]
-    skipped = gallery.search(feats[0], None, skip=[tmp_path / "pictures" / "p0.png"])
+    skipped = gallery.search(feats[0], None, skip=[tmp_path / "images" / "p0.png"])
     assert "p0" not in {m.path[-6:-4] for m in skipped} and len(skipped) == 3
 
 
@@ -107,18 +107,18 @@ def test_filters_in_words() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "text"),
-    [({"since": 90.0, "until": 0.0}, "begins at 1970-01-01 00:01:30 and ends before that"),
-     ({"min_score": 7}, "the lowest score is 7; scores are from 0 to 1"),
-     ({"min_score": float("nan")}, "the lowest score is nan"),
-     ({"min_similarity": 50.0}, "the lowest similarity is 50; similarities are from -1 to 1")],
+    [({"since": 90.0, "until": 0.0}, "starts at 1970-01-01 00:01:30 and ends before that"),
+     ({"min_score": 7}, "the minimum score is 7; scores are in"),
+     ({"min_score": float("nan")}, "the minimum score is nan"),
+     ({"min_similarity": 50.0}, "the minimum similarity is 50; similarities are in")],
 )  # fmt: skip
-def test_filters_that_nothing_can_pass(fields, text) -> None:
+def test_invalid_filters(fields, text) -> None:
     with pytest.raises(ValueError, match=text):
         SearchFilter(**fields)
 
 
 def test_empty_gallery(tmp_path) -> None:
-    for name, counts in (("none", []), ("nobody", [0, 0])):
+    for name, counts in (("none", []), ("no_person", [0, 0])):
         store, _ = write_gallery(tmp_path / name, counts)
         gallery = Gallery(store)
         assert len(gallery) == 0 and gallery.search(np.eye(8)[0]) == []
@@ -126,7 +126,7 @@ def test_empty_gallery(tmp_path) -> None:
 
 def test_wrong_queries(tmp_path) -> None:
     gallery = Gallery(write_gallery(tmp_path / "g", [1])[0])
-    with pytest.raises(ValueError, match="embeddings of length 8"):
+    with pytest.raises(ValueError, match="embeddings of dimension 8"):
         gallery.search(np.zeros(7))
     with pytest.raises(ValueError, match="method is 'fast'"):
         gallery.search(np.zeros(8), method="fast")
@@ -149,7 +149,7 @@ def test_fused_query() -> None:
     assert np.linalg.norm(fuse(unit_vectors(np.random.default_rng(0), 5, 9))) == pytest.approx(1)
     with pytest.raises(ValueError, match="contradict"):
         fuse([np.array([1.0, 0]), np.array([-1.0, 0])])
-    with pytest.raises(ValueError, match="no query"):
+    with pytest.raises(ValueError, match="no query is given"):
         fuse([])
 
 
@@ -226,7 +226,7 @@ def test_auto_chooses_by_size_and_filter(indexed, monkeypatch) -> None:
     assert used == ["_exact_rows", "_approximate_rows", "_exact_rows"]
 
 
-def test_index_of_segments_that_are_gone_is_not_used(indexed) -> None:
+def test_index_of_missing_segments_is_not_used(indexed) -> None:
     store, *_ = indexed
     path = store.folder / "index.json"
     content = json.loads(path.read_text())
@@ -237,7 +237,7 @@ def test_index_of_segments_that_are_gone_is_not_used(indexed) -> None:
     path.write_text(json.dumps({**content, "file": "../" + content["file"]}))
     assert Gallery(store).index is None
     path.write_text("{")
-    with pytest.raises(GalleryError, match="delete it and build the index anew"):
+    with pytest.raises(GalleryError, match="delete it and rebuild the index"):
         Gallery(store)
 
 
@@ -245,7 +245,7 @@ def test_without_faiss_an_indexed_gallery_is_searched_exactly(indexed, monkeypat
     store, feats, *_ = indexed
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     gallery = Gallery(store)
-    assert "needs FAISS" in caplog.text and gallery.index is None
+    assert "requires FAISS" in caplog.text and gallery.index is None
     assert gallery.search(feats[0], 1)[0].sim > 0.9999
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading images of any quality, and boxes that somebody has typed in."""
+"""Reading images of any kind, and validating boxes."""
 
 import numpy as np
 import pytest
@@ -21,8 +21,8 @@ def test_channel_order(tmp_path) -> None:
 def test_other_color_modes_become_rgb(mode: str, tmp_path) -> None:
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     Image.new("RGB", (4, 5), (102, 102, 102)).convert(mode).save(path)
-    picture = read_image(path)
-    assert picture.shape == (5, 4, 3) and np.abs(picture.astype(int) - 102).max() < 3
+    image = read_image(path)
+    assert image.shape == (5, 4, 3) and np.abs(image.astype(int) - 102).max() < 3
 
 
 def damaged(kind: str, path) -> None:
@@ -43,11 +43,11 @@ def test_damaged_image_is_named_in_one_line(kind: str, suffix: str, tmp_path) ->
     assert "\n" not in str(caught.value) and "0x" not in str(caught.value)
 
 
-def test_what_a_person_reads_about_a_damaged_image(tmp_path) -> None:
+def test_messages_about_damaged_images(tmp_path) -> None:
     path = tmp_path / "bad.png"
     for kind, text in (("empty", "the file is empty (0 bytes)"),
-                       ("text", "it is no image of a known format, or its beginning is damaged"),
-                       ("cut", "it is cut short (")):  # fmt: skip
+                       ("text", "it is not an image of a known format, or its beginning is damaged"),
+                       ("cut", "it is truncated (")):  # fmt: skip
         damaged(kind, path)
         with pytest.raises(BadImageError) as caught:
             read_image(path)
@@ -67,7 +67,7 @@ def test_bytes_of_a_png_that_have_changed_are_noticed(tmp_path) -> None:
 
 
 def test_absent_image(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no image .*nothing.jpg"):
+    with pytest.raises(FileNotFoundError, match="the image '.*nothing.jpg' does not exist"):
         read_image(tmp_path / "nothing.jpg")
 
 
@@ -89,9 +89,9 @@ def test_box_without_area(box) -> None:
     "box", [[100, 0, 120, 10], [0, 80, 10, 90], [-20, 0, 0, 10], [0, -9, 9, 0]]
 )
 def test_box_outside(box) -> None:
-    with pytest.raises(ValueError, match="outside the image, which is 100 x 80 pixels"):
+    with pytest.raises(ValueError, match="outside the image, which has 100 x 80 pixels"):
         clip_box(box, 100, 80)
-    with pytest.raises(ValueError, match=r"outside the image 'a.png', which is 100 x 80 pixels"):
+    with pytest.raises(ValueError, match=r"outside the image 'a.png', which has 100 x 80 pixels"):
         clip_box(box, 100, 80, "a.png")
 
 
@@ -107,14 +107,14 @@ def test_clipped_box_has_area_and_lies_inside(box) -> None:
 @pytest.mark.parametrize("size", [(5000, 1), (1, 5000), (20, 2020)])
 def test_a_line_is_refused(tmp_path, size) -> None:
     Image.new("RGB", size).save(tmp_path / "line.png")
-    with pytest.raises(BadImageError, match=r"line.png.*too narrow to show anybody"):
+    with pytest.raises(BadImageError, match=r"line.png.*too narrow to show a person"):
         read_image(tmp_path / "line.png")
     Image.new("RGB", (20, 2000)).save(tmp_path / "narrow.png")
     assert read_image(tmp_path / "narrow.png").shape == (2000, 20, 3)
 
 
 def test_huge_image_is_refused_before_it_is_unpacked(tmp_path) -> None:
-    for width, text in ((12_000, "it has 12000 x 10000 pixels, and at most 100 million"),
+    for width, text in ((12_000, "it has 12000 x 10000 pixels; the maximum is 100 million"),
                         (20_000, "claims to have more than 178 million pixels")):  # fmt: skip
         Image.new("1", (width, 10_000)).save(tmp_path / "bomb.png")
         assert (tmp_path / "bomb.png").stat().st_size < 100_000
@@ -131,8 +131,8 @@ def test_16_bit_images_keep_their_brightness(tmp_path) -> None:
 def test_exif_orientation_is_applied(tmp_path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown a quarter turn to the right
-    picture = np.zeros((8, 16, 3), np.uint8)
-    picture[:, :8] = 250
-    Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
+    image = np.zeros((8, 16, 3), np.uint8)
+    image[:, :8] = 250
+    Image.fromarray(image).save(tmp_path / "turned.png", exif=exif)
     shown = read_image(tmp_path / "turned.png")
     assert shown.shape == (16, 8, 3) and shown[0, 0, 0] == 250 and shown[-1, 0, 0] == 0

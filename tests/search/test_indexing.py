@@ -25,7 +25,7 @@ from person_search.search import (
     verify,
 )
 from person_search.search.errors import GalleryLockedError, OtherModelError
-from person_search.search.prefetch import read_ahead
+from person_search.search.indexing import read_ahead
 from person_search.search.store import live_entries
 
 RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
@@ -40,10 +40,10 @@ def make_embedder(thresh: float = 0.5) -> PersonEmbedder:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Images red, green, blue; each has two persons of that color."""
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for name, color in (("a", RED), ("b", GREEN), ("c", BLUE)):
-        paint(tmp_path / "pictures" / f"{name}.png", {(0, 0, 100, 80): color})
-    return tmp_path / "pictures"
+        paint(tmp_path / "images" / f"{name}.png", {(0, 0, 100, 80): color})
+    return tmp_path / "images"
 
 
 def index(folder: Path, gallery: str = "g", embedder: PersonEmbedder | None = None, **options):
@@ -77,12 +77,16 @@ def best(folder: Path, color: np.ndarray) -> str:
 
 def test_index_and_find(folder) -> None:
     report = index(folder)
-    assert (report.pictures, report.persons, report.unchanged) == (3, 6, 0)
+    assert (report.images, report.persons, report.unchanged) == (3, 6, 0)
     for name, color in (("a", [1, 0, 0]), ("b", [0, 1, 0]), ("c", [0, 0, 1])):
         assert best(folder, np.array(color)) == str(folder / f"{name}.png")
     assert verify(GalleryStore(folder.parent / "g")) == []
     scene = Gallery.open(folder.parent / "g")
-    assert scene.read_scene(scene.search(np.array([1.0, 0, 0]), 1)[0])[0, 0].tolist() == [250, 0, 0]
+    assert scene.read_image(scene.search(np.array([1.0, 0, 0]), 1)[0].image)[0, 0].tolist() == [
+        250,
+        0,
+        0,
+    ]
 
 
 def test_only_what_is_new_or_changed_is_read(folder) -> None:
@@ -91,11 +95,11 @@ def test_only_what_is_new_or_changed_is_read(folder) -> None:
     paint(folder / "a.png", {(0, 0, 100, 80): (250, 250, 0)})
     os.utime(folder / "a.png", ns=(1, 1))
     report = index(folder)
-    assert (report.pictures, report.unchanged) == (2, 2)
+    assert (report.images, report.unchanged) == (2, 2)
     gallery = Gallery.open(folder.parent / "g")
-    assert len(gallery.pictures) == 4 and len(gallery) == 8
+    assert len(gallery.images) == 4 and len(gallery) == 8
     assert gallery.search(np.array([1.0, 0, 0]), 4)[0].sim < 0.8, "the red image is gone"
-    assert index(folder).pictures == 0
+    assert index(folder).images == 0
 
 
 def test_files_that_are_gone(folder) -> None:
@@ -104,7 +108,7 @@ def test_files_that_are_gone(folder) -> None:
     assert index(folder).removed == 0
     assert index(folder, prune=True).removed == 1
     gallery = Gallery.open(folder.parent / "g")
-    assert sorted(Path(p).name for p in gallery.pictures.paths) == ["a.png", "c.png"]
+    assert sorted(Path(p).name for p in gallery.images.paths) == ["a.png", "c.png"]
 
 
 def bad_files(folder: Path) -> dict[str, str]:
@@ -122,17 +126,17 @@ def bad_files(folder: Path) -> dict[str, str]:
 def test_unreadable_files_are_named_remembered_and_read_again_when_they_change(folder) -> None:
     bad = bad_files(folder)
     report = index(folder)
-    assert report.pictures == 3
+    assert report.images == 3
     assert {Path(path).name for path in report.failed} == set(bad)
     for path, reason in report.failed.items():
         assert bad[Path(path).name] in reason
     again = index(folder)
-    assert (again.pictures, again.failed, again.unchanged) == (0, {}, 8)
+    assert (again.images, again.failed, again.unchanged) == (0, {}, 8)
     assert len(Gallery.open(folder.parent / "g").failed) == len(bad)
     assert len(index(folder, retry=True).failed) == len(bad)
     shutil.copy(folder / "a.png", folder / "text.jpg")
     repaired = index(folder)
-    assert (repaired.pictures, repaired.failed) == (1, {})
+    assert (repaired.images, repaired.failed) == (1, {})
 
 
 def test_unusual_images(folder) -> None:
@@ -143,9 +147,9 @@ def test_unusual_images(folder) -> None:
     exif[0x0112] = 6  # to be shown a quarter turn to the right
     turned.save(folder / "turned.jpg", exif=exif)
     report = index(folder)
-    assert report.pictures == 6 and not report.failed
+    assert report.images == 6 and not report.failed
     gallery = Gallery.open(folder.parent / "g")
-    names = [Path(path).name for path in gallery.pictures.paths]
+    names = [Path(path).name for path in gallery.images.paths]
     first = gallery.image_of_row.tolist().index(names.index("turned.jpg"))
     assert gallery.boxes[0][first, :4].tolist() == [0, 0, 40, 100], "80 x 100 upright"
     assert Path(gallery.search(np.array([1.0, 0, 0]), 2)[1].path).name == "cmyk.jpg"
@@ -155,7 +159,7 @@ def test_video(folder) -> None:
     write_video(folder / "v.mp4")
     options = {"every": 1.0, "origins": OriginRules(camera="gate", time=1000.0)}
     report = index(folder, **options)
-    assert report.pictures == 6
+    assert report.images == 6
     gallery = Gallery.open(folder.parent / "g")
     frames = [
         m for m in gallery.search(np.array([0.58, 0.58, 0.58]), 9) if m.path.endswith("v.mp4")
@@ -164,13 +168,13 @@ def test_video(folder) -> None:
         (0, 0.0, 1000.0, "gate"), (10, 1.0, 1001.0, "gate"), (20, 2.0, 1002.0, "gate"),
     ]  # fmt: skip
     late = next(m for m in frames if m.frame == 20)
-    assert abs(gallery.read_scene(late).mean() - 160) < 4
-    assert index(folder, **options).pictures == 0
+    assert abs(gallery.read_image(late.image).mean() - 160) < 4
+    assert index(folder, **options).images == 0
     finer = index(folder, **{**options, "every": 0.5})
-    assert finer.pictures == 3, "only the frames between"
+    assert finer.images == 3, "only the frames between"
     write_video(folder / "v.mp4", 12)
-    assert index(folder, **options).pictures == 2
-    frames = Gallery.open(folder.parent / "g").pictures.frames
+    assert index(folder, **options).images == 2
+    frames = Gallery.open(folder.parent / "g").images.frames
     assert sorted(frames[frames >= 0]) == [0, 10], "the frames of the old video are gone"
 
 
@@ -178,8 +182,8 @@ def test_video_that_stops_in_the_middle(folder) -> None:
     whole = write_video(folder / "v.avi").read_bytes()
     (folder / "v.avi").write_bytes(whole[: len(whole) // 2])
     report = index(folder)
-    assert report.pictures > 3 and "stops after" in report.failed[str(folder / "v.avi")]
-    assert index(folder).pictures == 0
+    assert report.images > 3 and "stops after" in report.failed[str(folder / "v.avi")]
+    assert index(folder).images == 0
 
 
 def test_another_model_or_threshold_is_refused(folder) -> None:
@@ -215,7 +219,7 @@ def test_defects_of_the_model_are_not_taken_for_bad_images(folder) -> None:
 @pytest.mark.parametrize("life", [0.01, 0.06, 0.12])
 def test_killed_runs_end_as_if_nothing_had_happened(life, tmp_path) -> None:
     """SIGKILL at arbitrary moments, then a last run; a child per run, so that locks are real."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(12):

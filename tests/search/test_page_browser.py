@@ -63,7 +63,7 @@ def test_draw_a_box_with_the_mouse(visit, look) -> None:
     look(tab, "drawn")
     tab.click("#search")
     assert found(tab)[0] in ("a.png", "b.png")
-    tab.locator(".person").first.click()  # now somebody else
+    tab.locator(".person").first.click()  # another person
     assert tab.locator("#drawn").is_hidden() and tab.locator("#chosen li").count() == 1
 
 
@@ -73,7 +73,7 @@ def test_everything_with_the_keyboard(visit) -> None:
     choose_file(tab, (RED, GREEN))
     assert focused(tab) == "mark-title"
     tab.keyboard.press("Tab")
-    assert focused(tab) == "Person 1 of 2 from the left, detected with 90 %"
+    assert focused(tab) == "Person 1 of 2 from the left, score 90 %"
     tab.keyboard.press("Enter")
     assert tab.locator(".person").first.get_attribute("aria-pressed") == "true"
     tab.keyboard.press("Tab")
@@ -90,7 +90,7 @@ def test_everything_with_the_keyboard(visit) -> None:
     tab.locator("#x1").press("Enter")
     tab.locator("#search").press("Enter")
     assert found(tab)[0] in ("a.png", "b.png"), "green"
-    tab.locator(".pictures").first.press("Enter")
+    tab.locator(".images").first.press("Enter")
     assert tab.locator("#large").is_visible()
     first = tab.inner_text("#large-title")
     tab.keyboard.press("ArrowRight")
@@ -124,7 +124,7 @@ def test_on_a_phone(visit, look, scheme: str) -> None:
     tab.locator("#search").tap()
     assert len(found(tab)) == 4 and nothing_sticks_out() and images_are_loaded(tab)
     look(tab, f"phone_{scheme}_found", full_page=True)
-    tab.locator(".pictures").first.tap()
+    tab.locator(".images").first.tap()
     assert tab.locator("#large").is_visible() and nothing_sticks_out()
     look(tab, f"phone_{scheme}_large")
 
@@ -188,7 +188,7 @@ def test_search_again_filter_and_save(visit, tmp_path: Path) -> None:
     assert found(tab) == ["c.png", "d.png"]
     tab.get_by_role("checkbox", name="hall").uncheck()
     tab.click("#search")
-    assert tab.inner_text("#error") == "No camera is chosen in the filters."
+    assert tab.inner_text("#error") == "No camera is selected in the filters."
     tab.get_by_role("checkbox", name="hall").check()
     tab.get_by_role("checkbox", name="gate").check()
     tab.locator(".again").first.click()
@@ -205,26 +205,26 @@ def test_search_again_filter_and_save(visit, tmp_path: Path) -> None:
 
 
 @needs_browser
-def test_who_is_not_similar_enough_is_not_listed(visit, tmp_path: Path) -> None:
+def test_minimum_similarity(visit, tmp_path: Path) -> None:
     tab = visit()
     choose_file(tab)
     tab.locator(".person").first.click()
     tab.click("#filters summary")
-    tab.get_by_label("Similarity at least").fill("0.99")
+    tab.get_by_label("Minimum similarity").fill("0.99")
     tab.screenshot(path=tmp_path / "filters.png", full_page=True)
     tab.click("#search")
     alike = found(tab)
-    tab.get_by_label("Similarity at least").fill("")
+    tab.get_by_label("Minimum similarity").fill("")
     tab.click("#search")
     until(tab, f"document.querySelectorAll('.matches > li').length > {len(alike)}")
     assert 0 < len(alike) < len(found(tab)) and found(tab)[: len(alike)] == alike
 
 
 @needs_browser
-def test_what_goes_wrong_is_told(visit) -> None:
+def test_errors_are_shown(visit) -> None:
     tab = visit(expect="Failed to load resource")
     tab.set_input_files("#file", {"name": "me.png", "mimeType": "image/png", "buffer": b"no"})
-    tab.wait_for_selector("#error:has-text('The file is no image that can be read')")
+    tab.wait_for_selector("#error:has-text('The file is not a readable image')")
     assert tab.locator("#mark").is_hidden()
     tab.route("**/api/uploads", lambda route: route.abort())
     tab.set_input_files("#file", {"name": "me.png", "mimeType": "image/png", "buffer": b"no"})
@@ -241,5 +241,5 @@ def test_drop_and_paste(visit) -> None:
         give(tab, event, f"{event}.png")
         tab.wait_for_selector(f"#hint:has-text('{event}.png')")
     give(tab, "drop", "first.png", "second.png")
-    tab.wait_for_selector("#status:has-text('The first of 2 files; add the others singly.')")
+    tab.wait_for_selector("#status:has-text('The first of 2 files; add the others one by one.')")
     assert "first.png" in tab.inner_text("#hint")

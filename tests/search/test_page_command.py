@@ -20,7 +20,7 @@ from person_search.search.page.server import address_of, bind, is_private
 
 @pytest.fixture
 def serve_words(tiny_run: Path, search_tool, tmp_path: Path) -> list[str]:
-    """A gallery of the tiny PSDiff, and the words that open it."""
+    """Indexes a gallery with the tiny PSDiff; returns the command line that serves it."""
     assert search_tool("index") == 0
     return [
         sys.executable, "-m", "person_search.search", "serve", "--gallery", str(tmp_path / "g"),
@@ -46,9 +46,9 @@ def test_the_command(serve_words, tmp_path: Path, child_env, number: int) -> Non
         address = re.search(r"http://127\.0\.0\.1:\d+/", line)[0]
         sent = urllib.request.Request(address + "api/uploads", data=image_bytes())
         with urllib.request.urlopen(sent, timeout=60) as answer:
-            picture = json.load(answer)
-        assert picture["width"] == 100
-        choice = {"picture": picture["id"], "box": [0, 0, 50, 80]}
+            image = json.load(answer)
+        assert image["width"] == 100
+        choice = {"image": image["id"], "box": [0, 0, 50, 80]}
         sent = urllib.request.Request(
             address + "api/search",
             data=json.dumps({"persons": [choice]}).encode(),
@@ -83,8 +83,8 @@ def test_port_that_is_taken(serve, search_tool, capsys) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"port": 99999}, "--port is 99999; it must lie in 0 to 65535"),
-        ({"host": "nowhere.invalid"}, "--host 'nowhere.invalid' is no address of this machine"),
+        ({"port": 99999}, "--port is 99999; it must be in 0 to 65535"),
+        ({"host": "nowhere.invalid"}, "--host 'nowhere.invalid' is not an address of this machine"),
         ({"max_upload": 0}, "--max-upload is 0; it must be above 0"),
     ],
 )
@@ -105,7 +105,9 @@ def test_what_is_missing_is_named(serve, search_tool, capsys, monkeypatch) -> No
         importlib.util, "find_spec", lambda name, *rest: None if name == "uvicorn" else find(name)
     )
     assert serve() == 2
-    assert "needs uvicorn, which is not installed: pip install uvicorn" in capsys.readouterr().err
+    assert (
+        "requires uvicorn, which is not installed: pip install uvicorn" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page when something fails while it answers: the gallery on disk, or the program itself."""
+"""The page when the gallery on disk is damaged, or the program itself fails."""
 
 import os
 from collections.abc import Callable
@@ -25,48 +25,48 @@ def change_model(gallery: Path) -> None:
     manifest.write_text(manifest.read_text().replace('"ColorModel"', '"Other"'))
 
 
-def cut_off(gallery: Path, name: str = "vectors.f32") -> None:
+def truncate(gallery: Path, name: str = "vectors.f32") -> None:
     path = gallery / "segments" / "0001" / name
     os.truncate(path, path.stat().st_size - 1)
 
 
 def search(page: Page) -> Answer:
-    key = page.get("/api/pictures").json["pictures"][0]["id"]
-    return page.post("/api/search", {"persons": [{"picture": key, "person": 0}]})
+    key = page.get("/api/images").json["images"][0]["id"]
+    return page.post("/api/search", {"persons": [{"image": key, "person": 0}]})
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (damage_log, "line 1 of 'gallery/segments/0001/entries.log' is damaged. 'person-search "),
-        (cut_off, "'gallery/segments/0001/vectors.f32' holds 7 persons where the log beside"),
+        (truncate, "'gallery/segments/0001/vectors.f32' holds 7 persons, but the log beside"),
         (change_model, "the gallery 'gallery' was made by another model"),
-        (lambda gallery: (gallery / "gallery.json").unlink(), "'gallery' is no gallery"),
+        (lambda gallery: (gallery / "gallery.json").unlink(), "'gallery' is not a gallery"),
     ],
-    ids=["log", "cut off", "model", "manifest"],
+    ids=["log", "truncated", "model", "manifest"],
 )
 def test_a_gallery_that_is_damaged_meanwhile(
     tmp_path: Path, caplog, damage: Callable[[Path], None], words: str
 ) -> None:
-    """Told in the gallery's own words; where it lies is told on the terminal only."""
+    """The message is that of the gallery; its full path appears on the terminal only."""
     with running(make_gallery(tmp_path)) as page:
         damage(tmp_path / "gallery")
         answer = page.get("/api/gallery")
         assert answer.status == 503 and words in answer.json["error"]
         assert str(tmp_path) not in answer.json["error"] and str(tmp_path) in caplog.text
-        assert search(page).status == (503 if damage is cut_off else 200), "what was read is whole"
+        assert search(page).status == (503 if damage is truncate else 200), "what was read is whole"
 
 
 @pytest.mark.parametrize("name", ["vectors.f32", "boxes.f32"])
-def test_rows_that_have_been_cut_off_are_not_touched(tmp_path: Path, name: str) -> None:
+def test_rows_that_have_been_truncate_are_not_touched(tmp_path: Path, name: str) -> None:
     """To read mapped memory behind the end of its file would end the process."""
     with running(make_gallery(tmp_path)) as page:
-        key = page.get("/api/pictures").json["pictures"][0]["id"]
+        key = page.get("/api/images").json["images"][0]["id"]
         upload = page.post("/api/uploads", image_bytes()).json["id"]
-        cut_off(tmp_path / "gallery", name)
+        truncate(tmp_path / "gallery", name)
         for answer in (
-            page.get(f"/api/pictures/{key}"),
-            page.post("/api/search", {"persons": [{"picture": upload, "person": 0}]}),
+            page.get(f"/api/images/{key}"),
+            page.post("/api/search", {"persons": [{"image": upload, "person": 0}]}),
         ):
             assert answer.status == 503 and "keeps the images" in answer.json["error"]
 
@@ -87,11 +87,11 @@ def test_a_gallery_whose_files_were_deleted_is_still_whole(tmp_path: Path) -> No
 def test_a_repaired_gallery_is_taken_in(tmp_path: Path) -> None:
     """By the command that the message names, while the page runs."""
     with running(make_gallery(tmp_path)) as page:
-        cut_off(tmp_path / "gallery")
+        truncate(tmp_path / "gallery")
         assert search(page).status == page.get("/api/gallery").status == 503
         compact(GalleryStore(tmp_path / "gallery"))
         assert search(page).status == 503, "until the page is loaded again"
-        assert page.get("/api/gallery").json["pictures"] == 3
+        assert page.get("/api/gallery").json["images"] == 3
         assert search(page).status == 200
 
 
@@ -104,7 +104,7 @@ def test_an_error_of_our_own(tmp_path: Path, capfd, monkeypatch) -> None:
 
         monkeypatch.setattr(page.session.embedder, "detect", fail)
         answer = page.post("/api/uploads", image_bytes())
-        assert answer.status == 500 and "its terminal says more" in answer.json["error"]
+        assert answer.status == 500 and "its terminal shows the error" in answer.json["error"]
         assert b"broken" not in answer.body and b"Traceback" not in answer.body
         for name, value in HEADERS.items():
             assert answer.headers[name.lower()] == value
@@ -116,7 +116,7 @@ def test_an_error_of_our_own(tmp_path: Path, capfd, monkeypatch) -> None:
 
 @pytest.mark.parametrize("path", ["/api/gallery", "/static/page.js", "/nothing"])
 @pytest.mark.parametrize("origin", ["http://[", "http://[::1", "://", ""])
-def test_an_origin_that_is_none(shared: Page, origin: str, path: str) -> None:
+def test_invalid_origins(shared: Page, origin: str, path: str) -> None:
     answer = shared.get(path, origin=origin)
     assert answer.status == 403 and "are not answered" in answer.json["error"]
     assert answer.headers["x-content-type-options"] == "nosniff"

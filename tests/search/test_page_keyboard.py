@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page in a real browser: where the focus goes, and what is said beside a field."""
+"""The page in a real browser: focus, and messages beside the fields."""
 
 from page_tiny import embedder, make_gallery, paint_halves, running
 from page_visit import (
@@ -48,7 +48,7 @@ def test_the_focus_after_a_person_is_removed(visit) -> None:
 
 
 @needs_browser
-def test_who_points_is_not_carried_away(visit) -> None:
+def test_a_tap_does_not_scroll_away(visit) -> None:
     tab = visit(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     choose_file(tab)
     tab.locator(".person").first.tap()
@@ -65,7 +65,7 @@ def test_the_focus_when_a_button_has_done_its_work(visit) -> None:
     tab.locator(".person").first.click()
     tab.locator("#search").press("Enter")
     count = len(found(tab))
-    tab.locator(".pictures").first.press("Enter")
+    tab.locator(".images").first.press("Enter")
     tab.locator("#next").focus()
     for _ in range(count - 1):
         tab.keyboard.press("Enter")
@@ -76,15 +76,15 @@ def test_the_focus_when_a_button_has_done_its_work(visit) -> None:
         tab.keyboard.press("Enter")
     assert focused(tab) == "next" and tab.inner_text("#large-title").startswith("1. ")
     tab.keyboard.press("Escape")
-    assert tab.evaluate("document.activeElement.className") == "pictures"
+    assert tab.evaluate("document.activeElement.className") == "images"
 
 
 @needs_browser
 def test_the_focus_after_the_rest_is_listed(chromium, tmp_path) -> None:
     gallery = make_gallery(tmp_path)
     for i in range(22):
-        paint_halves(tmp_path / "pictures" / f"e{i:02d}.png", ((9 * i, 0, 9), (0, 9 * i, 9)))
-    index_images(embedder(), gallery, find_sources([tmp_path / "pictures"]))
+        paint_halves(tmp_path / "images" / f"e{i:02d}.png", ((9 * i, 0, 9), (0, 9 * i, 9)))
+    index_images(embedder(), gallery, find_sources([tmp_path / "images"]))
     with running(gallery) as page:
         tab = chromium.new_page()
         tab.goto(page.address)
@@ -97,19 +97,19 @@ def test_the_focus_after_the_rest_is_listed(chromium, tmp_path) -> None:
 
 
 WRONG = [
-    ({"x2": "5"}, "“right” (5) must be at least 2 more than “left” (50).", ["x1", "x2"]),
-    ({"x2": "51"}, "“right” (51) must be at least 2 more than “left” (50).", ["x1", "x2"]),
-    ({"y1": "80"}, "“bottom” (80) must be at least 2 more than “top” (80).", ["y1", "y2"]),
-    ({"x2": "500"}, "“right” is 500; the image reaches from 0 to 100.", ["x2"]),
-    ({"y1": "-3"}, "“top” is -3; the image reaches from 0 to 80.", ["y1"]),
-    ({"y2": "1e"}, "“bottom” is no number.", ["y2"]),
-    ({"x1": "", "y2": ""}, "Still missing: left, bottom.", []),
+    ({"x2": "5"}, "“right” (5) must exceed “left” (50) by at least 2.", ["x1", "x2"]),
+    ({"x2": "51"}, "“right” (51) must exceed “left” (50) by at least 2.", ["x1", "x2"]),
+    ({"y1": "80"}, "“bottom” (80) must exceed “top” (80) by at least 2.", ["y1", "y2"]),
+    ({"x2": "500"}, "“right” is 500; the image extends from 0 to 100.", ["x2"]),
+    ({"y1": "-3"}, "“top” is -3; the image extends from 0 to 80.", ["y1"]),
+    ({"y2": "1e"}, "“bottom” is not a number.", ["y2"]),
+    ({"x1": "", "y2": ""}, "Missing: left, bottom.", []),
 ]
 """What is typed over the box 50, 0, 100, 80; what is said; which fields are marked."""
 
 
 @needs_browser
-def test_numbers_that_are_no_box(visit) -> None:
+def test_invalid_coordinates(visit) -> None:
     """Said beside them, kept as typed, and not searched with; the mark stays."""
     tab = visit()
     choose_file(tab)
@@ -151,8 +151,8 @@ def test_a_box_is_typed_from_nothing(visit, look) -> None:
         tab.keyboard.type(value)
         tab.keyboard.press("Tab")
         notes.append(tab.inner_text("#numbers-note"))
-    assert notes[:2] == ["Still missing: top, right, bottom.", "Still missing: right, bottom."]
-    assert notes[2] == notes[3] and "must be at least 2 more" in notes[3]
+    assert notes[:2] == ["Missing: top, right, bottom.", "Missing: right, bottom."]
+    assert notes[2] == notes[3] and "by at least 2" in notes[3]
     assert tab.locator("#chosen li").count() == 0 and numbers(tab) == ["60", "10", "40", "70"]
     look(tab, "numbers")
     tab.locator("#x2").press("Control+a")
@@ -198,7 +198,9 @@ def test_enter_in_a_filter_searches(visit) -> None:
     tab.locator("#filters summary").press("Enter")
     tab.locator("#top").fill("2")
     tab.locator("#top").press("Enter")
-    assert tab.locator("#found").is_hidden() and tab.locator("#error").is_hidden(), "for nobody"
+    assert tab.locator("#found").is_hidden() and tab.locator("#error").is_hidden(), (
+        "no person is marked"
+    )
     tab.locator(".person").first.press("Enter")
     tab.locator("#top").press("Enter")
     assert len(found(tab)) == 2

@@ -47,7 +47,7 @@ def hold(tab, address) -> Callable[[], None]:
 def test_the_last_choice_counts(visit) -> None:
     tab = visit()
     browse(tab)
-    release = hold(tab, re.compile(r"/api/pictures/g-[0-9a-f]+-0$"))
+    release = hold(tab, re.compile(r"/api/images/g-[0-9a-f]+-0$"))
     tab.click(".thumbs button[title='a.png']")
     tab.click(".thumbs button[title='b.png']")
     tab.wait_for_selector("#hint:has-text('b.png')")
@@ -89,7 +89,7 @@ def test_what_is_saved_is_what_is_shown(visit) -> None:
     with tab.expect_request("**/results.jsonl") as request:
         tab.click("#save-lines")
     assert request.value.post_data_json["cameras"] == ["hall"]
-    tab.wait_for_selector("#status:has-text('among your downloads')")
+    tab.wait_for_selector("#status:has-text('saved to your downloads')")
 
 
 @needs_browser
@@ -144,7 +144,7 @@ def test_the_box_that_is_seen_is_the_one_that_is_searched_for(visit) -> None:
 
 
 @needs_browser
-def test_marking_anew_before_another_image_is_added(visit) -> None:
+def test_marking_another_person_before_another_image_is_added(visit) -> None:
     tab = visit()
     browse(tab)
     tab.click(".thumbs button[title='a.png']")
@@ -180,7 +180,7 @@ def test_an_image_that_comes_before_the_gallery_is_open(visit, event: str) -> No
 
 @needs_browser
 def test_an_image_of_the_gallery_before_it_is_open(visit) -> None:
-    """The list is there, the facts are not yet; as long as a large gallery is read anew."""
+    """The list is there, the facts are not yet; as long as a large gallery is reread."""
     release: list[Callable[[], None]] = []
     tab = visit(early=lambda tab: release.append(hold(tab, "**/api/gallery")))
     browse(tab)
@@ -190,8 +190,8 @@ def test_an_image_of_the_gallery_before_it_is_open(visit) -> None:
     tab.wait_for_timeout(200)
     release[0]()
     tab.wait_for_selector("#hint:has-text('a.png')")
-    picture = next(url for url in answered if re.fullmatch("pictures/g-[0-9a-f]+-0", url))
-    assert answered.index("gallery") < answered.index(picture), "without its facts nobody is chosen"
+    image = next(url for url in answered if re.fullmatch("images/g-[0-9a-f]+-0", url))
+    assert answered.index("gallery") < answered.index(image), "no person can be chosen before"
     tab.locator(".person").first.click()
     assert tab.locator("#another").is_visible()
 

@@ -14,8 +14,7 @@ from page_tiny import embedder, image_bytes, make_gallery
 
 from person_search.search import Gallery, IndexOptions, find_sources, index_images
 from person_search.search.page.rendering import Decoded
-from person_search.search.page.requests import Choice, Request
-from person_search.search.page.session import PageSession
+from person_search.search.page.session import Choice, PageSession, SearchRequest
 from person_search.search.page.uploads import UnknownImageError, UploadLimits
 from person_search.search.results import report_html
 
@@ -27,18 +26,18 @@ def session(tmp_path: Path) -> Iterator[PageSession]:
 
 
 def first_key(session: PageSession) -> str:
-    return session.list_images(0, 1)["pictures"][0]["id"]
+    return session.list_images(0, 1)["images"][0]["id"]
 
 
 def test_an_answer_keeps_to_one_state_of_the_gallery(session: PageSession, tmp_path: Path) -> None:
     """The gallery changes between two steps of an answer; its image 0 becomes another one."""
     key = first_key(session)
     old = session._resolve(key)
-    result = session.search(Request([Choice(key, 0)]))
-    (tmp_path / "pictures" / "a.png").unlink()
-    listing = find_sources([tmp_path / "pictures"])
+    result = session.search(SearchRequest([Choice(key, 0)]))
+    (tmp_path / "images" / "a.png").unlink()
+    listing = find_sources([tmp_path / "images"])
     index_images(embedder(), session.folder, listing, IndexOptions(prune=True))
-    assert session.describe()["pictures"] == 3
+    assert session.describe()["images"] == 3
     assert first_key(session)[-2:] == key[-2:] == "-0", "the same number, now of b.png"
     assert session._persons(old).feats[0].argmax() == 0, "red, as in a.png"
     with pytest.raises(FileNotFoundError, match=r"a\.png"):
@@ -51,17 +50,17 @@ def test_only_who_needs_the_model_waits_for_it(session: PageSession) -> None:
     at_work, done = threading.Event(), threading.Event()
     detect = session.embedder.detect
 
-    def slow(picture: np.ndarray):
+    def slow(image: np.ndarray):
         at_work.set()
         assert done.wait(60)
-        return detect(picture)
+        return detect(image)
 
     session.embedder.detect = slow  # type: ignore[method-assign]
 
     def others() -> tuple[int, int, int]:
         key = first_key(session)
-        found = session.search(Request([Choice(key, 0)])).matches
-        return session.describe()["pictures"], len(found), len(session.picture(key)["persons"])
+        found = session.search(SearchRequest([Choice(key, 0)])).matches
+        return session.describe()["images"], len(found), len(session.describe_image(key)["persons"])
 
     with ThreadPoolExecutor(2) as threads:
         upload = threads.submit(session.upload, image_bytes(), "me.png")
@@ -103,17 +102,19 @@ def test_an_image_that_two_ask_for_is_decoded_once() -> None:
 
 
 def test_a_report_has_one_scene_at_a_time_in_memory(session: PageSession, monkeypatch) -> None:
-    result = session.search(Request([Choice(first_key(session), 0)]))
+    result = session.search(SearchRequest([Choice(first_key(session), 0)]))
     scenes, most = [], 0
 
-    def read(gallery: Gallery, match) -> np.ndarray:
+    read_image = Gallery.read_image
+
+    def read(gallery: Gallery, image: int) -> np.ndarray:
         nonlocal most
-        scene = gallery.read_image(match.picture)
+        scene = read_image(gallery, image)
         scenes.append(weakref.ref(scene))
         most = max(most, sum(one() is not None for one in scenes))
         return scene
 
-    monkeypatch.setattr(Gallery, "read_scene", read)
+    monkeypatch.setattr(Gallery, "read_image", read)
     assert report_html(result, 3).count("Rank ") == 3
     assert len(scenes) == 3 and most <= 2, "the one before may still have a name"
 
@@ -130,9 +131,9 @@ def test_embeddings_of_an_upload_are_forgotten_with_it(tmp_path: Path) -> None:
             assert len(session._detected) == 1
             detect = session.embedder.detect
 
-            def forgetting(picture: np.ndarray, session=session, detect=detect):
+            def forgetting(image: np.ndarray, session=session, detect=detect):
                 session.uploads.close()
-                return detect(picture)
+                return detect(image)
 
             session.embedder.detect = forgetting  # type: ignore[method-assign]
             session.upload(image_bytes(), "d")

@@ -40,7 +40,7 @@ def test_a_terminal_gets_a_bar(clock, caplog, monkeypatch) -> None:
     with Progress(3, "index") as progress:
         clock[0] += 100
         progress.update(3)
-    assert "3/3" in terminal.getvalue() and "picture/s" in terminal.getvalue()
+    assert "3/3" in terminal.getvalue() and "image/s" in terminal.getvalue()
     assert not caplog.messages
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom to search for, and the files that a search leaves behind."""
+"""The query, and the files that a search writes."""
 
 import base64
 import io
@@ -39,44 +39,46 @@ def embedder() -> PersonEmbedder:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     return paint(tmp_path / "query.png", HALVES)
 
 
-def test_person_in_a_box(embedder, picture) -> None:
-    person = person_in_box(embedder, picture, (60, 10, 200, 70))
+def test_person_in_a_box(embedder, image) -> None:
+    person = person_in_box(embedder, image, (60, 10, 200, 70))
     assert person.box == (60, 10, 100, 70) and person.score is None
     assert np.allclose(person.reid_feat, [0, 0, 1], atol=0.05)
-    assert person.to_json() == {"image": str(picture), "box": [60, 10, 100, 70]}
+    assert person.to_json() == {"image": str(image), "box": [60, 10, 100, 70]}
 
 
-def test_best_person_and_person_at_a_point(embedder, picture) -> None:
-    best = detected_person(embedder, picture)
+def test_best_person_and_person_at_a_point(embedder, image) -> None:
+    best = detected_person(embedder, image)
     assert best.box == (0, 0, 50, 80) and best.score == pytest.approx(0.9)
-    there = detected_person(embedder, picture, (70, 40))
+    there = detected_person(embedder, image, (70, 40))
     assert there.box == (50, 0, 100, 80) and there.to_json()["score"] == 0.6
     assert np.allclose(there.reid_feat, [0, 0, 1], atol=0.05)
     embedder.score_thresh = 0.7
-    with pytest.raises(ValueError, match="nobody was detected at 70 40 .* Detected .*: 0 0 50 80"):
-        detected_person(embedder, picture, (70, 40))
+    with pytest.raises(
+        ValueError, match="no person was detected at 70 40 .* Detected .*: 0 0 50 80"
+    ):
+        detected_person(embedder, image, (70, 40))
     with pytest.raises(ValueError, match="outside the image .* 100 x 80"):
-        detected_person(embedder, picture, (100, 40))
+        detected_person(embedder, image, (100, 40))
     embedder.score_thresh = 0.95
-    with pytest.raises(ValueError, match="nobody was detected .* at least 0.95"):
-        detected_person(embedder, picture)
+    with pytest.raises(ValueError, match="no person was detected .* at least 0.95"):
+        detected_person(embedder, image)
 
 
 @pytest.fixture
-def result(embedder, picture, tmp_path) -> SearchResult:
+def result(embedder, image, tmp_path) -> SearchResult:
     """Two scenes, one of them with a name that would break careless HTML."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     paint(folder / 'a<b>&"c.png', {(0, 0, 50, 80): RED})
     paint(folder / "b.png", HALVES)
     options = IndexOptions(origins=OriginRules(camera="<gate>", time=0.0))
     index_images(embedder, tmp_path / "g", find_sources([folder]), options, False)
     gallery = Gallery.open(tmp_path / "g", embedder.identity)
-    query = person_in_box(embedder, picture, (0, 0, 50, 80))
+    query = person_in_box(embedder, image, (0, 0, 50, 80))
     matches = gallery.search(query.reid_feat, 10)
     return SearchResult([query, query], gallery, matches, {"top": 10})
 
@@ -137,7 +139,7 @@ def test_report_is_one_file_that_needs_nothing_else(result, tmp_path) -> None:
 
 
 def test_filters_and_places_stand_in_the_report(result, tmp_path) -> None:
-    """Whoever gets the report must see what was left out, and which of two a.jpg is meant."""
+    """The report states the filters of the search."""
     wanted = SearchFilter(0.25, frozenset({"<gate>"}), until=60.0)
     filtered = replace(result, wanted=wanted)
     words = "only camera <gate>, until 1970-01-01 00:01:00, detection score at least 0.25"
@@ -148,28 +150,28 @@ def test_filters_and_places_stand_in_the_report(result, tmp_path) -> None:
     assert "The best 1 of 2 matches are shown." in " ".join(Page(report_html(result, 1)).texts)
 
 
-def test_equal_names_in_two_folders_differ_in_the_report(embedder, picture, tmp_path) -> None:
+def test_equal_names_in_two_folders_differ_in_the_report(embedder, image, tmp_path) -> None:
     for name in ("gate", "yard"):
         (tmp_path / "two" / name).mkdir(parents=True)
         paint(tmp_path / "two" / name / "a.png", HALVES)
     index_images(embedder, tmp_path / "h", find_sources([tmp_path / "two"], True), None, False)
     gallery = Gallery.open(tmp_path / "h")
-    query = person_in_box(embedder, picture, (0, 0, 50, 80))
+    query = person_in_box(embedder, image, (0, 0, 50, 80))
     found = SearchResult([query], gallery, gallery.search(query.reid_feat, 2), {})
     texts = Page(report_html(found, 2)).texts
     assert {"gate/a.png", "yard/a.png"} <= set(texts)
 
 
-def test_a_scene_that_is_gone_is_said_to_be(result, tmp_path) -> None:
+def test_a_missing_scene(result, tmp_path) -> None:
     Path(result.matches[0].path).unlink()
     write_results(result, tmp_path / "out", 2)
-    assert "cannot be read any more" in (tmp_path / "out" / "report.html").read_text()
+    assert "is no longer readable" in (tmp_path / "out" / "report.html").read_text()
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:
         assert min(sheet.size) > 500
 
 
-def test_nobody_found(result, tmp_path) -> None:
+def test_no_person_found(result, tmp_path) -> None:
     empty = SearchResult(result.queries, result.gallery, [], {})
     write_results(empty, tmp_path / "out", 5)
-    assert "Nobody was found." in (tmp_path / "out" / "report.html").read_text()
+    assert "No person was found." in (tmp_path / "out" / "report.html").read_text()
     assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command person-search: what it writes, and one message for whatever the user got wrong."""
+"""The command person-search: its output, and one message per user error."""
 
 import json
 import os
@@ -18,24 +18,22 @@ from PIL import Image
 
 from person_search.search import GalleryStore
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def results_in(folder: Path) -> tuple[dict, list[dict]]:
     head, *matches = map(json.loads, (folder / "results.jsonl").read_text().splitlines())
     return head, matches
 
 
-def test_index_and_query(search_tool, tmp_path, pictures, capsys) -> None:
+def test_index_and_query(search_tool, tmp_path, images, capsys) -> None:
     """A copy of the query's image must come first, with a similarity of 1."""
-    shutil.copy(pictures[0], tmp_path / "pictures" / "copy.png")
-    (tmp_path / "pictures" / "broken.jpg").write_text("no image")
+    shutil.copy(images[0], tmp_path / "images" / "copy.png")
+    (tmp_path / "images" / "broken.jpg").write_text("no image")
     (tmp_path / "table.csv").write_text("file,camera,time\ncopy.png,north,2026-05-01T12:00\n")
     assert search_tool("index", table=tmp_path / "table.csv") == 0
     printed = capsys.readouterr().out
     assert "5 images with" in printed and "broken.jpg" in printed
     assert search_tool("query") == 0
-    # whom the model finds in the copy is in the query's image at the same place
+    # the persons detected in the copy are at the same place in the query image
     found = next(m for m in results_in(tmp_path / "out")[1] if m["image"].endswith("copy.png"))
     capsys.readouterr()
     assert search_tool("query", box=tuple(found["box"])) == 0
@@ -45,7 +43,7 @@ def test_index_and_query(search_tool, tmp_path, pictures, capsys) -> None:
     assert best["box"] == pytest.approx(found["box"], abs=0.2)
     assert (best["camera"], best["time"]) == ("north", "2026-05-01 12:00:00")
     assert [m["rank"] for m in matches] == [1, 2, 3, 4], "each image once, not the query's own"
-    assert head["query"][0]["image"] == str(pictures[0])
+    assert head["query"][0]["image"] == str(images[0])
     printed = capsys.readouterr().out
     assert "  1  similarity" in printed and "report.html" in printed
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
@@ -58,7 +56,7 @@ def test_index_and_query(search_tool, tmp_path, pictures, capsys) -> None:
     assert search_tool("query", include_own=True, every_person=True, top=3, camera="north") == 0
     assert {m["camera"] for m in results_in(tmp_path / "out")[1]} == {"north"}
     assert search_tool("query", since="2026-06-01") == 0
-    assert "Nobody was found" in capsys.readouterr().out
+    assert "No person was found" in capsys.readouterr().out
     assert search_tool("query") == 0
     matches = results_in(tmp_path / "out")[1]
     middle = (matches[0]["similarity"] + matches[-1]["similarity"]) / 2
@@ -67,8 +65,10 @@ def test_index_and_query(search_tool, tmp_path, pictures, capsys) -> None:
     assert similar == [m for m in matches if m["similarity"] >= middle] and len(similar) < 4
     assert search_tool("query", camera="north", min_similarity=1.0) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"Nobody was found .*; the most similar person has 0\.\d{3}\.", printed)
-    two = {"query": [pictures[0], pictures[1]], "box": [(10, 10, 60, 90), (5, 5, 50, 90)]}
+    assert re.search(
+        r"No person was found .*; the most similar person has similarity 0\.\d{3}\.", printed
+    )
+    two = {"query": [images[0], images[1]], "box": [(10, 10, 60, 90), (5, 5, 50, 90)]}
     assert search_tool("query", **two) == 0
     head, matches = results_in(tmp_path / "out")
     assert len(head["query"]) == 2 and len(matches) == 3
@@ -84,12 +84,12 @@ def test_index_and_query(search_tool, tmp_path, pictures, capsys) -> None:
     assert "5 (1 file unreadable)" in printed and "north" in printed
     assert search_tool("verify") == 0 and search_tool("compact") == 0
     assert search_tool("verify") == 0
-    (tmp_path / "pictures" / "copy.png").unlink()
+    (tmp_path / "images" / "copy.png").unlink()
     assert search_tool("verify") == 2
-    assert "'copy.png' is gone" in capsys.readouterr().out
+    assert "'copy.png' is missing" in capsys.readouterr().out
 
 
-def test_nobody_found(search_tool, tmp_path, capsys) -> None:
+def test_no_person_found(search_tool, tmp_path, capsys) -> None:
     """An empty gallery, and a query in it."""
     high = ("TEST.PERSON_SEARCH.SCORE_THRESH", 1.0)
     assert search_tool("index", *high) == 0
@@ -99,7 +99,7 @@ def test_nobody_found(search_tool, tmp_path, capsys) -> None:
     assert search_tool("index") == 2
     assert "SCORE_THRESH (1.0, here 0.0)" in capsys.readouterr().err
     assert search_tool("query", *high, box=None) == 2
-    assert "nobody was detected" in capsys.readouterr().err
+    assert "no person was detected" in capsys.readouterr().err
     assert search_tool("compact", index=True) == 2
     assert "the gallery is empty" in capsys.readouterr().err
 
@@ -107,32 +107,32 @@ def test_nobody_found(search_tool, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("command", "changes", "text"),
     [
-        ("query", {"box": (200, 10, 240, 90)}, "p0.png', which is 128 x 96 pixels"),
+        ("query", {"box": (200, 10, 240, 90)}, "p0.png', which has 128 x 96 pixels"),
         ("query", {"box": (10, 10, 10, 90)}, "has no area"),
         ("query", {"box": ("nan", 10, 60, 90)}, "has no area"),
-        ("query", {"query": "absent.jpg"}, "there is no image 'absent.jpg'"),
+        ("query", {"query": "absent.jpg"}, "the image 'absent.jpg' does not exist"),
         ("query", {"query": "{folder}/text.jpg"}, "cannot read the image"),
-        ("query", {"gallery": "{folder}/pictures"}, "is no gallery: there is no gallery.json"),
-        ("query", {"gallery": "{folder}/absent"}, "is no gallery"),
-        ("query", {"camera": "south"}, "--camera south: the gallery knows no camera"),
-        ("query", {"since": "yesterday"}, "'yesterday' is no time"),
-        ("query", {"weights": "{folder}/absent.pth"}, "there is no weight file"),
+        ("query", {"gallery": "{folder}/images"}, "is not a gallery: it contains no gallery.json"),
+        ("query", {"gallery": "{folder}/absent"}, "is not a gallery"),
+        ("query", {"camera": "south"}, "--camera is 'south'; cameras of the gallery: none"),
+        ("query", {"since": "yesterday"}, "'yesterday' is not an ISO 8601 time"),
+        ("query", {"weights": "{folder}/absent.pth"}, "absent.pth' does not exist"),
         ("query", {"method": "approximate"}, "has no approximate index"),
         ("query", {"output": "{folder}/text.jpg"}, "text.jpg"),
-        ("index", {"source": "{folder}/empty"}, "holds no image"),
-        ("index", {"source": "{folder}/absent"}, "there is no folder, image or video"),
-        ("index", {"weights": "{folder}/text.jpg"}, "is damaged, or is none"),
-        ("index", {"weights": "{folder}/other.pth"}, "is of another architecture"),
+        ("index", {"source": "{folder}/empty"}, "contains no image"),
+        ("index", {"source": "{folder}/absent"}, "absent' does not exist"),
+        ("index", {"weights": "{folder}/text.jpg"}, "is not a checkpoint"),
+        ("index", {"weights": "{folder}/other.pth"}, "is for another architecture"),
         ("index", {"config_file": "absent.yaml"}, "'absent.yaml' does not exist"),
-        ("index", {"gallery": "{folder}/pictures"}, "is not empty"),
-        ("index", {"table": "{folder}/table.csv"}, "not there: 'nobody.png'"),
+        ("index", {"gallery": "{folder}/images"}, "not empty"),
+        ("index", {"table": "{folder}/table.csv"}, "--source does not contain: 'other.png'"),
         ("index", {"num_processes": 0}, "--num-processes at least 1"),
     ],
 )
 def test_wrong_input(command, changes, text, search_tool, tmp_path, capsys) -> None:
     (tmp_path / "text.jpg").write_text("no image, and no weights either\n")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "table.csv").write_text("file,camera\nnobody.png,north\n")
+    (tmp_path / "table.csv").write_text("file,camera\nother.png,north\n")
     torch.save({"model": {"other.weight": torch.zeros(2)}}, tmp_path / "other.pth")
     if command == "query":
         GalleryStore.create(tmp_path / "g", 16, identity_of_gallery(search_tool, tmp_path))
@@ -178,16 +178,16 @@ def test_wrong_arguments(command, opts, changes, text, search_tool, capsys) -> N
 
 @pytest.mark.slow
 def test_interrupted_and_finished_by_two_processes(
-    tiny_run, tmp_path, pictures, child_env, search_tool
+    tiny_run, tmp_path, images, child_env, search_tool
 ) -> None:
     """As a user runs it, with Ctrl-C; kills are in test_indexing.py."""
     command = [
         sys.executable, "-m", "person_search.search", "index", "--gallery", tmp_path / "g",
-        "--source", tmp_path / "pictures", "--config-file", tiny_run / "config.yaml",
+        "--source", tmp_path / "images", "--config-file", tiny_run / "config.yaml",
         "--weights", tiny_run / "weights.pth",
     ]  # fmt: skip
     for i in range(300):  # so many that it cannot be done before it is told to stop
-        shutil.copy(pictures[i % 4], tmp_path / "pictures" / f"copy{i:03d}.png")
+        shutil.copy(images[i % 4], tmp_path / "images" / f"copy{i:03d}.png")
     run = subprocess.Popen(
         command,
         env=child_env,
@@ -202,9 +202,9 @@ def test_interrupted_and_finished_by_two_processes(
     os.kill(run.pid, signal.SIGINT)
     errors = run.communicate()[1]
     assert run.returncode == 130 and "Traceback" not in errors, errors
-    assert "goes on where it stopped" in errors and 0 < written(tmp_path / "g") < 304
+    assert "Run the same command again to continue" in errors and 0 < written(tmp_path / "g") < 304
     for i in range(280):
-        (tmp_path / "pictures" / f"copy{i:03d}.png").unlink()
+        (tmp_path / "images" / f"copy{i:03d}.png").unlink()
     again = subprocess.run(
         [*command, "--prune", "--num-processes", "2"],
         env=child_env, cwd=tmp_path, capture_output=True, text=True,
@@ -221,12 +221,12 @@ def written(gallery: Path) -> int:
     return sum(log.read_bytes().count(b"\n") for log in gallery.glob("segments/*/entries.log"))
 
 
-@pytest.mark.parametrize("tool", ["search", "visualize_search", "visualize_data"])
-def test_help_imports_nothing_heavy(tool: str, child_env) -> None:
+@pytest.mark.parametrize("command", [(), ("index",), ("query",), ("serve",)])
+def test_help_imports_nothing_heavy(command: tuple[str, ...], child_env) -> None:
     code = (
         "import runpy, sys\n"
-        "sys.argv = ['tool', '--help']\n"
-        f"try: runpy.run_path({str(ROOT / 'tools' / f'{tool}.py')!r}, run_name='__main__')\n"
+        f"sys.argv = {['person-search', *command, '--help']}\n"
+        "try: runpy.run_module('person_search.search', run_name='__main__')\n"
         "except SystemExit as e: assert e.code == 0\n"
         "assert not {'torch', 'detectron2', 'matplotlib'} & set(sys.modules)"
     )

@@ -42,7 +42,7 @@ class MortalWriter(SegmentWriter):
             raise Killed
 
 
-def picture(number: int, count: int) -> tuple:
+def image(number: int, count: int) -> tuple:
     rng = np.random.default_rng(number)
     return (
         entry(f"p{number}.png", time=float(number)),
@@ -66,7 +66,7 @@ def contents(folder: Path) -> list[tuple]:
 def write_all(folder: Path, counts: list[int]) -> list[tuple]:
     with SegmentWriter(folder, DIM, durable=False) as writer:
         for number, count in enumerate(counts):
-            writer.append(*picture(number, count))
+            writer.append(*image(number, count))
     return contents(folder)
 
 
@@ -86,7 +86,7 @@ def test_any_kills_leave_a_prefix_and_the_end_is_the_same(counts, lives, tmp_pat
         acknowledged = done
         try:
             for number in range(done, len(counts)):
-                writer.append(*picture(number, counts[number]))
+                writer.append(*image(number, counts[number]))
                 acknowledged += 1
         except Killed:
             pass
@@ -120,12 +120,12 @@ def test_full_disk_takes_the_image_back(tmp_path) -> None:
             super()._write(handle, content)
 
     with FullDisk(tmp_path / "s", DIM) as writer:
-        writer.append(*picture(0, 2))
+        writer.append(*image(0, 2))
         writer.full = True
         with pytest.raises(OSError, match="No space"):
-            writer.append(*picture(1, 2))
+            writer.append(*image(1, 2))
         writer.full = False
-        writer.append(*picture(2, 1))
+        writer.append(*image(2, 1))
     assert [path for path, *_ in contents(tmp_path / "s")] == ["p0.png", "p2.png"]
     assert (tmp_path / "s" / VECTORS).stat().st_size == 3 * DIM * 4
 
@@ -145,14 +145,14 @@ def test_damage_in_the_middle_is_not_an_unfinished_end(tmp_path) -> None:
 def test_rows_that_are_missing(tmp_path) -> None:
     write_all(tmp_path / "s", [2, 2])
     os.truncate(tmp_path / "s" / VECTORS, 3 * DIM * 4)
-    with pytest.raises(GalleryDamagedError, match="holds 3 persons where the log .* names 4"):
+    with pytest.raises(GalleryDamagedError, match="holds 3 persons, but the log .* refers to 4"):
         map_rows(tmp_path / "s", read_segment(tmp_path / "s").rows, DIM)
 
 
 def test_embeddings_of_another_length_are_refused(tmp_path) -> None:
     with SegmentWriter(tmp_path / "s", DIM + 1) as writer:
-        with pytest.raises(ValueError, match=r"the gallery takes \(2, 4\)"):
-            writer.append(*picture(0, 2))
+        with pytest.raises(ValueError, match=r"the gallery expects \(2, 4\)"):
+            writer.append(*image(0, 2))
     assert contents(tmp_path / "s") == []
 
 

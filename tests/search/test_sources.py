@@ -21,7 +21,7 @@ def names(listing) -> list[str]:
 
 
 def test_a_folder_of_everything(tmp_path) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     (folder / "sub" / "deep").mkdir(parents=True)
     (folder / "gallery").mkdir()
     for name in ("b.JPG", "a.png", "v.mp4", "notes.txt", "sub/c.png", "sub/deep/d.webp",
@@ -38,19 +38,19 @@ def test_a_folder_of_everything(tmp_path) -> None:
     assert names(listing) == ["a.png", "b.JPG", "in.png", "v.mp4"]
     assert [source.is_video for source in listing.sources] == [False, False, False, True]
     assert listing.left_out == {
-        str(folder / "broken.png"): "a link to nothing",
+        str(folder / "broken.png"): "a link to a missing file",
         str(folder / "out.png"): "a link that leaves the folder",
     }
-    assert listing.others == 2, "the text and the pipe"
+    assert listing.others == {".txt": 1, ".png": 1}, "the text and the pipe"
     deep = find_sources([folder, folder / "a.png"], recursive=True)
     assert names(deep) == ["a.png", "b.JPG", "in.png", "sub/c.png", "sub/deep/d.webp", "v.mp4"]
 
 
-def test_nothing_to_be_found(tmp_path) -> None:
+def test_nothing_found(tmp_path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(FileNotFoundError, match="holds no image or video .*--recursive"):
+    with pytest.raises(FileNotFoundError, match="contains no image or video .*--recursive"):
         find_sources([tmp_path])
-    with pytest.raises(FileNotFoundError, match="there is no folder, image or video"):
+    with pytest.raises(FileNotFoundError, match="absent' does not exist"):
         find_sources([tmp_path / "absent"])
     with pytest.raises(ValueError, match="neither an image nor a video"):
         find_sources([tmp_path / "notes.txt"])
@@ -96,10 +96,10 @@ def test_table(tmp_path) -> None:
         "a.png": Origin("north", parse_time("2026-05-01")), "sub/b.png": Origin(),
     }  # fmt: skip
     (tmp_path / "t.csv").write_text("file,time\na.png,2026-05-01\nb.png,noon\n")
-    with pytest.raises(ValueError, match="line 3 of .*'noon' is no time"):
+    with pytest.raises(ValueError, match="line 3 of .*'noon' is not an ISO 8601 time"):
         read_table(tmp_path / "t.csv")
     (tmp_path / "t.csv").write_text("name,time\n")
-    with pytest.raises(ValueError, match="needs 'file'"):
+    with pytest.raises(ValueError, match="required are 'file'"):
         read_table(tmp_path / "t.csv")
-    with pytest.raises(FileNotFoundError, match="there is no table"):
+    with pytest.raises(FileNotFoundError, match="absent.csv' does not exist"):
         read_table(tmp_path / "absent.csv")

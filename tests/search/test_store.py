@@ -35,18 +35,18 @@ def test_create_and_open(tmp_path) -> None:
 
 def test_a_folder_with_other_files_is_not_taken(tmp_path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(GalleryError, match="not empty .*letter.txt"):
+    with pytest.raises(GalleryError, match="not empty .it contains 'letter.txt'"):
         GalleryStore.create(tmp_path, 4, IDENTITY)
     with pytest.raises(GalleryError, match="is a file"):
         GalleryStore.create(tmp_path / "letter.txt", 4, IDENTITY)
-    with pytest.raises(GalleryError, match="no gallery: there is no gallery.json"):
+    with pytest.raises(GalleryError, match="is not a gallery: it contains no gallery.json"):
         GalleryStore(tmp_path)
 
 
 def test_a_kill_while_the_gallery_is_made(tmp_path) -> None:
     (tmp_path / ".gallery.json.123").write_text('{"form')
     (tmp_path / "gallery.lock").touch()
-    with pytest.raises(GalleryError, match="no gallery: there is no gallery.json"):
+    with pytest.raises(GalleryError, match="is not a gallery: it contains no gallery.json"):
         GalleryStore(tmp_path)  # what a kill has left is none yet
     made = GalleryStore.create(tmp_path, 4, IDENTITY)
     opened = GalleryStore(tmp_path)
@@ -59,9 +59,9 @@ def test_a_kill_while_the_gallery_is_made(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ("", "no manifest"), ("[]", "no manifest"), ('{"format": "x"}', "its format is 'x'"),
+        ("", "not a manifest"), ("[]", "not a manifest"), ('{"format": "x"}', "its format is 'x'"),
         ('{"format": "person-search gallery", "version": 9}', "has version 9; this program reads"),
-        ('{"format": "person-search gallery", "version": 1}', "no manifest"),
+        ('{"format": "person-search gallery", "version": 1}', "not a manifest"),
     ],
 )  # fmt: skip
 def test_damaged_manifest(content, text, tmp_path) -> None:
@@ -75,7 +75,7 @@ def test_segments_cannot_be_named_outside(tmp_path) -> None:
     manifest = json.loads((tmp_path / "g" / "gallery.json").read_text())
     manifest["segments"] = ["../../elsewhere"]
     (tmp_path / "g" / "gallery.json").write_text(json.dumps(manifest))
-    with pytest.raises(GalleryError, match="no manifest"):
+    with pytest.raises(GalleryError, match="not a manifest"):
         GalleryStore(tmp_path / "g")
 
 
@@ -123,27 +123,27 @@ def test_lock_of_a_living_and_of_a_killed_process(tmp_path, child_env, caplog) -
         other.communicate()
     with caplog.at_level(logging.INFO), store.writing():
         pass
-    assert f"from process {other.pid}" in caplog.text and "which is gone" in caplog.text
+    assert f"from process {other.pid}" in caplog.text and "which no longer runs" in caplog.text
     assert (tmp_path / "g" / "gallery.lock").read_text() == ""
 
 
 def test_paths_stay_in_the_folder(tmp_path) -> None:
     store, _ = write_gallery(tmp_path / "g", [1])
     (tmp_path / "secret.txt").write_text("secret")
-    (tmp_path / "pictures" / "link.png").symlink_to(tmp_path / "secret.txt")
-    assert store.image_path(0, "sub/a.png") == tmp_path / "pictures" / "sub" / "a.png"
+    (tmp_path / "images" / "link.png").symlink_to(tmp_path / "secret.txt")
+    assert store.image_path(0, "sub/a.png") == tmp_path / "images" / "sub" / "a.png"
     for path in ("../secret.txt", "sub/../../secret.txt", str(tmp_path / "secret.txt"), "link.png"):
-        with pytest.raises(UnsafePathError, match="leaves the folder"):
+        with pytest.raises(UnsafePathError, match="leaves the indexed folder"):
             store.image_path(0, path)
     for root in (-1, 1):
-        with pytest.raises(UnsafePathError, match="the manifest knows 1"):
+        with pytest.raises(UnsafePathError, match="the manifest has 1"):
             store.image_path(root, "a.png")
 
 
 def test_gallery_and_images_move_together(tmp_path) -> None:
     write_gallery(tmp_path / "old" / "g", [1])
     os.rename(tmp_path / "old", tmp_path / "new")
-    expected = (tmp_path / "new" / "pictures" / "a.png").resolve()
+    expected = (tmp_path / "new" / "images" / "a.png").resolve()
     assert GalleryStore(tmp_path / "new" / "g").image_path(0, "a.png") == expected
 
 
@@ -164,7 +164,7 @@ def test_compact_keeps_what_counts(tmp_path) -> None:
         writer.append(entry("p1.png", run, removed=True))
     before = Gallery(store).search(feats[3], None, per_image=False)
     report = compact(store)
-    assert (report.pictures, report.persons, report.dropped_rows) == (3, 4, 3)
+    assert (report.images, report.persons, report.dropped_rows) == (3, 4, 3)
     assert report.damaged == [] and store.manifest.segments == ("0003",)
     assert [p.name for p in (tmp_path / "g" / "segments").iterdir()] == ["0003"]
     after = Gallery(GalleryStore(tmp_path / "g")).search(feats[3], None, per_image=False)
@@ -214,8 +214,8 @@ def test_interrupted_compaction_changes_nothing(tmp_path, monkeypatch) -> None:
 def test_verify_and_salvage(tmp_path) -> None:
     store, _ = write_gallery(tmp_path / "g", [1, 1, 1])
     for i in range(3):
-        (tmp_path / "pictures" / f"p{i}.png").write_bytes(b"x")
-        os.utime(tmp_path / "pictures" / f"p{i}.png", ns=(1, 1))
+        (tmp_path / "images" / f"p{i}.png").write_bytes(b"x")
+        os.utime(tmp_path / "images" / f"p{i}.png", ns=(1, 1))
     assert verify(store) == []
     folder = tmp_path / "g" / "segments" / "0001"
     with (folder / LOG).open("ab") as log:
@@ -224,13 +224,13 @@ def test_verify_and_salvage(tmp_path) -> None:
     vectors = bytearray((folder / VECTORS).read_bytes())
     vectors[5] ^= 1
     (folder / VECTORS).write_bytes(vectors)
-    (tmp_path / "pictures" / "p1.png").unlink()
-    (tmp_path / "pictures" / "p2.png").write_bytes(b"other")
+    (tmp_path / "images" / "p1.png").unlink()
+    (tmp_path / "images" / "p2.png").write_bytes(b"other")
     assert verify(store) == [
         "the persons of 'p0.png' in '0001' are damaged.",
-        "the image 'p1.png' is gone.",
+        "the image 'p1.png' is missing.",
         "the image 'p2.png' has changed; index it again.",
     ]
     report = compact(store)
     assert report.damaged == ["the persons of 'p0.png' in '0001' are damaged."]
-    assert report.pictures == 2 and len(Gallery(store)) == 2
+    assert report.images == 2 and len(Gallery(store)) == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The choice of Detectron2, tried in fresh interpreters on toy packages laid out as pip does it."""
+"""Detection of the installed Detectron2, in new interpreters on toy packages."""
 
 import os
 import subprocess
@@ -91,7 +91,7 @@ def test_checkout_on_pythonpath_wins_over_lite(tmp_path: Path, with_egg_info: bo
     assert probe(checkout, site, pythonpath=checkout) == "OK real 0.6"
 
 
-def test_hollow_folder_is_named(tmp_path: Path) -> None:
+def test_empty_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "detectron2" / "modeling").mkdir(parents=True)
     message = probe(tmp_path)
     assert message.startswith("ERROR Detectron2 is not installed.")

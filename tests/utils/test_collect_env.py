@@ -54,7 +54,7 @@ def test_missing_feature_names_its_remedy(monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
-def test_a_feature_that_is_there_names_its_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_feature_names_its_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     feature = collect_env.Feature("arrays", ("numpy",), "pip install numpy")
     monkeypatch.setattr(collect_env, "FEATURES", (feature,))
     assert collect_env.describe_features() == [("arrays", f"ready (numpy {numpy.__version__})")]

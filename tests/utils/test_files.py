@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are replaced as a whole."""
+"""Atomic file replacement."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -22,6 +23,15 @@ def test_content_or_writer(tmp_path: Path, durable: bool) -> None:
     assert os.listdir(path.parent) == ["file"]
 
 
+def test_a_full_disk_is_reported_with_the_path(tmp_path) -> None:
+    def write(file) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device: .*wanted") as error:
+        write_atomically(tmp_path / "wanted", write)
+    assert error.value.errno == errno.ENOSPC
+
+
 @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("temporary", [None, "other"])
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error, temporary) -> None:
@@ -38,7 +48,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error, temp
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_others_may_read_as_the_user_wishes(tmp_path: Path) -> None:
+def test_file_mode_follows_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_atomically(tmp_path / "file", b"x")

@@ -1,55 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registers the data sets under their names. Nothing is read before a data set is asked for.
+"""Registers the data sets by name. No file is read until a data set is used.
 
 The folder is looked up each time a data set is read: ``$DETECTRON2_DATASETS``, or ``datasets``.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from person_search.data.datasets.common import DatasetLayout
 from person_search.data.datasets.cuhk_sysu import load_cuhk_sysu, load_cuhk_sysu_protocol
-from person_search.data.datasets.cuhk_sysu_files import (
-    CUHK_SYSU_LAYOUT,
-    GALLERY_SIZES,
-    SUBSETS,
-)
+from person_search.data.datasets.cuhk_sysu_files import CUHK_SYSU_LAYOUT, GALLERY_SIZES, SUBSETS
 from person_search.data.datasets.cuhk_sysu_files import count_train_pids as count_cuhk_sysu_pids
-from person_search.data.datasets.json_columns import describe
-from person_search.data.datasets.json_protocols import FirstProtocol, LazyProtocols
-from person_search.data.datasets.json_records import count_json_pids, load_person_search_json
-from person_search.data.datasets.prw import PRW_PROTOCOLS, load_prw, load_prw_protocol
-from person_search.data.datasets.prw_files import PRW_LAYOUT
-from person_search.data.datasets.prw_files import count_train_pids as count_prw_pids
+from person_search.data.datasets.json_dataset import (
+    count_json_pids,
+    load_json_protocol,
+    load_person_search_json,
+    read_table,
+)
+from person_search.data.datasets.json_document import describe
+from person_search.data.datasets.protocols import protocol_names
+from person_search.data.datasets.prw import (
+    PRW_LAYOUT,
+    PRW_PROTOCOLS,
+    count_prw_pids,
+    load_prw,
+    load_prw_protocol,
+)
+from person_search.schema import SearchProtocol
 
 Root = str | Path | Callable[[], str | Path]
-"""Folder of a data set, or a function that gives it at the time of reading."""
-
+"""Folder of a data set, or a function that returns it when the data set is read."""
 
 CBGM_CUHK_SYSU, CBGM_PRW = (10, 3), (30, 4)
-"""k1 and k2 of context bipartite graph matching, as SeqNet has them for each data set."""
+"""k1 and k2 of context bipartite graph matching for each data set, as in SeqNet."""
 
 
-def _folder(root: Root) -> Path:
-    return Path(root()) if callable(root) else Path(root)
-
-
-def _load(loader: Callable, root: Root, split: str) -> list[dict]:
-    return loader(_folder(root), split)
-
-
-def _load_protocol(loader: Callable, root: Root, name: str):
-    return loader(_folder(root), name)
-
-
-def _count_pids(counter: Callable, root: Root) -> int:
-    return counter(_folder(root))
+def _call(function: Callable, root: Root, *args: object) -> Any:
+    """Calls a function with the folder of a data set."""
+    return function(Path(root()) if callable(root) else Path(root), *args)
 
 
 def _register(
@@ -58,13 +53,13 @@ def _register(
     load: Callable[[], list[dict]],
     **metadata: object,
 ) -> None:
-    """Registers one data set; doing so again with the same root changes nothing."""
+    """Registers a data set; registering it again with the same root changes nothing."""
     if name in DatasetCatalog:
         known = MetadataCatalog.get(name).get("root")
         if known != root:
             raise ValueError(
-                f"the data set {name!r} is registered already, with the root {known}, and cannot "
-                f"be registered again with {root}: choose another name_prefix"
+                f"the data set {name!r} is already registered with the root {known} and cannot be "
+                f"registered again with {root}: choose another name or name_prefix"
             )
         return
     DatasetCatalog.register(name, load)
@@ -78,23 +73,24 @@ def _register_splits(
     root: Root,
     load: Callable,
     count_pids: Callable,
-    protocols: Mapping[str, Callable],
-    default_protocol: str,
-    cbgm: tuple[int, int],
+    load_protocol: Callable,
+    protocols: Sequence[str],
+    **metadata: object,
 ) -> None:
-    for split in ("train", "test"):
-        searching = {
-            "search_protocols": protocols,
-            "default_search_protocols": (default_protocol,),
-            "cbgm": cbgm,
-        }
-        training = {"count_pids": partial(_count_pids, count_pids, root)}
-        _register(
-            f"{name_prefix}_{split}",
-            root,
-            partial(_load, load, root, split),
-            **(training if split == "train" else searching),
-        )
+    """Registers the training and the test split of a data set, the latter with ``metadata``."""
+    _register(
+        f"{name_prefix}_train",
+        root,
+        partial(_call, load, root, "train"),
+        count_pids=partial(_call, count_pids, root),
+    )
+    _register(
+        f"{name_prefix}_test",
+        root,
+        partial(_call, load, root, "test"),
+        search_protocols={name: partial(_call, load_protocol, root, name) for name in protocols},
+        **metadata,
+    )
 
 
 def register_cuhk_sysu(
@@ -103,18 +99,21 @@ def register_cuhk_sysu(
     """Registers ``<name_prefix>_train`` and ``<name_prefix>_test`` in the CUHK-SYSU format.
 
     Args:
-        name_prefix: e.g. ``cuhk_sysu``.
-        root: folder that holds ``Image`` and ``annotation``; read when the data set is.
-        gallery_sizes: the protocols to offer; the default protocol is 100 if it is among them,
-            else the first.
+        name_prefix: Prefix of the names, for example ``cuhk_sysu``.
+        root: Folder with ``Image`` and ``annotation``.
+        gallery_sizes: Gallery sizes of the protocols. The default protocol is 100 if it is among
+            them, else the first.
     """
-    protocols = {
-        name: partial(_load_protocol, load_cuhk_sysu_protocol, root, name)
-        for name in (*(f"g{size}" for size in gallery_sizes), *SUBSETS)
-    }
-    default = "g100" if "g100" in protocols else next(iter(protocols))
+    names = [f"g{size}" for size in gallery_sizes]
     _register_splits(
-        name_prefix, root, load_cuhk_sysu, count_cuhk_sysu_pids, protocols, default, CBGM_CUHK_SYSU
+        name_prefix,
+        root,
+        load_cuhk_sysu,
+        count_cuhk_sysu_pids,
+        load_cuhk_sysu_protocol,
+        (*names, *SUBSETS),
+        default_search_protocols=("g100" if "g100" in names else names[0],),
+        cbgm=CBGM_CUHK_SYSU,
     )
 
 
@@ -122,45 +121,89 @@ def register_prw(name_prefix: str, root: Root) -> None:
     """Registers ``<name_prefix>_train`` and ``<name_prefix>_test`` in the PRW format.
 
     Args:
-        name_prefix: e.g. ``prw``.
-        root: folder that holds ``frames`` and ``annotations``; read when the data set is.
+        name_prefix: Prefix of the names, for example ``prw``.
+        root: Folder with ``frames`` and ``annotations``.
     """
-    protocols = {
-        name: partial(_load_protocol, load_prw_protocol, root, name) for name in PRW_PROTOCOLS
-    }
-    _register_splits(name_prefix, root, load_prw, count_prw_pids, protocols, "all", CBGM_PRW)
+    _register_splits(
+        name_prefix,
+        root,
+        load_prw,
+        count_prw_pids,
+        load_prw_protocol,
+        PRW_PROTOCOLS,
+        default_search_protocols=("all",),
+        cbgm=CBGM_PRW,
+    )
 
 
 def register_person_search_json(name: str, json_file: Root, image_root: Root | None = None) -> None:
-    """Registers one data set that is described by a COCO-style JSON file, for training or testing.
+    """Registers a data set described by an annotation file, for training or testing.
 
     Args:
-        name: e.g. ``mine_train``.
-        json_file: see ``docs/adding_a_dataset.md``; read when the data set is.
-        image_root: folder that the file names in it start from; None: the folder of the JSON.
+        name: Name of the data set, for example ``mine_train``.
+        json_file: COCO-style JSON file, see ``docs/adding_a_dataset.md``.
+        image_root: Folder to which file names are relative. Default: the folder of ``json_file``.
     """
 
     def find_file() -> Path:
-        return _folder(json_file).expanduser()
+        return _call(Path.expanduser, json_file)
 
     def load() -> list[dict]:
-        root = None if image_root is None else _folder(image_root).expanduser()
+        root = None if image_root is None else _call(Path.expanduser, image_root)
         return load_person_search_json(find_file(), root)
 
-    protocols = LazyProtocols(find_file)
+    protocols = _LazyProtocols(find_file)
     _register(
         name,
         (json_file, image_root),
         load,
         count_pids=lambda: count_json_pids(find_file()),
         search_protocols=protocols,
-        default_search_protocols=FirstProtocol(protocols),
+        default_search_protocols=_FirstProtocol(protocols),
     )
+
+
+class _LazyProtocols(Mapping):
+    """``search_protocols`` of an annotation file, which is read on first use."""
+
+    def __init__(self, find_file: Callable[[], Path]):
+        self._find_file = find_file
+
+    # Detectron2's metadata compares a value with itself, which would read the file
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def _names(self) -> tuple[str, ...]:
+        return protocol_names(read_table(self._find_file()))
+
+    def __getitem__(self, name: str) -> Callable[[], SearchProtocol]:
+        if name not in self._names():
+            raise KeyError(name)
+        return lambda: load_json_protocol(self._find_file(), name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+
+class _FirstProtocol(Sequence):
+    """``default_search_protocols`` of an annotation file: its first protocol."""
+
+    def __init__(self, protocols: _LazyProtocols):
+        self._protocols = protocols
+
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return (next(iter(self._protocols)),)[index]
+
+    def __len__(self) -> int:
+        return 1
 
 
 @dataclass(frozen=True)
 class _DatasetsPath:
-    """A path of a config: below ``$DETECTRON2_DATASETS`` unless it is absolute."""
+    """A path of a config, relative to ``$DETECTRON2_DATASETS`` unless it is absolute."""
 
     path: str
 
@@ -175,15 +218,16 @@ def register_config_datasets(cfg: CfgNode) -> None:
     """Registers the data sets of ``cfg.DATASETS.PERSON_SEARCH_JSON``; may be called repeatedly.
 
     Raises:
-        ValueError: an entry is not ``[name, JSON file]`` or ``[name, JSON file, image root]``, or
-            its name is taken by another data set.
+        ValueError: If an entry is not ``[name, JSON file]`` or ``[name, JSON file, image root]``,
+            or its name belongs to another data set.
     """
     for entry in cfg.DATASETS.PERSON_SEARCH_JSON:
         texts = isinstance(entry, list | tuple) and all(isinstance(x, str) and x for x in entry)
         if not texts or len(entry) not in (2, 3):
             raise ValueError(
-                f"DATASETS.PERSON_SEARCH_JSON holds {describe(entry)}; each entry is [name, JSON "
-                "file] or [name, JSON file, image root], e.g. ['mine_train', 'mine/train.json']"
+                f"DATASETS.PERSON_SEARCH_JSON has the entry {describe(entry)}; expected is "
+                "[name, JSON file] or [name, JSON file, image root], for example "
+                "['mine_train', 'mine/train.json']"
             )
         name, *paths = entry
         register_person_search_json(name, *map(_DatasetsPath, paths))
@@ -192,23 +236,26 @@ def register_config_datasets(cfg: CfgNode) -> None:
 def get_num_pids(dataset_name: str) -> int:
     """Returns the number of training identities of a registered data set.
 
-    The metadata's ``num_pids`` is used where it is set, then its ``count_pids``; a data set that
-    has neither is read, and must number its identities 0, 1, ... without gaps.
+    Uses ``num_pids`` of the metadata if set, then ``count_pids``. Any other data set is read, and
+    its identities must be numbered 0, 1, ... without gaps.
 
     Raises:
-        ValueError: if the identities leave gaps, or there are none.
+        ValueError: If the identities have gaps, there are none, or the data set is not a person
+            search data set.
     """
     metadata = MetadataCatalog.get(dataset_name)
     if metadata.get("num_pids") is not None:
         return int(metadata.num_pids)
     if metadata.get("count_pids") is not None:
         return metadata.count_pids()
-    pids = {
-        annotation["person_id"]
+    labels = [
+        annotation.get("person_id")
         for record in DatasetCatalog.get(dataset_name)
-        for annotation in record["annotations"]
-        if annotation["person_id"] >= 0
-    }
+        for annotation in record.get("annotations", ())
+    ]
+    if None in labels or not labels:
+        raise not_person_search(dataset_name, "its annotations have no person_id")
+    pids = {label for label in labels if label >= 0}
     if not pids or pids != set(range(len(pids))):
         gap = next((pid for pid in range(len(pids)) if pid not in pids), 0)
         raise ValueError(
@@ -216,6 +263,26 @@ def get_num_pids(dataset_name: str) -> int:
             f"but {gap} is absent; set num_pids in its metadata if that is intended"
         )
     return len(pids)
+
+
+def not_person_search(dataset_name: str, reason: str) -> ValueError:
+    """Returns the error for a data set that was not registered for person search.
+
+    Args:
+        dataset_name: Registered name of the data set.
+        reason: What it lacks.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    file = metadata.get("json_file") or "train.json"
+    folder = metadata.get("image_root")
+    entry = ", ".join(repr(str(part)) for part in (dataset_name, file, folder) if part)
+    how = "register_coco_instances" if metadata.get("evaluator_type") == "coco" else "its program"
+    return ValueError(
+        f"the data set {dataset_name!r}, as registered by {how}, is not for person search: "
+        f"{reason}. If its JSON file has a person_id in each annotation, list it in the config "
+        f"under a new name, DATASETS.PERSON_SEARCH_JSON [[{entry}]], or register it with "
+        f"person_search.data.register_person_search_json({entry}); see docs/adding_a_dataset.md"
+    )
 
 
 def _datasets_folder() -> Path:

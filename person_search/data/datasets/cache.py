@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays that are costly to read from MATLAB files, kept as ``.npz`` until their sources change.
+"""Caches arrays that are slow to read as ``.npz`` files until their sources change.
 
-A cache file lies in ``<data set>/.person_search/``; where that folder cannot be written, in
-``$PERSON_SEARCH_CACHE`` (default ``~/.cache/person_search``) under a name made from the root.
-Each file holds the fingerprint of its sources: names, lengths in bytes and times of change.
+A cache file lies in ``<data set>/.person_search/`` or, if that folder is not writable, in
+``$PERSON_SEARCH_CACHE`` (default ``~/.cache/person_search``) under a name derived from the root.
+Each file stores the fingerprint of its sources: names, sizes and modification times.
 """
 
 import hashlib
@@ -24,31 +24,32 @@ CACHE_FOLDER = ".person_search"
 """Name of the folder that the readers add to a data set."""
 
 _FINGERPRINT = "fingerprint"
-_FORMAT = "1"  # raise it when the meaning of any cached array changes
+_FORMAT = "1"  # increase when the meaning of any cached array changes
 
 
 def fingerprint(paths: Iterable[str | Path]) -> str:
-    """Returns a digest of name, length and time of change of all files.
+    """Returns a digest of the names, sizes and modification times of files.
 
     Raises:
-        FileNotFoundError: for the first file that is not there.
+        FileNotFoundError: If a file does not exist.
     """
     digest = hashlib.sha1(_FORMAT.encode(), usedforsecurity=False)
     for path in paths:
         stat = os.stat(path)
-        digest.update(f"{os.path.basename(path)}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(os.path.basename(path)))
+        digest.update(f"|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
 def cache_paths(root: Path, name: str) -> list[Path]:
-    """Returns where the cache file ``name`` of a data set may lie, the preferred place first."""
+    """Returns the possible places of the cache file ``name``, the preferred one first."""
     base = os.environ.get("PERSON_SEARCH_CACHE") or Path.home() / ".cache" / "person_search"
-    place = hashlib.sha1(str(root.resolve()).encode(), usedforsecurity=False).hexdigest()[:16]
+    place = hashlib.sha1(os.fsencode(root.resolve()), usedforsecurity=False).hexdigest()[:16]
     return [root / CACHE_FOLDER / f"{name}.npz", Path(base) / place / f"{name}.npz"]
 
 
 def read_cache(root: Path, name: str, key: str) -> dict[str, np.ndarray] | None:
-    """Returns the cached arrays, or None where there are none of this fingerprint."""
+    """Returns the cached arrays with this fingerprint, or None."""
     for path in cache_paths(root, name):
         try:
             with np.load(path, allow_pickle=False) as data:
@@ -62,10 +63,10 @@ def read_cache(root: Path, name: str, key: str) -> dict[str, np.ndarray] | None:
 
 
 def write_cache(root: Path, name: str, key: str, arrays: dict[str, np.ndarray]) -> Path | None:
-    """Writes the arrays at the first writable place, whole or not at all.
+    """Writes the arrays to the first writable place, atomically.
 
     Returns:
-        The file, or None (after a warning) where no place is writable.
+        The file, or None (with a warning) if no place is writable.
     """
     members: dict[str, Any] = {_FINGERPRINT: np.array(key), **arrays}
     problem = None
@@ -76,8 +77,8 @@ def write_cache(root: Path, name: str, key: str, arrays: dict[str, np.ndarray]) 
         except OSError as e:
             problem = e
     logger.warning(
-        f"cannot keep {name} of {root} for the next run ({problem}); "
-        "set PERSON_SEARCH_CACHE to a writable folder to save the time of reading it again"
+        f"cannot cache {name} of {root} for the next run ({problem}); "
+        "set PERSON_SEARCH_CACHE to a writable folder to avoid reading it again"
     )
     return None
 
@@ -88,13 +89,13 @@ def cached_arrays(
     sources: Iterable[str | Path],
     build: Callable[[], dict[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
-    """Returns ``build()``, from the cache where no source has changed since.
+    """Returns ``build()``, from the cache if no source has changed.
 
     Args:
-        root: folder of the data set.
-        name: name of the cache file, without extension.
-        sources: files that the arrays are made from.
-        build: makes the arrays; none may have an object dtype.
+        root: Folder of the data set.
+        name: Name of the cache file, without extension.
+        sources: Files from which the arrays are made.
+        build: Makes the arrays, none of which may have an object dtype.
     """
     key = fingerprint(sources)
     arrays = read_cache(root, name, key)

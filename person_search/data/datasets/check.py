@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts a data set beside the published numbers and collects everything that is odd about it.
+"""Checks a data set: counts beside the published ones, every irregularity and every error.
 
-*Irregularities* are known oddities that the readers cope with, *errors* make a set unfit for use.
+*Irregularities* are oddities that the readers cope with, *errors* make a data set unfit for use.
 """
 
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
+from person_search.data.datasets.annotations import FAULTY, AnnotationTable
 from person_search.data.datasets.common import DatasetLayout, IrregularityLog
 from person_search.data.datasets.cuhk_sysu import load_cuhk_sysu, load_cuhk_sysu_protocol
 from person_search.data.datasets.cuhk_sysu_check import check_subsets, readable_subsets
@@ -21,42 +24,100 @@ from person_search.data.datasets.cuhk_sysu_files import (
     protocol_path,
     reference_protocol,
 )
-from person_search.data.datasets.cuhk_sysu_files import (
-    count_train_pids as count_cuhk_sysu_pids,
+from person_search.data.datasets.cuhk_sysu_files import count_train_pids as count_cuhk_sysu_pids
+from person_search.data.datasets.json_dataset import (
+    box_faults,
+    image_paths,
+    load_json_protocol,
+    log_irregularities,
 )
-from person_search.data.datasets.prw import PRW_PROTOCOLS, load_prw, load_prw_protocol
-from person_search.data.datasets.prw_files import (
+from person_search.data.datasets.json_document import (
+    AnnotationFileError,
+    identity_hint,
+    parse_document,
+    read_json,
+)
+from person_search.data.datasets.protocols import log_galleries, protocol_names
+from person_search.data.datasets.prw import (
     PRW_LAYOUT,
+    PRW_PROTOCOLS,
     QUERY_FILE,
-)
-from person_search.data.datasets.prw_files import (
-    count_train_pids as count_prw_pids,
+    count_prw_pids,
+    load_prw,
+    load_prw_protocol,
 )
 from person_search.data.image_io import ImageState, look_at_image
 from person_search.schema import UNLABELED_PID, SearchProtocol, record_problems
 
 SYNTHETIC_MARK = "synthetic.json"
-"""File in the root of a generated set; published numbers say nothing about such a set."""
+"""File in the root of a synthetic data set, which is not compared with published counts."""
 
 _DROPPED = ("zero_size_box", "box_outside")
-_FATAL = ("unreadable_image",)
+
+
+@dataclass(frozen=True)
+class Count:
+    """One count of a data set.
+
+    Attributes:
+        what: Description of the count.
+        found: Count in this copy of the data set.
+        published: Count in the original data set, if known.
+    """
+
+    what: str
+    found: int
+    published: int | None
+
+    @property
+    def differs(self) -> bool:
+        """Whether the count differs from the published one."""
+        return self.published is not None and self.found != self.published
+
+
+@dataclass
+class CheckReport:
+    """Result of checking a data set.
+
+    Attributes:
+        title: Name of the data set.
+        root: Its folder, or its annotation file.
+        counts: All counts in order.
+        irregularities: Oddities that the readers cope with.
+        errors: What makes the data set unfit for use.
+        notes: Remarks on optional parts, and advice.
+        uses: What the data set can be used for; empty if there are errors.
+    """
+
+    title: str
+    root: Path
+    counts: list[Count] = field(default_factory=list)
+    irregularities: IrregularityLog = field(default_factory=IrregularityLog)
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    uses: list[str] = field(default_factory=list)
+
+    @property
+    def found(self) -> dict[str, int]:
+        """Counts by description."""
+        return {count.what: count.found for count in self.counts}
 
 
 @dataclass(frozen=True)
 class DatasetFormat:
-    """How to read a data set of one format, and what the original one holds.
+    """How to read a data set of one format, and the published counts of the original.
 
-    Args:
-        layout: its folders, for messages.
-        load: reader of a split.
-        protocols: the names of the protocols that a root offers.
-        load_protocol: reader of a protocol.
-        protocol_file: the file that a protocol comes from, for messages.
-        count_train_pids: number of training identities.
-        box_tolerance: pixels by which boxes may reach over the border; infinite where the reader
-            reports them as irregularities.
-        published: count -> number in the original data set.
-        check_more: adds what only this format has to look at.
+    Attributes:
+        layout: Folder layout, for messages.
+        load: Loads a split.
+        protocols: Returns the names of the protocols in a root.
+        load_protocol: Loads a protocol.
+        protocol_file: Returns the file of a protocol, for messages.
+        count_train_pids: Returns the number of training identities.
+        box_tolerance: Pixels by which boxes may exceed the image; infinite if the reader reports
+            them as irregularities.
+        published: Published counts.
+        check_more: Checks specific to the format; returns notes and errors.
     """
 
     layout: DatasetLayout
@@ -67,7 +128,7 @@ class DatasetFormat:
     count_train_pids: Callable[[Path], int]
     box_tolerance: float
     published: dict[str, int]
-    check_more: Callable[[Path, "CheckReport"], None] | None = None
+    check_more: Callable[[Path, IrregularityLog], tuple[list[str], list[str]]] | None = None
 
 
 def _cuhk_sysu_protocols(root: Path) -> list[str]:
@@ -77,16 +138,9 @@ def _cuhk_sysu_protocols(root: Path) -> list[str]:
 
 
 def _load_cuhk_sysu(root: Path, split: str, log: IrregularityLog) -> list[dict]:
-    """Reads a split without the subsets that are broken, which are reported by themselves."""
+    """Loads a split without the broken subsets, which ``check_subsets`` reports."""
     subsets = readable_subsets(root) if split == "test" else None
     return load_cuhk_sysu(root, split, log, subsets=subsets)
-
-
-def _check_cuhk_sysu_subsets(root: Path, report: "CheckReport") -> None:
-    findings = check_subsets(root)
-    report.notes += findings.notes
-    report.errors += findings.errors
-    report.irregularities += findings.irregularities
 
 
 FORMATS = {
@@ -111,7 +165,7 @@ FORMATS = {
             "queries of occlusion": 187,
             "queries of low_resolution": 290,
         },
-        check_more=_check_cuhk_sysu_subsets,
+        check_more=check_subsets,
     ),
     "prw": DatasetFormat(
         layout=PRW_LAYOUT,
@@ -134,96 +188,7 @@ FORMATS = {
         },
     ),
 }
-"""The formats that can be checked, with the numbers known of the original sets."""
-
-
-@dataclass(frozen=True)
-class Count:
-    """One number of a data set, and the same number of the original, where that is known."""
-
-    what: str
-    found: int
-    published: int | None
-
-    @property
-    def differs(self) -> bool:
-        return self.published is not None and self.found != self.published
-
-
-@dataclass
-class CheckReport:
-    """What ``check_dataset`` found; the set is fit for use if ``errors`` is empty.
-
-    ``notes`` are about parts that need not be there.
-    """
-
-    title: str
-    root: Path
-    counts: list[Count] = field(default_factory=list)
-    irregularities: IrregularityLog = field(default_factory=IrregularityLog)
-    errors: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def _count_split(split: str, records: list[dict], log: IrregularityLog) -> dict[str, int]:
-    boxes = [a for record in records for a in record["annotations"]]
-    dropped = sum(item.kind in _DROPPED for item in log)
-    return {
-        f"{split} images": len(records),
-        # publications count the boxes of the files, also those that a reader drops
-        f"{split} boxes": len(boxes) + dropped,
-        f"{split} boxes dropped": dropped,
-        f"{split} boxes with identity": sum(a["person_id"] != UNLABELED_PID for a in boxes),
-        f"{split} images with identity": sum(
-            any(a["person_id"] != UNLABELED_PID for a in record["annotations"])
-            for record in records
-        ),
-    }
-
-
-def _record_errors(records: list[dict], is_test: bool, tolerance: float) -> list[str]:
-    """Returns the problems of all records whose image has a known size."""
-    return [
-        f"{record['file_name']}: {problem}"
-        for record in records
-        if record["height"]
-        for problem in record_problems(record, is_test, tolerance)
-    ]
-
-
-def protocol_errors(
-    path: Path, protocol: SearchProtocol, first: SearchProtocol | None = None
-) -> list[str]:
-    """Returns queries without a match, and where it disagrees with the first protocol."""
-    found = set(protocol.positive_query.tolist())
-    errors = [
-        f"{path}: query {index + 1} has no match in the gallery of {protocol.name}"
-        for index in range(len(protocol.queries))
-        if index not in found
-    ]
-    if first is not None and list(protocol.queries) != list(first.queries):
-        errors.append(f"{path}: {protocol.name} holds other queries than {first.name}")
-    return errors
-
-
-def look_at_images(
-    paths: list[str], decode: bool, log: IrregularityLog
-) -> tuple[list[ImageState], list[str]]:
-    """Looks at every image, see :mod:`person_search.data.image_io`.
-
-    Returns:
-        What each one is, and a sentence for each one that cannot be read.
-    """
-    with ThreadPoolExecutor(8) as pool:
-        states = list(pool.map(partial(look_at_image, decode=decode), paths))
-    errors = []
-    for path, state in zip(paths, states, strict=True):
-        for kind in state.oddities:
-            height, width = state.size
-            log.add(kind, path, f"{width} x {height} (width x height)")
-        if state.error:
-            errors.append(f"{path}: {state.error}")
-    return states, errors
+"""Formats that can be checked, with the published counts of the original data sets."""
 
 
 def check_dataset(
@@ -232,16 +197,13 @@ def check_dataset(
     """Reads a whole data set and reports on it.
 
     Args:
-        format_name: key of ``FORMATS``.
-        root: folder of the data set.
-        compare: whether to put the published numbers beside its own and to take a difference for
-            an error; None does so unless the set is marked as synthetic.
-        decode: also decode every image, which takes minutes but finds files cut off in copying.
-
-    Returns:
-        The report. A set that cannot be read at all gives one error and no counts.
+        format_name: Key of ``FORMATS``.
+        root: Folder of the data set.
+        compare: Whether to compare the counts with the published ones and to report differences as
+            errors. Default: unless the data set is marked as synthetic.
+        decode: Also decodes every image, which takes minutes but detects truncated files.
     """
-    kind = FORMATS[format_name]
+    kind, root = FORMATS[format_name], Path(root)
     report = CheckReport(kind.layout.title, root)
     try:
         found = _read_all(kind, root, report, decode)
@@ -257,36 +219,56 @@ def check_dataset(
         for count in report.counts
         if count.differs
     ]
+    if not report.errors:
+        report.uses += ["training"] * bool(found.get("train boxes with identity"))
+        report.uses += ["evaluation"] * bool(found.get("queries"))
     return report
 
 
 def _read_all(kind: DatasetFormat, root: Path, report: CheckReport, decode: bool) -> dict[str, int]:
-    """Fills irregularities and errors of the report; returns all counts in order."""
+    """Adds irregularities and errors to the report; returns all counts in order."""
     counts: dict[str, int] = {"images": 0}
     for split in ("train", "test"):
         log = IrregularityLog()
         try:
             records = kind.load(root, split, log)
-        except ValueError as e:  # the other split may still tell something
+        except ValueError as e:  # the other split may still be readable
             report.errors.append(str(e))
             continue
         report.irregularities += log
-        report.errors += [f"{i.where}: {i.detail}" for i in log if i.kind in _FATAL]
-        report.errors += _record_errors(records, split == "test", kind.box_tolerance)
+        report.errors += [f"{i.where}: {i.detail}" for i in log if i.kind == "unreadable_image"]
+        report.errors += [
+            f"{record['file_name']}: {problem}"
+            for record in records
+            if record["height"]
+            for problem in record_problems(record, split == "test", kind.box_tolerance)
+        ]
         if decode:
-            pictures = [record["file_name"] for record in records]
-            report.errors += look_at_images(pictures, decode, report.irregularities)[1]
+            files = [record["file_name"] for record in records]
+            report.errors += look_at_images(files, decode, report.irregularities)[1]
         counts["images"] += len(records)
-        counts |= _count_split(split, records, log)
+        labels = [[a["person_id"] for a in record["annotations"]] for record in records]
+        labeled = [sum(pid != UNLABELED_PID for pid in pids) for pids in labels]
+        dropped = sum(item.kind in _DROPPED for item in log)
+        counts |= {
+            f"{split} images": len(records),
+            # publications count the boxes in the files, including those that a reader drops
+            f"{split} boxes": sum(map(len, labels)) + dropped,
+            f"{split} boxes dropped": dropped,
+            f"{split} boxes with identity": sum(labeled),
+            f"{split} images with identity": sum(number > 0 for number in labeled),
+        }
         if split == "train":
             counts["train identities"] = kind.count_train_pids(root)
     if kind.check_more is not None:
-        kind.check_more(root, report)
+        notes, errors = kind.check_more(root, report.irregularities)
+        report.notes += notes
+        report.errors += errors
     return counts | _read_protocols(kind, root, report)
 
 
 def _read_protocols(kind: DatasetFormat, root: Path, report: CheckReport) -> dict[str, int]:
-    """Fills irregularities and errors of the report; returns the counts of all protocols."""
+    """Adds irregularities and errors to the report; returns the counts of all protocols."""
     counts: dict[str, int] = {}
     first = None
     for name in kind.protocols(root):
@@ -302,9 +284,164 @@ def _read_protocols(kind: DatasetFormat, root: Path, report: CheckReport) -> dic
             counts["queries"] = len(protocol.queries)
             counts["query images"] = len({query.image_id for query in protocol.queries})
             counts["test identities"] = len({query.person_id for query in protocol.queries})
-        if name in SUBSETS:
+        path = kind.protocol_file(root, name)
+        if name in SUBSETS:  # subsets have queries of their own
             counts[f"queries of {name}"] = len(protocol.queries)
+        elif list(protocol.queries) != list(first.queries):
+            report.errors.append(f"{path}: {name} has other queries than {first.name}")
         counts[f"matches in {name}"] = len(protocol.positive_query)
-        shared = None if name in SUBSETS else first  # subsets have queries of their own
-        report.errors += protocol_errors(kind.protocol_file(root, name), protocol, shared)
+        report.errors += _unmatched_queries(path, protocol)
     return counts
+
+
+def _unmatched_queries(path: Path, protocol: SearchProtocol) -> list[str]:
+    matched = set(protocol.positive_query.tolist())
+    return [
+        f"{path}: query {index + 1} has no match in the gallery of {protocol.name}"
+        for index in range(len(protocol.queries))
+        if index not in matched
+    ]
+
+
+def look_at_images(
+    paths: list[str], decode: bool, log: IrregularityLog
+) -> tuple[list[ImageState], list[str]]:
+    """Inspects images, see :func:`person_search.data.image_io.look_at_image`.
+
+    Args:
+        paths: Image files.
+        decode: Also decodes the images.
+        log: Receives the oddities of the images.
+
+    Returns:
+        The state of each image, and an error for each unreadable one.
+    """
+    with ThreadPoolExecutor(8) as pool:
+        states = list(pool.map(partial(look_at_image, decode=decode), paths))
+    errors = []
+    for path, state in zip(paths, states, strict=True):
+        for kind in state.oddities:
+            height, width = state.size
+            log.add(kind, path, f"{width} x {height} (width x height)")
+        if state.error:
+            errors.append(f"{path}: {state.error}")
+    return states, errors
+
+
+def check_json_dataset(
+    json_file: str | Path, image_root: str | Path | None = None, decode: bool = False
+) -> CheckReport:
+    """Reads an annotation file (COCO-style JSON) and inspects all its images.
+
+    Args:
+        json_file: Annotation file.
+        image_root: Folder to which file names are relative. Default: the folder of ``json_file``.
+        decode: Also decodes every image.
+
+    Returns:
+        The report. A file that is not JSON yields one error and no counts.
+    """
+    path = Path(json_file)
+    root = path.parent if image_root is None else Path(image_root)
+    report = CheckReport("Own data", path)
+    try:
+        document = read_json(path)
+    except AnnotationFileError as e:
+        report.errors += [f"{path}: {finding}" for finding in e.findings]
+        return report
+    except OSError as e:
+        report.errors.append(str(e))
+        return report
+    table, findings = parse_document(document)
+    if not table.names:
+        report.errors += [f"{path}: {finding}" for finding in findings]
+        return report
+    sound = not findings
+    if not sound:  # set the faulty annotations apart, so that the others can be checked
+        wrong = (table.box_image < 0) | ~np.isfinite(table.boxes).all(axis=1)
+        table = replace(
+            table,
+            left_out=np.where(wrong, np.uint8(FAULTY), table.left_out),
+            box_image=np.maximum(table.box_image, 0),
+            boxes=np.nan_to_num(table.boxes),
+            query_ids=None,
+            query_image=None,
+            query_boxes=None,
+            query_pids=None,
+            galleries={},
+        )
+    sizes = _check_sizes(table, root, decode, report, findings)
+    findings += box_faults(table, sizes)
+    log_irregularities(table, sizes, path, report.irregularities)
+    report.errors[:0] = [f"{path}: {finding}" for finding in findings]
+    labeled = table.labeled_rows
+    counts = {
+        "images": len(table.names),
+        "cameras": len(np.unique(table.cam_ids[table.has_camera])),
+        "boxes": int(table.usable.sum()),
+        "boxes left out": int((~table.usable).sum()),
+        "boxes with identity": len(labeled),
+        "images with identity": len(np.unique(table.box_image[labeled])),
+        "identities": table.num_pids,
+        "identities in several images": int((table.count_images() > 1).sum()),
+    }
+    if sound:
+        name_of = dict(zip(table.image_ids.tolist(), table.names, strict=True))
+        for name in protocol_names(table):
+            try:
+                protocol = load_json_protocol(path, name)
+            except ValueError as e:
+                report.errors.append(str(e))
+                continue
+            counts.setdefault("queries", len(protocol.queries))
+            counts[f"queries of {name}"] = len(protocol.queries)
+            counts[f"matches in {name}"] = len(protocol.positive_query)
+            report.errors += _unmatched_queries(path, protocol)
+            places = [f"{path}: {name}, query {query.query_id}" for query in protocol.queries]
+            log_galleries(protocol, name_of, places, report.irregularities)
+    report.counts = [Count(what, number, None) for what, number in counts.items()]
+    if not sound:
+        return report
+    if not len(labeled):
+        hint = identity_hint(document)
+        report.notes.append(
+            f"{path}: no annotation has a person_id, which training and search evaluation need"
+            + f"; {hint}" * bool(hint)
+        )
+    elif not counts.get("queries"):
+        report.notes.append(
+            f"{path}: no person is labeled in two images, so no query can be evaluated"
+        )
+    if not report.errors:
+        report.uses += ["training"] * bool(len(labeled))
+        report.uses += ["evaluation"] * bool(counts.get("queries"))
+        report.uses += ["detection only"] * bool(counts["boxes"] and not report.uses)
+    return report
+
+
+def _check_sizes(
+    table: AnnotationTable, root: Path, decode: bool, report: CheckReport, findings: list[str]
+) -> np.ndarray:
+    """Inspects the images; returns (I, 2) their sizes, or those of the file if unreadable."""
+    named = [row for row, name in enumerate(table.names) if name.strip()]
+    paths = image_paths(table, root)
+    states, errors = look_at_images([paths[row] for row in named], decode, report.irregularities)
+    report.errors += errors
+    sizes = table.sizes.copy()
+    for row, state in zip(named, states, strict=True):
+        said, real = tuple(sizes[row].tolist()), state.size
+        if real[0]:
+            sizes[row] = real
+        if not real[0] or not said[0] or said == real:
+            continue
+        hint = ""
+        if "exif_turned" in state.oddities and said == real[::-1]:
+            hint = (
+                "; the image has an EXIF orientation: sizes and boxes must refer to the upright "
+                "image as viewers show it"
+            )
+        findings.append(
+            f"images[{row}]: {table.names[row]} is {real[1]} x {real[0]} (width x height), but "
+            f"the file says {said[1]} x {said[0]}{hint}"
+        )
+    return sizes

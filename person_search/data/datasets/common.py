@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the data set readers share: the missing-file error, the folder search and irregularities.
+"""Helpers shared by the data set readers: folder layouts, irregularities, text files and boxes.
 
-An *irregularity* is something odd that the reader copes with (a box without area, one person twice
-in an image). It is collected, not raised; what cannot be coped with raises ``ValueError``.
+An *irregularity* is something odd that a reader copes with, such as a box without area. It is
+logged, not raised; anything a reader cannot cope with raises ``ValueError``.
 """
 
 import logging
@@ -12,48 +12,44 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from detectron2.structures import BoxMode
-
-from person_search.schema import PERSON_CATEGORY_ID
 
 IRREGULARITY_KINDS = {
     "zero_size_box": "box without width or height; dropped",
     "box_outside": "box entirely outside the image; dropped",
-    "box_clipped": "box reaches over the border of the image; clipped",
-    "box_over_border": "box reaches over the border of the image; kept, the mapper clips it",
+    "box_clipped": "box exceeds the border of the image; clipped",
+    "box_over_border": "box exceeds the border of the image; kept, the mapper clips it",
     "crowd": "annotation of a crowd (iscrowd), not of one person; left out",
-    "other_category": "annotation of another category than person; left out",
+    "other_category": "annotation of a category other than person; left out",
     "no_boxes": "image without any box; kept",
-    "twice_in_image": "one person labelled twice in one image; both kept",
-    "unmatched_label": "labelled box that the image's box list does not hold; label not used",
-    "subset_box": "box of a subset that is not exactly one of its image; used as it stands",
+    "twice_in_image": "one person labeled twice in one image; both kept",
+    "unmatched_label": "labeled box that is missing from the image's box list; label not used",
+    "subset_box": "box of a subset that is not exactly one of its image; used as it is",
     "claimed_twice": "one box claimed by two persons; the first one keeps it",
     "listed_twice": "a gallery lists one image twice; kept as listed",
-    "own_image": "a gallery holds the query's own image; kept as listed",
+    "own_image": "a gallery contains the query's own image; kept as listed",
     "exif_turned": "image with an EXIF orientation; turned, boxes count in the turned image",
-    "cmyk_picture": "image in printing colors (CMYK); converted to RGB",
-    "deep_picture": "gray image of 16 bits; its upper 8 bits are used",
-    "unreadable_image": "image header cannot be read; size unknown (0)",
+    "cmyk_image": "image in printing colors (CMYK); converted to RGB",
+    "deep_image": "gray image of 16 bits; its upper 8 bits are used",
+    "unreadable_image": "unreadable image header; size unknown (0)",
 }
-"""Every kind of irregularity, and what the reader does about it."""
-
+"""Every kind of irregularity and how the readers treat it."""
 
 _logged: set[str] = set()
 
 
 class IncompleteDatasetError(FileNotFoundError):
-    """A data set whose files are missing or only partly there."""
+    """Files of a data set are missing."""
 
 
 @dataclass(frozen=True)
 class DatasetLayout:
-    """What the folder of a data set looks like, for messages and for finding it.
+    """Folder layout of a data set, for error messages and for finding the folder.
 
-    Args:
-        title: name as people write it.
-        folders: accepted names of the folder, the preferred one first.
-        tree: drawing of the expected files.
-        advice: where the data comes from.
+    Attributes:
+        title: Name of the data set in prose.
+        folders: Accepted names of the folder, the preferred one first.
+        tree: Drawing of the expected files.
+        advice: Where to obtain the data.
     """
 
     title: str
@@ -69,24 +65,24 @@ class DatasetLayout:
         return Path(parent) / self.folders[0]
 
     def missing(self, root: Path, first: Path, others: int = 0) -> IncompleteDatasetError:
-        """Returns the one error for missing files; the caller raises it.
+        """Returns the error for missing files.
 
         Args:
-            root: folder of the data set.
-            first: the first file or folder that is not there.
-            others: how many more are missing, where that is known.
+            root: Folder of the data set.
+            first: First missing file or folder.
+            others: Number of further missing files, if known.
         """
         more = f" (and {others} more like it)" if others else ""
-        state = "is only partly there" if root.is_dir() else "was not found"
+        state = "is incomplete" if root.is_dir() else "was not found"
         return IncompleteDatasetError(
             f"{self.title} {state}: {first} does not exist{more}.\n"
-            f"Folder looked at: {root}. Expected in it:\n{self.tree}\n"
-            f"What to do: {self.advice} Folders lie in $DETECTRON2_DATASETS (default: datasets/) "
+            f"Searched folder: {root}. Expected content:\n{self.tree}\n"
+            f"What to do: {self.advice} Data sets lie in $DETECTRON2_DATASETS (default: datasets/) "
             f"under the name {' or '.join(self.folders)}; see datasets/README.md."
         )
 
     def require(self, root: Path, paths: Iterable[str]) -> None:
-        """Raises ``IncompleteDatasetError`` naming the first of ``paths`` absent from ``root``."""
+        """Raises ``IncompleteDatasetError`` for the first of ``paths`` that ``root`` lacks."""
         absent = [path for path in paths if not (root / path).exists()]
         if absent:
             raise self.missing(root, root / absent[0], len(absent) - 1)
@@ -94,7 +90,13 @@ class DatasetLayout:
 
 @dataclass(frozen=True)
 class Irregularity:
-    """One oddity: its kind (see ``IRREGULARITY_KINDS``), where it stands and what is seen there."""
+    """One irregularity.
+
+    Attributes:
+        kind: Key of ``IRREGULARITY_KINDS``.
+        where: File and entry.
+        detail: The values found there.
+    """
 
     kind: str
     where: str
@@ -102,7 +104,7 @@ class Irregularity:
 
 
 class IrregularityLog(list[Irregularity]):
-    """Collects irregularities while a data set is read."""
+    """Irregularities collected while a data set is read."""
 
     def add(self, kind: str, where: str, detail: str) -> None:
         """Appends one irregularity."""
@@ -111,10 +113,7 @@ class IrregularityLog(list[Irregularity]):
         self.append(Irregularity(kind, where, detail))
 
     def warn(self, logger: logging.Logger, title: str) -> None:
-        """Logs one line per kind: how many there are, and the first of them.
-
-        A data set is read several times in a run; what was logged before is not logged again.
-        """
+        """Logs one line per kind with the count and the first irregularity, once per process."""
         for kind, count in Counter(item.kind for item in self).items():
             first = next(item for item in self if item.kind == kind)
             message = (
@@ -126,36 +125,28 @@ class IrregularityLog(list[Irregularity]):
                 logger.warning(message)
 
 
+def read_text(path: Path) -> str:
+    """Reads a UTF-8 text file, with or without a byte order mark.
+
+    Raises:
+        ValueError: If the file is in another encoding; names the file.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path} is not a UTF-8 text file ({e}): save it as UTF-8") from e
+
+
 def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
     """Converts (N, 4) left, top, width, height of any dtype to (N, 4) float64 XYXY.
 
-    The cast comes first: annotation files hold uint8 numbers, whose sum wraps at 256.
+    The conversion to float64 comes first: annotation files contain uint8, whose sum wraps at 256.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
-def make_annotation(box: Sequence[float], person_id: int, **extra: object) -> dict:
-    """Returns one entry of a record's ``annotations``; ``box`` is XYXY in pixels."""
-    return {
-        "bbox": [float(value) for value in box],
-        "bbox_mode": BoxMode.XYXY_ABS,
-        "category_id": PERSON_CATEGORY_ID,
-        "person_id": int(person_id),
-        **extra,
-    }
-
-
-def make_query(query_id: int, box: Sequence[float]) -> dict:
-    """Returns one entry of a test record's ``queries``; ``box`` is XYXY in pixels."""
-    return {
-        "query_id": int(query_id),
-        "bbox": [float(value) for value in box],
-        "bbox_mode": BoxMode.XYXY_ABS,
-    }
-
-
-def pad_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
+def pad_rows(rows: Sequence[np.ndarray | Sequence[int]]) -> np.ndarray:
     """Returns (n, longest) int32 of n rows of different lengths, padded with -1."""
     padded = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int32)
     for index, row in enumerate(rows):

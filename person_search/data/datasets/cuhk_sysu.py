@@ -1,30 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CUHK-SYSU: records and search protocols from the data set's original files.
+"""Reads CUHK-SYSU from the original files of the data set.
 
-The numbers of the files are kept as they are: boxes are 1-based pixels, because no published result
-subtracts one. Training identities are the positions in ``Train.mat``; test identities are the
-positions of the queries, which all protocols g<size> share. A query of the subsets (occlusion, low
-resolution) that is not among them gets the next free number; so all figures come from one pass.
+Box coordinates are kept as they are in the files, i.e. 1-based, because no published result
+subtracts one. Training identities are positions in ``Train.mat``. Test identities are positions of
+the queries, which all protocols g<size> share; a query of a subset (occlusion, low resolution) that
+is not among them gets the next free number, so that one pass over the test set serves all
+protocols.
 
 Shape shorthand: B boxes of all images, Q queries, X gallery images of one query.
 """
 
 import logging
-import os
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from person_search.data.datasets.common import (
-    IrregularityLog,
-    check_split,
-    make_annotation,
-    make_query,
-    xywh_to_xyxy,
+from person_search.data.datasets.annotations import (
+    KEPT,
+    NO_CAMERA,
+    AnnotationTable,
+    log_irregular_boxes,
 )
+from person_search.data.datasets.common import IrregularityLog, check_split, xywh_to_xyxy
 from person_search.data.datasets.cuhk_sysu_files import (
     CUHK_SYSU_LAYOUT,
     IMAGE_FOLDER,
@@ -32,7 +30,9 @@ from person_search.data.datasets.cuhk_sysu_files import (
     POOL_MAT,
     SUBSETS,
     TRAIN_MAT,
+    count_train_pids,
     existing_subsets,
+    listed_boxes,
     protocol_path,
     read_images,
     read_protocol,
@@ -41,188 +41,78 @@ from person_search.data.datasets.cuhk_sysu_files import (
     reference_protocol,
 )
 from person_search.data.datasets.image_sizes import image_sizes
+from person_search.data.datasets.protocols import log_galleries
+from person_search.data.datasets.records import make_records
 from person_search.schema import UNLABELED_PID, Query, SearchProtocol
 
 logger = logging.getLogger(__name__)
 
-BORDER_TOLERANCE = 1.0
-"""Pixels by which a box may reach over the border without being odd: boxes are 1-based."""
-
-
-@dataclass(frozen=True)
-class _SubsetQuery:
-    """A query of a subset: its number, identity, image name and box (x, y, w, h as in the file)."""
-
-    query_id: int
-    person_id: int
-    name: str
-    box: tuple[float, ...]
+_SubsetQuery = tuple[int, int, str, tuple[float, ...]]
+"""Query id, identity, image name and box (x, y, w, h) of a query of a subset."""
 
 
 def _number_subset_queries(
-    root: Path, reference: dict[str, np.ndarray], subsets_read: Sequence[str] | None = None
+    root: Path, reference: dict[str, np.ndarray], subsets: Sequence[str]
 ) -> dict[str, list[_SubsetQuery]]:
-    """Returns the queries of every subset that is there, or of those named.
+    """Numbers the queries of subsets.
 
-    A query that the reference protocol has too (same image, same box) keeps its number. Any other
-    gets the next one; it is the person whom the reference protocol has in that box, or a new one.
+    A query that the reference protocol contains (same image, same box) keeps its number. Any other
+    gets the next one; its identity is that of the reference protocol's box, or a new one.
     """
-    names = reference["names"].tolist()
     query_ids: dict[tuple, int] = {}
     person_ids: dict[tuple, int] = {}
-    for index, key in enumerate(_keys(names, reference["query_image"], reference["query_boxes"])):
+    queries, positives = listed_boxes(reference)
+    for index, key in queries:
         query_ids.setdefault(key, index)
         person_ids.setdefault(key, index)
-    positives = _keys(names, reference["positive_image"], reference["positive_boxes"])
-    for index, key in zip(reference["positive_query"].tolist(), positives, strict=True):
+    for index, key in positives:
         person_ids.setdefault(key, index)
     free = len(reference["query_image"])
-    subsets: dict[str, list[_SubsetQuery]] = {}
-    for subset in existing_subsets(root) if subsets_read is None else subsets_read:
-        arrays = read_protocol(root, subset)
-        names, taken = arrays["names"].tolist(), set()
-        subsets[subset] = []
-        for key in _keys(names, arrays["query_image"], arrays["query_boxes"]):
+    numbered: dict[str, list[_SubsetQuery]] = {}
+    for subset in subsets:
+        taken = set()
+        numbered[subset] = []
+        for _, key in listed_boxes(read_protocol(root, subset))[0]:
             query_id = query_ids.setdefault(key, free)
-            if query_id in taken:  # the same box twice in one subset: two queries all the same
+            if query_id in taken:  # a box listed twice in one subset makes two queries
                 query_id = free
             free += query_id == free
             taken.add(query_id)
             person_id = person_ids.setdefault(key, query_id)
-            subsets[subset].append(_SubsetQuery(query_id, person_id, *key))
-    return subsets
+            numbered[subset].append((query_id, person_id, *key))
+    return numbered
 
 
-def _keys(names: list[str], images: np.ndarray, boxes: np.ndarray) -> list[tuple]:
-    """Returns (image name, box) of each row."""
-    rows = zip(images.tolist(), boxes.tolist(), strict=True)
-    return [(names[image], tuple(box)) for image, box in rows]
-
-
-class _BoxLabels:
-    """Finds the box that an identity claims among the boxes of an image, and labels it."""
-
-    def __init__(self, images: dict[str, np.ndarray], log: IrregularityLog):
-        self.labels = np.full(len(images["boxes"]), UNLABELED_PID, np.int64)
-        self._images = images
-        self._log = log
-        self._boxes_of = defaultdict(list)
-        names = images["names"][images["box_image"]].tolist()
-        for row, (name, box) in enumerate(zip(names, images["boxes"].tolist(), strict=True)):
-            self._boxes_of[name].append((row, box))
-
-    def claim(self, name: str, box: list[float], label: int, where: str) -> None:
-        """Labels the first box of image ``name`` whose four numbers are all those of ``box``."""
-        hit = next((row for row, other in self._boxes_of[name] if other == box), None)
-        if hit is None:
-            self._log.add("unmatched_label", where, f"{name} box {box}")
-        elif self.labels[hit] == UNLABELED_PID:
-            self.labels[hit] = label
-        elif self.labels[hit] != label:
-            self._log.add("claimed_twice", where, f"{name} box {box}")
-
-    def report_twice_in_image(self, path: Path) -> None:
-        """Reports every identity that ``path`` gives two boxes in one image."""
-        seen = set()
-        names = self._images["names"]
-        for row in np.flatnonzero(self.labels != UNLABELED_PID):
-            key = (int(self._images["box_image"][row]), int(self.labels[row]))
-            if key in seen:
-                self._log.add("twice_in_image", f"{path}: {names[key[0]]}", f"identity {key[1]}")
-            seen.add(key)
-
-
-def _label_train(root: Path, images: dict[str, np.ndarray], log: IrregularityLog) -> np.ndarray:
-    """Returns (B,) training identities of all boxes, ``UNLABELED_PID`` where there is none."""
-    train = read_train_identities(root)
-    boxes = _BoxLabels(images, log)
-    claims = zip(
-        train["pids"].tolist(), train["names"].tolist(), train["boxes"].tolist(), strict=True
-    )
-    for pid, name, box in claims:
-        boxes.claim(name, box, pid, f"{root / TRAIN_MAT}: Train{{{pid + 1}}}")
-    boxes.report_twice_in_image(root / TRAIN_MAT)
-    return boxes.labels
-
-
-def _label_test(
-    path: Path, protocol: dict[str, np.ndarray], images: dict[str, np.ndarray], log: IrregularityLog
+def _label_boxes(
+    images: dict[str, np.ndarray],
+    claims: Sequence[tuple[int, tuple[str, tuple[float, ...]], str]],
+    log: IrregularityLog,
 ) -> np.ndarray:
-    """Returns (B,) test identities: the index of the query, on its box and on its positives."""
-    boxes = _BoxLabels(images, log)
-    names = protocol["names"]
-    for query, (image, box) in enumerate(
-        zip(protocol["query_image"], protocol["query_boxes"].tolist(), strict=True)
-    ):
-        boxes.claim(str(names[image]), box, query, f"{path}: entry {query + 1}, Query")
-    positives = zip(
-        protocol["positive_query"].tolist(),
-        protocol["positive_image"].tolist(),
-        protocol["positive_boxes"].tolist(),
-        strict=True,
-    )
-    for query, image, box in positives:
-        boxes.claim(str(names[image]), box, query, f"{path}: entry {query + 1}, Gallery")
-    boxes.report_twice_in_image(path)
-    return boxes.labels
+    """Labels the boxes that identities claim.
 
+    Args:
+        images: Content of ``Images.mat``.
+        claims: Identity, (image name, box) and location of each claim. The first box of the image
+            with exactly these coordinates is labeled.
+        log: Receives claims without a box and boxes claimed by two identities.
 
-def _make_records(
-    root: Path,
-    names: list[str],
-    cache_name: str,
-    images: dict[str, np.ndarray],
-    labels: np.ndarray,
-    log: IrregularityLog,
-) -> list[dict]:
-    """Returns one record per name with all its boxes that have an area."""
-    folder = root / IMAGE_FOLDER
-    sizes = image_sizes(root, cache_name, [folder / n for n in names], CUHK_SYSU_LAYOUT, log)
-    rows_of = defaultdict(list)
-    for row, image in enumerate(images["box_image"].tolist()):
-        rows_of[image].append(row)
-    index_of = {name: index for index, name in enumerate(images["names"].tolist())}
-    records = []
-    for image_id, name in enumerate(names):
-        height, width = (int(value) for value in sizes[image_id])
-        rows = rows_of[index_of[name]]
-        where = f"{root / IMAGES_MAT}: {name}"
-        annotations = _make_annotations(where, rows, images, labels, (height, width), log)
-        records.append(
-            {
-                "file_name": os.path.join(folder, name),
-                "image_id": image_id,
-                "height": height,
-                "width": width,
-                "cam_id": None,
-                "annotations": annotations,
-            }
-        )
-    return records
-
-
-def _make_annotations(
-    where: str,
-    rows: list[int],
-    images: dict[str, np.ndarray],
-    labels: np.ndarray,
-    image_size: tuple[int, int],
-    log: IrregularityLog,
-) -> list[dict]:
-    """Returns the annotations of one image: its boxes (given by ``rows``) that have an area."""
-    annotations = []
-    boxes = xywh_to_xyxy(images["boxes"][rows])
-    for row, box in zip(rows, boxes, strict=True):
-        if (box[2:] <= box[:2]).any():
-            log.add("zero_size_box", where, str(box.tolist()))
-            continue
-        over = max((box[2:] - image_size[::-1]).max(), -box.min())
-        if image_size[0] and over > BORDER_TOLERANCE:
-            log.add("box_over_border", where, f"{box.tolist()}, image {image_size}")
-        annotations.append(make_annotation(box, labels[row], is_hard=bool(images["hard"][row])))
-    if not annotations:
-        log.add("no_boxes", where, "no box with an area")
-    return annotations
+    Returns:
+        (B,) identities, or ``UNLABELED_PID``.
+    """
+    labels = np.full(len(images["boxes"]), UNLABELED_PID, np.int32)
+    row_of: dict[tuple, int] = {}
+    names = images["names"][images["box_image"]].tolist()
+    for row, (name, box) in enumerate(zip(names, images["boxes"].tolist(), strict=True)):
+        row_of.setdefault((name, tuple(box)), row)
+    for label, key, where in claims:
+        hit = row_of.get(key)
+        if hit is None:
+            log.add("unmatched_label", where, f"{key[0]} box {list(key[1])}")
+        elif labels[hit] == UNLABELED_PID:
+            labels[hit] = label
+        elif labels[hit] != label:
+            log.add("claimed_twice", where, f"{key[0]} box {list(key[1])}")
+    return labels
 
 
 def load_cuhk_sysu(
@@ -232,21 +122,21 @@ def load_cuhk_sysu(
     *,
     subsets: Sequence[str] | None = None,
 ) -> list[dict]:
-    """Reads one split of CUHK-SYSU.
+    """Loads the records of a split of CUHK-SYSU.
 
     Args:
-        root: the folder that holds ``Image`` and ``annotation``.
+        root: Folder with ``Image`` and ``annotation``.
         split: ``train`` or ``test``.
-        irregularities: if given, collects what was odd; otherwise one warning per kind is logged.
-        subsets: those whose queries the test records carry; None: all whose files are there.
+        irregularities: Receives the irregularities. Default: one warning per kind is logged.
+        subsets: Subsets whose queries the test records contain. Default: all existing ones.
 
     Returns:
-        Records sorted by file name. ``image_id`` is the position in the split. Annotations carry
-        ``is_hard``; test records carry ``queries``.
+        Records sorted by file name. ``image_id`` is the position in the split. Annotations have
+        ``is_hard``; test records have ``queries``.
 
     Raises:
-        IncompleteDatasetError: if a file is missing, naming the first one.
-        ValueError: if the files contradict each other, naming file and entry.
+        IncompleteDatasetError: If a file is missing; names the first one.
+        ValueError: If the files contradict each other; names file and entry.
     """
     check_split(split)
     root = Path(root)
@@ -259,76 +149,107 @@ def load_cuhk_sysu(
     if unknown:
         raise ValueError(f"{root / POOL_MAT}: {unknown[0]!r} has no entry in {IMAGES_MAT}")
 
+    queries = None
     if split == "train":
         names = sorted(set(images["names"].tolist()) - set(test_names))
-        labels = _label_train(root, images, log)
-        records = _make_records(root, names, "train_sizes", images, labels, log)
+        source, num_pids = root / TRAIN_MAT, count_train_pids(root)
+        train = read_train_identities(root)
+        claims = [
+            (pid, (name, tuple(box)), f"{source}: Train{{{pid + 1}}}")
+            for pid, name, box in zip(
+                train["pids"].tolist(),
+                train["names"].tolist(),
+                train["boxes"].tolist(),
+                strict=True,
+            )
+        ]
     else:
-        name = reference_protocol(root)
-        protocol = read_protocol(root, name)
-        labels = _label_test(protocol_path(root, name), protocol, images, log)
-        records = _make_records(root, test_names, "test_sizes", images, labels, log)
-        _attach_queries(protocol_path(root, name), records, test_names, protocol)
-        numbered = _number_subset_queries(root, protocol, subsets)
-        _attach_subset_queries(root, records, test_names, protocol, numbered)
+        names = test_names
+        source = protocol_path(root, reference_protocol(root))
+        protocol = read_protocol(root, reference_protocol(root))
+        num_pids = len(protocol["query_image"])
+        claims = [
+            (query, key, f"{source}: entry {query + 1}, {part}")
+            for part, rows in zip(("Query", "Gallery"), listed_boxes(protocol), strict=True)
+            for query, key in rows
+        ]
+        queries = _queries_of_records(
+            root, names, protocol, existing_subsets(root) if subsets is None else subsets
+        )
+    labels = _label_boxes(images, claims, log)
+
+    # of all images, those of the split in the order of their names
+    index_of = {name: index for index, name in enumerate(names)}
+    new_index = np.array([index_of.get(name, -1) for name in images["names"].tolist()], np.int32)
+    rows = np.flatnonzero(new_index[images["box_image"]] >= 0)
+    paths = [root / IMAGE_FOLDER / name for name in names]
+    sizes = image_sizes(root, f"{split}_sizes", paths, CUHK_SYSU_LAYOUT, log)
+    table = AnnotationTable(
+        image_ids=np.arange(len(names)),
+        names=names,
+        sizes=sizes,
+        cam_ids=np.full(len(names), NO_CAMERA),
+        boxes=xywh_to_xyxy(images["boxes"][rows]),
+        box_image=new_index[images["box_image"][rows]],
+        labels=labels[rows],
+        left_out=np.full(len(rows), KEPT, np.uint8),
+        num_pids=num_pids,
+    )
+
+    def place(kind: str, image: int, row: int | None) -> str:
+        return f"{source if kind == 'twice_in_image' else root / IMAGES_MAT}: {names[image]}"
+
+    log_irregular_boxes(table, sizes, log, place)
+    records = make_records(table, paths, sizes, queries, {"is_hard": images["hard"][rows]})
     if irregularities is None:
         log.warn(logger, f"CUHK-SYSU {split}")
     return records
 
 
-def _attach_queries(
-    path: Path, records: list[dict], names: list[str], protocol: dict[str, np.ndarray]
-) -> None:
-    """Adds ``queries`` to every test record, in place."""
-    for record in records:
-        record["queries"] = []
-    index_of = {name: index for index, name in enumerate(names)}
-    boxes = xywh_to_xyxy(protocol["query_boxes"])
-    for query_id, image in enumerate(protocol["query_image"]):
-        name = str(protocol["names"][image])
-        if name not in index_of:
+def _queries_of_records(
+    root: Path, names: list[str], reference: dict[str, np.ndarray], subsets: Sequence[str]
+) -> list[Query]:
+    """Returns the queries of the reference protocol, then those that only subsets have."""
+    image_id_of = {name: image_id for image_id, name in enumerate(names)}
+    path = protocol_path(root, reference_protocol(root))
+    queries = {}
+    for query_id, (name, box) in listed_boxes(reference)[0]:
+        if name not in image_id_of:
             raise ValueError(
                 f"{path}: entry {query_id + 1}: the query image {name!r} is not in {POOL_MAT}"
             )
-        records[index_of[name]]["queries"].append(make_query(query_id, boxes[query_id]))
-
-
-def _attach_subset_queries(
-    root: Path,
-    records: list[dict],
-    names: list[str],
-    reference: dict[str, np.ndarray],
-    numbered: dict[str, list[_SubsetQuery]],
-) -> None:
-    """Adds the queries that only subsets have, in place."""
-    index_of = {name: index for index, name in enumerate(names)}
-    attached = set(range(len(reference["query_image"])))
-    for subset, queries in numbered.items():
-        for query in queries:
-            if query.name not in index_of:
+        queries[query_id] = _make_query(query_id, image_id_of[name], box, query_id)
+    for subset, numbered in _number_subset_queries(root, reference, subsets).items():
+        for query_id, person_id, name, box in numbered:
+            if name not in image_id_of:
                 raise ValueError(
-                    f"{protocol_path(root, subset)}: the query image {query.name!r} is not in "
+                    f"{protocol_path(root, subset)}: the query image {name!r} is not in "
                     f"{POOL_MAT}; remove the file to do without this protocol"
                 )
-            if query.query_id not in attached:
-                box = xywh_to_xyxy(np.array(query.box))[0]
-                records[index_of[query.name]]["queries"].append(make_query(query.query_id, box))
-                attached.add(query.query_id)
+            query = _make_query(query_id, image_id_of[name], box, person_id)
+            queries.setdefault(query_id, query)
+    return list(queries.values())
+
+
+def _make_query(query_id: int, image_id: int, box: Sequence[float], person_id: int) -> Query:
+    xyxy = tuple(xywh_to_xyxy(np.array(box))[0].tolist())
+    return Query(query_id=query_id, image_id=image_id, box=xyxy, person_id=person_id)
 
 
 def load_cuhk_sysu_protocol(
     root: str | Path, name: str, irregularities: IrregularityLog | None = None
 ) -> SearchProtocol:
-    """Reads a protocol: ``g50``, ``g100``, ``g500``, ``g1000``, ``g2000``, ``g4000``, or a subset.
+    """Loads a search protocol of CUHK-SYSU.
 
     Args:
-        root: the folder that holds ``Image`` and ``annotation``.
-        name: ``g`` and the gallery size, or ``occlusion``, ``low_resolution``.
-        irregularities: if given, collects images listed twice and queries' own images.
+        root: Folder with ``Image`` and ``annotation``.
+        name: ``g`` and the gallery size (50, 100, 500, 1000, 2000, 4000), ``occlusion`` or
+            ``low_resolution``.
+        irregularities: Receives images listed twice and queries' own images in galleries.
 
     Returns:
-        The protocol. ``image_id``s are those of ``load_cuhk_sysu(root, "test")``; a query's
-        ``person_id`` is its ``query_id``, except for some of the subsets' own.
+        Protocol with the ``image_id``s of ``load_cuhk_sysu(root, "test")``. A query's
+        ``person_id`` is its ``query_id``, except for some queries of the subsets.
     """
     root = Path(root)
     arrays = read_protocol(root, name)
@@ -341,15 +262,15 @@ def load_cuhk_sysu_protocol(
     # one more element, so that the padding index -1 stays -1
     to_id = np.array([*(test_ids[n] for n in arrays["names"].tolist()), -1], np.int32)
 
-    query_boxes = xywh_to_xyxy(arrays["query_boxes"]).tolist()
-    numbers = [(index, index) for index in range(len(query_boxes))]
+    numbers = [(index, index) for index in range(len(arrays["query_image"]))]
     if name in SUBSETS:
-        subset = _number_subset_queries(root, read_protocol(root, reference_protocol(root)))[name]
-        numbers = [(query.query_id, query.person_id) for query in subset]
+        reference = read_protocol(root, reference_protocol(root))
+        numbered = _number_subset_queries(root, reference, existing_subsets(root))[name]
+        numbers = [(query_id, person_id) for query_id, person_id, *_ in numbered]
     queries = [
-        Query(query_id=number, image_id=int(to_id[image]), box=tuple(box), person_id=person)
-        for (number, person), image, box in zip(
-            numbers, arrays["query_image"], query_boxes, strict=True
+        _make_query(query_id, int(to_id[image]), box, person_id)
+        for (query_id, person_id), image, box in zip(
+            numbers, arrays["query_image"], arrays["query_boxes"], strict=True
         )
     ]
     protocol = SearchProtocol(
@@ -361,20 +282,7 @@ def load_cuhk_sysu_protocol(
         positive_box=xywh_to_xyxy(arrays["positive_boxes"]).astype(np.float32),
     )
     if irregularities is not None:
-        gallery = to_id[arrays["gallery"]]
-        _report_galleries(path, queries, gallery, list(test_ids), irregularities)
+        name_of = {image_id: test_name for test_name, image_id in test_ids.items()}
+        places = [f"{path}: entry {index + 1}" for index in range(len(queries))]
+        log_galleries(protocol, name_of, places, irregularities)
     return protocol
-
-
-def _report_galleries(
-    path: Path, queries: list[Query], gallery: np.ndarray, names: list[str], log: IrregularityLog
-) -> None:
-    """Reports galleries that list an image twice or hold the query's own image."""
-    for index, (query, row) in enumerate(zip(queries, gallery, strict=True)):
-        row = row[row >= 0]
-        where = f"{path}: entry {index + 1}"
-        images, counts = np.unique(row, return_counts=True)
-        for image in images[counts > 1]:
-            log.add("listed_twice", where, names[image])
-        if query.image_id in images:
-            log.add("own_image", where, names[query.image_id])

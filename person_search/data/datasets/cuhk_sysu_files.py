@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The MATLAB files of CUHK-SYSU, each turned into plain arrays once and cached.
+"""Reads the MATLAB files of CUHK-SYSU into plain arrays, which are cached.
 
-Shape shorthand: N images, B boxes, S labelled boxes of training identities, Q queries, X gallery
+Shape shorthand: N images, B boxes, S labeled boxes of training identities, Q queries, X gallery
 images of one query, P positives of all queries, M distinct images of one protocol.
-Boxes are left, top, width, height in this file, with the numbers that stand in the files.
+Boxes are left, top, width, height as in the files.
 """
 
 import logging
@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from person_search.data.datasets.cache import cached_arrays
-from person_search.data.datasets.common import DatasetLayout
+from person_search.data.datasets.common import DatasetLayout, pad_rows
 from person_search.data.datasets.matlab import (
     box_or_none,
     cell_strings,
     load_variable,
+    stream_struct,
     struct_rows,
     text,
 )
-from person_search.data.datasets.matlab_stream import stream_struct
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ SUBSETS = {
     "occlusion": ("annotation/test/subset/Occlusion.mat", "Occlusion1"),
     "low_resolution": ("annotation/test/subset/Resolution.mat", "Test_Size"),
 }
-"""Protocols of hard queries, with galleries of their own: file and variable."""
+"""Protocols of difficult queries with galleries of their own: file and variable."""
 
 CUHK_SYSU_LAYOUT = DatasetLayout(
     title="CUHK-SYSU",
@@ -48,8 +48,9 @@ CUHK_SYSU_LAYOUT = DatasetLayout(
     annotation/test/train_test/Train.mat     training identities
     annotation/test/train_test/TestG100.mat  protocol; also TestG50, 500, 1000, 2000, 4000
     annotation/test/subset/Occlusion.mat     protocol of occluded queries; also Resolution""",
-    advice="ask its authors for the archive (http://www.ee.cuhk.edu.hk/~xgwang/PS/dataset.html) "
-    "and unpack all of it, or write synthetic data: python -m person_search.data.synthetic.",
+    advice="request the archive from the authors "
+    "(http://www.ee.cuhk.edu.hk/~xgwang/PS/dataset.html) and unpack all of it, or create synthetic "
+    "data: python -m person_search.data.synthetic.",
 )
 
 
@@ -59,14 +60,14 @@ def protocol_path(root: str | Path, name: str) -> Path:
         return Path(root) / SUBSETS[name][0]
     if not re.fullmatch(r"g[1-9]\d*", name):
         raise ValueError(
-            f"unknown CUHK-SYSU protocol {name!r}; allowed: 'g' and a gallery size, of which the "
-            f"data set has {list(GALLERY_SIZES)}, or one of {list(SUBSETS)}"
+            f"unknown CUHK-SYSU protocol {name!r}; allowed: 'g' and one of the gallery sizes "
+            f"{list(GALLERY_SIZES)}, or one of {list(SUBSETS)}"
         )
     return Path(root) / PROTOCOL_FOLDER / f"TestG{name[1:]}.mat"
 
 
 def existing_protocols(root: str | Path) -> list[str]:
-    """Returns the protocols ``g<size>`` whose file is there, by rising size."""
+    """Returns the protocols ``g<size>`` whose file exists, by ascending size."""
     found = (
         re.fullmatch(r"TestG([1-9]\d*)\.mat", path.name)
         for path in (Path(root) / PROTOCOL_FOLDER).glob("TestG*.mat")
@@ -75,18 +76,17 @@ def existing_protocols(root: str | Path) -> list[str]:
 
 
 def existing_subsets(root: str | Path) -> list[str]:
-    """Returns the names of ``SUBSETS`` whose file is there, always in the same order."""
+    """Returns the names of ``SUBSETS`` whose file exists."""
     return [name for name in SUBSETS if protocol_path(root, name).exists()]
 
 
 def _read_images_mat(path: Path) -> dict[str, np.ndarray]:
-    """Returns names (N,), box_image (B,) index into them, boxes (B, 4) x, y, w, h, hard (B,)."""
     names, box_image, boxes, hard = [], [], [], []
     rows = struct_rows(load_variable(path, ["Img"]), ["imname", "box"], str(path))
-    for index, (imname, people) in enumerate(rows):
+    for index, (imname, persons) in enumerate(rows):
         where = f"{path}: Img({index + 1})"
         names.append(text(imname))
-        for located, is_hard in struct_rows(people, ["idlocate", "ishard"], where):
+        for located, is_hard in struct_rows(persons, ["idlocate", "ishard"], where):
             box = box_or_none(located, where)
             if box is not None:
                 box_image.append(index)
@@ -104,7 +104,6 @@ def _read_images_mat(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_train_mat(path: Path) -> dict[str, np.ndarray]:
-    """Returns pids (S,), names (S,), boxes (S, 4) x, y, w, h, and num_pids ()."""
     cells = load_variable(path, ["Train"]).reshape(-1)
     pids, names, boxes = [], [], []
     for pid, cell in enumerate(cells):
@@ -125,13 +124,13 @@ def _read_train_mat(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_images(root: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of ``Images.mat``, see ``_read_images_mat``."""
+    """Returns names (N,), box_image (B,) index into them, boxes (B, 4), hard (B,)."""
     path = root / IMAGES_MAT
     return cached_arrays(root, "images", [path], lambda: _read_images_mat(path))
 
 
 def read_train_identities(root: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of ``Train.mat``, see ``_read_train_mat``."""
+    """Returns pids (S,), names (S,), boxes (S, 4), and num_pids ()."""
     path = root / TRAIN_MAT
     return cached_arrays(root, "train_identities", [path], lambda: _read_train_mat(path))
 
@@ -141,7 +140,7 @@ def read_test_names(root: Path) -> list[str]:
     path = root / POOL_MAT
     names = cell_strings(load_variable(path, ["pool"]))
     if len(set(names)) != len(names):
-        raise ValueError(f"{path}: the names of some test images stand there twice")
+        raise ValueError(f"{path} lists some test images twice")
     return sorted(names)
 
 
@@ -152,13 +151,13 @@ def count_train_pids(root: str | Path) -> int:
 
 
 def reference_protocol(root: str | Path) -> str:
-    """Returns the protocol that the test split takes its queries and their matches from.
+    """Returns the protocol from which the test split takes its queries and matches.
 
-    Every protocol holds the same queries, and from about 50 gallery images on all their matches.
-    So it is the smallest one of at least 100 images (``g100`` is read anyway), else the largest.
+    Every protocol has the same queries and, from about 50 gallery images on, all their matches. So
+    it is the smallest one with at least 100 images (``g100`` is read anyway), else the largest.
 
     Raises:
-        IncompleteDatasetError: if there is no ``TestG*.mat`` at all.
+        IncompleteDatasetError: If there is no ``TestG*.mat`` at all.
     """
     names = existing_protocols(root)
     if not names:
@@ -167,7 +166,7 @@ def reference_protocol(root: str | Path) -> str:
 
 
 def _convert(path: Path, variable: str) -> dict[str, np.ndarray]:
-    """Reads one ``TestG*.mat`` into arrays; boxes are x, y, w, h.
+    """Reads one ``TestG*.mat`` into arrays.
 
     Returns:
         names (M,); query_image (Q,) and gallery (Q, X) int32 indices into them (gallery padded
@@ -194,16 +193,12 @@ def _convert(path: Path, variable: str) -> dict[str, np.ndarray]:
                 positive_query.append(entry)
                 positive_image.append(image)
                 positive_boxes.append(box_or_none(located, f"{where}.Gallery"))
-        galleries.append(np.array(row, np.int32))
-    width = max((len(row) for row in galleries), default=0)
-    padded = np.full((len(galleries), width), -1, np.int32)
-    for entry, images in enumerate(galleries):
-        padded[entry, : len(images)] = images
+        galleries.append(row)
     return {
         "names": np.array(list(index_of), dtype=np.str_),
         "query_image": np.array(query_image, np.int32),
         "query_boxes": np.array(query_boxes, np.float64).reshape(-1, 4),
-        "gallery": padded,
+        "gallery": pad_rows(galleries),
         "positive_query": np.array(positive_query, np.int32),
         "positive_image": np.array(positive_image, np.int32),
         "positive_boxes": np.array(positive_boxes, np.float64).reshape(-1, 4),
@@ -211,10 +206,10 @@ def _convert(path: Path, variable: str) -> dict[str, np.ndarray]:
 
 
 def read_protocol(root: str | Path, name: str) -> dict[str, np.ndarray]:
-    """Returns the arrays of a protocol (see ``_convert``), from the cache where it is up to date.
+    """Reads a protocol, from the cache if possible; see ``_convert`` for the arrays.
 
     Raises:
-        IncompleteDatasetError: if the protocol's file is missing.
+        IncompleteDatasetError: If the file of the protocol is missing.
     """
     root = Path(root)
     path = protocol_path(root, name)
@@ -222,3 +217,24 @@ def read_protocol(root: str | Path, name: str) -> dict[str, np.ndarray]:
         raise CUHK_SYSU_LAYOUT.missing(root, path)
     variable = SUBSETS[name][1] if name in SUBSETS else f"TestG{name[1:]}"
     return cached_arrays(root, f"protocol_{name}", [path], lambda: _convert(path, variable))
+
+
+def listed_boxes(arrays: dict[str, np.ndarray]) -> tuple[list[tuple], list[tuple]]:
+    """Returns the queries and the positives of a protocol as (query index, (image name, box))."""
+    names = arrays["names"].tolist()
+    queries = [
+        (query, (names[image], tuple(box)))
+        for query, (image, box) in enumerate(
+            zip(arrays["query_image"].tolist(), arrays["query_boxes"].tolist(), strict=True)
+        )
+    ]
+    positives = [
+        (query, (names[image], tuple(box)))
+        for query, image, box in zip(
+            arrays["positive_query"].tolist(),
+            arrays["positive_image"].tolist(),
+            arrays["positive_boxes"].tolist(),
+            strict=True,
+        )
+    ]
+    return queries, positives

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Heights and widths of thousands of images: read from the file headers once, then remembered."""
+"""Reads the sizes of many images from the file headers and caches them."""
 
 import logging
 import os
@@ -8,32 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from person_search.data.datasets.cache import read_cache, write_cache
 from person_search.data.datasets.common import DatasetLayout, IrregularityLog
-from person_search.data.image_io import READ_ERRORS
+from person_search.data.image_io import look_at_image
 
 logger = logging.getLogger(__name__)
 
-_EXIF_ORIENTATION = 0x0112
-_KEY = "sizes"  # entries are checked one by one, so the file as a whole never goes stale
-
-
-def header_size(path: str | Path) -> tuple[int, int]:
-    """Returns (height, width) of an image without decoding it; (0, 0) if its header is damaged.
-
-    A camera's "turn by 90 degrees" mark swaps the two, as it does in Detectron2's image reader.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-    except FileNotFoundError:
-        raise
-    except READ_ERRORS:
-        return 0, 0
-    return (width, height) if turned else (height, width)
+_KEY = "sizes"  # entries are validated one by one, so the file as a whole never expires
 
 
 def image_sizes(
@@ -43,13 +25,20 @@ def image_sizes(
     layout: DatasetLayout,
     irregularities: IrregularityLog,
 ) -> np.ndarray:
-    """Returns (N, 2) int32 height and width of the images at ``paths``.
+    """Returns the upright sizes of images. Opens only files that are new or have changed.
 
-    Only files that are new or changed since the last call are opened. A damaged header gives
-    (0, 0) and an irregularity, so that reading the data set does not depend on every image.
+    Args:
+        root: Folder of the data set.
+        cache_name: Name of the cache file.
+        paths: N image files.
+        layout: Layout of the data set, for the error about a missing image.
+        irregularities: Receives the unreadable images, whose size is (0, 0).
+
+    Returns:
+        (N, 2) int32 height and width.
 
     Raises:
-        IncompleteDatasetError: naming the first image that is not there.
+        IncompleteDatasetError: If an image does not exist.
     """
     stamps = np.zeros((len(paths), 2), np.int64)
     absent = []
@@ -62,7 +51,7 @@ def image_sizes(
     if absent:
         raise layout.missing(root, absent[0], len(absent) - 1)
 
-    below = str(root) + os.sep  # images in several folders may have the same name
+    below = str(root) + os.sep  # images of different folders may have the same name
     names = np.array([str(path).removeprefix(below) for path in paths], dtype=np.str_)
     sizes = np.full((len(paths), 2), -1, np.int32)
     known = read_cache(root, cache_name, _KEY)
@@ -78,7 +67,8 @@ def image_sizes(
         if len(todo) > 1000:
             logger.info(f"Reading the sizes of {len(todo)} images in {paths[0].parent} (once)")
         with ThreadPoolExecutor(8) as pool:
-            sizes[todo] = list(pool.map(header_size, [paths[row] for row in todo]))
+            states = list(pool.map(look_at_image, [paths[row] for row in todo]))
+        sizes[todo] = [state.size for state in states]
         write_cache(root, cache_name, _KEY, {"names": names, "stamps": stamps, "sizes": sizes})
     for row in np.flatnonzero(sizes[:, 0] == 0).tolist():
         irregularities.add("unreadable_image", str(paths[row]), "not a readable image")

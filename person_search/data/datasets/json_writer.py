@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes data set records and protocols as an annotation file (COCO-style JSON).
 
-What is read from the file equals what was written: boxes to the last bit, identities by the list
-``persons``, which also keeps those that no box has.
+Reading the file returns exactly what was written: boxes bit for bit, and identities by the list
+``persons``, which also keeps identities without a box.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from person_search.data.datasets.json_tables import RULE_PROTOCOLS
+from person_search.data.datasets.annotations import RULE_PROTOCOLS
 from person_search.schema import PERSON_CATEGORY_ID, UNLABELED_PID, SearchProtocol
 from person_search.utils.files import write_atomically
 
@@ -27,18 +27,18 @@ def make_document(
     protocols: Sequence[SearchProtocol] = (),
     description: str = "",
 ) -> dict:
-    """Returns the object of an annotation file.
+    """Creates the object of an annotation file.
 
     Args:
-        records: with XYXY boxes; an identity is the position in ``persons``.
-        image_root: folder that the file names shall start from; others stay absolute.
-        persons: what identities shall be called, or their number.
-        protocols: of these records, the default one first. ``all`` and ``multi_view`` follow from
-            the images, so only their queries are written.
-        description: where the data come from.
+        records: Records with XYXY boxes; an identity is the position in ``persons``.
+        image_root: Folder to which file names are relative; files elsewhere stay absolute.
+        persons: Names of the identities, or their number.
+        protocols: Protocols of these records, the default one first. ``all`` and ``multi_view``
+            follow from the images, so only their queries are written.
+        description: Origin of the data.
 
     Raises:
-        ValueError: another protocol than these two lists no galleries.
+        ValueError: If another protocol has no galleries.
     """
     names = list(range(persons)) if isinstance(persons, int) else list(persons)
     document: dict = {
@@ -61,7 +61,12 @@ def make_document(
         ]
     listed = [protocol for protocol in protocols if protocol.name not in RULE_PROTOCOLS]
     if listed:
-        held = _first_boxes(records)
+        # (image id, identity) -> first box, which the reader takes as the match
+        held: dict[tuple[int, int], list[float]] = {}
+        for record in records:
+            for annotation in record["annotations"]:
+                key = (record["image_id"], annotation["person_id"])
+                held.setdefault(key, annotation["bbox"])
         document["protocols"] = {
             protocol.name: _protocol_entry(protocol, [q.query_id for q in queries], held)
             for protocol in listed
@@ -97,10 +102,9 @@ def _annotation_entries(records: Sequence[dict], names: list) -> Iterator[dict]:
 
 
 def xyxy_to_xywh(box: Sequence[float]) -> list[float]:
-    """Returns x, y, width, height whose sums ``x + width`` and ``y + height`` are x2 and y2 again.
+    """Returns x, y, width, height such that ``x + width`` and ``y + height`` are exactly x2 and y2.
 
-    A difference is rounded, so adding it need not give back the exact number; where it does not,
-    the neighbor that does is taken.
+    A rounded difference may not add up exactly; then the neighboring number that does is used.
     """
     x1, y1, x2, y2 = (float(value) for value in box)
     return [x1, y1, _exact_difference(x1, x2), _exact_difference(y1, y2)]
@@ -118,26 +122,17 @@ def _exact_difference(low: float, high: float) -> float:
     return difference
 
 
-def _first_boxes(records: Sequence[dict]) -> dict[tuple[int, int], list[float]]:
-    """Returns (image id, identity) -> the first box: the match that the reader supposes."""
-    held: dict[tuple[int, int], list[float]] = {}
-    for record in records:
-        for annotation in record["annotations"]:
-            held.setdefault((record["image_id"], annotation["person_id"]), annotation["bbox"])
-    return held
-
-
 def _protocol_entry(protocol: SearchProtocol, query_ids: list[int], held: Mapping) -> dict:
-    """Returns galleries, and the matches where they are not what the reader supposes."""
+    """Returns the galleries, and the matches if the reader would not find them by itself."""
     if protocol.gallery is None:
         raise ValueError(
-            f"protocol '{protocol.name}' lists no galleries; without them a file can hold only "
-            f"{list(RULE_PROTOCOLS)}"
+            f"protocol '{protocol.name}' has no galleries; without galleries a file can contain "
+            f"only {list(RULE_PROTOCOLS)}"
         )
     rows = [row[row >= 0].tolist() for row in protocol.gallery]
     row_of = {query.query_id: row for query, row in zip(protocol.queries, rows, strict=True)}
     entry: dict = {"galleries": [row_of.get(query_id) for query_id in query_ids]}
-    supposed = [
+    expected = [
         (index, image_id, tuple(np.array(held[image_id, query.person_id], np.float32).tolist()))
         for index, (query, row) in enumerate(zip(protocol.queries, rows, strict=True))
         for image_id in row
@@ -152,7 +147,7 @@ def _protocol_entry(protocol: SearchProtocol, query_ids: list[int], held: Mappin
             strict=True,
         )
     ]
-    if stated != supposed:
+    if stated != expected:
         entry["matches"] = [
             {
                 "query_id": protocol.queries[index].query_id,
@@ -165,10 +160,10 @@ def _protocol_entry(protocol: SearchProtocol, query_ids: list[int], held: Mappin
 
 
 def write_document(path: str | Path, document: Mapping) -> None:
-    """Writes an annotation file, one entry per line, whole or not at all.
+    """Writes an annotation file atomically, one entry per line.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: If the file cannot be written.
     """
 
     def lines() -> Iterator[str]:

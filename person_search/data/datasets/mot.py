@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MOT-challenge sequences as person search data: a track is an identity, a sequence a camera.
+"""Reads MOT-challenge sequences as person search data: tracks are identities, sequences cameras.
 
-Tracks of different sequences are different people, unless the numbers are said to be global, as in
+A sequence has ``seqinfo.ini``, ``gt/gt.txt`` and a folder of frames. ``gt.txt`` has one line per
+box: frame, track, left, top, width, height, flag, class, visibility (MOT16, 17, 20), or frame,
+track, left, top, width, height, flag, x, y, z (MOT15, without class and visibility). Frames, tracks
+and pixels count from 1; a flag of 0 excludes a box from the benchmark.
+
+Tracks of different sequences are different persons, unless track numbers are declared global, as in
 data recorded with several cameras at once.
 
-Shape shorthand: N boxes of all sequences.
+Shape shorthand: N boxes of a sequence.
 """
 
+import configparser
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,27 +20,38 @@ from pathlib import Path
 
 import numpy as np
 
-from person_search.data.datasets.common import make_annotation, xywh_to_xyxy
-from person_search.data.datasets.mot_files import MotSequence, find_sequences, read_sequence
+from person_search.data.datasets.annotations import KEPT, AnnotationTable
+from person_search.data.datasets.common import read_text, xywh_to_xyxy
+from person_search.data.datasets.records import make_records
 from person_search.schema import UNLABELED_PID
 
 SPLIT_RULES = ("sequence", "identity")
+_SEQUENCE_INFO, _GROUND_TRUTH = "seqinfo.ini", Path("gt", "gt.txt")
+_EXPECTED = """\
+  <folder>/
+    <sequence>/
+      seqinfo.ini        [Sequence] name, imDir, frameRate, seqLength, imWidth, imHeight, imExt
+      gt/gt.txt          frame,track,left,top,width,height,flag,class,visibility
+      img1/000001.jpg    frames, numbered from 1"""
+_MOT16_COLUMNS = 9  # MOT15 has 10, with a position in space
+
+_Person = int | str
 
 
 @dataclass(frozen=True)
 class MotOptions:
-    """What to take from the sequences, and how to split it.
+    """Selection and split of MOT sequences.
 
-    Args:
-        every: take every n-th frame; 0: one per second.
-        classes: classes whose tracks are identities; 1 is a pedestrian.
-        unlabeled_classes: classes that are people without identity: 2 sits on a vehicle, 7 does not
-            move. Boxes of other classes are left out.
-        min_visibility: boxes of people of whom less is seen are left out.
-        split: ``sequence``, ``identity``, or empty: by sequence if there are two or more.
-        test_sequences: names; empty: the last ones.
-        test_share: share of sequences or of identities to be tested on.
-        global_ids: whether a track number means the same person in all sequences.
+    Attributes:
+        every: Takes every n-th frame; 0: one per second.
+        classes: Classes whose tracks are identities; 1 is a pedestrian.
+        unlabeled_classes: Classes that are persons without identity: 2 is on a vehicle, 7 does not
+            move. Boxes of other classes are omitted.
+        min_visibility: Minimum visible part of a person, 0 to 1.
+        split: ``sequence``, ``identity``, or empty: by sequence if there are at least two.
+        test_sequences: Names of test sequences; empty: the last ones.
+        test_share: Share of sequences or identities to test on.
+        global_ids: Whether a track number means the same person in all sequences.
     """
 
     every: int = 0
@@ -58,98 +75,175 @@ class MotOptions:
 
 @dataclass(frozen=True)
 class _Frame:
-    """A sampled frame with the boxes that are left in it; a person of None is unlabelled."""
+    """A sampled frame and its boxes (XYXY, from 0); a person of None is unlabeled."""
 
     sequence: int
     path: Path
     image_size: tuple[int, int]
     time: float  # 0 at the start of the sequence, 1 at its end
     boxes: np.ndarray
-    persons: list[int | str | None]
+    persons: list[_Person | None]
 
 
 def load_mot(
     folder: str | Path, options: MotOptions, report: Callable[[str], None] = lambda text: None
-) -> dict[str, tuple[list[dict], list[int | str]]]:
-    """Reads MOT sequences as a training and a test split.
+) -> dict[str, tuple[list[dict], list[_Person]]]:
+    """Loads MOT sequences as a training and a test split.
 
     Args:
-        folder: holds sequences, or is one.
-        options: what to take.
-        report: is told what comes next.
+        folder: Folder of sequences, or one sequence.
+        options: Selection and split.
+        report: Receives a description of each step.
 
     Returns:
-        ``train`` and ``test``: records (``image_id`` counts on from split to split, ``cam_id`` is
-        the number of the sequence, from 1), and what the identities 0, 1, ... are called. No frame
-        and no identity is in both.
+        For ``train`` and ``test``: records (``image_id`` continues from split to split, ``cam_id``
+        is the number of the sequence, from 1), and the names of the identities 0, 1, ... The splits
+        share neither frames nor identities.
 
     Raises:
-        FileNotFoundError, ValueError: see :mod:`person_search.data.datasets.mot_files`, or one
-            split would be empty.
+        FileNotFoundError: If there is no sequence with ground truth, or files are missing.
+        ValueError: If a file has unexpected content (names file and line), or a split is empty.
     """
-    folders = find_sequences(Path(folder))
+    folders = _find_sequences(Path(folder))
     frames = []
     for number, path in enumerate(folders, start=1):
         report(f"reading {path.name}")
-        frames += _sample(read_sequence(path), number, options)
+        frames += _read_frames(path, number, options)
     rule = options.split or ("sequence" if len(folders) > 1 else "identity")
     if rule == "sequence":
-        side = _split_by_sequence(frames, [path.name for path in folders], options)
+        tested, persons = _split_by_sequence(frames, [path.name for path in folders], options)
     else:
-        side = _split_by_identity(frames, options)
-    result: dict[str, tuple[list[dict], list[int | str]]] = {}
+        tested, persons = _split_by_identity(frames, options)
+    result: dict[str, tuple[list[dict], list[_Person]]] = {}
     for name in ("train", "test"):
-        chosen = [frame for frame, tested in zip(frames, side[0], strict=True)
-                  if tested == (name == "test")]  # fmt: skip
-        start = 0 if name == "train" else len(result["train"][0])
-        result[name] = _make_records(chosen, start, side[1][name])
-        if not result[name][0] or not result[name][1]:
+        chosen = [f for f, test in zip(frames, tested, strict=True) if test == (name == "test")]
+        if not chosen or not persons[name]:
             raise ValueError(
-                f"{folder}: the {name} split by {rule} would hold {len(result[name][0])} frames "
-                f"with {len(result[name][1])} identities: choose another split or share, or take "
-                "more frames (every)"
+                f"{folder}: the {name} split by {rule} would have {len(chosen)} frames with "
+                f"{len(persons[name])} identities; choose another split or share, or take more "
+                "frames (every)"
             )
+        start = 0 if name == "train" else len(result["train"][0])
+        result[name] = _make_records(chosen, start, persons[name]), persons[name]
     return result
 
 
-def _sample(sequence: MotSequence, number: int, options: MotOptions) -> list[_Frame]:
-    """Returns every n-th frame of a sequence with the boxes that the options leave."""
-    step = options.every or max(round(sequence.frame_rate), 1)
-    height, width = sequence.image_size
-    boxes = xywh_to_xyxy(sequence.boxes) - 1  # the file's pixels count from 1
+def _find_sequences(folder: Path) -> list[Path]:
+    if (folder / _GROUND_TRUTH).is_file():
+        return [folder]
+    found = sorted(path.parent.parent for path in folder.glob(f"*/{_GROUND_TRUTH.as_posix()}"))
+    if not found:
+        raise FileNotFoundError(
+            f"no MOT sequence with a {_GROUND_TRUTH.as_posix()} was found in {folder}. Expected:\n"
+            f"{_EXPECTED}\nThe test sequences of the challenge have no ground truth."
+        )
+    return found
+
+
+def _read_frames(folder: Path, number: int, options: MotOptions) -> list[_Frame]:
+    """Returns the selected frames and boxes of a sequence with the given number."""
+    info = _read_info(folder / _SEQUENCE_INFO)
+    image_folder = folder / info["imDir"]
+    paths = {
+        int(path.stem): path
+        for path in sorted(image_folder.glob(f"*{info['imExt']}"))
+        if path.stem.isdecimal()
+    }
+    if not paths:
+        raise FileNotFoundError(f"{image_folder} has no frames 000001{info['imExt']}, ...")
+    table = _read_table(folder / _GROUND_TRUTH)
+    frame, track = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
+    unknown = sorted(set(frame.tolist()) - set(paths))
+    if unknown:
+        raise FileNotFoundError(
+            f"{folder / _GROUND_TRUTH} has boxes in {len(unknown)} frames whose images are not in "
+            f"{image_folder}, e.g. frame {unknown[0]}"
+        )
+    height, width = info["imHeight"], info["imWidth"]
+    boxes = xywh_to_xyxy(table[:, 2:6]) - 1  # the pixels of the file count from 1
     boxes = np.clip(boxes, 0, [width, height, width, height])
-    labeled = (np.isin(sequence.kind, options.classes) | (sequence.kind < 0)) & sequence.flag
-    kept = labeled | np.isin(sequence.kind, options.unlabeled_classes)
-    kept &= sequence.visibility >= options.min_visibility
-    kept &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    labeled, kept = table[:, 6] != 0, (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    if table.shape[1] == _MOT16_COLUMNS:
+        kind = table[:, 7].astype(np.int64)
+        labeled &= np.isin(kind, options.classes)
+        kept &= labeled | np.isin(kind, options.unlabeled_classes)
+        kept &= table[:, 8] >= options.min_visibility
+    else:
+        kept &= labeled
     rows_of: dict[int, list[int]] = {}
     for row in np.flatnonzero(kept).tolist():
-        rows_of.setdefault(int(sequence.frame[row]), []).append(row)
-    numbers = sorted(sequence.frames)
+        rows_of.setdefault(int(frame[row]), []).append(row)
+
+    def person(row: int) -> _Person | None:
+        if not labeled[row]:
+            return None
+        return int(track[row]) if options.global_ids else f"{folder.name}/{track[row]}"
+
+    numbers = sorted(paths)
     frames = []
-    for place in range(0, len(numbers), step):
+    for place in range(0, len(numbers), options.every or max(round(info["frameRate"]), 1)):
         rows = rows_of.get(numbers[place], [])
-        persons: list[int | str | None] = [
-            None if not labeled[row]
-            else int(sequence.track[row]) if options.global_ids
-            else f"{sequence.name}/{sequence.track[row]}"
-            for row in rows
-        ]  # fmt: skip
         frames.append(
             _Frame(
                 sequence=number,
-                path=sequence.frames[numbers[place]],
-                image_size=sequence.image_size,
+                path=paths[numbers[place]],
+                image_size=(height, width),
                 time=place / len(numbers),
                 boxes=boxes[rows],
-                persons=persons,
+                persons=[person(row) for row in rows],
             )
         )
     return frames
 
 
-def _persons(frames: Sequence[_Frame]) -> list[int | str]:
-    """Returns the identities in the order in which they appear."""
+def _read_info(path: Path) -> dict:
+    """Returns imDir, imExt, frameRate, imHeight and imWidth of a ``seqinfo.ini``."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. Expected:\n{_EXPECTED}")
+    parser = configparser.ConfigParser()
+    content = read_text(path)
+    try:
+        parser.read_string(content)
+        section = parser["Sequence"]
+        numbers = {
+            "frameRate": section.getfloat("frameRate"),
+            "imHeight": section.getint("imHeight"),
+            "imWidth": section.getint("imWidth"),
+        }
+    except (configparser.Error, KeyError, ValueError) as e:
+        raise ValueError(f"{path} does not describe a MOT sequence: {e}") from e
+    for key, value in numbers.items():
+        if value is None or value <= 0:
+            raise ValueError(f"{path}: {key} is {value}; a positive number is expected")
+    names = {"imDir": section.get("imDir", "img1"), "imExt": section.get("imExt", ".jpg")}
+    return names | numbers
+
+
+def _read_table(path: Path) -> np.ndarray:
+    """Returns (N, 7 to 10) float64, a row per line."""
+    rows: list[list[float]] = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = [float(value) for value in line.split(",")]
+        except ValueError as e:
+            raise ValueError(f"{path}:{number}: numbers are expected, got {line!r}") from e
+        if not 7 <= len(row) <= 10 or (rows and len(row) != len(rows[0])):
+            raise ValueError(
+                f"{path}:{number}: {len(row)} columns; expected are frame, track, left, top, "
+                "width, height, flag, class, visibility, and the same number in every line"
+            )
+        if not np.isfinite(row).all():
+            raise ValueError(f"{path}:{number}: a number is not finite")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path} contains no boxes")
+    return np.array(rows, np.float64)
+
+
+def _persons(frames: Sequence[_Frame]) -> list[_Person]:
+    """Returns the identities in order of appearance."""
     return list(dict.fromkeys(p for frame in frames for p in frame.persons if p is not None))
 
 
@@ -164,11 +258,9 @@ def _split_by_sequence(
     chosen = set(options.test_sequences) or set(names[-count:])
     tested = [names[frame.sequence - 1] in chosen for frame in frames]
     train = _persons([f for f, test in zip(frames, tested, strict=True) if not test])
-    # a person of global number may be in both; it is known from training then
-    known = set(train)
-    test = [p for p in _persons([f for f, t in zip(frames, tested, strict=True) if t])
-            if p not in known]  # fmt: skip
-    return tested, {"train": train, "test": test}
+    test = _persons([f for f, test in zip(frames, tested, strict=True) if test])
+    # a person with a global number may be in both splits and counts as a training identity
+    return tested, {"train": train, "test": [p for p in test if p not in set(train)]}
 
 
 def _split_by_identity(
@@ -176,10 +268,10 @@ def _split_by_identity(
 ) -> tuple[list[bool], dict[str, list]]:
     """Returns whether each frame is for testing, and the identities of each split.
 
-    Who appears late is tested on. A frame goes where most of its people belong; the others in it
-    are unlabelled, as PRW does with training identities in test frames.
+    Persons that appear late are tested on. A frame belongs to the split of most of its persons; the
+    others in it are unlabeled, as training identities in the test frames of PRW.
     """
-    times: dict[int | str, list[float]] = {}
+    times: dict[_Person, list[float]] = {}
     for frame in frames:
         for person in frame.persons:
             if person is not None:
@@ -200,23 +292,22 @@ def _split_by_identity(
     }
 
 
-def _make_records(
-    frames: list[_Frame], start: int, persons: list[int | str]
-) -> tuple[list[dict], list[int | str]]:
-    """Returns the records of a split, without queries, and the identities."""
-    label_of: dict[int | str | None, int] = {person: label for label, person in enumerate(persons)}
-    records = [
-        {
-            "file_name": str(frame.path),
-            "image_id": start + place,
-            "height": frame.image_size[0],
-            "width": frame.image_size[1],
-            "cam_id": frame.sequence,
-            "annotations": [
-                make_annotation(box, label_of.get(person, UNLABELED_PID))
-                for box, person in zip(frame.boxes, frame.persons, strict=True)
-            ],
-        }
-        for place, frame in enumerate(frames)
-    ]
-    return records, persons
+def _make_records(frames: list[_Frame], start: int, persons: list[_Person]) -> list[dict]:
+    """Creates the records of a split, without queries."""
+    label_of: dict[_Person | None, int] = {person: row for row, person in enumerate(persons)}
+    boxes = np.concatenate([frame.boxes for frame in frames])
+    sizes = np.array([frame.image_size for frame in frames])
+    paths = [str(frame.path) for frame in frames]
+    labels = [label_of.get(p, UNLABELED_PID) for frame in frames for p in frame.persons]
+    table = AnnotationTable(
+        image_ids=start + np.arange(len(frames)),
+        names=paths,
+        sizes=sizes,
+        cam_ids=np.array([frame.sequence for frame in frames]),
+        boxes=boxes,
+        box_image=np.repeat(np.arange(len(frames)), [len(frame.boxes) for frame in frames]),
+        labels=np.array(labels, np.int32),
+        left_out=np.full(len(boxes), KEPT, np.uint8),
+        num_pids=len(persons),
+    )
+    return make_records(table, paths, sizes)

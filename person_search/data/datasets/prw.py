@@ -1,243 +1,264 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PRW: records and search protocols from the data set's original files.
+"""Reads PRW from the original files of the data set.
 
-Boxes are real numbers; they become XYXY first and are clipped to the frame afterwards (published
-code differs in rounding, with an effect below 0.1 points). Training identities are positions in
-``ID_train.mat`` (483 of them), test identities positions in ``ID_test.mat``; a training identity
-that walks through a test frame is unlabelled there.
+Boxes are real numbers. They are converted to XYXY first and clipped to the frame afterwards;
+published code differs in rounding, with an effect below 0.1 points. Training identities are
+positions in ``ID_train.mat`` (483 of them), test identities positions in ``ID_test.mat``. A
+training identity in a test frame is unlabeled there.
 
-Shape shorthand: P positives of all queries.
+Shape shorthand: I frames, B boxes of all frames, Q queries.
 """
 
 import logging
-from collections import defaultdict
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from person_search.data.datasets.annotations import (
+    BOX_OUTSIDE,
+    KEPT,
+    RULE_PROTOCOLS,
+    AnnotationTable,
+    log_irregular_boxes,
+)
+from person_search.data.datasets.cache import cached_arrays
 from person_search.data.datasets.common import (
+    DatasetLayout,
     IrregularityLog,
     check_split,
-    make_annotation,
-    make_query,
-    pad_rows,
+    read_text,
     xywh_to_xyxy,
 )
 from person_search.data.datasets.image_sizes import image_sizes
-from person_search.data.datasets.prw_files import (
-    FRAME_FOLDER,
-    ID_FILES,
-    PRW_LAYOUT,
-    QUERY_FILE,
-    SPLIT_FILES,
-    camera_of,
-    frame_path,
-    read_annotations,
-    read_frames,
-    read_pids,
-    read_queries,
-)
-from person_search.schema import UNLABELED_PID, Query, SearchProtocol
+from person_search.data.datasets.matlab import cell_strings, load_variable
+from person_search.data.datasets.protocols import make_queries, rule_protocol
+from person_search.data.datasets.records import make_records
+from person_search.schema import UNLABELED_PID, SearchProtocol
 
 logger = logging.getLogger(__name__)
 
-PRW_PROTOCOLS = ("all", "multi_view")
+PRW_PROTOCOLS = RULE_PROTOCOLS
+
+QUERY_FILE = "query_info.txt"
+_FRAME_FOLDER = "frames"
+_SPLIT_FILES = {"train": "frame_train.mat", "test": "frame_test.mat"}
+_ID_FILES = {"train": "ID_train.mat", "test": "ID_test.mat"}
+_SPLIT_VARIABLES = {"train": "img_index_train", "test": "img_index_test"}
+_ID_VARIABLES = {"train": ["ID_train"], "test": ["ID_test2", "ID_test"]}
+# the release uses three names for the same variable, one per file
+_ANNOTATION_VARIABLES = ["box_new", "anno_file", "anno_previous"]
+_FRAME_NAME = re.compile(r"c(\d+)s\d+_\d+")
+
+PRW_LAYOUT = DatasetLayout(
+    title="PRW",
+    folders=("PRW", "PRW-v16.04.20"),
+    tree="""\
+  PRW/
+    frames/c<camera>s<sequence>_<frame>.jpg  11,816 frames
+    annotations/<frame name>.jpg.mat         boxes and identities, one file per frame
+    frame_train.mat  frame_test.mat          names of the frames of each split
+    ID_train.mat  ID_test.mat                identities of each split
+    query_info.txt                           2,057 queries""",
+    advice="follow the link on the authors' page (https://github.com/liangzheng06/PRW-baseline) "
+    "and unpack the whole archive, or create synthetic data: "
+    "python -m person_search.data.synthetic.",
+)
 
 
-def _clip(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Clips (N, 4) XYXY boxes to an image; an image of unknown size (0) clips nothing."""
-    if height == 0:
-        return boxes
-    return np.clip(boxes, 0, [width, height, width, height])
+def camera_of(frame: str) -> int:
+    """Returns the camera number (1..6) in a frame name such as ``c2s1_001291``."""
+    match = _FRAME_NAME.fullmatch(frame)
+    if match is None:
+        raise ValueError(f"{frame!r} is not a PRW frame name of the form c<camera>s<seq>_<frame>")
+    return int(match[1])
 
 
-def _describe(box: np.ndarray, image_size: tuple[int, int]) -> str:
-    return f"{np.round(box, 3).tolist()}, image {image_size}"
+def read_prw_pids(root: Path, split: str) -> list[int]:
+    """Returns the original identity numbers of a split; positions are the labels."""
+    path = root / _ID_FILES[split]
+    pids = [int(number) for number in load_variable(path, _ID_VARIABLES[split]).reshape(-1)]
+    if len(set(pids)) != len(pids):
+        raise ValueError(f"{path} lists some identities twice")
+    return pids
 
 
-def _make_records(root: Path, split: str, log: IrregularityLog) -> list[dict]:
-    """Returns the records of a split, without queries."""
-    frames = read_frames(root, split)
-    table = read_annotations(root, split, frames)
-    paths = [frame_path(root, frame) for frame in frames]
+def count_prw_pids(root: str | Path) -> int:
+    """Returns the number of training identities (483 in the real data set)."""
+    PRW_LAYOUT.require(Path(root), [_ID_FILES["train"]])
+    return len(read_prw_pids(Path(root), "train"))
+
+
+def _read_frames(root: Path, split: str) -> list[str]:
+    """Returns the sorted frame names of a split, without extension."""
+    path = root / _SPLIT_FILES[split]
+    names = [
+        name.removesuffix(".jpg")
+        for name in cell_strings(load_variable(path, [_SPLIT_VARIABLES[split]]))
+    ]
+    if len(set(names)) != len(names):
+        raise ValueError(f"{path} lists some frames twice")
+    return sorted(names)
+
+
+def _read_boxes(root: Path, split: str, frames: list[str]) -> dict[str, np.ndarray]:
+    """Returns box_frame (B,) index, raw_pids (B,), boxes (B, 4) left, top, width, height."""
+    paths = [root / "annotations" / f"{frame}.jpg.mat" for frame in frames]
+    absent = [path for path in paths if not path.exists()]
+    if absent:
+        raise PRW_LAYOUT.missing(root, absent[0], len(absent) - 1)
+
+    def build() -> dict[str, np.ndarray]:
+        if len(paths) > 1000:
+            logger.info(f"Reading {len(paths)} annotation files in {paths[0].parent} (once)")
+        indices, tables = [np.zeros(0, np.int32)], [np.zeros((0, 5))]
+        for index, path in enumerate(paths):
+            table = np.asarray(load_variable(path, _ANNOTATION_VARIABLES), np.float64)
+            if table.size == 0:
+                continue
+            if table.ndim != 2 or table.shape[1] != 5:
+                raise ValueError(f"{path}: rows of 5 numbers expected, got the shape {table.shape}")
+            indices.append(np.full(len(table), index, np.int32))
+            tables.append(table)
+        table = np.concatenate(tables)
+        return {
+            "box_frame": np.concatenate(indices),
+            "raw_pids": table[:, 0].astype(np.int64),
+            "boxes": table[:, 1:],
+        }
+
+    return cached_arrays(root, f"{split}_annotations", paths, build)
+
+
+def _clip(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Clips (N, 4) boxes to images of (N, 2) height and width; 0 (unknown) does not clip."""
+    whole = np.tile(sizes[:, ::-1], 2)
+    return np.where(whole > 0, np.clip(boxes, 0, whole), boxes)
+
+
+def _read_table(root: Path, split: str, log: IrregularityLog) -> AnnotationTable:
+    """Reads a split; boxes are clipped, and the test split has queries."""
+    queries = [QUERY_FILE] if split == "test" else []
+    needed = [_SPLIT_FILES[split], _ID_FILES[split], *queries, "annotations", _FRAME_FOLDER]
+    PRW_LAYOUT.require(root, needed)
+    frames = _read_frames(root, split)
+    arrays = _read_boxes(root, split, frames)
+    paths = [root / _FRAME_FOLDER / f"{frame}.jpg" for frame in frames]
     sizes = image_sizes(root, f"{split}_sizes", paths, PRW_LAYOUT, log)
-    label_of = {raw: label for label, raw in enumerate(read_pids(root, split))}
-    rows_of = defaultdict(list)
-    for row, frame in enumerate(table["box_frame"].tolist()):
-        rows_of[frame].append(row)
-    records = []
-    for image_id, frame in enumerate(frames):
-        height, width = (int(value) for value in sizes[image_id])
-        rows = rows_of[image_id]
-        annotations = _make_annotations(
-            f"{root / 'annotations' / frame}.jpg.mat",
-            table["boxes"][rows],
-            [label_of.get(raw, UNLABELED_PID) for raw in table["raw_pids"][rows].tolist()],
-            (height, width),
-            log,
-        )
-        records.append(
-            {
-                "file_name": str(paths[image_id]),
-                "image_id": image_id,
-                "height": height,
-                "width": width,
-                "cam_id": camera_of(frame),
-                "annotations": annotations,
-            }
-        )
-    return records
+    pids = read_prw_pids(root, split)
+    label_of = {raw: label for label, raw in enumerate(pids)}
+    image = arrays["box_frame"]
+    boxes = xywh_to_xyxy(arrays["boxes"])
+    clipped = _clip(boxes, sizes[image])
+    outside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    outside &= (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
+    columns: dict[str, Any] = {
+        "image_ids": np.arange(len(frames)),
+        "names": [str(path) for path in paths],
+        "sizes": sizes,
+        "cam_ids": np.array([camera_of(frame) for frame in frames], np.int64),
+        "box_image": image,
+        "labels": np.array(
+            [label_of.get(raw, UNLABELED_PID) for raw in arrays["raw_pids"].tolist()], np.int32
+        ),
+        "left_out": np.where(outside, BOX_OUTSIDE, KEPT).astype(np.uint8),
+        "num_pids": len(pids),
+    }
+
+    def place(kind: str, frame: int, row: int | None) -> str:
+        where = f"{root / 'annotations' / frames[frame]}.jpg.mat"
+        return where if row is None else f"{where}: row {row - np.searchsorted(image, frame) + 1}"
+
+    log_irregular_boxes(
+        AnnotationTable(**columns, boxes=boxes), sizes, log, place, "box_clipped", tolerance=0
+    )
+    if split == "test":
+        columns |= _read_queries(root, frames, sizes, label_of)
+    return AnnotationTable(**columns, boxes=clipped)
 
 
-def _make_annotations(
-    where: str,
-    boxes: np.ndarray,
-    labels: list[int],
-    image_size: tuple[int, int],
-    log: IrregularityLog,
-) -> list[dict]:
-    """Returns the annotations of one frame: clipped boxes (x, y, w, h given) with an area."""
-    xyxy = xywh_to_xyxy(boxes)
-    clipped = _clip(xyxy, *image_size)
-    annotations, seen = [], set()
-    for row, (box, label) in enumerate(zip(clipped, labels, strict=True)):
-        place = f"{where}: row {row + 1}"
-        if boxes[row, 2:].min() <= 0:
-            log.add("zero_size_box", place, _describe(xyxy[row], image_size))
+def _read_queries(
+    root: Path, frames: list[str], sizes: np.ndarray, label_of: dict[int, int]
+) -> dict[str, np.ndarray]:
+    """Returns the query columns of the table; ``query_id`` is the position in the file."""
+    path = root / QUERY_FILE
+    row_of = {frame: row for row, frame in enumerate(frames)}
+    images, labels, boxes = [], [], []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
             continue
-        if (box[2:] <= box[:2]).any():
-            log.add("box_outside", place, _describe(xyxy[row], image_size))
-            continue
-        if (box != xyxy[row]).any():
-            log.add("box_clipped", place, _describe(xyxy[row], image_size))
-        if label in seen:
-            log.add("twice_in_image", place, f"identity {label}")
-        if label != UNLABELED_PID:
-            seen.add(label)
-        annotations.append(make_annotation(box, label))
-    if not annotations:
-        log.add("no_boxes", where, "no box with an area")
-    return annotations
-
-
-def _read_test_queries(root: Path, records: list[dict]) -> list[Query]:
-    """Returns the queries of ``query_info.txt``; ``query_id`` is the position in the file."""
-    record_of = {Path(record["file_name"]).stem: record for record in records}
-    label_of = {raw: label for label, raw in enumerate(read_pids(root, "test"))}
-    queries = []
-    for query_id, line in enumerate(read_queries(root)):
-        if line.frame not in record_of:
+        where = f"{path}:{number}"
+        try:
+            raw_pid, x, y, w, h, frame = line.split()
+            pid, box = int(float(raw_pid)), [float(x), float(y), float(w), float(h)]
+        except ValueError as e:
+            raise ValueError(f"{where}: expected 'pid x y w h frame', got {line!r}") from e
+        frame = frame.removesuffix(".jpg")
+        if frame not in row_of:
+            raise ValueError(f"{where}: the frame {frame!r} is not in {_SPLIT_FILES['test']}")
+        if pid not in label_of:
+            raise ValueError(f"{where}: the id {pid} is not in {_ID_FILES['test']}")
+        row = row_of[frame]
+        clipped = _clip(xywh_to_xyxy(np.array(box)), sizes[[row]])[0]
+        if (clipped[2:] <= clipped[:2]).any():
             raise ValueError(
-                f"{line.where}: the frame {line.frame!r} is not in {SPLIT_FILES['test']}"
+                f"{where}: the query box {box} (x, y, w, h) has no area inside the image "
+                f"{root / _FRAME_FOLDER / frame}.jpg of {tuple(sizes[row].tolist())} "
+                "(height, width)"
             )
-        if line.raw_pid not in label_of:
-            raise ValueError(f"{line.where}: the id {line.raw_pid} is not in {ID_FILES['test']}")
-        record = record_of[line.frame]
-        size = record["height"], record["width"]
-        box = _clip(xywh_to_xyxy(np.array(line.box)), *size)[0]
-        if (box[2:] <= box[:2]).any():
-            raise ValueError(
-                f"{line.where}: the query box {line.box} (x, y, w, h) has no area inside the "
-                f"image {record['file_name']} of {size} (height, width)"
-            )
-        queries.append(
-            Query(
-                query_id=query_id,
-                image_id=record["image_id"],
-                box=tuple(box.tolist()),
-                person_id=label_of[line.raw_pid],
-                cam_id=record["cam_id"],
-            )
-        )
-    return queries
+        images.append(row)
+        labels.append(label_of[pid])
+        boxes.append(clipped)
+    return {
+        "query_ids": np.arange(len(images)),
+        "query_image": np.array(images, np.int32),
+        "query_boxes": np.array(boxes, np.float64).reshape(-1, 4),
+        "query_pids": np.array(labels, np.int32),
+    }
 
 
 def load_prw(
     root: str | Path, split: str, irregularities: IrregularityLog | None = None
 ) -> list[dict]:
-    """Reads one split of PRW.
+    """Loads the records of a split of PRW.
 
     Args:
-        root: the folder that holds ``frames`` and ``annotations``.
+        root: Folder with ``frames`` and ``annotations``.
         split: ``train`` or ``test``.
-        irregularities: if given, collects what was odd; otherwise one warning per kind is logged.
+        irregularities: Receives the irregularities. Default: one warning per kind is logged.
 
     Returns:
-        Records sorted by frame name. ``image_id`` is the position in the split. Test records carry
+        Records sorted by frame name. ``image_id`` is the position in the split. Test records have
         ``queries``.
 
     Raises:
-        IncompleteDatasetError: if a file is missing, naming the first one.
-        ValueError: if the files contradict each other, naming file and line.
+        IncompleteDatasetError: If a file is missing; names the first one.
+        ValueError: If the files contradict each other; names file and line.
     """
     check_split(split)
-    root = Path(root)
     log = IrregularityLog() if irregularities is None else irregularities
-    queries = [QUERY_FILE] if split == "test" else []
-    needed = [SPLIT_FILES[split], ID_FILES[split], *queries, "annotations", FRAME_FOLDER]
-    PRW_LAYOUT.require(root, needed)
-    records = _make_records(root, split, log)
-    if split == "test":
-        for record in records:
-            record["queries"] = []
-        for query in _read_test_queries(root, records):
-            records[query.image_id]["queries"].append(make_query(query.query_id, query.box))
+    table = _read_table(Path(root), split, log)
+    queries = make_queries(table) if split == "test" else None
+    records = make_records(table, table.names, table.sizes, queries)
     if irregularities is None:
         log.warn(logger, f"PRW {split}")
     return records
 
 
-def _excluded_images(
-    queries: list[Query], records: list[dict], other_cameras_only: bool
-) -> dict[str, np.ndarray]:
-    """Returns the images that each query must not search, as ``SearchProtocol`` wants them."""
-    if not other_cameras_only:
-        own = np.array([[query.image_id] for query in queries], np.int32)
-        return {"excluded": own.reshape(-1, 1)}
-    cameras = np.array([record["cam_id"] for record in records])
-    ids = np.array([record["image_id"] for record in records], np.int32)
-    of_queries = np.array([query.cam_id for query in queries])
-    different, row_of = np.unique(of_queries, return_inverse=True)
-    lists = pad_rows([ids[cameras == camera] for camera in different])
-    return {"excluded": lists, "excluded_row": row_of.astype(np.int32)}
-
-
 def load_prw_protocol(root: str | Path, name: str) -> SearchProtocol:
-    """Makes a PRW protocol: every test frame is searched except those excluded.
+    """Loads a search protocol of PRW: every test frame is searched except excluded ones.
 
     Args:
-        root: the folder that holds ``frames`` and ``annotations``.
-        name: ``all`` leaves out the query's own frame (the headline numbers); ``multi_view`` leaves
-            out every frame of the query's camera.
+        root: Folder with ``frames`` and ``annotations``.
+        name: ``all`` excludes the query's own frame (the usual results); ``multi_view`` excludes
+            every frame of the query's camera.
 
     Returns:
-        The protocol, with the ``image_id``s and the test identities of ``load_prw(root, "test")``.
-        Where one frame holds a person twice, the first box counts.
+        Protocol with the ``image_id``s and test identities of ``load_prw(root, "test")``. If a
+        frame has two boxes of a person, the first one counts.
     """
     if name not in PRW_PROTOCOLS:
         raise ValueError(f"unknown PRW protocol {name!r}; allowed: {list(PRW_PROTOCOLS)}")
-    records = load_prw(root, "test", IrregularityLog())  # told when the split itself is read
-    queries = _read_test_queries(Path(root), records)
-    places: dict[int, dict[int, list[float]]] = defaultdict(dict)
-    for record in records:
-        for annotation in record["annotations"]:
-            places[annotation["person_id"]].setdefault(record["image_id"], annotation["bbox"])
-
-    positive_query, positive_image, positive_box = [], [], []
-    for index, query in enumerate(queries):
-        for image_id, box in places[query.person_id].items():
-            same_camera = records[image_id]["cam_id"] == query.cam_id
-            if image_id == query.image_id or (name == "multi_view" and same_camera):
-                continue
-            positive_query.append(index)
-            positive_image.append(image_id)
-            positive_box.append(box)
-    return SearchProtocol(
-        name=name,
-        queries=queries,
-        gallery=None,
-        positive_query=np.array(positive_query, np.int32),
-        positive_image=np.array(positive_image, np.int32),
-        positive_box=np.array(positive_box, np.float32).reshape(-1, 4),
-        **_excluded_images(queries, records, name == "multi_view"),
-    )
+    table = _read_table(Path(root), "test", IrregularityLog())
+    return rule_protocol(table, name, keep_unmatched=True)

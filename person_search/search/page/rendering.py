@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scenes and crops as JPEG. The last few images stay decoded, as both are asked for together.
+"""Scenes and crops as JPEG. The latest images stay decoded, because both are requested together.
 
-Boxes are XYXY pixels of the image that they lie in.
+Boxes are XYXY pixels of their image.
 """
 
 import threading
@@ -19,14 +19,14 @@ SMALLEST_SIDE, LARGEST_SIDE = 64, 2048
 CROP_SIZE = (240, 420)
 MAX_BYTES = 1_500_000
 AT_ONCE = 2
-"""Images that are decoded at the same time: each may take 300 MB."""
+"""Number of images decoded at the same time: each may take 300 MB."""
 
 
 class Decoded:
-    """The last few decoded images, shared by all threads.
+    """Cache of the latest decoded images, shared by all threads.
 
     Args:
-        pixels: how many pixels are kept in all; the image in use is kept in any case.
+        pixels: Maximum number of cached pixels; the image in use is always kept.
     """
 
     def __init__(self, pixels: int = 50_000_000) -> None:
@@ -37,47 +37,49 @@ class Decoded:
         self._turns = threading.BoundedSemaphore(AT_ONCE)
 
     def get(self, key: str, read: Callable[[], np.ndarray]) -> np.ndarray:
-        """The image of a key, read if need be: (H, W, 3) uint8, not to be written to."""
+        """Returns the image of a key, read if necessary.
+
+        Args:
+            key: Id of the image.
+            read: Reads the image.
+
+        Returns:
+            Array (H, W, 3) uint8, read-only by convention.
+        """
         with self._lock:
             reading = self._reading.setdefault(key, threading.Lock())
         try:
-            with reading:  # who asks for the same image waits for it
-                picture = self._find(key)
-                if picture is None:
-                    with self._turns:
-                        picture = read()
-                    self._keep(key, picture)
-                return picture
+            with reading:  # a second request for the same image waits for it
+                with self._lock:
+                    image = self._kept.get(key)
+                    if image is not None:
+                        self._kept.move_to_end(key)
+                        return image
+                with self._turns:
+                    image = read()
+                with self._lock:
+                    self._kept[key] = image
+                    while len(self._kept) > 1 and self._size() > self.pixels:
+                        self._kept.popitem(last=False)
+                return image
         finally:
             with self._lock:
                 self._reading.pop(key, None)
 
-    def _find(self, key: str) -> np.ndarray | None:
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            return self._kept.get(key)
-
-    def _keep(self, key: str, picture: np.ndarray) -> None:
-        with self._lock:
-            self._kept[key] = picture
-            while len(self._kept) > 1 and self._size() > self.pixels:
-                self._kept.popitem(last=False)
-
     def _size(self) -> int:
-        return sum(picture.shape[0] * picture.shape[1] for picture in self._kept.values())
+        return sum(image.shape[0] * image.shape[1] for image in self._kept.values())
 
 
-def scene_jpeg(picture: np.ndarray, side: int, box: Sequence[float] | None = None) -> bytes:
-    """An image as JPEG.
+def scene_jpeg(pixels: np.ndarray, side: int, box: Sequence[float] | None = None) -> bytes:
+    """Encodes an image as JPEG.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
-        side: its longer side is made at most so long; never longer than it is, except that a
-            image with a box gets at least ``SMALLEST_SIDE``.
-        box: drawn into it.
+        pixels: Array (H, W, 3) uint8 RGB.
+        side: Maximum longer side. Images are not enlarged, except that an image with a box gets
+            at least ``SMALLEST_SIDE``.
+        box: Box to draw.
     """
-    image = to_image(picture)
+    image = to_image(pixels)
     side = min(max(side, SMALLEST_SIDE), LARGEST_SIDE)
     if box is None:
         side = min(side, max(image.size))
@@ -85,14 +87,14 @@ def scene_jpeg(picture: np.ndarray, side: int, box: Sequence[float] | None = Non
     scene = image.resize(size, Image.Resampling.LANCZOS)
     if box is not None:
         x1, y1, x2, y2 = np.asarray(box, float) * np.array(size * 2) / (image.size * 2)
-        line = max(3, round(side**0.5 / 5))  # to be seen in a card or on a phone, scaled down
+        line = max(3, round(side**0.5 / 5))  # visible when scaled down in a card or on a phone
         around = (x1 - line, y1 - line, x2 + line, y2 + line)
         draw_box(scene, around, STATUS_COLORS["unknown"], line)
     return encode_image(scene, ".jpg", MAX_BYTES)
 
 
-def crop_jpeg(picture: np.ndarray, box: Sequence[float]) -> bytes:
-    """A person with a small margin, as JPEG."""
-    crop = crop_person(to_image(picture), box)
+def crop_jpeg(pixels: np.ndarray, box: Sequence[float]) -> bytes:
+    """Encodes a person with a small margin as JPEG."""
+    crop = crop_person(to_image(pixels), box)
     size = fitted_size(crop.size, CROP_SIZE)
     return encode_image(crop.resize(size, Image.Resampling.LANCZOS), ".jpg", MAX_BYTES)

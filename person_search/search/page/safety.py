@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may ask the page, and what a browser may do with its answers.
+"""Which requests the page answers, and what a browser may do with the answers.
 
-There is no login: whoever reaches the port sees the gallery. Some doors are shut nevertheless,
-also on loopback, where every web site that the user visits could knock:
+There is no login: whoever reaches the port sees the gallery. Even on loopback, where every web
+site that the user visits could send requests, the page refuses
 
-- a foreign *name* in the Host header (a site that points its own name at this machine),
+- a foreign *name* in the Host header (a site that resolves its own name to this machine),
 - a request *sent by another site* (Origin, Sec-Fetch-Site), which could otherwise search,
-- *showing or framing* our images within another site (CORP, CSP),
-- a request that is *no upload and yet long*, which would be read into memory as a whole.
+- *embedding* of our images in another site (CORP, CSP),
+- a *long request* other than an upload, which would be read into memory as a whole.
 """
 
 import ipaddress
@@ -28,18 +28,19 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 UPLOADS = "/api/uploads"
-"""Takes long requests; it counts while it reads."""
+"""Accepts long requests; it counts bytes while reading."""
 MAX_BODY = 64_000
-"""Bytes of any other request."""
+"""Maximum length of any other request in bytes."""
 
 
 def guard(
     names: Collection[str] = (),
 ) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
-    """Returns the middleware.
+    """Returns the middleware that refuses requests and protects answers.
 
     Args:
-        names: by which the page may be called, besides ``localhost`` and any IP address.
+        names: Host names under which the page may be opened, besides ``localhost`` and any IP
+            address.
     """
     allowed = {"localhost", *(name.lower() for name in names)}
 
@@ -60,8 +61,11 @@ def guard(
 
 
 def protect(response: Response) -> Response:
-    """Tells the browser what it may do with an answer; only what comes from outside our
-    middleware, as the answer to an error of our own, has to be given to it by hand."""
+    """Adds the security headers to an answer.
+
+    The middleware calls it; an answer that bypasses the middleware, such as that to a defect of
+    ours, needs an explicit call.
+    """
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers.setdefault("Cache-Control", "no-store")
@@ -69,17 +73,20 @@ def protect(response: Response) -> Response:
 
 
 def why_refused(request: Request, allowed: Collection[str]) -> str:
-    """Why a request is not answered; "" if it is."""
+    """Returns why a request is refused; "" if it is answered."""
     host = request.headers.get("host", "")
-    name = host_name(host)
-    if name is None or not (is_address(name) or name in allowed):
+    try:
+        name = urlsplit(f"//{host}").hostname
+    except ValueError:
+        name = None
+    if name is None or not (_is_address(name) or name in allowed):
         return (
             f"this page does not answer to the name '{name or host}'; start it with "
-            "--allow-host NAME if that is right."
+            "--allow-host NAME to allow a name."
         )
     if request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
         if request.method == "GET" and request.headers.get("sec-fetch-mode") == "navigate":
-            return ""  # somebody has followed a link
+            return ""  # the user has followed a link
         return "requests from other sites are not answered."
     origin = request.headers.get("origin")
     if origin is not None and origin.lower().partition("://")[2] != host.lower():
@@ -88,27 +95,19 @@ def why_refused(request: Request, allowed: Collection[str]) -> str:
 
 
 def too_long(request: Request) -> tuple[int, str]:
-    """Status and reason if a request is longer than it may be, or does not say; 200 and "" else."""
+    """Returns status and reason if the length of a request is refused; (200, "") otherwise."""
     length = request.headers.get("content-length", "0")
     if request.url.path == UPLOADS:
         return 200, ""
     if "transfer-encoding" in request.headers or not length.isdecimal():
-        return 411, "the request does not say how long it is."
+        return 411, "the request does not state its length."
     if int(length) > MAX_BODY:
         return 413, f"the request is longer than {MAX_BODY // 1000} kB."
     return 200, ""
 
 
-def host_name(host: str) -> str | None:
-    """The name in a Host header, without the port; None if it is none."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
-
-
-def is_address(name: str) -> bool:
-    """Whether it is an IP address: no name server can have pointed that here."""
+def _is_address(name: str) -> bool:
+    """Whether the name is an IP address, which no name server can redirect to this machine."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

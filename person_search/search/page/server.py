@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the page: one address, one port, until Ctrl-C."""
+"""Serves the page at one address and port until Ctrl-C."""
 
 import errno
 import importlib.util
@@ -20,48 +20,54 @@ NEEDED = ("fastapi", "uvicorn")
 
 
 def check_installed() -> None:
-    """
+    """Checks the extra packages of the page.
+
     Raises:
-        GalleryError: FastAPI or uvicorn is not installed.
+        GalleryError: If FastAPI or uvicorn is not installed.
     """
-    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if absent:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
         raise GalleryError(
-            f"the page needs {' and '.join(absent)}, which is not installed: pip install "
-            f"{' '.join(absent)} (or this package with the extra 'page'). 'person-search query' "
-            "works without."
+            f"the page requires {' and '.join(missing)}, which is not installed: pip install "
+            f"{' '.join(missing)} (or this package with the extra 'page'). 'person-search query' "
+            "works without it."
         )
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Takes the port; 0 for any that is free.
+    """Binds a socket and listens.
+
+    Args:
+        host: Address of this machine.
+        port: Port; 0 selects a free one.
 
     Raises:
-        ValueError: the address is not one of this machine, or the port is taken or forbidden.
+        ValueError: If the address does not belong to this machine, or the port is in use or not
+            permitted.
     """
     if not 0 <= port <= 65535:
-        raise ValueError(f"--port is {port}; it must lie in 0 to 65535 (0: any that is free).")
+        raise ValueError(f"--port is {port}; it must be in 0 to 65535 (0 selects a free port).")
     try:
         ((family, kind, protocol, _, address), *_) = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         taken = socket.socket(family, kind, protocol)
     except OSError as e:
-        raise ValueError(f"--host '{host}' is no address of this machine: {e}.") from e
+        raise ValueError(f"--host '{host}' is not an address of this machine: {e}.") from e
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         taken.bind(address)
         taken.listen(128)
     except OSError as e:
         taken.close()
-        other = "; another program uses it: choose another --port, or 0 for any that is free"
+        other = "; another program uses it: choose another --port, or 0 for a free one"
         reason = other if e.errno == errno.EADDRINUSE else ""
         raise ValueError(f"cannot use port {port} of '{host}': {e.strerror}{reason}.") from e
     return taken
 
 
 def address_of(listening: socket.socket) -> str:
-    """What to type into a browser on this machine."""
+    """Returns the URL of the page for a browser on this machine."""
     host, port = listening.getsockname()[:2]
     address = ipaddress.ip_address(host)
     if address.is_unspecified:
@@ -70,7 +76,7 @@ def address_of(listening: socket.socket) -> str:
 
 
 def is_private(listening: socket.socket) -> bool:
-    """Whether only this machine can reach it."""
+    """Returns whether only this machine can reach the socket."""
     return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
 
 
@@ -80,13 +86,13 @@ def serve(
     names: Collection[str] = (),
     open_browser: bool = False,
 ) -> None:
-    """Answers until Ctrl-C or SIGTERM, then closes the port and the session.
+    """Serves until Ctrl-C or SIGTERM, then closes the socket and the session.
 
     Args:
-        session: is closed at the end.
-        listening: see :func:`bind`.
-        names: by which the page may be called, see safety.py.
-        open_browser: show the page in the user's browser.
+        session: Session, closed at the end.
+        listening: Socket from :func:`bind`.
+        names: Host names under which the page may be opened, see safety.py.
+        open_browser: Open the page in the user's browser.
     """
     import uvicorn
 
@@ -95,15 +101,15 @@ def serve(
     address = address_of(listening)
     facts = session.describe()
     if not is_private(listening):
-        logger.warning("Everybody who can reach %s can see all images of the gallery: there is "
-                       "no login.", address)  # fmt: skip
+        logger.warning("Anyone who can reach %s can see all images of the gallery: there is no "
+                       "login.", address)  # fmt: skip
     config = uvicorn.Config(
         create_app(session, names), log_level="warning", server_header=False, lifespan="off"
     )
     server = uvicorn.Server(config)
     print(
-        f"The gallery '{facts['name']}' ({facts['pictures']} images, {facts['persons']} persons) "
-        f"is open at {address}\nCtrl-C ends.",
+        f"The gallery '{facts['name']}' ({facts['images']} images, {facts['persons']} persons) "
+        f"is open at {address}\nPress Ctrl-C to stop.",
         flush=True,
     )
     if open_browser:
@@ -111,7 +117,7 @@ def serve(
     try:
         with _terminate_like_interrupt():
             server.run(sockets=[listening])
-    except KeyboardInterrupt:  # uvicorn has ended everything in order, and passes it on
+    except KeyboardInterrupt:  # uvicorn has shut down and re-raises it
         print()
     finally:
         listening.close()
@@ -120,7 +126,7 @@ def serve(
 
 @contextmanager
 def _terminate_like_interrupt() -> Iterator[None]:
-    """SIGTERM, which uvicorn passes on too, would else end the process before it has cleaned up."""
+    """Turns SIGTERM, which uvicorn re-raises too, into KeyboardInterrupt, so that we clean up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the page can ask for, without HTTP: a gallery, its model, and the user's own images.
+"""The page without HTTP: a gallery, its model and the user's uploads.
 
-An image has an id: ``g-<edition>-<number>`` for an image or frame of the gallery, of which a new
-edition begins whenever the gallery on disk has changed, and ``u-<token>`` for an upload. Nothing
-that a browser sends is ever used as a path.
+The id of an image is ``g-<edition>-<number>`` for an image or frame of the gallery, where a new
+edition starts whenever the gallery on disk has changed, and ``u-<token>`` for an upload. Nothing
+that a browser sends is used as a path.
 
-Shape shorthand in this file: n persons of one image, D length of an embedding.
-Boxes are XYXY pixels of the image as people see it (EXIF orientation applied).
+Shape shorthand: n persons of one image, D embedding dimension.
+Boxes are XYXY pixels of the upright image (EXIF orientation applied).
 """
 
 import logging
@@ -17,7 +17,7 @@ import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -25,11 +25,11 @@ import numpy as np
 
 from person_search.data import BadImageError
 from person_search.search.embedder import PersonEmbedder
-from person_search.search.errors import GalleryError, UnsafePathError
+from person_search.search.errors import GalleryError, ImageChangedError, UnsafePathError
 from person_search.search.gallery import Gallery
 from person_search.search.images import clip_box, read_image
+from person_search.search.names import printable
 from person_search.search.page.rendering import Decoded
-from person_search.search.page.requests import MAX_PERSONS, MAX_TOP, Choice, Request
 from person_search.search.page.uploads import (
     UnknownImageError,
     Upload,
@@ -38,19 +38,82 @@ from person_search.search.page.uploads import (
 )
 from person_search.search.query import QueryPerson, fuse
 from person_search.search.results import SearchResult, place_of
+from person_search.search.sources import parse_time
 from person_search.search.table import SearchFilter, format_time
 
 logger = logging.getLogger(__name__)
-MAX_LISTED = 200
-CHANGED = "the gallery has changed in the meantime; load the page again."
+MAX_LISTED, MAX_PERSONS, MAX_TOP = 200, 10, 200
+OUTDATED = "the gallery has changed in the meantime; reload the page."
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A person chosen by the user.
+
+    Attributes:
+        image: Id of the image.
+        person: Number of a detected person in it; None for a drawn box.
+        box: Drawn box; None for a detected person.
+    """
+
+    image: str
+    person: int | None = None
+    box: tuple[float, float, float, float] | None = None
+
+    __pydantic_config__ = {"extra": "forbid"}  # app.py reads requests into these classes
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """A search.
+
+    Attributes:
+        persons: Images of the same person.
+        top: Maximum number of matches.
+        min_score: See :class:`SearchFilter`.
+        cameras: Names of the cameras; empty for all.
+        since: ISO 8601 time; "" for no bound.
+        until: ISO 8601 time, a date including that day; "" for no bound.
+        min_similarity: See :class:`SearchFilter`.
+        every_person: Return all persons of an image instead of the most similar one.
+        include_own: Also search the images of the query.
+    """
+
+    persons: list[Choice]
+    top: int = 24
+    min_score: float = 0.0
+    cameras: list[str] = field(default_factory=list)
+    since: str = ""
+    until: str = ""
+    min_similarity: float | None = None
+    every_person: bool = False
+    include_own: bool = False
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    def filter(self) -> SearchFilter:
+        """Returns the filter of the search.
+
+        Raises:
+            ValueError: If a value is invalid.
+        """
+        return SearchFilter(
+            self.min_score,
+            frozenset(self.cameras),
+            parse_time(self.since) if self.since else None,
+            parse_time(self.until, end=True) if self.until else None,
+            self.min_similarity,
+        )
 
 
 @dataclass(frozen=True)
 class _Edition:
-    """The gallery as it was at one time. Whoever answers a request keeps to one edition.
+    """A snapshot of the gallery. Each request uses one edition throughout.
 
-    Args:
-        name: in the ids of its images. gallery: opened. seen: its :func:`signature`.
+    Attributes:
+        name: Part of the ids of its images.
+        gallery: The opened gallery.
+        seen: Its :func:`signature`.
     """
 
     name: str
@@ -60,11 +123,16 @@ class _Edition:
 
 @dataclass(frozen=True)
 class _Image:
-    """An image by its id.
+    """An image resolved from its id.
 
-    Args:
-        path: of the file. frame: of a video. name: shown to people.
-        gallery: that it is of, number: in it; None for an upload. upload: None for the others.
+    Attributes:
+        id: The id.
+        path: Image or video file.
+        name: Displayed name.
+        gallery: Its gallery; None for an upload.
+        number: Its number in the gallery; None for an upload.
+        frame: Index of the frame of a video.
+        upload: The upload; None for an image of the gallery.
     """
 
     id: str
@@ -78,7 +146,7 @@ class _Image:
 
 @dataclass(frozen=True)
 class _Persons:
-    """Persons who were detected: boxes (n, 4), scores (n,), embeddings (n, D)."""
+    """Detected persons: boxes (n, 4), scores (n,) in descending order, embeddings (n, D)."""
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -86,16 +154,18 @@ class _Persons:
 
 
 class PageSession:
-    """One gallery with its model; may be used by several threads. The model takes one at a time;
-    what needs no model does not wait for it.
+    """A gallery with its model; safe for several threads.
+
+    The model serves one thread at a time; requests that need no model do not wait for it.
 
     Args:
-        folder: of the gallery.
-        embedder: the model of the gallery.
-        limits: of uploads.
+        folder: Folder of the gallery.
+        embedder: Embedder with the model of the gallery.
+        limits: Limits of the uploads.
 
     Raises:
-        GalleryError: there is no such gallery. OtherModelError: it is of another model.
+        GalleryError: If there is no such gallery.
+        OtherModelError: If it belongs to another model.
     """
 
     def __init__(
@@ -109,7 +179,7 @@ class PageSession:
         self.decoded = Decoded()
         self._opening = threading.Lock()
         self._lock = threading.Lock()  # the model
-        # of uploads; forgotten with them
+        # of the uploads, discarded with them
         self._detected: WeakKeyDictionary[Upload, _Persons] = WeakKeyDictionary()
         with ExitStack() as stack:
             self.uploads = Uploads(limits)
@@ -122,29 +192,29 @@ class PageSession:
         self.uploads.close()
 
     def _open(self) -> _Edition:
-        seen = signature(self.folder)  # before reading: what comes later makes the next edition
+        seen = signature(self.folder)  # before reading: later changes make the next edition
         gallery = Gallery.open(self.folder, self.embedder.identity)
         return _Edition(secrets.token_hex(4), gallery, seen)
 
-    # ---- what there is ---------------------------------------------------------------------------
+    # ---- contents --------------------------------------------------------------------------------
 
     def describe(self) -> dict:
-        """The gallery in a few facts; takes in what was indexed in the meantime.
+        """Returns facts about the gallery, reopened if it has changed on disk.
 
         Raises:
-            GalleryError: it has been damaged, or replaced by that of another model.
+            GalleryError: If it has been damaged, or replaced by that of another model.
         """
         with self._opening, self._gallery_in_errors():
             if signature(self.folder) != self._edition.seen:
                 self._edition = self._open()
             edition = self._edition
             edition.gallery.check()
-        table = edition.gallery.pictures
+        table = edition.gallery.images
         times = table.times[~np.isnan(table.times)]
         return {
-            "name": os.path.basename(os.path.abspath(self.folder)),
+            "name": printable(os.path.basename(os.path.abspath(self.folder))),
             "edition": edition.name,
-            "pictures": len(table),
+            "images": len(table),
             "persons": len(edition.gallery),
             "cameras": [name for name in table.camera_names if name],
             "since": format_time(times.min()) if len(times) else None,
@@ -155,68 +225,79 @@ class PageSession:
         }
 
     def list_images(self, offset: int, limit: int, camera: str = "") -> dict:
-        """Images and frames of the gallery in its order.
+        """Lists images and frames of the gallery in its order.
 
         Args:
-            offset, limit: which of them. camera: only of this one; "" for all.
+            offset: Number of images to skip.
+            limit: Maximum number of images.
+            camera: Camera of the images; "" for all.
         """
         edition = self._edition
         wanted = SearchFilter(cameras=frozenset([camera] if camera else []))
-        numbers = np.flatnonzero(edition.gallery.pictures.allowed(wanted))
+        numbers = np.flatnonzero(edition.gallery.images.allowed(wanted))
         shown = numbers[max(offset, 0) :][: min(max(limit, 1), MAX_LISTED)]
         return {
             "total": len(numbers),
-            "pictures": [_facts(edition, int(number)) for number in shown],
+            "images": [_facts(edition, int(number)) for number in shown],
         }
 
-    def picture(self, key: str) -> dict:
-        """One image: name, size, and the persons detected in it, the surest first."""
-        picture = self._resolve(key)
-        height, width = self._pixels(picture).shape[:2]
-        persons = self._persons(picture)
+    def describe_image(self, key: str) -> dict:
+        """Returns name and size of an image, and its detected persons by descending score."""
+        image = self._resolve(key)
+        height, width = self._pixels(image).shape[:2]
+        persons = self._persons(image)
+        number = image.number
         return {
             "id": key,
-            "name": picture.name,
+            "name": image.name,
             "width": width,
             "height": height,
+            "changed": number is not None and self._edition.gallery.is_changed(number),
             "persons": [
-                {"person": i, "box": _rounded(persons.boxes[i]), "score": round(float(score), 4)}
-                for i, score in enumerate(persons.scores)
+                {"person": i, "box": [round(float(v), 1) for v in box], "score": round(score, 4)}
+                for i, (box, score) in enumerate(
+                    zip(persons.boxes, persons.scores.tolist(), strict=True)
+                )
             ],
         }
 
     def read(self, key: str) -> np.ndarray:
-        """The pixels of an image, (H, W, 3) uint8 RGB, not to be written to.
+        """Returns the pixels of an image (H, W, 3) uint8 RGB, read-only by convention.
 
         Raises:
-            UnknownImageError: there is none with this id.
-            FileNotFoundError, BadImageError: its file is gone or unreadable.
-            UnsafePathError: the gallery names a file outside its folder.
+            UnknownImageError: If no image has this id.
+            FileNotFoundError: If its file is missing.
+            BadImageError: If its file is unreadable.
+            ImageChangedError: If it has another size than when it was indexed.
+            UnsafePathError: If the gallery names a file outside its folder.
         """
         return self._pixels(self._resolve(key))
 
-    # ---- what can be done ------------------------------------------------------------------------
+    # ---- actions ---------------------------------------------------------------------------------
 
     def upload(self, content: bytes, name: str) -> dict:
-        """Takes in an image and detects the persons in it; what :meth:`image` returns.
+        """Stores an image and detects its persons; returns :meth:`describe_image`.
 
         Raises:
-            UploadTooLargeError, UploadTypeError, BadImageError.
+            UploadTooLargeError: See :meth:`Uploads.add`.
+            UploadTypeError: See :meth:`Uploads.add`.
+            UploadStorageError: See :meth:`Uploads.add`.
+            BadImageError: If the image is damaged.
         """
         token = self.uploads.add(content, name)
         try:
-            return self.picture(f"u-{token}")
+            return self.describe_image(f"u-{token}")
         except Exception:
             self.uploads.remove(token)
             raise
 
-    def search(self, request: Request) -> SearchResult:
+    def search(self, request: SearchRequest) -> SearchResult:
         """Ranks the gallery.
 
         Raises:
-            ValueError: nobody, too many, a box beside the image, a camera that is not known.
-            UnknownImageError: an image that is not there any more.
-            GalleryDamagedError: the gallery has been cut off.
+            ValueError: If the request is invalid, for example names an unknown camera.
+            UnknownImageError: If an image no longer exists.
+            GalleryDamagedError: If the gallery has been truncated.
         """
         if not 1 <= len(request.persons) <= MAX_PERSONS:
             raise ValueError(
@@ -224,133 +305,134 @@ class PageSession:
                 "the same person."
             )
         if not 1 <= request.top <= MAX_TOP:
-            raise ValueError(f"{request.top} matches are wanted; 1 to {MAX_TOP} can be listed.")
-        edition = self._edition
+            raise ValueError(f"{request.top} matches are requested; the range is 1 to {MAX_TOP}.")
+        wanted, edition = request.filter(), self._edition
         gallery = edition.gallery
-        unknown = request.wanted.cameras - set(gallery.pictures.camera_names)
+        unknown = wanted.cameras - set(gallery.images.camera_names)
         if unknown:
-            raise ValueError(f"the gallery knows no camera '{sorted(unknown)[0]}'.")
-        pictures = [self._resolve(choice.picture, edition) for choice in request.persons]
+            raise ValueError(f"the gallery has no camera '{sorted(unknown)[0]}'.")
+        images = [self._resolve(choice.image, edition) for choice in request.persons]
         queries = [
-            self._query(choice, picture)
-            for choice, picture in zip(request.persons, pictures, strict=True)
+            self._query(choice, image)
+            for choice, image in zip(request.persons, images, strict=True)
         ]
-        own = [picture.number for picture in pictures if picture.number is not None]
+        own = [image.number for image in images if image.number is not None]
         with self._gallery_in_errors():
             gallery.check()
             matches = gallery.search(
                 fuse([query.reid_feat for query in queries]),
                 request.top,
-                wanted=request.wanted,
+                wanted=wanted,
                 skip=() if request.include_own else own,
                 per_image=not request.every_person,
             )
-        settings = {"method": "auto", "top": request.top, **request.wanted.to_json()}
-        return SearchResult(queries, gallery, matches, settings, request.wanted)
+        settings = {"method": "auto", "top": request.top, **wanted.to_json()}
+        return SearchResult(queries, gallery, matches, settings, wanted)
 
     def match_facts(self, result: SearchResult) -> list[dict]:
-        """Matches for the browser: as in ``results.jsonl``, with an id in place of the path.
+        """Returns matches for the browser: as in ``results.jsonl``, with ids in place of paths.
 
         Raises:
-            UnknownImageError: the gallery that was searched has been replaced.
+            UnknownImageError: If the searched gallery has been replaced.
         """
         edition = self._edition
         if result.gallery is not edition.gallery:
-            raise UnknownImageError(CHANGED)
-        found = []
-        for match in result.matches:
-            facts = match.to_json()
-            del facts["image"]
-            found.append(
-                {"picture": _key(edition, match.picture), "name": place_of(match), **facts}
-            )
-        return found
+            raise UnknownImageError(OUTDATED)
+        return [
+            {
+                **match.to_json(),
+                "image": _key(edition, match.image),
+                "name": place_of(match),
+                "changed": result.gallery.is_changed(match.image),
+            }
+            for match in result.matches
+        ]
 
-    # ---- within ----------------------------------------------------------------------------------
+    # ---- internals -------------------------------------------------------------------------------
 
     def _resolve(self, key: str, edition: _Edition | None = None) -> _Image:
-        """
+        """Finds an image by its id.
+
         Args:
-            edition: to look into; None for the newest.
+            key: The id.
+            edition: Edition to search. Default: the latest.
 
         Raises:
-            UnknownImageError, UnsafePathError.
+            UnknownImageError: If there is no such image.
+            UnsafePathError: If the gallery names a file outside its folder.
         """
         if key.startswith("u-"):
             upload = self.uploads.get(key[2:])
             return _Image(key, str(upload.path), upload.name, upload=upload)
         found = re.fullmatch(r"g-([0-9a-f]{8})-([0-9]{1,12})", key)
         if found is None:
-            raise UnknownImageError(f"'{key[:60]}' is no id of an image.")
+            raise UnknownImageError(f"'{key[:60]}' is not an id of an image.")
         edition = edition or self._edition
         number, gallery = int(found[2]), edition.gallery
         if found[1] != edition.name:
-            raise UnknownImageError(CHANGED)
-        if number >= len(gallery.pictures):
+            raise UnknownImageError(OUTDATED)
+        if number >= len(gallery.images):
             raise UnknownImageError(f"the gallery has no image {number}.")
-        name, frame = _facts(edition, number)["name"], int(gallery.pictures.frames[number])
+        name, frame = _facts(edition, number)["name"], int(gallery.images.frames[number])
         try:
             path = str(gallery.image_path(number))
         except UnsafePathError as e:
             raise UnsafePathError(
-                f"the image '{name}' leaves the folder that was indexed. It is not opened."
+                f"the image '{name}' leaves the indexed folder. It is not opened."
             ) from e
         return _Image(key, path, name, gallery, number, None if frame < 0 else frame)
 
-    def _pixels(self, picture: _Image) -> np.ndarray:
+    def _pixels(self, image: _Image) -> np.ndarray:
         """See :meth:`read`."""
-        gallery, number = picture.gallery, picture.number
-        with _names_in_errors(picture):
+        gallery, number = image.gallery, image.number
+        with _names_in_errors(image):
             if gallery is None or number is None:
-                return self.decoded.get(picture.id, lambda: read_image(picture.path))
-            return self.decoded.get(picture.id, lambda: gallery.read_image(number))
+                return self.decoded.get(image.id, lambda: read_image(image.path))
+            return self.decoded.get(image.id, lambda: gallery.read_image(number))
 
-    def _persons(self, picture: _Image) -> _Persons:
-        """Who is in an image: of the gallery, as it was indexed; of an upload, detected now."""
-        if picture.gallery is not None and picture.number is not None:
+    def _persons(self, image: _Image) -> _Persons:
+        """Returns the persons of an image: as indexed, or of an upload, detected at first use."""
+        if image.gallery is not None and image.number is not None:
             with self._gallery_in_errors():
-                picture.gallery.check()
-                rows, feats = picture.gallery.persons_in(picture.number)
+                image.gallery.check()
+                rows, feats = image.gallery.persons_in(image.number)
             return _sorted(rows[:, :4], rows[:, 4], feats)
-        assert picture.upload is not None
+        assert image.upload is not None
         with self._lock:
-            if picture.upload not in self._detected:
-                found = self.embedder.detect(self._for_model(picture))
+            if image.upload not in self._detected:
+                found = self.embedder.detect(self._for_model(image))
                 boxes, scores = found.pred_boxes.tensor.numpy(), found.scores.numpy()
                 feats = found.reid_feats.numpy()
-                self._detected[picture.upload] = _sorted(boxes, scores, feats)
-            return self._detected[picture.upload]
+                self._detected[image.upload] = _sorted(boxes, scores, feats)
+            return self._detected[image.upload]
 
-    def _for_model(self, picture: _Image) -> np.ndarray:
-        """The pixels in the order of the channels that the model wants."""
-        if picture.frame is None:
-            with _names_in_errors(picture):
-                return read_image(picture.path, self.embedder.image_format)
-        frame = self._pixels(picture)
+    def _for_model(self, image: _Image) -> np.ndarray:
+        """Returns the pixels in the channel order of the model."""
+        pixels = self._pixels(image)
         bgr = self.embedder.image_format == "BGR"
-        return np.ascontiguousarray(frame[:, :, ::-1]) if bgr else frame
+        return np.ascontiguousarray(pixels[:, :, ::-1]) if bgr else pixels
 
-    def _query(self, choice: Choice, picture: _Image) -> QueryPerson:
+    def _query(self, choice: Choice, image: _Image) -> QueryPerson:
         if choice.box is not None:
             with self._lock:
-                pixels = self._for_model(picture)
+                pixels = self._for_model(image)
                 box = clip_box(choice.box, pixels.shape[1], pixels.shape[0])
                 feat, score = self.embedder.embed_in(pixels, [box])[0], None
         else:
-            persons, person = self._persons(picture), choice.person
+            persons, person = self._persons(image), choice.person
             if person is None or not 0 <= person < len(persons.scores):
                 raise ValueError(
-                    f"person {person} is chosen in '{picture.name}', where {len(persons.scores)} "
-                    "were detected (counted from 0)."
+                    f"person {person} is chosen in '{image.name}', where {len(persons.scores)} "
+                    "were detected (numbered from 0)."
                 )
             box, feat = persons.boxes[person], persons.feats[person]
             score = float(persons.scores[person])
         x1, y1, x2, y2 = map(float, box)
-        return QueryPerson(picture.path, (x1, y1, x2, y2), feat, score, picture.frame, picture.name)
+        return QueryPerson(image.path, (x1, y1, x2, y2), feat, score, image.frame, image.name)
 
     @contextmanager
     def _gallery_in_errors(self) -> Iterator[None]:
-        """Like :func:`_names_in_errors` for the gallery; the terminal is told where it lies."""
+        """Like :func:`_names_in_errors` for the gallery; the full path is logged."""
         try:
             yield
         except UnsafePathError:
@@ -366,9 +448,9 @@ def _key(edition: _Edition, number: int) -> str:
 
 
 def _facts(edition: _Edition, number: int) -> dict:
-    table = edition.gallery.pictures
+    table = edition.gallery.images
     time, offset = float(table.times[number]), float(table.offsets[number])
-    name = os.path.basename(table.paths[number])
+    name = printable(os.path.basename(table.paths[number]))
     return {
         "id": _key(edition, number),
         "name": name if math.isnan(offset) else f"{name} at {offset:.1f} s",
@@ -378,21 +460,21 @@ def _facts(edition: _Edition, number: int) -> dict:
 
 
 @contextmanager
-def _names_in_errors(picture: _Image) -> Iterator[None]:
-    """Puts the name of an image in the place of its path, which is nobody's business."""
+def _names_in_errors(image: _Image) -> Iterator[None]:
+    """Replaces the path of an image in error messages by its name; paths are private."""
     try:
         yield
-    except (BadImageError, FileNotFoundError) as e:
-        raise type(e)(str(e).replace(picture.path, picture.name)) from e
+    except (BadImageError, FileNotFoundError, ImageChangedError) as e:
+        raise type(e)(str(e).replace(image.path, image.name)) from e
 
 
 def signature(folder: str | os.PathLike) -> tuple:
-    """Changes whenever something is added to a gallery or taken out."""
+    """Returns a value that changes whenever images are added to or removed from a gallery."""
     found = []
     for place, _, names in os.walk(os.fspath(folder)):
         for name in names:
             if name in ("gallery.json", "index.json", "entries.log"):
-                with suppress(FileNotFoundError):  # a compaction has just taken it away
+                with suppress(FileNotFoundError):  # just removed by a compaction
                     status = os.stat(os.path.join(place, name))
                     found.append((place, name, status.st_size, status.st_mtime_ns))
     return tuple(sorted(found))
@@ -401,7 +483,3 @@ def signature(folder: str | os.PathLike) -> tuple:
 def _sorted(boxes: np.ndarray, scores: np.ndarray, feats: np.ndarray) -> _Persons:
     order = np.argsort(-scores, kind="stable")
     return _Persons(boxes[order], scores[order], feats[order])
-
-
-def _rounded(box: np.ndarray) -> list[float]:
-    return [round(float(v), 1) for v in box]

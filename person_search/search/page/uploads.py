@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that somebody has sent to the page: checked, kept in a private folder, soon forgotten.
+"""Images uploaded to the page: validated, kept in a private folder, discarded soon.
 
-Boxes are XYXY pixels of the image as people see it (EXIF orientation applied).
+Boxes are XYXY pixels of the upright image (EXIF orientation applied).
 """
 
 import io
@@ -16,31 +16,46 @@ from pathlib import Path
 from PIL import Image
 
 from person_search.data.image_io import READ_ERRORS
+from person_search.search.images import image_suffixes
 
-FORMATS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
-"""By content, whatever the name says. MPO is what some phones write as ``.jpg``."""
+FORMATS = {
+    "JPEG": ".jpg",
+    "MPO": ".jpg",  # written by some phones as .jpg
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "BMP": ".bmp",
+    "GIF": ".gif",
+    "AVIF": ".avif",
+    "HEIF": ".heic",
+}
+"""Accepted formats by content, whatever the name says."""
 NAME_LENGTH = 100
 
 
 class UploadTooLargeError(ValueError):
-    """More bytes than are taken."""
+    """An upload has too many bytes."""
 
 
 class UploadTypeError(ValueError):
-    """No image, or one of a kind that is not taken."""
+    """An upload is not an image of an accepted format."""
+
+
+class UploadStorageError(OSError):
+    """An upload cannot be stored, for example because the disk is full."""
 
 
 class UnknownImageError(LookupError):
-    """An id that was never given out, or whose image has been forgotten."""
+    """An id was never issued, or its image has been discarded."""
 
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """How much is taken and kept.
+    """Limits of the uploads.
 
-    Args:
-        image_bytes: of one image.
-        count, total_bytes: of all that are kept; the ones not used for longest are forgotten.
+    Attributes:
+        image_bytes: Maximum size of an image in bytes.
+        count: Maximum number of kept images; the least recently used ones are discarded.
+        total_bytes: Maximum size of all kept images in bytes.
     """
 
     image_bytes: int = 20_000_000
@@ -50,10 +65,12 @@ class UploadLimits:
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """An image that was sent. What others know about it they should know only as long as it lives.
+    """An uploaded image. What is derived from it should be kept only as long as it lives.
 
-    Args:
-        path: where it lies for now. name: what its owner calls it. size: bytes.
+    Attributes:
+        path: Temporary file.
+        name: Name given by the user.
+        size: Size in bytes.
     """
 
     path: Path
@@ -62,9 +79,12 @@ class Upload:
 
 
 class Uploads:
-    """All images that were sent; may be used by several threads.
+    """All uploaded images; safe for several threads.
 
-    They lie in a folder that only this user can read, and that ends with :meth:`close`.
+    They lie in a folder that only this user can read, which is deleted by :meth:`close`.
+
+    Args:
+        limits: Limits of the uploads.
     """
 
     def __init__(self, limits: UploadLimits | None = None) -> None:
@@ -77,86 +97,89 @@ class Uploads:
         return len(self._kept)
 
     def close(self) -> None:
-        """Forgets everything."""
+        """Deletes all images."""
         with self._lock:
             self._kept.clear()
             self._folder.cleanup()
 
     def add(self, content: bytes, name: str) -> str:
-        """Keeps an image whose kind and size are allowed; its pixels are not looked at yet.
+        """Keeps an image of an accepted format and size; its pixels are not decoded yet.
 
         Args:
-            content: of the file. name: what to call it; no path is ever made of it.
+            content: Content of the file.
+            name: Displayed name; it is never used as a path.
 
         Returns:
-            a new id that nobody can guess.
+            A new id that cannot be guessed.
 
         Raises:
-            UploadTooLargeError, UploadTypeError.
+            UploadTooLargeError: If the image has too many bytes.
+            UploadTypeError: If it is not an image of an accepted format.
+            UploadStorageError: If it cannot be written.
         """
         self.check_size(len(content))
         suffix = FORMATS[_format_of(content)]
         token = secrets.token_urlsafe(12)
         path = Path(self._folder.name) / (token + suffix)
-        path.write_bytes(content)
+        try:
+            path.write_bytes(content)
+        except OSError as e:
+            path.unlink(missing_ok=True)
+            raise UploadStorageError(f"the image cannot be stored: {e.strerror}.") from e
+        # the last part of the name, printable and short
+        name = "".join(c for c in os.path.basename(name.replace("\\", "/")) if c.isprintable())
+        name = name[-NAME_LENGTH:].strip() or "image"
         with self._lock:
-            self._kept[token] = Upload(path, _plain_name(name), len(content))
-            self._forget_oldest()
+            self._kept[token] = Upload(path, name, len(content))
+            while len(self._kept) > 1 and (
+                len(self._kept) > self.limits.count
+                or sum(upload.size for upload in self._kept.values()) > self.limits.total_bytes
+            ):
+                _, oldest = self._kept.popitem(last=False)
+                oldest.path.unlink(missing_ok=True)
         return token
 
     def check_size(self, size: int) -> None:
-        """
+        """Validates the size of an image.
+
         Raises:
-            UploadTooLargeError: an image of so many bytes is not taken.
+            UploadTooLargeError: If it has too many bytes.
         """
         if size > self.limits.image_bytes:
             raise UploadTooLargeError(
-                f"the image is larger than {self.limits.image_bytes / 1e6:g} MB; make it "
-                "smaller, or let 'person-search query' read it from the disk."
+                f"the image is larger than {self.limits.image_bytes / 1e6:g} MB; reduce its size, "
+                "or use 'person-search query', which reads it from disk."
             )
 
     def get(self, token: str) -> Upload:
-        """
+        """Returns an image by its id.
+
         Raises:
-            UnknownImageError: there is none with this id any more.
+            UnknownImageError: If there is no such image any more.
         """
         with self._lock:
             if token not in self._kept:
-                raise UnknownImageError("this image is not kept any more; choose it again.")
+                raise UnknownImageError("this image is no longer kept; choose it again.")
             self._kept.move_to_end(token)
             return self._kept[token]
 
     def remove(self, token: str) -> None:
-        """Forgets one image."""
+        """Discards an image."""
         with self._lock:
             upload = self._kept.pop(token, None)
         if upload is not None:
             upload.path.unlink(missing_ok=True)
 
-    def _forget_oldest(self) -> None:
-        while len(self._kept) > 1 and (
-            len(self._kept) > self.limits.count
-            or sum(upload.size for upload in self._kept.values()) > self.limits.total_bytes
-        ):
-            _, upload = self._kept.popitem(last=False)
-            upload.path.unlink(missing_ok=True)
-
 
 def _format_of(content: bytes) -> str:
-    known = ", ".join(sorted({suffix[1:] for suffix in FORMATS.values()}))
+    known = ", ".join(sorted(s[1:] for s in {*FORMATS.values()} & {*image_suffixes()}))
     if not content:
         raise UploadTypeError("the file is empty (0 bytes).")
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            kind = picture.format or "unknown"
+        with Image.open(io.BytesIO(content)) as image:
+            kind = image.format or "unknown"
     except READ_ERRORS as e:
-        raise UploadTypeError(f"the file is no image that can be read ({known}).") from e
+        raise UploadTypeError(f"the file is not a readable image ({known}).") from e
     if kind not in FORMATS:
-        raise UploadTypeError(f"the image is of the kind {kind}; {known} are taken.")
+        raise UploadTypeError(f"the image has the format {kind}; accepted: {known}.")
     return kind
-
-
-def _plain_name(name: str) -> str:
-    """The last part of a name, printable and short."""
-    name = "".join(c for c in os.path.basename(name.replace("\\", "/")) if c.isprintable())
-    return name[-NAME_LENGTH:].strip() or "picture"

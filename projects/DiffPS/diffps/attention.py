@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of the frozen UNet: fused, and the map of one word without the map of all.
+"""Fused attention of the frozen UNet, and the attention map of a single word.
 
 Shape shorthand: B images, N query tokens (cells), T text tokens, E heads, C channels, F = C / E.
 
-The release, to read one column of one cross-attention map, replaces every attention of the UNet by
-an explicit softmax over (B, E, N, N). Here all attention stays fused, and the wanted column is
-computed beside it from the query and the key, in O(N T).
+To read one column of one cross-attention map, the release replaces every attention of the UNet by
+an explicit softmax over (B, E, N, N). Here all attention stays fused, and the column is computed
+separately from the query and the key, in O(N T).
 """
 
 from collections.abc import Sequence
@@ -43,21 +43,21 @@ class FusedAttention:
         return x.to(hidden_states.dtype)
 
     def keys_and_values(self, attn: nn.Module, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Both (B, T, C), before they are split into heads."""
+        """Returns keys and values, (B, T, C) each, before they are split into heads."""
         return attn.to_k(context), attn.to_v(context)
 
 
 class FixedTextAttention(FusedAttention):
-    """Cross-attention to a text that stays the same: its keys and values are computed once.
+    """Cross-attention to a constant text: its keys and values are computed once.
 
-    Again only after the layer has changed its device or type. Weights must not change.
+    They are recomputed only after the layer has changed its device or type. Weights must not
+    change.
+
+    Args:
+        context: Encoded text, (1, T, D), used instead of the text that the UNet passes.
     """
 
     def __init__(self, context: Tensor) -> None:
-        """
-        Args:
-            context: (1, T, D) encoded text. What the UNet passes on instead is not looked at.
-        """
         self.context = context
         # ((device, dtype), (keys, values))
         self._made: tuple[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] | None = None
@@ -65,7 +65,7 @@ class FixedTextAttention(FusedAttention):
     def keys_and_values(
         self, attn: nn.Module, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Both (1, T, C)."""
+        """Returns keys and values, (1, T, C) each."""
         wanted = attn.to_k.weight.device, attn.to_k.weight.dtype
         if self._made is None or self._made[0] != wanted:
             text = self.context.to(*wanted)
@@ -77,11 +77,12 @@ def use_fused_attention(unet: nn.Module, text: Tensor | None = None) -> None:
     """Makes every attention of the UNet a :class:`FusedAttention`, in place.
 
     Args:
-        text: (1, T, D) encoded text, if it is always the same: then all cross-attention is a
+        unet: UNet to change.
+        text: Constant encoded text, (1, T, D); every cross-attention then becomes a
             :class:`FixedTextAttention`.
 
     Raises:
-        ValueError: an attention layer with parts that those of Stable Diffusion do not have.
+        ValueError: If an attention layer has parts that those of Stable Diffusion do not have.
     """
     for name, module in _attentions(unet):
         extras = [
@@ -91,8 +92,8 @@ def use_fused_attention(unet: nn.Module, text: Tensor | None = None) -> None:
         ]
         if extras or module.residual_connection or module.rescale_output_factor != 1:
             raise ValueError(
-                f"the attention layer {name} of this UNet is not one of Stable Diffusion: it has "
-                f"{extras or 'a residual connection or a rescaled output'} of its own."
+                f"the attention layer {name} of this UNet is not one of Stable Diffusion: it also "
+                f"has {extras or 'a residual connection or a rescaled output'}."
             )
         if text is not None and module.is_cross_attention:
             module.set_processor(FixedTextAttention(text))
@@ -101,7 +102,7 @@ def use_fused_attention(unet: nn.Module, text: Tensor | None = None) -> None:
 
 
 def upcast_attention(unet: nn.Module) -> None:
-    """Puts all attention layers into float32, in place; the rest of the UNet stays as it is."""
+    """Converts all attention layers to float32, in place."""
     for _, module in _attentions(unet):
         module.float()
 
@@ -109,12 +110,14 @@ def upcast_attention(unet: nn.Module) -> None:
 def word_map(
     query: Tensor, key: Tensor, num_heads: int, heads: Sequence[int], token: int
 ) -> Tensor:
-    """Cross-attention probability of one text token at every cell, averaged over some heads.
+    """Computes the cross-attention probability of one text token at every cell.
 
     Args:
-        query: (B, N, C) output of ``to_q``. key: (1 or B, T, C) output of ``to_k``.
-        num_heads: E. heads: which of them to average; empty: all.
-        token: index into T.
+        query: Output of ``to_q``, (B, N, C).
+        key: Output of ``to_k``, (1 or B, T, C).
+        num_heads: E.
+        heads: Heads to average; empty for all.
+        token: Index into T.
 
     Returns:
         (B, 1, N) float32 in [0, 1].
@@ -127,10 +130,11 @@ def word_map(
 
 
 def minmax_normalize(maps: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Stretches each image's map to [0, 1].
+    """Stretches the map of each image to [0, 1].
 
     Args:
-        maps: (B, 1, H, W). sizes: (height, width) in cells of the part that is image.
+        maps: (B, 1, H, W).
+        sizes: (height, width) of each image without padding, in cells.
 
     Returns:
         (B, 1, H, W), 0 outside that part; a constant map becomes zeros.
@@ -139,7 +143,7 @@ def minmax_normalize(maps: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
     for source, target, (height, width) in zip(maps, out, sizes, strict=True):
         part = source[:, :height, :width]
         low, high = part.aminmax()
-        # no branch on the values: that would wait for the GPU
+        # without a branch on the values, which would wait for the GPU
         target[:, :height, :width] = (part - low) / (high - low).clamp_min(1e-20)
     return out
 

@@ -3,13 +3,13 @@
 
 Shape shorthand: B images, (H, W) pixels of the batch, (h, w) of one image, C channels.
 
-Each image is run at its own size, rounded up to ``size_divisibility`` (padded with zeros, which is
-gray), and not at that of the batch: what comes out does not depend on the other images.
+Each image is processed at its own size, rounded up to ``size_divisibility`` (padded with zeros,
+which is gray), and not at that of the batch: its features do not depend on the other images.
 """
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,15 +19,15 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffps.assembly import assemble
 from diffps.attention import minmax_normalize
-from diffps.cache import TensorCache
+from diffps.cache import TensorCache, open_cache
 from diffps.compact import HiddenStateProjector
-from diffps.hooks import Layer, list_layers
+from diffps.hooks import Layer, find_layers, list_layers
 from diffps.latents import LatentNoiser, encode_moments, image_digest
 from diffps.loading import check_parts, open_folder, parse_dtype
-from diffps.text_file import get_text
+from diffps.text import TextConditioning, get_text
 from diffps.unet_forward import UNetFeatures, nonfinite_names
+from diffps.winograd import MIN_CHANNELS, use_winograd
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +35,26 @@ MAP = "attn"
 """Name of the cross-attention map among the features."""
 
 _KEY = "MODEL.DIFFPS.BACKBONE"
+_KINDS = ("q", "k", "v", "xq", "vit", "res")
 
 
 @BACKBONE_REGISTRY.register()
 class DiffusionBackbone(Backbone):
     """Activations of a frozen diffusion UNet, and the attention map of one word.
 
-    Frozen in fact: VAE and UNet are no sub-modules, so they are in no state dict, optimizer or
-    ``train()``; they still follow ``to(device)``. Nothing here has a gradient.
+    VAE and UNet are not registered as submodules, so they are not in any state dict or optimizer
+    and do not follow ``train()``; they do follow ``to(device)``. No gradient is computed here.
+
+    Args:
+        vae: VAE of the diffusion model.
+        unet: Returns ``out_layers`` and ``map_layers``, or the sources of ``projector``.
+        noiser: Turns the posterior of the VAE into the latent.
+        out_layers: Layers whose activations are the features.
+        map_layers: Cross-attention layers whose maps are averaged into the feature ``attn``.
+        map_stride: Stride in pixels of ``attn``; maps of other strides are resized.
+        latent_cache: Cache of the posteriors of the VAE.
+        feature_cache: Cache of the outputs of ``unet``.
+        projector: Computes the features from the hidden states of a compact cache.
     """
 
     @configurable
@@ -59,12 +71,6 @@ class DiffusionBackbone(Backbone):
         feature_cache: TensorCache | None = None,
         projector: HiddenStateProjector | None = None,
     ) -> None:
-        """
-        Args:
-            unet: gives ``out_layers`` and ``map_layers``, or what ``projector`` makes them from.
-            map_layers: averaged, after resizing to ``map_stride``, into the feature ``attn``.
-            latent_cache, feature_cache: used where given; the latter holds what ``unet`` gives.
-        """
         super().__init__()
         # in a list, so that torch does not register them
         self._frozen = [vae, unet.unet]
@@ -87,8 +93,15 @@ class DiffusionBackbone(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Loads the model of ``MODEL.DIFFPS.BACKBONE``."""
         config = cfg.MODEL.DIFFPS.BACKBONE
-        _check_input(cfg, input_shape)
+        mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
+        if cfg.INPUT.FORMAT != "RGB" or mean != [127.5] * 3 or std != [127.5] * 3:
+            raise ValueError(
+                "Stable Diffusion takes RGB in [-1, 1]: INPUT.FORMAT must be 'RGB', "
+                "MODEL.PIXEL_MEAN and PIXEL_STD [127.5, 127.5, 127.5]; they are "
+                f"{cfg.INPUT.FORMAT!r}, {mean} and {std}."
+            )
         folder = open_folder(config)
         dtype = parse_dtype(config.DTYPE)
         unet = folder.load_unet(dtype, config.FAMILY)
@@ -104,9 +117,9 @@ class DiffusionBackbone(Backbone):
 
     @property
     def device(self) -> torch.device:
+        """Device of the model."""
         return self._word_vectors.device
 
-    # ---- what the parts behind need to know ---------------------------------------------------
     @property
     def size_divisibility(self) -> int:
         """64 for Stable Diffusion 1 and 2, 32 for the SDXL shape."""
@@ -118,7 +131,10 @@ class DiffusionBackbone(Backbone):
         return self._unet.text.context.shape[2]
 
     def word_vectors(self, words: Sequence[str]) -> Tensor:
-        """Text vectors of words that were encoded at build.
+        """Returns text vectors of words that were encoded when the backbone was built.
+
+        Args:
+            words: Words of ``BACKBONE.WORDS`` or ``SFAN.PARTS``, or the prompt.
 
         Returns:
             (n, ``text_dim``) float32, on the device of the backbone.
@@ -126,21 +142,24 @@ class DiffusionBackbone(Backbone):
         unknown = [word for word in words if word not in self._words]
         if unknown:
             raise ValueError(
-                f"no text vectors of {unknown}: only {self._words} were encoded before the text "
-                "encoder was let go. Add words to MODEL.DIFFPS.BACKBONE.WORDS or SFAN.PARTS."
+                f"there are no text vectors of {unknown}: only {self._words} were encoded when the "
+                f"backbone was built. Add words to {_KEY}.WORDS or SFAN.PARTS."
             )
         return self._word_vectors[[self._words.index(word) for word in words]]
 
     def share_frozen(self, other: "DiffusionBackbone") -> None:
-        """Lets this copy of ``other`` hold the same frozen weights instead of a copy of them.
+        """Uses the frozen weights of ``other``, of which this is a copy; called by ``SOLVER.EMA``.
 
-        From then on both must stay on one device. ``SOLVER.EMA`` calls it.
+        Both must stay on one device from then on.
+
+        Args:
+            other: Backbone that keeps the weights.
         """
         self._frozen, self._unet, self._projector = other._frozen, other._unet, other._projector
         self.latent_cache, self.feature_cache = other.latent_cache, other.feature_cache
 
     def _apply(self, fn, recurse: bool = True) -> "DiffusionBackbone":
-        """Takes the frozen weights along when the model is moved."""
+        """Also moves the frozen weights."""
         for module in self._frozen:
             module._apply(fn, recurse)
         return super()._apply(fn, recurse)
@@ -153,19 +172,19 @@ class DiffusionBackbone(Backbone):
         image_sizes: Sequence[tuple[int, int]] | None = None,
         keys: Sequence[str | None] | None = None,
     ) -> dict[str, Tensor]:
-        """Runs VAE and UNet, or reads what they gave before.
+        """Runs VAE and UNet, or reads their outputs from the cache.
 
         Args:
             images: (B, 3, H, W) RGB in [-1, 1], zero-padded at the right and at the bottom.
-            image_sizes: B times (h, w) without padding; None: all of (H, W).
-            keys: B digests of the images for caches and seeded noise
-                (:func:`diffps.latents.image_digest`); None: computed where needed.
+            image_sizes: (h, w) of each image without padding. Default: (H, W).
+            keys: Digest of each image for caches and seeded noise
+                (:func:`diffps.latents.image_digest`). Default: computed where needed.
 
         Returns:
-            Name -> (B, C, ceil(H / stride), ceil(W / stride)), H and W rounded up to
-            ``size_divisibility`` first, zero where an image has no cells. ``attn`` is float32 in
-            [0, 1], stretched per image to that range, zeros if constant. All else is float32, or
-            under autocast as the UNet gave it.
+            Name -> (B, C, ceil(H / stride), ceil(W / stride)), after rounding H and W up to
+            ``size_divisibility``; zero outside the images. ``attn`` is float32, stretched to
+            [0, 1] per image, zeros if constant. Everything else is float32, or under autocast of
+            the UNet's dtype.
         """
         sizes = self._check_images(images, image_sizes)
         results: list[dict[str, Tensor]] = [{} for _ in sizes]
@@ -184,10 +203,12 @@ class DiffusionBackbone(Backbone):
     def fill_cache(
         self, images: Tensor, image_sizes: Sequence[tuple[int, int]], keys: Sequence[str]
     ) -> None:
-        """Puts into the cache what it lacks of these images, and computes nothing else.
+        """Adds the missing entries of these images to the cache, and computes nothing else.
 
         Args:
-            images, image_sizes, keys: see :meth:`forward`.
+            images: See :meth:`forward`.
+            image_sizes: See :meth:`forward`.
+            keys: See :meth:`forward`.
         """
         for size, indices, crops in self._group(images, self._check_images(images, image_sizes)):
             some_keys = [keys[i] for i in indices]
@@ -197,7 +218,7 @@ class DiffusionBackbone(Backbone):
                 self._moments(torch.stack([_pad(crop, size) for crop in crops]), some_keys)
 
     def cache_entry_bytes(self, image_size: tuple[int, int]) -> int:
-        """Bytes of the tensors that the cache keeps of an image of (h, w) pixels."""
+        """Returns the bytes of the cached tensors of an image of (h, w) pixels."""
         height, width = map(self._round_up, image_size)
         if self.feature_cache is None:
             vae = self._frozen[0]
@@ -210,7 +231,7 @@ class DiffusionBackbone(Backbone):
     def _group(
         self, images: Tensor, sizes: Sequence[tuple[int, int]]
     ) -> Iterator[tuple[tuple[int, int], list[int], list[Tensor]]]:
-        """Gives each rounded size, the indices of its images, and these without padding."""
+        """Yields each rounded size, the indices of its images, and the images without padding."""
         groups = defaultdict(list)
         for index, (h, w) in enumerate(sizes):
             groups[self._round_up(h), self._round_up(w)].append(index)
@@ -220,43 +241,29 @@ class DiffusionBackbone(Backbone):
     def _run_group(
         self, crops: list[Tensor], size: tuple[int, int], given_keys: Sequence[str | None]
     ) -> list[dict[str, Tensor]]:
-        """Raw features of images of one rounded size, with the feature cache."""
+        """Computes raw features of images of one rounded size, using the feature cache."""
+        needs_keys = self.cache is not None or self._noiser.noise == "seeded"
         keys = [
-            key or (image_digest(crop) if self._needs_keys else "")
+            key or (image_digest(crop) if needs_keys else "")
             for key, crop in zip(given_keys, crops, strict=True)
         ]
-        if self.feature_cache is None:
-            return self._compute(crops, size, keys)
-        found = enumerate(self.feature_cache.get_many(keys))
-        results = {i: result for i, result in found if result is not None}
-        missing = [i for i in range(len(keys)) if i not in results]
-        if missing:
-            computed = self._compute([crops[i] for i in missing], size, [keys[i] for i in missing])
-            for i, result in zip(missing, computed, strict=True):
-                self.feature_cache.put(keys[i], result)
-                results[i] = result
-        return [results[i] for i in range(len(keys))]
 
-    def _compute(
-        self, crops: list[Tensor], size: tuple[int, int], keys: Sequence[str]
-    ) -> list[dict[str, Tensor]]:
-        images = torch.stack([_pad(crop, size) for crop in crops])
-        latents = self._noiser(self._moments(images, keys), keys)
-        outputs = self._unet(latents, size)
-        return [{name: x[i] for name, x in outputs.items()} for i in range(len(crops))]
+        def compute(indices: list[int]) -> list[dict[str, Tensor]]:
+            images = torch.stack([_pad(crops[i], size) for i in indices])
+            some_keys = [keys[i] for i in indices]
+            outputs = self._unet(self._noiser(self._moments(images, some_keys), some_keys), size)
+            return [{name: x[i] for name, x in outputs.items()} for i in range(len(indices))]
+
+        return _through_cache(self.feature_cache, keys, compute)
 
     def _moments(self, images: Tensor, keys: Sequence[str]) -> Tensor:
-        """(B, 2 L, h, w) posterior of the VAE, with the latent cache."""
-        if self.latent_cache is None:
-            return self._encode(images)
-        found = enumerate(self.latent_cache.get_many(keys))
-        results = {i: x["moments"].to(images.device) for i, x in found if x is not None}
-        missing = [i for i in range(len(keys)) if i not in results]
-        if missing:
-            for i, moments in zip(missing, self._encode(images[missing]), strict=True):
-                self.latent_cache.put(keys[i], {"moments": moments})
-                results[i] = moments
-        return torch.stack([results[i] for i in range(len(keys))])
+        """Returns the posterior of the VAE, (B, 2 L, h, w), using the latent cache."""
+
+        def compute(indices: list[int]) -> list[dict[str, Tensor]]:
+            return [{"moments": x} for x in self._encode(images[indices])]
+
+        results = _through_cache(self.latent_cache, keys, compute)
+        return torch.stack([x["moments"].to(images.device) for x in results])
 
     def _encode(self, images: Tensor) -> Tensor:
         vae = self._frozen[0]
@@ -282,7 +289,7 @@ class DiffusionBackbone(Backbone):
         size: tuple[int, int],
         device: torch.device,
     ) -> dict[str, Tensor]:
-        """Puts the images' features into one batch of maps."""
+        """Collates the features of the images to a batch of maps."""
         keep_dtype = torch.is_autocast_enabled(device.type)
         features = {}
         for layer in self.out_layers:
@@ -296,7 +303,7 @@ class DiffusionBackbone(Backbone):
         return features
 
     def _average_maps(self, result: dict[str, Tensor], device: torch.device) -> Tensor:
-        """(1, h', w') mean of the raw maps of one image, at ``map_stride``."""
+        """Returns the mean of the raw maps of one image at ``map_stride``, (1, h', w')."""
         maps = []
         for layer in self.map_layers:
             raw = result[layer.name].to(device).float()
@@ -307,10 +314,6 @@ class DiffusionBackbone(Backbone):
         return sum(maps[1:], maps[0]) / len(maps)
 
     # ---- helpers ------------------------------------------------------------------------------
-    @property
-    def _needs_keys(self) -> bool:
-        return self.cache is not None or self._noiser.noise == "seeded"
-
     def _round_up(self, side: int) -> int:
         return -(-side // self._divisibility) * self._divisibility
 
@@ -334,6 +337,23 @@ class DiffusionBackbone(Backbone):
         return sizes
 
 
+def _through_cache(
+    cache: TensorCache | None,
+    keys: Sequence[str],
+    compute: Callable[[list[int]], list[dict[str, Tensor]]],
+) -> list[dict[str, Tensor]]:
+    """Returns the entry of each key; missing ones are computed, by their indices, and added."""
+    if cache is None:
+        return compute(list(range(len(keys))))
+    results = cache.get_many(keys)
+    missing = [i for i, result in enumerate(results) if result is None]
+    if missing:
+        for i, result in zip(missing, compute(missing), strict=True):
+            cache.put(keys[i], result)
+            results[i] = result
+    return results
+
+
 def _pad(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pad(image, (0, size[1] - image.shape[-1], 0, size[0] - image.shape[-2]))
 
@@ -344,11 +364,63 @@ def _stack(maps: list[Tensor], size: tuple[int, int], stride: int) -> Tensor:
     return torch.stack([x if x.shape[1:] == cells else _pad(x, cells) for x in maps])
 
 
-def _check_input(cfg: CfgNode, input_shape: ShapeSpec) -> None:
-    """Stable Diffusion knows RGB in [-1, 1] only."""
-    mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
-    if cfg.INPUT.FORMAT != "RGB" or mean != [127.5] * 3 or std != [127.5] * 3:
-        raise ValueError(
-            "Stable Diffusion takes RGB in [-1, 1]: INPUT.FORMAT must be 'RGB', MODEL.PIXEL_MEAN "
-            f"and PIXEL_STD [127.5, 127.5, 127.5]; they are {cfg.INPUT.FORMAT!r}, {mean} and {std}."
-        )
+def assemble(
+    cfg: CfgNode,
+    vae: nn.Module,
+    unet: nn.Module,
+    text: TextConditioning,
+    alphas_cumprod: Tensor,
+) -> dict[str, Any]:
+    """Returns the arguments of :class:`DiffusionBackbone` for the loaded parts of a model.
+
+    Args:
+        cfg: The whole config.
+        vae: Frozen VAE in the type of ``BACKBONE.DTYPE``; changed in place.
+        unet: Frozen UNet in the type of ``BACKBONE.DTYPE``; changed in place.
+        text: Condition of the UNet.
+        alphas_cumprod: Share of signal power at every timestep.
+
+    Raises:
+        ValueError: If the model does not support a setting, or settings contradict each other.
+    """
+    config = cfg.MODEL.DIFFPS.BACKBONE
+    latent_stride = 2 ** (len(vae.config.block_out_channels) - 1)
+    available = list_layers(unet, latent_stride)
+    out_layers = find_layers(config.OUT_FEATURES, available, f"{_KEY}.OUT_FEATURES", _KINDS)
+    maps = [name if "map" in name else f"{name}_map" for name in config.ATTN.LAYERS]
+    map_layers = find_layers(maps, available, f"{_KEY}.ATTN.LAYERS", ("map",))
+    layers, projector = [*out_layers, *map_layers], None
+    if not layers:
+        raise ValueError(f"{_KEY}.OUT_FEATURES and ATTN.LAYERS are both empty.")
+    if config.CACHE.KIND == "compact":
+        projector = HiddenStateProjector(unet, layers, available)
+        layers = projector.source_layers
+    scale = vae.config.scaling_factor
+    noiser = LatentNoiser(alphas_cumprod, config.TIMESTEP, config.NOISE, config.VAE_SAMPLE, scale)
+    caches = open_cache(config, vae, unet, text, noiser, layers)
+    # after the cache has computed digests of the weights
+    if config.WINOGRAD and cfg.MODEL.DEVICE == "cpu":
+        for model in (vae, unet):
+            use_winograd(model, MIN_CHANNELS)
+    features = UNetFeatures(
+        unet,
+        layers,
+        text,
+        timestep=config.TIMESTEP,
+        latent_stride=latent_stride,
+        map_heads=config.ATTN.HEADS,
+        truncate=config.TRUNCATE,
+        upcast=config.UPCAST_ATTENTION,
+        on_nonfinite=config.NONFINITE,
+        compile_blocks=config.COMPILE,
+    )
+    return {
+        "vae": vae,
+        "unet": features,
+        "noiser": noiser,
+        "out_layers": out_layers,
+        "map_layers": map_layers,
+        "map_stride": config.ATTN.STRIDE,
+        "projector": projector,
+        **caches,
+    }

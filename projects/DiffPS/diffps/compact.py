@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries, keys and values from what they are linear maps of, for a smaller feature cache.
+"""Computes queries, keys and values from hidden states, for a smaller feature cache.
 
 Shape shorthand: C channels of a transformer block, D of a projection, (h, w) cells.
 
-The queries, keys and values of a self-attention are frozen projections of one normed hidden state.
-A cache that keeps that state and projects at reading holds 53 MB instead of 86 MB per image of
-1280 x 1280 (float16), since four of the seven default activations come from two blocks.
+The queries, keys and values of a self-attention are frozen projections of one normalized hidden
+state. A cache that keeps that state and projects when reading holds 53 MB instead of 86 MB per
+image of 1280 x 1280 (float16), since four of the seven default activations come from two blocks.
 """
 
 from collections.abc import Sequence
@@ -19,22 +19,27 @@ _SOURCE_KINDS = {"q": "n", "k": "n", "v": "n", "xq": "xn"}
 
 
 class HiddenStateProjector:
-    """Turns normed hidden states into the activations wanted.
+    """Projects normalized hidden states to the requested activations.
+
+    Args:
+        unet: UNet with the projections.
+        layers: Requested activations; kinds that are not projections are passed through.
+        available: All layers of the UNet (:func:`diffps.hooks.list_layers`).
 
     Attributes:
-        source_layers: what to take out of the UNet, and to keep, instead of ``layers``.
+        source_layers: Layers to record and to cache instead of ``layers``.
     """
 
     def __init__(
         self, unet: nn.Module, layers: Sequence[Layer], available: dict[str, Layer]
     ) -> None:
-        """
-        Args:
-            layers: the activations wanted; kinds that are no projection stay as they are.
-            available: all layers of the UNet (:func:`diffps.hooks.list_layers`).
-        """
         self.unet = unet
-        self._sources = [(layer, _source(layer, available)) for layer in layers]
+        self._sources = []
+        for layer in layers:
+            kind, source = _SOURCE_KINDS.get(layer.kind), layer
+            if kind is not None:
+                source = available[f"{layer.name.rpartition('_')[0]}_{kind}"]
+            self._sources.append((layer, source))
         self.source_layers = list(dict.fromkeys(source for _, source in self._sources))
 
     @torch.no_grad()
@@ -42,12 +47,12 @@ class HiddenStateProjector:
         """Applies the frozen projections.
 
         Args:
-            states: name of each of ``source_layers`` -> (C, h, w) of one image.
-            device: of the UNet.
+            states: Name of each of ``source_layers`` -> (C, h, w) of one image.
+            device: Device of the UNet.
 
         Returns:
-            Name of each of ``layers`` -> (D, h, w), in the type of the projection's weights. What
-            exceeds float16 comes in float32.
+            Name of each of ``layers`` -> (D, h, w), in the type of the projection's weights, or in
+            float32 where values exceed float16.
         """
         states = {name: x.to(device) for name, x in states.items()}
         return {
@@ -58,15 +63,8 @@ class HiddenStateProjector:
         }
 
 
-def _source(layer: Layer, available: dict[str, Layer]) -> Layer:
-    if layer.kind not in _SOURCE_KINDS:
-        return layer
-    place = layer.name.rpartition("_")[0]
-    return available[f"{place}_{_SOURCE_KINDS[layer.kind]}"]
-
-
 def _project(linear: nn.Linear, state: Tensor) -> Tensor:
-    """(C, h, w) -> (D, h, w); a matrix product, which leaves the cells where they are."""
+    """(C, h, w) -> (D, h, w), by a matrix product, which keeps the order of the cells."""
     out = _product(linear, state, linear.weight.dtype)
     if out.dtype == torch.float16 and not out.isfinite().all():
         out = _product(linear, state, torch.float32)

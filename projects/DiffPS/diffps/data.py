@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mapper of DiffPS: images of a size that the diffusion model takes, and their digests.
+"""Mapper of DiffPS: resizes images for the diffusion model and computes their digests.
 
-Frames: sizes are (height, width) in pixels.
+Sizes are (height, width) in pixels.
 """
 
 import math
@@ -22,7 +22,7 @@ _MULTIPLE = 64
 
 
 class BilinearResize(T.Transform):
-    """Bilinear resizing without antialiasing, as the release does it; gives float32 pixels."""
+    """Bilinear resizing without antialiasing, as in the release, to float32 pixels."""
 
     def __init__(self, old_size: Sequence[int], new_size: Sequence[int]) -> None:
         super().__init__()
@@ -35,29 +35,31 @@ class BilinearResize(T.Transform):
         return image[0].permute(1, 2, 0).contiguous().numpy()
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """(n, 2) float xy; each axis has a factor of its own."""
+        """Scales (n, 2) float xy coordinates, each axis by its own factor."""
         scale = [new / old for old, new in zip(self.old_size, self.new_size, strict=True)]
         return coords * np.array(scale[::-1], coords.dtype)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Is not supported."""
         raise NotImplementedError("person search has no masks")
 
 
 class ResizeTo(T.Augmentation):
-    """Resizes every image to one size."""
+    """Resizes every image to the same size."""
 
     def __init__(self, size: Sequence[int]) -> None:
         super().__init__()
         self.size = tuple(size)
 
     def get_transform(self, image: np.ndarray) -> BilinearResize:
+        """Returns the transform of one image."""
         return BilinearResize(image.shape[:2], self.size)
 
 
 class ResizeToBudget(T.Augmentation):
-    """Resizes to the greatest size of about the same aspect ratio within a number of pixels.
+    """Resizes to the largest size of about the same aspect ratio within a number of pixels.
 
-    Both sides become multiples of 64, so the ratio changes by some percent and nothing is padded.
+    Both sides become multiples of 64, so the ratio changes by a few percent and nothing is padded.
     """
 
     def __init__(self, max_pixels: int) -> None:
@@ -65,14 +67,15 @@ class ResizeToBudget(T.Augmentation):
         self.max_pixels = max_pixels
 
     def get_transform(self, image: np.ndarray) -> BilinearResize:
+        """Returns the transform of one image."""
         return BilinearResize(image.shape[:2], budget_size(image.shape[:2], self.max_pixels))
 
 
 def budget_size(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
     """Returns the (height, width) in multiples of 64 that :class:`ResizeToBudget` resizes to.
 
-    Of the sizes with at most ``max_pixels`` it takes the one that loses least: the product of
-    used share of the budget and of min(r, 1 / r), with r the change of the aspect ratio.
+    Of the sizes with at most ``max_pixels`` it is the one with the largest product of the used
+    share of the budget and min(r, 1 / r), where r is the change of the aspect ratio.
     """
     aspect = size[1] / size[0]
     best, best_value = (_MULTIPLE, _MULTIPLE), 0.0
@@ -92,22 +95,23 @@ def budget_size(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
 class DiffPSMapper(PersonSearchMapper):
     """The shared mapper with the sizes of ``MODEL.DIFFPS.INPUT``.
 
-    Adds ``image_digest``, the key of caches and of seeded noise, where the backbone needs one: so
-    the loader's processes compute it.
+    It adds ``image_digest``, the key of caches and of seeded noise, where the backbone needs it,
+    so that the worker processes compute it.
+
+    Args:
+        is_train: Whether images are mapped for training.
+        add_digest: Whether to compute ``image_digest``.
+        **kwargs: Arguments of :class:`PersonSearchMapper`.
     """
 
     @configurable
     def __init__(self, is_train: bool, *, add_digest: bool, **kwargs: Any) -> None:
-        """
-        Args:
-            add_digest: whether to compute ``image_digest``.
-            is_train, kwargs: see :class:`PersonSearchMapper`.
-        """
         super().__init__(is_train, **kwargs)
         self.add_digest = add_digest
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        """Returns the arguments of the constructor."""
         arguments = super().from_config(cfg, is_train)
         arguments["augmentations"] = replace_resize(
             arguments["augmentations"], cfg.MODEL.DIFFPS.INPUT.RESIZE, cfg.MODEL.DIFFPS.INPUT.SIZE
@@ -117,6 +121,7 @@ class DiffPSMapper(PersonSearchMapper):
         return arguments
 
     def __call__(self, record: dict) -> dict | None:
+        """Maps one record, see :class:`PersonSearchMapper`."""
         output = super().__call__(record)
         if output is not None and self.add_digest:
             output["image_digest"] = image_digest(output["image"])
@@ -126,13 +131,15 @@ class DiffPSMapper(PersonSearchMapper):
 def replace_resize(
     augmentations: list[T.Augmentation], mode: str, size: Sequence[int]
 ) -> list[T.Augmentation]:
-    """Puts the resizing of DiffPS in the place of Detectron2's.
+    """Replaces Detectron2's resizing by that of DiffPS.
 
     Args:
-        mode: one of ``RESIZE_MODES``. size: (height, width).
+        augmentations: Augmentations of the shared mapper.
+        mode: One of ``RESIZE_MODES``.
+        size: (height, width) or, for ``budget``, its area.
 
     Raises:
-        ValueError: an unknown mode, or sides that are no positive multiples of 64.
+        ValueError: If the mode is unknown, or a side is not a positive multiple of 64.
     """
     if mode not in RESIZE_MODES:
         raise ValueError(f"MODEL.DIFFPS.INPUT.RESIZE is {mode!r}; allowed: {RESIZE_MODES}")

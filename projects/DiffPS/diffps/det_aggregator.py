@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From one frozen activation to the feature map of the detection branch."""
+"""Computes the feature map of the detection branch from one frozen activation."""
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -7,17 +7,17 @@ from torch import nn
 
 
 class DetAggregator(nn.Sequential):
-    """1x1 convolution, norm, ReLU, depth-wise 3x3 convolution, norm.
+    """1x1 convolution, norm, ReLU, depth-wise 3x3 convolution, norm; no ReLU at the end.
 
-    (B, C, H, W) -> (B, dim, H, W). There is no ReLU at the end.
+    (B, C, H, W) -> (B, dim, H, W).
+
+    Args:
+        in_channels: C.
+        dim: Channels of the result.
     """
 
     @configurable
     def __init__(self, *, in_channels: int, dim: int) -> None:
-        """
-        Args:
-            in_channels: C. dim: channels of the result.
-        """
         super().__init__(
             nn.Conv2d(in_channels, dim, kernel_size=1, bias=False),
             nn.BatchNorm2d(dim),
@@ -29,20 +29,23 @@ class DetAggregator(nn.Sequential):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        """Returns the arguments of the constructor."""
         det_agg = cfg.MODEL.DIFFPS.DET_AGG
         shape = feature_shape(input_shape, det_agg.IN_FEATURE, "MODEL.DIFFPS.DET_AGG.IN_FEATURE")
         return {"in_channels": shape.channels, "dim": det_agg.DIM}
 
 
 def feature_shape(input_shape: dict[str, ShapeSpec], name: str, key: str) -> ShapeSpec:
-    """Looks up a feature of the backbone that config key ``key`` names.
+    """Returns the shape of a feature of the backbone; raises ValueError if it does not exist.
 
-    Raises:
-        ValueError: the backbone does not give that feature.
+    Args:
+        input_shape: Shapes of all features.
+        name: Name of the feature.
+        key: Config key that names it, for the message.
     """
     if name not in input_shape:
         raise ValueError(
-            f"{key} names '{name}', but the backbone gives {sorted(input_shape)}. Add it to "
+            f"{key} is '{name}', but the backbone has {sorted(input_shape)}. Add it to "
             "MODEL.DIFFPS.BACKBONE.OUT_FEATURES."
         )
     return input_shape[name]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diffusion-guided region proposal network (DGRPN): an RPN that is shown where the word looks.
+"""Diffusion-guided region proposal network (DGRPN): an RPN guided by cross-attention.
 
 Shape shorthand in this file:
     B: images. C: channels. H, W: cells. K: peaks kept per image.
@@ -15,40 +15,59 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.proposal_generator import RPN
 from torch import Tensor, nn
 
 _NORMS = ("image", "batch")
 
 
+@ANCHOR_GENERATOR_REGISTRY.register()
+class RoundedAnchorGenerator(DefaultAnchorGenerator):
+    """Detectron2's anchors with the corners of the cell anchors rounded to whole pixels.
+
+    With ``MODEL.ANCHOR_GENERATOR.OFFSET`` 0 these are the anchors of torchvision's detectors, in
+    another order within a cell.
+    """
+
+    def generate_cell_anchors(self, *args, **kwargs) -> Tensor:
+        """Returns the anchors of one cell, (n, 4)."""
+        return super().generate_cell_anchors(*args, **kwargs).round()
+
+
 class AttentionPeaks(NamedTuple):
-    """Where the attention peaks and how far each peak reaches (Eq. 1 and 2)."""
+    """Peaks of the attention and their extents (Eq. 1 and 2).
+
+    Attributes:
+        scores: S, (B, H, W) float32, the attention above the threshold.
+        cells: (x, y) of the peaks, (B, K, 2) int64, by descending score.
+        valid: (B, K) bool; the other entries must be ignored.
+        extents: s_w and s_h in cells, (B, K, 2) float32.
+    """
 
     scores: Tensor
-    """S, (B, H, W) float32: the attention above the threshold."""
     cells: Tensor
-    """(B, K, 2) int64, (x, y) by falling score."""
     valid: Tensor
-    """(B, K) bool; the other entries are not to be used."""
     extents: Tensor
-    """(B, K, 2) float32: s_w and s_h in cells."""
 
 
 class AttentionModulator(nn.Module):
     """Amplifies a feature map around the peaks of an attention map (Eq. 1 to 4).
 
     Args:
-        tau: Eq. 1, the share of the maximum below which attention counts as zero.
-        delta: Eq. 2, smallest extent in cells.
-        peak_window: side in cells of the window whose maximum a peak must be; odd.
-        neighbor_window: side in cells of the window that the extent is measured in; odd.
-        topk: K, peaks of highest score that are kept.
-        beta_init, learn_beta: Eq. 3, width of the Gaussians.
-        gamma_init: Eq. 4, strength; it is learnt. At 0 the map is left as it is.
-        mask_empty_peaks: False: where an image has less than K peaks, cells of score zero take
-            their places, in reading order, and get Gaussians too (as the release does on a CPU).
-        norm: whether an attention map is divided by the maximum of its ``image`` or ``batch``.
+        tau: Eq. 1, share of the maximum below which attention is set to zero.
+        delta: Eq. 2, minimum extent in cells.
+        peak_window: Side in cells of the window whose maximum a peak must be; odd.
+        neighbor_window: Side in cells of the window in which the extent is measured; odd.
+        topk: K, number of peaks of highest score that are kept.
+        beta_init: Eq. 3, initial width of the Gaussians.
+        learn_beta: Whether the width is learnt.
+        gamma_init: Eq. 4, initial strength, which is learnt. At 0 the map is unchanged.
+        mask_empty_peaks: Whether an image may have fewer than K peaks. If False, cells of score
+            zero take the free places, in reading order, and get Gaussians too (as in the release
+            on a CPU).
+        norm: Whether attention is divided by the maximum of the ``image`` or of the ``batch``.
     """
 
     def __init__(
@@ -80,10 +99,11 @@ class AttentionModulator(nn.Module):
         self.gamma = nn.Parameter(torch.tensor(float(gamma_init)))
 
     def forward(self, features: Tensor, attention: Tensor) -> Tensor:
-        """Eq. 4, F + gamma G F.
+        """Computes Eq. 4, F + gamma G F.
 
         Args:
-            features: F, (B, C, H, W). attention: (B, 1, H, W) in [0, 1], no gradient.
+            features: F, (B, C, H, W).
+            attention: (B, 1, H, W) in [0, 1]; it gets no gradient.
 
         Returns:
             (B, C, H, W), dtype of ``features``.
@@ -92,10 +112,10 @@ class AttentionModulator(nn.Module):
         return features + gain.to(features.dtype) * features
 
     def gaussians(self, attention: Tensor) -> Tensor:
-        """G of Eq. 3: (B, 1, H, W) -> (B, 1, H, W) in [0, 1]; zero for an image without peak.
+        """Computes G of Eq. 3: (B, 1, H, W) -> (B, 1, H, W) in [0, 1]; zero without a peak.
 
-        G is the largest of the K Gaussians in every cell. All share the width beta, so the largest
-        is the one of the nearest peak whatever beta is: only that distance needs a graph.
+        G is the maximum of the K Gaussians in every cell. All share the width beta, so the maximum
+        is the Gaussian of the nearest peak for any beta, and only that distance is needed.
         """
         with torch.no_grad():
             distance = _nearest(self.find_peaks(attention))
@@ -106,14 +126,14 @@ class AttentionModulator(nn.Module):
 
     @torch.no_grad()
     def find_peaks(self, attention: Tensor) -> AttentionPeaks:
-        """Eq. 1 and 2: (B, 1, H, W) -> the peaks that :meth:`gaussians` puts its Gaussians at."""
+        """Computes Eq. 1 and 2: (B, 1, H, W) -> the centers and extents of the Gaussians."""
         scores = self.scores(attention[:, 0])
         cells, valid = self.peaks(scores)
         extents = torch.stack(self.extents(scores, cells), dim=2)
         return AttentionPeaks(scores, cells, valid, extents)
 
     def scores(self, attention: Tensor) -> Tensor:
-        """S of Eq. 1: (B, H, W) -> (B, H, W) float32."""
+        """Computes S of Eq. 1: (B, H, W) -> (B, H, W) float32."""
         attention = attention.float().clamp(min=0.0)
         if self.norm == "image":
             highest = attention.amax(dim=(1, 2), keepdim=True)
@@ -123,10 +143,10 @@ class AttentionModulator(nn.Module):
         return torch.where(scaled > self.tau, scaled, 0.0)
 
     def peaks(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Cells that are the highest of their window: (B, H, W) -> (B, K, 2) int64 and (B, K) bool.
+        """Finds the maxima of their windows: (B, H, W) -> (B, K, 2) int64 and validity (B, K).
 
-        Peaks come by falling score, equal ones in reading order; invalid entries are not to be
-        used. K is less than ``topk`` on a map of fewer cells.
+        Peaks are sorted by descending score, equal ones in reading order. K is less than ``topk``
+        on a map of fewer cells.
         """
         window = self.peak_window
         highest = F.max_pool2d(scores[:, None], window, stride=1, padding=window // 2)[:, 0]
@@ -138,9 +158,9 @@ class AttentionModulator(nn.Module):
         return peaks, values > 0 if self.mask_empty_peaks else torch.ones_like(values).bool()
 
     def extents(self, scores: Tensor, peaks: Tensor) -> tuple[Tensor, Tensor]:
-        """s_w and s_h of Eq. 2, (B, K) each: spread of the scores in the window of each peak.
+        """Computes s_w and s_h of Eq. 2, (B, K) each: the spread of the scores around each peak.
 
-        Scores are weights as they are; they do not sum to one.
+        The scores are used as weights without normalization.
         """
         radius = self.neighbor_window // 2
         offsets = torch.arange(-radius, radius + 1, device=scores.device)
@@ -158,8 +178,7 @@ class AttentionModulator(nn.Module):
 
 
 def _nearest(peaks: AttentionPeaks) -> Tensor:
-    """Least ((X - x) / s_w)^2 + ((Y - y) / s_h)^2 over the valid peaks, (B, H, W); inf without
-    any."""
+    """Minimum of ((X - x) / s_w)^2 + ((Y - y) / s_h)^2 over valid peaks, (B, H, W), or inf."""
     height, width = peaks.scores.shape[1:]
     x = torch.arange(width, device=peaks.scores.device)
     y = torch.arange(height, device=peaks.scores.device)
@@ -171,25 +190,25 @@ def _nearest(peaks: AttentionPeaks) -> Tensor:
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class DGRPN(RPN):
-    """Detectron2's RPN and, before it, the modulation of its input.
+    """Detectron2's RPN on a modulated feature map.
 
-    ``guide`` is called first; its result goes under the name ``guided`` into the features that the
-    RPN (``MODEL.RPN.IN_FEATURES``) and, if wanted, the RoI heads (``MODEL.ROI_HEADS.IN_FEATURES``)
-    read: ``guided`` as released, or ``det``, the map before modulation, as in Fig. 3b.
+    ``guide`` is called first; its result is the feature ``guided``, which the RPN
+    (``MODEL.RPN.IN_FEATURES``) and the RoI heads (``MODEL.ROI_HEADS.IN_FEATURES``) read. The RoI
+    heads may read ``det`` instead, the map before modulation, as in Fig. 3b.
+
+    Args:
+        modulator: Modulates the feature map; None for a plain RPN.
+        **kwargs: Arguments of :class:`detectron2.modeling.proposal_generator.RPN`.
     """
 
     @configurable
     def __init__(self, *, modulator: AttentionModulator | None, **kwargs) -> None:
-        """
-        Args:
-            modulator: None for a plain RPN.
-            **kwargs: of :class:`detectron2.modeling.proposal_generator.RPN`.
-        """
         super().__init__(**kwargs)
         self.modulator = modulator
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        """Returns the arguments of the constructor."""
         dgrpn = cfg.MODEL.DIFFPS.DGRPN
         args = super().from_config(cfg, input_shape)
         args["modulator"] = None
@@ -221,5 +240,5 @@ class DGRPN(RPN):
         return args
 
     def guide(self, features: Tensor, attention: Tensor | None) -> Tensor:
-        """The map that the RPN looks at, see :class:`AttentionModulator`."""
+        """Returns the input of the RPN, see :class:`AttentionModulator`."""
         return features if self.modulator is None else self.modulator(features, attention)

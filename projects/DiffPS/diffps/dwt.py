@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One level of the two-dimensional Haar wavelet transform, and its inverse.
+"""One level of the two-dimensional Haar wavelet transform and its inverse.
 
 A 2x2 block of the map, ``a b`` over ``c d``, becomes one cell in each of four sub-bands:
 LL = (a + b + c + d) / 2, the average; LH = (a + b - c - d) / 2, top against bottom;
@@ -18,7 +18,7 @@ def haar_dwt(x: Tensor) -> SubBands:
     """Splits a map into its sub-bands.
 
     Args:
-        x: (..., H, W). An odd side is filled up with a row or column of zeros.
+        x: (..., H, W). An odd side is padded with a row or column of zeros.
 
     Returns:
         LL, LH, HL, HH, each (..., ceil(H / 2), ceil(W / 2)).
@@ -39,11 +39,11 @@ def haar_dwt(x: Tensor) -> SubBands:
 
 
 def haar_idwt(bands: SubBands, size: tuple[int, int] | None = None) -> Tensor:
-    """Puts sub-bands together again.
+    """Reconstructs a map from its sub-bands.
 
     Args:
         bands: LL, LH, HL, HH, each (..., h, w).
-        size: (H, W) of the map, to cut off what was filled up; None: (2h, 2w).
+        size: (H, W) of the map, which removes the padding. Default: (2h, 2w).
 
     Returns:
         (..., H, W).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-granularity embedder: pooled re-ID maps -> one embedding of unit length.
+"""Multi-granularity embedder: pooled re-ID maps -> one unit-length embedding.
 
 Shape shorthand in this file:
     N: RoIs. C: channels. h, w: cells of a pooled map. D: length of the embedding.
@@ -15,7 +15,7 @@ from diffps.norm import RowNorm, no_rows
 
 
 def split_evenly(total: int, parts: int) -> list[int]:
-    """Cuts a number into parts that differ by one at most, the larger ones first.
+    """Splits a number into parts that differ by at most one, the larger ones first.
 
     >>> split_evenly(512, 3)
     [171, 171, 170]
@@ -25,10 +25,7 @@ def split_evenly(total: int, parts: int) -> list[int]:
 
 
 class CBAM(nn.Module):
-    """Convolutional block attention: a gate per channel, then a gate per cell.
-
-    (N, C, h, w) -> (N, C, h, w).
-    """
+    """Convolutional block attention: a gate per channel, then a gate per cell."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -43,6 +40,7 @@ class CBAM(nn.Module):
             weight_init.c2_msra_fill(module)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, C, h, w)."""
         average, peak = x.mean(dim=(2, 3), keepdim=True), x.amax(dim=(2, 3), keepdim=True)
         x = x * torch.sigmoid(self.mlp(average) + self.mlp(peak))
         stats = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)
@@ -50,13 +48,14 @@ class CBAM(nn.Module):
 
 
 class DropPath(nn.Module):
-    """In training, zeroes whole rows with some probability and scales up the others."""
+    """Zeroes whole rows with some probability in training, and scales up the others."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C) -> (N, C)."""
         if not self.training or self.probability == 0:
             return x
         keep = 1.0 - self.probability
@@ -65,7 +64,7 @@ class DropPath(nn.Module):
 
 
 class StripProjector(nn.Module):
-    """One horizontal strip of a map -> its part of the embedding: (N, C, s, w) -> (N, d)."""
+    """Turns one horizontal strip of a map into its part of the embedding."""
 
     def __init__(self, channels: int, dim: int, drop_path: float, reduction: int) -> None:
         super().__init__()
@@ -76,15 +75,16 @@ class StripProjector(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, s, w) -> (N, d)."""
         x = self.attention(x).amax(dim=(2, 3))
         return self.drop_path(self.norm(self.linear(x)))
 
 
 class MapEmbedder(nn.Module):
-    """One map -> its share of the embedding, from 1, 2, ... strips of its height.
+    """Turns one map into its share of the embedding, from 1, 2, ... strips of its height.
 
-    (N, C, h, w) -> (N, D'). Branch i cuts the map into i strips and gets an even share of D',
-    which its strips share evenly, in order from the top.
+    Branch i splits the map into i strips and gets an even share of D', which its strips share
+    evenly, in order from the top.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class MapEmbedder(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, D')."""
         parts = []
         for branch in self.branches:
             strips = x.split(split_evenly(x.shape[2], len(branch)), dim=2)
@@ -107,7 +108,15 @@ class MapEmbedder(nn.Module):
 
 
 class MultiGranularityEmbedder(nn.Module):
-    """Embeds the input and the output of the re-ID head together, each with half of D."""
+    """Embeds the input and the output of the re-ID head together, each with half of D.
+
+    Args:
+        in_channels: C of every map, in the order in which their parts are concatenated.
+        embed_dim: D.
+        branches: Number of branches, which is the number of strips of the finest one.
+        drop_path: Probability with which a strip is dropped in training.
+        reduction: Reduction ratio of the channel gates.
+    """
 
     @configurable
     def __init__(
@@ -119,20 +128,12 @@ class MultiGranularityEmbedder(nn.Module):
         drop_path: float = 0.1,
         reduction: int = 16,
     ) -> None:
-        """
-        Args:
-            in_channels: C of every map, in the order in which their parts are concatenated.
-            embed_dim: D.
-            branches: the finest one cuts into so many strips.
-            drop_path: probability with which a strip is left out in training.
-            reduction: by which the channel gates narrow.
-        """
         super().__init__()
         least = len(in_channels) * sum(range(1, branches + 1))
         if embed_dim < least or branches < 1:
             raise ValueError(
                 f"MODEL.REID.EMBED_DIM is {embed_dim}, but MODEL.DIFFPS.REID.BRANCHES {branches} "
-                f"on {len(in_channels)} maps need at least one branch and {least} numbers."
+                f"on {len(in_channels)} maps need at least one branch and {least} dimensions."
             )
         self.embed_dim = embed_dim
         self.maps = nn.ModuleList(
@@ -144,6 +145,7 @@ class MultiGranularityEmbedder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, in_channels: list[int]) -> dict:
+        """Returns the arguments of the constructor."""
         reid = cfg.MODEL.DIFFPS.REID
         return {
             "in_channels": in_channels,
@@ -154,9 +156,16 @@ class MultiGranularityEmbedder(nn.Module):
         }
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Maps (N, C, h, w), one per entry of ``in_channels`` -> (N, D) float32, unit length."""
+        """Embeds RoIs.
+
+        Args:
+            maps: (N, C, h, w), one per entry of ``in_channels``.
+
+        Returns:
+            (N, D) float32 of unit length.
+        """
         if len(maps[0]) == 0:
-            # The last map, which is made from the other one, ties both.
+            # the last map, computed from the other one, ties both to the graph
             return no_rows(self, maps[-1].float(), self.embed_dim)
         parts = [embed(x) for embed, x in zip(self.maps, maps, strict=True)]
         return F.normalize(torch.cat(parts, dim=1).float(), dim=1)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of the activations inside a diffusion UNet, and the hooks that take them out.
+"""Names of the activations of a diffusion UNet, and the hooks that record them.
 
 Shape shorthand: B images, C channels, (H, W) cells, HW their product.
 
-A layer has a short name, used as feature name, and a long one; either may stand in a config.
+A layer has a short name, used as feature name, and a long one; a config may use either.
 
     short      long                                    what it is
     u1r2_q     up-level1-repeat2-vit-block0-self-q     output of to_q of the self-attention, before
@@ -17,7 +17,7 @@ A layer has a short name, used as feature name, and a long one; either may stand
 
 ``d``, ``m``, ``u`` are the down, mid and up blocks of diffusers' ``UNet2DConditionModel``, level an
 index into them, repeat an index into their ``attentions`` (``resnets`` for ``res``). A transformer
-block other than the first is written ``u0r1b3_q``.
+block other than the first is named ``u0r1b3_q``.
 """
 
 import re
@@ -40,7 +40,7 @@ _KINDS = {
     "vit": "vit-out",
     "res": "res-out",
 }
-_WHOLE = ("vit", "res")  # kinds that belong to no single transformer block
+_WHOLE = ("vit", "res")  # kinds that do not belong to a single transformer block
 _SUBMODULES = {
     "n": "norm1",
     "xn": "norm2",
@@ -58,22 +58,26 @@ _LONG = re.compile(
 
 @dataclass(frozen=True)
 class Layer:
-    """An activation of one particular UNet."""
+    """An activation of one particular UNet.
+
+    Attributes:
+        name: Short name.
+        kind: ``q``, ``k``, ``v``, ``n``, ``xn``, ``xq``, ``map``, ``vit`` or ``res``.
+        module: Path of the module whose output it is; for ``map``, that it is computed from.
+        channels: Channels of the activation.
+        stride: Pixels of the image per cell.
+        heads: Attention heads of the block; 0 for ``vit`` and ``res``.
+    """
 
     name: str
-    """Short name."""
     kind: str
-    """``q``, ``k``, ``v``, ``n``, ``xn``, ``xq``, ``map``, ``vit`` or ``res``."""
     module: str
-    """Path of the module whose output it is (for ``map``: that its output is computed from)."""
     channels: int
     stride: int
-    """Pixels of the image per cell."""
     heads: int = 0
-    """Attention heads of the block; 0 for ``vit`` and ``res``."""
 
     def bytes_of(self, image_size: tuple[int, int], dtype: torch.dtype) -> int:
-        """Bytes of the activation for one image; maps are float32, all else is of ``dtype``."""
+        """Returns the bytes for one image; maps are float32, everything else is of ``dtype``."""
         cells = (image_size[0] // self.stride) * (image_size[1] // self.stride)
         return self.channels * cells * (torch.float32 if self.kind == "map" else dtype).itemsize
 
@@ -116,14 +120,14 @@ def _block_layers(
 
 
 def _width(kind: str, module: nn.Module) -> int:
-    """Channels of the output of a part of a transformer block; maps are of one word."""
+    """Returns the channels of a part of a transformer block; a map is of one word."""
     if kind == "map":
         return 1
     return module.normalized_shape[0] if kind in ("n", "xn") else module.out_features
 
 
 def short_name(name: str) -> str | None:
-    """Returns the short form of a short or long layer name, None if it has neither form."""
+    """Returns the short form of a short or long layer name, None if it is neither."""
     if match := _SHORT.fullmatch(name):
         stage, level, repeat, block, kind = match.groups()
         if kind not in _KINDS or (block is not None and kind in _WHOLE):
@@ -146,13 +150,13 @@ def find_layers(
     """Looks up layers by short or long name.
 
     Args:
-        available: from :func:`list_layers`.
-        key: config key that the names come from, for messages.
-        kinds: which kinds are allowed; empty: all.
+        names: Names of layers.
+        available: Layers of the UNet, from :func:`list_layers`.
+        key: Config key that the names come from, for messages.
+        kinds: Allowed kinds; empty for all.
 
     Raises:
-        ValueError: a name that the UNet does not have, with all those that it has, or one given
-            twice.
+        ValueError: If the UNet does not have a layer, or a layer is named twice.
     """
     allowed = {n: layer for n, layer in available.items() if not kinds or layer.kind in kinds}
     layers = []
@@ -170,7 +174,7 @@ def find_layers(
 
 
 def _listing(names: Iterable[str]) -> str:
-    """All names, those of one place together: ``u1r0_(res|q|k|v), u1r1_(...)``."""
+    """Lists all names, grouped by place: ``u1r0_(res|q|k|v), u1r1_(...)``."""
     places: dict[str, list[str]] = {}
     for name in names:
         place, _, kind = name.rpartition("_")
@@ -179,51 +183,49 @@ def _listing(names: Iterable[str]) -> str:
 
 
 class ForwardDone(Exception):
-    """Ends the forward of a UNet once nothing more is wanted of it. Not an error."""
+    """Ends the forward pass of a UNet after the last recorded layer. It is not an error."""
 
 
 @dataclass
 class _Recording:
-    """What one forward has given so far."""
-
     latent_size: tuple[int, int]
     truncate: bool
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
 
-def _no_map(layer: Layer, query: Tensor) -> Tensor:
-    raise ValueError(f"{layer.name} is an attention map, but its tap was not told how to make one")
-
-
 @dataclass(eq=False)
 class ActivationTap:
-    """Takes the wanted activations out of a UNet while it runs.
+    """Records activations of a UNet while it runs.
 
     Hooks are objects, not closures, so that a deep copy of UNet and tap records into the copy.
+
+    Attributes:
+        layers: Layers to record.
+        latent_stride: Pixels of the image per cell of the latent.
+        to_map: Turns the cross-attention query (B, HW, C) of a ``map`` layer into (B, 1, HW)
+            values; required for taps with such layers.
     """
 
     layers: list[Layer]
     latent_stride: int
-    to_map: Callable[[Layer, Tensor], Tensor] = _no_map
-    """Turns the cross-attention query (B, HW, C) of a ``map`` layer into (B, 1, HW) values; for
-    taps with such layers."""
+    to_map: Callable[[Layer, Tensor], Tensor] | None = None
     _recording: _Recording | None = None
 
     def attach(self, unet: nn.Module) -> None:
-        """Registers the hooks, for good; outside :meth:`record` they do nothing."""
+        """Registers the hooks permanently; outside :meth:`record` they have no effect."""
         for layer in self.layers:
             unet.get_submodule(layer.module).register_forward_hook(_Hook(self, layer))
 
     @contextmanager
     def record(self, latent_size: tuple[int, int], truncate: bool) -> Iterator[dict[str, Tensor]]:
-        """Gives a dict that the UNet's forward inside the block fills.
+        """Records one forward pass of the UNet inside the ``with`` block.
 
         Args:
-            latent_size: height and width of the UNet's input.
-            truncate: end the forward, and the block, when all layers are there.
+            latent_size: Height and width of the UNet's input.
+            truncate: Whether to end the forward pass, and the block, after the last layer.
 
         Yields:
-            Layer name -> (B, C, H, W), in the dtype of the UNet, in the order in which they come.
+            Layer name -> (B, C, H, W), in the dtype of the UNet, in order of execution.
         """
         self._recording = _Recording(latent_size, truncate)
         try:
@@ -234,11 +236,13 @@ class ActivationTap:
             self._recording = None
 
     def take(self, layer: Layer, output: Tensor) -> None:
-        """Called by the hooks."""
+        """Stores the output of a layer; called by the hooks."""
         recording = self._recording
         if recording is None:
             return
         if layer.kind == "map":
+            if self.to_map is None:
+                raise ValueError(f"{layer.name} is an attention map, but to_map is not given")
             output = self.to_map(layer, output)
         elif layer.kind not in _WHOLE:
             output = output.transpose(1, 2)

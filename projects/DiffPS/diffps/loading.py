@@ -1,34 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the parts of a Stable Diffusion model from a folder or the hub, with clear refusals."""
+"""Loads the parts of a Stable Diffusion model from a folder or from the Hugging Face hub."""
 
+import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from safetensors.torch import load_file
 from torch import nn
 
+logger = logging.getLogger(__name__)
+
 _KEY = "MODEL.DIFFPS.BACKBONE"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.([a-z]\w*))?(?:-\d+-of-\d+)?"
+    r"\.(?:safetensors|bin)"
+)
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
 class UNetShape:
-    """What makes two UNets interchangeable for the modules behind them."""
+    """Properties that make two UNets interchangeable for the modules behind them.
+
+    Attributes:
+        channels: Channels per resolution, the highest resolution first.
+        heads: Attention heads per resolution.
+        text_width: Width of the text condition.
+    """
 
     channels: tuple[int, ...]
-    """Per resolution, the highest first."""
     heads: tuple[int, ...]
-    """Attention heads per resolution."""
     text_width: int
-    """Of the condition."""
 
     @classmethod
     def of_config(cls, config: dict[str, Any]) -> "UNetShape":
+        """Returns the shape that a config of ``UNet2DConditionModel`` describes."""
         channels = tuple(config["block_out_channels"])
         # diffusers names the number of heads "attention_head_dim" for historical reasons
         heads = config.get("num_attention_heads") or config["attention_head_dim"]
@@ -51,52 +65,42 @@ def parse_dtype(name: str) -> torch.dtype:
 
 
 class ModelDownloadError(OSError):
-    """A model is neither a folder here nor to be had from the hub."""
-
-
-class _ModelClass(Protocol):
-    """A class of models of diffusers or transformers."""
-
-    __module__: str
-
-    def from_pretrained(self, model: str, /, **options: Any) -> Any:
-        """With ``output_loading_info``: the model, and what its files lacked."""
+    """The model is neither a local folder nor available from the hub."""
 
 
 @dataclass(frozen=True)
 class DiffusionFolder:
     """A model in diffusers format, on disk or on the Hugging Face hub.
 
-    Making one checks what can be checked without loading weights.
+    The constructor checks what can be checked without loading weights.
+
+    Attributes:
+        model: Folder, or id on the hub.
+        revision: Revision on the hub; empty for the default.
+        variant: Variant of the weight files, for example ``fp16``; empty for the default. In a
+            folder that has one variant only, that one is loaded.
+        local_files_only: Whether the hub must not be contacted.
+        needs_text: Whether the tokenizer and the text encoder are required.
 
     Raises:
-        FileNotFoundError: a folder that is no such model, or lacks a part.
+        FileNotFoundError: If the folder does not exist, is not such a model, or lacks a part.
     """
 
     model: str
-    """Folder, or id on the hub."""
     revision: str = ""
     variant: str = ""
     local_files_only: bool = False
     needs_text: bool = True
-    """Whether tokenizer and text encoder must be there."""
 
     def __post_init__(self) -> None:
-        looks_like_path = self.model.startswith((".", "/", "~")) or self.model.count("/") != 1
         if not self.is_local:
-            if not self.model or looks_like_path:
-                raise FileNotFoundError(
-                    f"{_KEY}.MODEL is {self.model!r}: there is no such folder, and it is not the "
-                    "id of a model on the Hugging Face hub (owner/name) either."
-                )
+            _check_hub_id(self.model)
             return
         folder = Path(self.model)
         if not (folder / "model_index.json").is_file():
             raise FileNotFoundError(
-                f"{_KEY}.MODEL {self.model!r} is no model in diffusers format: it has no "
-                f"model_index.json. It holds: {_listing(folder)}. Single-file checkpoints "
-                "(.ckpt, .safetensors) must be converted with diffusers first; "
-                "projects/DiffPS/tools/make_tiny_diffusion.py writes a tiny model."
+                f"{_KEY}.MODEL {self.model!r} is not a model in diffusers format: it has no "
+                f"model_index.json. It contains: {_listing(folder)}. {_CONVERT}"
             )
         text = ("text_encoder", "tokenizer") if self.needs_text else ()
         for part in ("unet", "vae", *text, "scheduler"):
@@ -104,31 +108,40 @@ class DiffusionFolder:
 
     @property
     def is_local(self) -> bool:
+        """Whether the model is a folder on disk."""
         return os.path.isdir(self.model)
 
     def _check_part(self, part: str) -> None:
         if not (Path(self.model) / part).is_dir():
             raise FileNotFoundError(
-                f"{_KEY}.MODEL {self.model!r} lacks the sub-folder {part!r}; it has: "
-                f"{_listing(Path(self.model))}. The download may be incomplete, or the model is "
-                "not one with a UNet, such as Stable Diffusion 3."
+                f"{_KEY}.MODEL {self.model!r} lacks the subfolder {part!r}; it contains: "
+                f"{_listing(Path(self.model))}. The download may be incomplete, or the model may "
+                "not have a UNet (Stable Diffusion 3, for example)."
             )
 
     def has(self, part: str) -> bool:
-        """Whether the model states a part, e.g. ``text_encoder_2``, in its index."""
-        entry = self._index().get(part)
-        return bool(entry and entry[0])  # [null, null] is how an index says that there is none
+        """Returns whether the index of the model lists a part, for example ``text_encoder_2``."""
+        from diffusers import DiffusionPipeline
+
+        with self._explained("model_index.json"):
+            index = DiffusionPipeline.load_config(self.model, **self._options())
+        entry = index.get(part)
+        return bool(entry and entry[0])  # an index marks an absent part by [null, null]
 
     def load_unet(self, dtype: torch.dtype, family: str) -> nn.Module:
         """Loads the UNet, frozen.
 
+        Args:
+            dtype: Type of the loaded weights.
+            family: Key of :data:`FAMILIES` that the UNet must match, or ``any``.
+
         Raises:
-            ValueError: it is not of the family, or its weights do not fit its config.
+            ValueError: If the UNet is of another family, or its weights do not fit its config.
         """
         from diffusers import UNet2DConditionModel
 
         with self._explained("unet"):
-            config = UNet2DConditionModel.load_config(self.model, **self._where("unet"))
+            config = UNet2DConditionModel.load_config(self.model, **self._options("unet"))
         check_family(UNetShape.of_config(config), family, self.model)
         return self._load(UNet2DConditionModel, "unet", dtype)
 
@@ -141,7 +154,7 @@ class DiffusionFolder:
         return vae
 
     def load_text_encoder(self, second: bool = False) -> tuple[Any, nn.Module]:
-        """Loads the first or the second tokenizer and text encoder (float32, frozen)."""
+        """Loads the first or second tokenizer and text encoder (float32, frozen)."""
         from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
         suffix = "_2" if second else ""
@@ -149,81 +162,138 @@ class DiffusionFolder:
         if self.is_local:
             self._check_part(name)
         with self._explained(name):
-            tokenizer = CLIPTokenizer.from_pretrained(self.model, **self._where(name))
+            tokenizer = CLIPTokenizer.from_pretrained(self.model, **self._options(name))
         model_class = CLIPTextModelWithProjection if second else CLIPTextModel
         return tokenizer, self._load(model_class, "text_encoder" + suffix, torch.float32)
 
     def load_alphas_cumprod(self) -> torch.Tensor:
-        """Returns the (1000,) share of signal power at each timestep, from the scheduler's file."""
+        """Returns the share of signal power at each timestep, (1000,), from the scheduler."""
         from diffusers import DDPMScheduler
 
         with self._explained("scheduler"):
-            config = DDPMScheduler.load_config(self.model, **self._where("scheduler"))
+            config = DDPMScheduler.load_config(self.model, **self._options("scheduler"))
             return DDPMScheduler.from_config(config).alphas_cumprod
 
-    def _load(self, model_class: _ModelClass, part: str, dtype: torch.dtype) -> nn.Module:
+    def _load(self, model_class: Any, part: str, dtype: torch.dtype) -> nn.Module:
+        options, variant = self._options(part), self.variant
         if self.is_local:
             self._check_part(part)
-        options = self._where(part)
-        if self.variant:
-            options["variant"] = self.variant
+            variant = self._local_variant(part)
+        if variant:
+            options["variant"] = variant
         if model_class.__module__.startswith("diffusers"):
             from diffusers.utils import is_accelerate_available
 
-            # asked for explicitly, or diffusers complains where accelerate is not installed
+            # explicit, because diffusers warns where accelerate is not installed
             options["low_cpu_mem_usage"] = is_accelerate_available()
         quiet = no_progress_bars() if self.is_local else nullcontext()
         with self._explained(part), quiet:
             model, info = model_class.from_pretrained(
                 self.model, torch_dtype=dtype, output_loading_info=True, **options
             )
-            if info["missing_keys"]:
-                # the libraries would leave these at random values and only warn
-                names = sorted(info["missing_keys"])
-                raise ValueError(f"{len(names)} weights are not in the file, e.g. {names[0]}")
+            missing = sorted(info["missing_keys"])
+            if missing and self.is_local and part.startswith("text_encoder"):
+                missing = _load_unprefixed(model, Path(self.model, part))
+            if missing:
+                # the libraries only warn and leave these at random values
+                raise ValueError(f"{len(missing)} weights are not in the file, e.g. {missing[0]}")
         return model.eval().requires_grad_(False)
 
-    def _where(self, part: str) -> dict[str, Any]:
-        options: dict[str, Any] = {"subfolder": part}
+    def _local_variant(self, part: str) -> str:
+        """Returns the variant to load of a part: the configured one, or the only one on disk."""
+        names = os.listdir(Path(self.model, part))
+        found = {match[1] or "" for match in map(_WEIGHTS.fullmatch, names) if match}
+        if self.variant in found or not found:
+            return self.variant
+        variants = sorted(found - {""})
+        if self.variant or len(variants) > 1:
+            has = "no default weight files" if not self.variant else f"no variant {self.variant!r}"
+            names = ["'' (the default)"] * ("" in found) + list(map(repr, variants))
+            raise FileNotFoundError(
+                f"{_KEY}.MODEL {self.model!r}: its part {part!r} has {has}. Set {_KEY}.VARIANT to "
+                f"{' or '.join(names)}."
+            )
+        logger.info(f"{self.model}: loading {part} from its only variant, {variants[0]!r}")
+        return variants[0]
+
+    def _options(self, part: str = "") -> dict[str, Any]:
+        """Returns arguments of ``from_pretrained`` and ``load_config``."""
+        options: dict[str, Any] = {"subfolder": part} if part else {}
         if self.is_local or self.local_files_only:
             options["local_files_only"] = True
         if self.revision:
             options["revision"] = self.revision
         return options
 
-    def _index(self) -> dict[str, Any]:
-        from diffusers import DiffusionPipeline
-
-        options = {key: value for key, value in self._where("").items() if key != "subfolder"}
-        with self._explained("model_index.json"):
-            return DiffusionPipeline.load_config(self.model, **options)
-
     @contextmanager
     def _explained(self, part: str) -> Iterator[None]:
-        """Turns what the libraries raise into an error that names the model and the part."""
+        """Turns the errors of the libraries into one that names the model and the part."""
         try:
             yield
         except (OSError, RuntimeError, ValueError, TypeError, KeyError) as e:
-            lines = str(e).strip().splitlines()
-            reason = " ".join(lines[:4]) or type(e).__name__
+            reason = " ".join(str(e).strip().splitlines()[:4]) or type(e).__name__
             if self.is_local:
                 raise ValueError(
-                    f"{_KEY}.MODEL {self.model!r}: its part {part!r} cannot be loaded, files are "
+                    f"{_KEY}.MODEL {self.model!r}: its part {part!r} cannot be loaded; files are "
                     f"damaged, missing or do not fit together: {reason} Download or convert this "
                     "part again."
                 ) from e
-            if _not_cached(e):  # the libraries speak of a file that the model does not have
-                offline = "LOCAL_FILES_ONLY is True" if self.local_files_only else "no network"
-                reason = f"it is not in the cache, and the hub cannot be asked ({offline})."
+            if _is_not_cached(e):  # the libraries report a file that the model does not have
+                offline = "there is no network"
+                if self.local_files_only:
+                    offline = f"{_KEY}.LOCAL_FILES_ONLY is True"
+                elif os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+                    offline = "the environment variable HF_HUB_OFFLINE is set"
+                reason = f"it is not in the cache, and {offline}."
             raise ModelDownloadError(
-                f"{_KEY}.MODEL {self.model!r} is no folder here, and {part!r} of it could not be "
-                f"had from the hub: {reason} To work offline, download it elsewhere "
-                f"(hf download) and give the folder as {_KEY}.MODEL."
+                f"{_KEY}.MODEL {self.model!r} is not a folder ({_relative_to()}), and its part "
+                f"{part!r} is not available from the hub: {reason} If the repository has only a "
+                f"variant such as fp16, set {_KEY}.VARIANT. To work offline, download the model "
+                f"elsewhere (hf download) and set {_KEY}.MODEL to its folder."
             ) from e
 
 
-def _not_cached(error: BaseException) -> bool:
-    """Whether an error comes from a file that is not in the cache while the hub was not reached."""
+_CONVERT = (
+    "A single-file checkpoint (.safetensors, .ckpt) must be converted to a folder first, once and "
+    'with network access: python -c "from diffusers import StableDiffusionPipeline as P; '
+    "P.from_single_file('FILE').save_pretrained('FOLDER')\". "
+    "projects/DiffPS/tools/make_tiny_diffusion.py writes a tiny model."
+)
+
+
+def _check_hub_id(model: str) -> None:
+    """Raises FileNotFoundError if the name of a model cannot be an id on the hub."""
+    if os.path.isfile(model):
+        raise FileNotFoundError(f"{_KEY}.MODEL {model!r} is a file. {_CONVERT}")
+    suffix = Path(model).suffix.lower()
+    if not _HUB_ID.fullmatch(model) or suffix in (".safetensors", ".ckpt", ".pt", ".bin"):
+        raise FileNotFoundError(
+            f"{_KEY}.MODEL is {model!r}: there is no such file or folder ({_relative_to()}), and "
+            "it is not the id of a model on the Hugging Face hub (owner/name)."
+        )
+
+
+def _relative_to() -> str:
+    return f"relative paths start at the current directory, {os.getcwd()}"
+
+
+def _load_unprefixed(model: nn.Module, folder: Path) -> list[str]:
+    """Loads a text encoder that transformers 5 saved into the model of an older version.
+
+    Version 5 leaves out the prefix ``text_model.`` of the names.
+
+    Returns:
+        The names of the weights that are still missing.
+    """
+    file = folder / "model.safetensors"
+    wanted = model.state_dict()
+    saved = load_file(file) if file.is_file() else {}
+    saved = {name if name in wanted else f"text_model.{name}": x for name, x in saved.items()}
+    return sorted(model.load_state_dict(saved, strict=False).missing_keys)
+
+
+def _is_not_cached(error: BaseException) -> bool:
+    """Returns whether a file is missing in the cache and the hub was not reached."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     cause: BaseException | None = error
@@ -233,9 +303,9 @@ def _not_cached(error: BaseException) -> bool:
 
 
 def open_folder(config: CfgNode) -> DiffusionFolder:
-    """The model that ``MODEL.DIFFPS.BACKBONE`` names."""
+    """Returns the model that ``MODEL.DIFFPS.BACKBONE`` names."""
     return DiffusionFolder(
-        config.MODEL,
+        os.path.expanduser(config.MODEL),
         config.REVISION,
         config.VARIANT,
         config.LOCAL_FILES_ONLY,
@@ -245,7 +315,7 @@ def open_folder(config: CfgNode) -> DiffusionFolder:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Bars for files that take seconds to read or write spoil logs; downloads keep theirs."""
+    """Hides the bars for local files, which clutter logs; downloads keep theirs."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -269,7 +339,7 @@ def check_family(shape: UNetShape, family: str, model: str) -> None:
         same = [name for name, known in FAMILIES.items() if known == shape]
         raise ValueError(
             f"{_KEY}.FAMILY is {family!r}, that is {FAMILIES[family]}, but the UNet of {model!r} "
-            f"has {shape}. Set FAMILY to {same[0] if same else 'any'!r}, or give another MODEL."
+            f"has {shape}. Set FAMILY to {same[0] if same else 'any'!r}, or set another MODEL."
         )
 
 

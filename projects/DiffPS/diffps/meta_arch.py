@@ -3,8 +3,8 @@
 
 Shape shorthand in this file:
     B: images. C: channels. D: length of an embedding. q: queries of an image.
-Naming: ``det``, ``guided`` and ``reid`` are the maps that the heads read, beside the activations
-of the frozen backbone in one dict.
+Naming: ``det``, ``guided`` and ``reid`` are the maps that the heads read; they are in one dict with
+the activations of the frozen backbone.
 """
 
 from collections.abc import Sequence
@@ -21,30 +21,43 @@ from detectron2.modeling import (
     detector_postprocess,
 )
 from detectron2.structures import Boxes, ImageList, Instances
+from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-# The imports register the parts that a config names.
-from diffps.anchors import RoundedAnchorGenerator  # noqa: F401
+# the imports register the parts that a config names
 from diffps.det_aggregator import DetAggregator
 from diffps.dgrpn import DGRPN
-from diffps.initialization import initialize
 from diffps.msfrn import MSFRN
+from diffps.norm import RowNorm
 from diffps.res5 import Res5
 from diffps.resnet_activations import ResNetActivations  # noqa: F401
 from diffps.roi_heads import DiffPSROIHeads
+
+_INITS = ("v1", "v2", "v2_keep_norm")
 
 
 @META_ARCH_REGISTRY.register()
 class DiffPS(nn.Module):
     """Person search on the frozen activations of a diffusion model.
 
-    Detection and re-ID read different activations through trainable parts of their own, so that
-    neither sees a gradient of the other. An image passes the backbone once, and with it its
-    detections and queries.
+    Detection and re-ID read different activations through separate trainable parts, so that
+    neither receives gradients of the other. An image passes the backbone once, for both its
+    detections and its queries.
 
-    Training gives a dict of ``loss_*``. In eval mode every image gives ``instances``
-    (``pred_boxes`` in pixels of the original image, ``scores``, ``pred_classes``, ``reid_feats``
-    (n, D) of unit length) and, if the input has ``queries``, ``query_feats`` (q, D) in their order.
+    In training the model returns a dict of ``loss_*``. In eval mode it returns for every image
+    ``instances`` (``pred_boxes`` in pixels of the original image, ``scores``, ``pred_classes``,
+    ``reid_feats`` (n, D) of unit length) and, if the input has ``queries``, ``query_feats`` (q, D)
+    in their order.
+
+    Args:
+        backbone: Frozen backbone with named activations and ``attn``.
+        det_aggregator: Computes the detection map.
+        det_in_feature: Activation that ``det_aggregator`` reads.
+        msfrn: Computes the re-ID map.
+        proposal_generator: Modulates the detection map and proposes regions.
+        roi_heads: Detects and embeds persons.
+        pixel_mean: Mean per channel.
+        pixel_std: Standard deviation per channel.
     """
 
     @configurable
@@ -60,12 +73,6 @@ class DiffPS(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ) -> None:
-        """
-        Args:
-            backbone: frozen; gives named activations and ``attn``.
-            det_in_feature: the activation that ``det_aggregator`` reads.
-            pixel_mean, pixel_std: per channel.
-        """
         super().__init__()
         self.backbone = backbone
         self.det_aggregator, self.det_in_feature = det_aggregator, det_in_feature
@@ -77,6 +84,7 @@ class DiffPS(nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Builds the parts of the model."""
         diffps = cfg.MODEL.DIFFPS
         backbone = build_backbone(cfg)
         activations = backbone.output_shape()
@@ -87,7 +95,15 @@ class DiffPS(nn.Module):
         )
         reid_shape = ShapeSpec(channels=msfrn.dim, stride=activations[msfrn.levels[-1][-1]].stride)
         shapes = activations | {"det": det_shape, "guided": det_shape, "reid": reid_shape}
-        _check_names(cfg, shapes)
+        for key, names in (
+            ("MODEL.RPN.IN_FEATURES", cfg.MODEL.RPN.IN_FEATURES),
+            ("MODEL.ROI_HEADS.IN_FEATURES", cfg.MODEL.ROI_HEADS.IN_FEATURES),
+        ):
+            if len(names) != 1 or names[0] not in shapes:
+                raise ValueError(
+                    f"{key} is {list(names)}; DiffPS needs one map, 'guided' (modulated by DGRPN) "
+                    "or 'det' (the output of DetAggregator)."
+                )
         text_vectors = None
         if diffps.SFAN.ENABLED:
             text_vectors = backbone.word_vectors(list(diffps.SFAN.PARTS))
@@ -106,41 +122,43 @@ class DiffPS(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of the model."""
         return self.pixel_mean.device
 
     def load_initial_weights(self) -> None:
-        """Reads what ``MODEL.DIFFPS.HEAD.RES5_WEIGHTS`` names, where no checkpoint was loaded.
+        """Reads the weights of ``MODEL.DIFFPS.HEAD.RES5_WEIGHTS`` if no checkpoint was loaded.
 
-        The trainer calls it when a training starts; training loops of your own must.
+        The trainer calls it when training starts; other training loops must call it, too.
         """
         for module in self.modules():
             if isinstance(module, Res5):
                 module.load_initial_weights()
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalises the images and pads them to one size."""
+        """Normalizes the images and pads them to one size."""
         images = [x["image"].to(self.device).float() for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
     def activations(self, batched_inputs: list[dict]) -> tuple[ImageList, dict[str, Tensor]]:
-        """The images and what the frozen backbone gives for them, (B, C, H, W) each."""
+        """Returns the images and the activations of the frozen backbone, (B, C, H, W) each."""
         images = self.preprocess_image(batched_inputs)
         keys = [x.get("image_digest") for x in batched_inputs]
         return images, self.backbone(images.tensor, images.image_sizes, keys)
 
     def detection_maps(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``det``, the aggregated map, and ``guided``, modulated by the attention."""
-        # float32: RoI pooling gives boxes the dtype of the map, and half is too coarse for them
+        """Returns ``det``, the aggregated map, and ``guided``, the map modulated by attention."""
+        # float32, because RoI pooling casts boxes to the dtype of the map, and half is too coarse
         det = self.det_aggregator(features[self.det_in_feature]).float()
         return {"det": det, "guided": self.proposal_generator.guide(det, features.get("attn"))}
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """Losses in training mode, predictions per image in eval mode.
+        """Returns losses in training mode, predictions per image in eval mode.
 
         Args:
-            batched_inputs: dicts of the mapper; ``image``, and in training ``instances`` with
-                ``gt_boxes``, ``gt_classes``, ``gt_pids`` in its frame. No people is possible.
+            batched_inputs: Dicts of the mapper with ``image`` and, in training, ``instances`` with
+                ``gt_boxes``, ``gt_classes`` and ``gt_pids`` in the frame of the image. Images
+                without persons are allowed.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -162,12 +180,12 @@ class DiffPS(nn.Module):
         """Detects and embeds all persons, or embeds the persons in given boxes.
 
         Args:
-            batched_inputs: one dict per image; ``image`` is needed, ``height``, ``width`` (of the
-                original), ``queries`` and ``image_digest`` (key of the cache) are used if present.
-            detected_instances: boxes (``pred_boxes``, pixels of the input image) to be embedded
-                instead of detecting; they come back with ``reid_feats``. The detection branch does
-                not run.
-            do_postprocess: whether boxes are scaled to the original image.
+            batched_inputs: One dict per image with ``image``, and optionally ``height`` and
+                ``width`` of the original, ``queries`` and ``image_digest`` (key of the cache).
+            detected_instances: Boxes (``pred_boxes``, pixels of the input image) to embed instead
+                of detecting; they are returned with ``reid_feats``. The detection branch does not
+                run.
+            do_postprocess: Whether to scale boxes to the original image.
         """
         images, features = self.activations(batched_inputs)
         features["reid"] = self.msfrn(features)
@@ -184,37 +202,41 @@ class DiffPS(nn.Module):
         for x, instances in zip(batched_inputs, results, strict=True):
             h, w = x.get("height", instances.image_size[0]), x.get("width", instances.image_size[1])
             outputs.append({"instances": detector_postprocess(instances, h, w)})
-        if detected_instances is None:
-            self._add_queries(outputs, batched_inputs, features)
+        if detected_instances is None and any("queries" in x for x in batched_inputs):
+            none = Boxes(torch.zeros(0, 4))
+            boxes = [
+                (x["queries"].pred_boxes if "queries" in x else none).to(self.device)
+                for x in batched_inputs
+            ]
+            feats = self.roi_heads.reid_head.embed(features, boxes)
+            feats = feats.split([len(b) for b in boxes])
+            for x, output, rows in zip(batched_inputs, outputs, feats, strict=True):
+                if "queries" in x:
+                    output["query_feats"] = rows
         return outputs
 
-    def _add_queries(
-        self, outputs: list[dict], batched_inputs: list[dict], features: dict[str, Tensor]
-    ) -> None:
-        """Sets ``query_feats`` of the images that have ``queries``; the features serve again."""
-        if not any("queries" in x for x in batched_inputs):
-            return
-        none = Boxes(torch.zeros(0, 4))
-        boxes = [
-            (x["queries"].pred_boxes if "queries" in x else none).to(self.device)
-            for x in batched_inputs
-        ]
-        feats = self.roi_heads.reid_head.embed(features, boxes)
-        for x, output, rows in zip(
-            batched_inputs, outputs, feats.split([len(b) for b in boxes]), strict=True
-        ):
-            if "queries" in x:
-                output["query_feats"] = rows
 
+def initialize(scheme: str, *modules: nn.Module) -> None:
+    """Initializes box predictor and embedder in place (``MODEL.DIFFPS.HEAD.INIT``).
 
-def _check_names(cfg, shapes: dict[str, ShapeSpec]) -> None:
-    """Raises ValueError if RPN or RoI heads are to read a map that is not there."""
-    for key, names in (
-        ("MODEL.RPN.IN_FEATURES", cfg.MODEL.RPN.IN_FEATURES),
-        ("MODEL.ROI_HEADS.IN_FEATURES", cfg.MODEL.ROI_HEADS.IN_FEATURES),
-    ):
-        if len(names) != 1 or names[0] not in shapes:
-            raise ValueError(
-                f"{key} is {list(names)}; DiffPS needs one map, 'guided' (modulated by DGRPN) or "
-                "'det' (as it comes from DetAggregator)."
-            )
+    Args:
+        scheme: ``v1``: Xavier for linear layers, Kaiming for convolutions, norms unchanged.
+            ``v2``, which the release uses on PRW: every weight normal with standard deviation
+            0.01, every bias zero, including those of norms. ``v2_keep_norm``: the same without
+            norms.
+        *modules: Modules to initialize.
+    """
+    if scheme not in _INITS:
+        raise ValueError(f"MODEL.DIFFPS.HEAD.INIT is '{scheme}'; it must be one of {_INITS}.")
+    for layer in (layer for module in modules for layer in module.modules()):
+        if scheme == "v1":
+            if isinstance(layer, nn.Linear):
+                weight_init.c2_xavier_fill(layer)
+            elif isinstance(layer, nn.Conv2d):
+                weight_init.c2_msra_fill(layer)
+        elif scheme == "v2" or not isinstance(layer, RowNorm):
+            for name, parameter in layer.named_parameters(recurse=False):
+                if name == "bias":
+                    nn.init.zeros_(parameter)
+                else:
+                    nn.init.normal_(parameter, std=0.01)

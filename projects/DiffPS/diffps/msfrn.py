@@ -3,7 +3,7 @@
 
 Shape shorthand in this file:
     B: images. C: channels of an activation. P: channels of the network (``dim``). H, W: cells.
-"Level": all activations of one resolution; the first level is the coarsest.
+A level is the set of all activations of one resolution; the first level is the coarsest.
 """
 
 from collections.abc import Iterator
@@ -22,35 +22,41 @@ _MODES = ("code", "paper")
 
 
 class Refinement(NamedTuple):
-    """What a :class:`FrequencyRefinement` does to a map."""
+    """Result of a :class:`FrequencyRefinement`.
+
+    Attributes:
+        bands: Sub-bands before the refinement, (B, P, h, w) each.
+        refined_bands: Sub-bands after it, strengths included.
+        gates: Gates of LL, LH, HL and HH, (B, P, 1, 1) in [0, 1]; None for an unchanged band.
+        output: (B, P, H, W).
+    """
 
     bands: SubBands
-    """Before; (B, P, h, w) each."""
     refined_bands: SubBands
-    """After, strengths included."""
     gates: tuple[Tensor | None, ...]
-    """(B, P, 1, 1) in [0, 1] for each of LL, LH, HL, HH; None for a band that is left as it is."""
     output: Tensor
-    """(B, P, H, W)."""
 
 
 class MergedLevel(NamedTuple):
-    """One level of an :class:`MSFRN`, from coarse to fine."""
+    """One level of an :class:`MSFRN`.
+
+    Attributes:
+        names: Activations of the level.
+        summed: Their mix plus the coarser level, before refinement, (B, P, H, W).
+        refinement: None for the coarsest level, and for all if ``MSFRN.ENABLED`` is False.
+        output: Input of the next level, (B, P, H, W).
+    """
 
     names: list[str]
-    """Activations that went into it."""
     summed: Tensor
-    """(B, P, H, W): their mix plus the coarser level, before refinement."""
     refinement: Refinement | None
-    """None for the coarsest level, and for all with MSFRN.ENABLED False."""
     output: Tensor
-    """(B, P, H, W): what the next level is given."""
 
 
 class LinearProjection(nn.Sequential):
-    """Brings an activation to P channels: 1x1, depth-wise 3x3, 1x1, each with norm.
+    """Projects an activation to P channels by 1x1, depth-wise 3x3 and 1x1 convolutions with norm.
 
-    (B, C, H, W) -> (B, P, H, W). No ReLU at the end.
+    (B, C, H, W) -> (B, P, H, W). There is no ReLU at the end.
     """
 
     def __init__(self, in_channels: int, dim: int) -> None:
@@ -67,13 +73,11 @@ class LinearProjection(nn.Sequential):
 
 
 class SubBandRefinement(nn.Module):
-    """Refines one sub-band: a gate per channel, from the average over the band (Fig. 3c).
+    """Refines one sub-band by a gate per channel, from the average over the band (Fig. 3c).
 
-    ``paper``: the gate comes from the depth-wise filtered band and multiplies the band itself,
-    whose sign is kept. ``code``: convolutions, norm and ReLU make a new band out of it, which the
-    gate multiplies; the result is never negative.
-
-    (B, P, h, w) -> (B, P, h, w).
+    ``paper``: the gate is computed from the depth-wise filtered band and multiplies the band
+    itself, which keeps its sign. ``code``, as in the release: convolutions, norm and ReLU compute a
+    new band, which the gate multiplies; the result is never negative.
     """
 
     def __init__(self, dim: int, mode: str) -> None:
@@ -89,10 +93,11 @@ class SubBandRefinement(nn.Module):
         self.gate = nn.Conv2d(dim, dim, kernel_size=1)
 
     def forward(self, band: Tensor) -> Tensor:
+        """(B, P, h, w) -> (B, P, h, w)."""
         return self.refine(band)[0]
 
     def refine(self, band: Tensor) -> tuple[Tensor, Tensor]:
-        """The refined band and the gate that it was multiplied by, (B, P, 1, 1)."""
+        """Returns the refined band and its gate, (B, P, 1, 1)."""
         filtered = self.depthwise(band)
         if self.mode == "code":
             band = filtered = self.mix(filtered)
@@ -101,15 +106,13 @@ class SubBandRefinement(nn.Module):
 
 
 class FrequencyRefinement(nn.Module):
-    """Refines a map in the wavelet domain (Eq. 5): sub-bands apart, then together again.
-
-    (B, P, H, W) -> (B, P, H, W), any H and W.
+    """Refines a map in the wavelet domain, each sub-band separately (Eq. 5).
 
     Args:
         dim: P.
         mode: ``code`` or ``paper``, see :class:`SubBandRefinement`.
-        refine_ll: whether the low-pass band is refined too (Fig. 3c) or passes as it is (code).
-        residual: whether the input is added to the result.
+        refine_ll: Whether the low-pass band is refined too (Fig. 3c) or left unchanged (release).
+        residual: Whether the input is added to the result.
     """
 
     def __init__(self, dim: int, mode: str, refine_ll: bool, residual: bool) -> None:
@@ -119,14 +122,15 @@ class FrequencyRefinement(nn.Module):
         self.residual = residual
         self.refine_ll = SubBandRefinement(dim, mode) if refine_ll else None
         self.refine_high = nn.ModuleList(SubBandRefinement(dim, mode) for _ in range(3))
-        # Strength of LH, HL, HH.
+        # strength of LH, HL, HH
         self.gamma = nn.Parameter(torch.ones(3))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, P, H, W) -> (B, P, H, W), for any H and W."""
         return self.refine(x).output
 
     def refine(self, x: Tensor) -> Refinement:
-        """The refined map, with its sub-bands before and after."""
+        """Returns the refined map with its sub-bands before and after."""
         bands = haar_dwt(x)
         ll, ll_gate = bands[0], None
         if self.refine_ll is not None:
@@ -143,7 +147,7 @@ class FrequencyRefinement(nn.Module):
 
 
 class Level(nn.Module):
-    """All activations of one resolution -> one map: a shared projection each, then a 1x1 mix."""
+    """Merges all activations of one resolution: a shared projection each, then a 1x1 mix."""
 
     def __init__(self, num_features: int, in_channels: int, dim: int) -> None:
         super().__init__()
@@ -154,7 +158,7 @@ class Level(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Maps (B, C, H, W) each -> (B, P, H, W)."""
-        # One call per activation: each is normalised by its own batch statistics.
+        # one call per activation: each is normalized by its own batch statistics
         return self.mix(torch.cat([self.project(x) for x in features], dim=1))
 
 
@@ -162,14 +166,24 @@ class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of each cell of (B, P, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, P, H, W) -> (B, P, H, W)."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class MSFRN(nn.Module):
-    """Adds up the levels from coarse to fine, refining every sum but the first one.
+    """Sums the levels from coarse to fine, and refines every sum but the first.
 
     Every level adds the enlarged (bilinear) result of the coarser one. Levels between the first
-    and the last are normalised over their channels before they are refined.
+    and the last are normalized over their channels before they are refined.
+
+    Args:
+        levels: Names of the activations of each level.
+        in_channels: C of the activations of each level.
+        dim: P.
+        refine: Whether to refine the sums.
+        mode: See :class:`FrequencyRefinement`.
+        refine_ll: See :class:`FrequencyRefinement`.
+        residual: See :class:`FrequencyRefinement`.
     """
 
     @configurable
@@ -184,14 +198,6 @@ class MSFRN(nn.Module):
         refine_ll: bool = False,
         residual: bool = True,
     ) -> None:
-        """
-        Args:
-            levels: names of the activations per level.
-            in_channels: C of the activations per level.
-            dim: P.
-            refine: False leaves out the refinement and only adds up the levels.
-            mode, refine_ll, residual: see :class:`FrequencyRefinement`.
-        """
         super().__init__()
         self.levels = levels
         self.dim = dim
@@ -211,23 +217,24 @@ class MSFRN(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        """Returns the arguments of the constructor."""
         msfrn = cfg.MODEL.DIFFPS.MSFRN
         key = "MODEL.DIFFPS.MSFRN.LEVELS"
         levels = [list(names) for names in msfrn.LEVELS]
         in_channels, strides = [], []
         for names in levels:
-            shapes = {(s.channels, s.stride) for s in (feature_shape(input_shape, n, key)
-                                                       for n in names)}  # fmt: skip
+            specs = [feature_shape(input_shape, name, key) for name in names]
+            shapes = {(spec.channels, spec.stride) for spec in specs}
             if len(shapes) != 1:
                 raise ValueError(
-                    f"{key}: {names} share one projection, so they must be of the same number of "
+                    f"{key}: {names} share one projection, so they must have the same number of "
                     f"channels and stride; they have (channels, stride) {sorted(shapes)}."
                 )
             channels, stride = shapes.pop()
             in_channels.append(channels)
             strides.append(stride)
         if not levels or any(a <= b for a, b in zip(strides, strides[1:], strict=False)):
-            raise ValueError(f"{key} must go from coarse to fine; the strides are {strides}.")
+            raise ValueError(f"{key} must be ordered from coarse to fine; strides are {strides}.")
         return {
             "levels": levels,
             "in_channels": in_channels,
@@ -242,7 +249,7 @@ class MSFRN(nn.Module):
         """Merges activations.
 
         Args:
-            features: of the backbone, (B, C, H, W) each.
+            features: Activations of the backbone, (B, C, H, W) each.
 
         Returns:
             (B, P, H, W) at the resolution of the last level.
@@ -253,7 +260,7 @@ class MSFRN(nn.Module):
         return self.output(merged)
 
     def merge(self, features: dict[str, Tensor]) -> Iterator[MergedLevel]:
-        """The levels one after another, coarsest first, with all that happens in between."""
+        """Yields the levels from coarse to fine, with all intermediate results."""
         merged = None
         for index, (names, collect) in enumerate(zip(self.levels, self.collect, strict=True)):
             x, refinement = collect([features[name] for name in names]), None

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batch norm and whole modules on very few rows, or none."""
+"""Batch norm and whole modules on very few rows, or on none."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class RowNorm(nn.BatchNorm1d):
-    """BatchNorm1d that also trains on fewer than two rows, where a variance does not exist.
+    """BatchNorm1d that also trains on fewer than two rows, which have no variance.
 
-    Such rows are normalised by the running statistics, which stay as they are. (N, C) -> (N, C).
+    Such rows are normalized by the running statistics, which do not change.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C) -> (N, C)."""
         if self.training and len(x) < 2:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
@@ -20,10 +21,15 @@ class RowNorm(nn.BatchNorm1d):
 
 
 def no_rows(module: nn.Module, x: Tensor, *shape: int) -> Tensor:
-    """What ``module`` would give for the empty input ``x``: zeros of (0, *shape).
+    """Returns the output of ``module`` for the empty input ``x``, (0, *shape), without running it.
 
-    The result is tied to the input and to all parameters of the module, so that they get a (zero)
-    gradient as distributed training expects, and no batch norm sees an empty batch.
+    The result depends on the input and on all parameters of the module, so that they get a (zero)
+    gradient, as distributed training requires, and no batch norm receives an empty batch.
+
+    Args:
+        module: Module that is not run.
+        x: Empty input.
+        *shape: Shape of one row of the output.
     """
     tie = x.sum() + sum(p.sum() for p in module.parameters() if p.requires_grad)
     return x.new_zeros(0, *shape) + 0.0 * tie

@@ -22,10 +22,22 @@ from person_search.schema import PERSON_CATEGORY_ID
 
 
 class ReIDHead(nn.Module):
-    """Embeds boxes. It shares no weight with detection and passes no gradient to boxes."""
+    """Embeds boxes, without sharing weights with detection or passing gradients to boxes.
+
+    Args:
+        pooler: Pools the boxes from the feature map ``in_feature``.
+        sfan: SFAN; None to omit it.
+        res5: ResNet stage.
+        embedder: Computes the embedding.
+        oim: Loss.
+        sampler: Selects the RoIs to train on.
+        use_input_map: Whether to embed the input of ``res5`` as well as its output.
+        drop_background: Whether to leave out background RoIs, which have no loss, in training. The
+            batch norms then see only persons, as in testing.
+        loss_weight: Weight of the OIM loss.
+    """
 
     in_feature = "reid"
-    """Name of the feature map that is read."""
 
     @configurable
     def __init__(
@@ -41,13 +53,6 @@ class ReIDHead(nn.Module):
         drop_background: bool = False,
         loss_weight: float = 2.0,
     ) -> None:
-        """
-        Args:
-            use_input_map: embed the input of ``res5`` as well as its output.
-            drop_background: in training, spare background RoIs, which give no loss. The batch
-                norms then see persons only, as they do in testing.
-            loss_weight: of the OIM loss.
-        """
         super().__init__()
         self.pooler, self.sfan, self.res5 = pooler, sfan or nn.Identity(), res5
         self.embedder, self.oim, self.sampler = embedder, oim, sampler
@@ -56,18 +61,19 @@ class ReIDHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec], text_vectors: Tensor | None):
+        """Returns the arguments of the constructor."""
         reid, oim = cfg.MODEL.DIFFPS.REID, cfg.MODEL.DIFFPS.OIM
         shape, pool = input_shape[cls.in_feature], tuple(reid.POOL)
         res5 = Res5.from_cfg(cfg, shape.channels)
         if (pool[0] + 1) // 2 < reid.BRANCHES:
             raise ValueError(
                 f"MODEL.DIFFPS.REID.POOL {pool} leaves {(pool[0] + 1) // 2} rows after the head, "
-                f"too few for MODEL.DIFFPS.REID.BRANCHES {reid.BRANCHES} strips."
+                f"fewer than MODEL.DIFFPS.REID.BRANCHES {reid.BRANCHES} strips need."
             )
         if cfg.MODEL.REID.NUM_PIDS < 1:
             raise ValueError(
                 "MODEL.REID.NUM_PIDS is 0: the look-up table needs the number of identities. "
-                "train_net.py fills it in from the training set; elsewhere set it to that of the "
+                "train_net.py sets it from the training set; elsewhere set it to that of the "
                 "weights (CUHK-SYSU 5532, PRW 483)."
             )
         in_channels = [shape.channels] * reid.USE_INPUT_MAP + [res5.out_channels]
@@ -103,19 +109,19 @@ class ReIDHead(nn.Module):
         }
 
     def pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
-        """What SFAN is given: (N, C, h, w) float32 of all boxes; arguments as in :meth:`embed`."""
-        # float32: the pooler gives the boxes the dtype of the map, and half is too coarse for them
+        """Pools all boxes, see :meth:`embed`: (N, C, h, w) float32."""
+        # float32, because the pooler casts boxes to the dtype of the map, and half is too coarse
         return self.pooler([features[self.in_feature].float()], boxes)
 
     def embed(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """Embeds boxes of all images.
 
         Args:
-            features: with ``reid``, (B, C, H, W).
-            boxes: per image, in pixels of the input.
+            features: Feature maps with ``reid``, (B, C, H, W).
+            boxes: Boxes of each image, in pixels of the input.
 
         Returns:
-            (N, D) float32 of unit length, boxes of the first image first; (0, D) for no boxes.
+            (N, D) float32 of unit length, in the order of the images; (0, D) without boxes.
         """
         pooled = self.sfan(self.pool(features, boxes))
         output = self.res5(pooled)
@@ -124,10 +130,12 @@ class ReIDHead(nn.Module):
     def losses(
         self, features: dict[str, Tensor], boxes: list[Boxes], targets: list[Instances]
     ) -> dict[str, Tensor]:
-        """Samples RoIs, embeds them and matches them with the identities.
+        """Samples RoIs, embeds them and computes the OIM loss.
 
         Args:
-            boxes: candidates per image. targets: with ``gt_boxes``, ``gt_pids``.
+            features: See :meth:`embed`.
+            boxes: Candidates of each image.
+            targets: Ground truth of each image with ``gt_boxes`` and ``gt_pids``.
 
         Returns:
             ``loss_oim``, weighted.
@@ -135,6 +143,6 @@ class ReIDHead(nn.Module):
         rois = self.sampler(boxes, targets, keep_background=not self.drop_background)
         reid_feats = self.embed(features, [x.proposal_boxes for x in rois])
         is_person = torch.cat([x.gt_classes for x in rois]) == PERSON_CATEGORY_ID
-        # Background shapes the batch norms and gives no loss.
+        # background contributes to the batch norms, but not to the loss
         loss = self.oim(reid_feats[is_person], torch.cat([x.gt_pids for x in rois])[is_person])
         return {"loss_oim": self.loss_weight * loss}

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last stage of a ResNet, run on RoIs: detection and re-ID have one of their own each."""
+"""The last stage of a ResNet, applied to RoIs; detection and re-ID have separate ones."""
 
 import os
 import re
 
-import torch
 import torchvision
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils import comm
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffps.norm import no_rows
+from person_search.utils.weight_files import read_weights
 
 
 class Res5(nn.Sequential):
@@ -22,19 +21,18 @@ class Res5(nn.Sequential):
 
     At C = 1024 and width 512 it is ``layer4`` of torchvision's ResNet-50. Its batch norms train.
 
-    It starts from random weights. Those of ImageNet are read where a training starts, by
-    :meth:`load_initial_weights`, and not when it is built: a model that is resumed, tested or
-    searched with needs no such file and no network.
+    It is built with random weights. ImageNet weights are read when training starts, by
+    :meth:`load_initial_weights`, so resuming, testing and searching need neither file nor network.
+
+    Args:
+        in_channels: C.
+        width: Inner channels of the bottlenecks.
+        weights: Source of the initial weights, see :func:`read_res5_weights`; empty for random.
     """
 
     def __init__(self, in_channels: int, width: int, weights: str = "") -> None:
-        """
-        Args:
-            in_channels: C. width: inner channels of the bottlenecks.
-            weights: source of the initial weights, see :func:`read_res5_weights`; empty: random.
-        """
         if in_channels == 4 * width:
-            # Detectron2's block then has no convolution on its shortcut, which cannot stride.
+            # Detectron2's block then has no convolution on its shortcut, which cannot stride
             raise ValueError(
                 f"MODEL.DIFFPS.HEAD.RES5_WIDTH is {width} on maps of {in_channels} channels "
                 "(MODEL.DIFFPS.DET_AGG.DIM or MSFRN.DIM); four times the width must differ from it."
@@ -56,21 +54,24 @@ class Res5(nn.Sequential):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, in_channels: int) -> "Res5":
+        """Builds the stage that ``MODEL.DIFFPS.HEAD`` describes."""
         head = cfg.MODEL.DIFFPS.HEAD
         return cls(in_channels, head.RES5_WIDTH, head.RES5_WEIGHTS)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, 4 width, h/2, w/2)."""
         if len(x) == 0:
             h, w = ((side + 1) // 2 for side in x.shape[-2:])
             return no_rows(self, x, self.out_channels, h, w)
         return super().forward(x)
 
     def load_initial_weights(self) -> None:
-        """Reads the initial weights, unless weights have been loaded from a checkpoint before.
+        """Reads the initial weights, unless weights have been loaded from a checkpoint.
 
         Raises:
-            FileNotFoundError, RuntimeError: see :func:`read_res5_weights`.
-            ValueError: they are those of another network.
+            FileNotFoundError: See :func:`read_res5_weights`.
+            RuntimeError: See :func:`read_res5_weights`.
+            ValueError: If the weights are of another network.
         """
         if not self.initial_weights or self._is_loaded:
             return
@@ -84,7 +85,7 @@ class Res5(nn.Sequential):
         if wrong:
             raise ValueError(
                 f"MODEL.DIFFPS.HEAD.RES5_WEIGHTS: {source!r} lacks {wrong[:3]} ({len(wrong)} of "
-                f"{len(wanted)}) or has them in another shape. It must be a torchvision ResNet-50, "
+                f"{len(wanted)}) or has them in other shapes. It must be a torchvision ResNet-50, "
                 "and MODEL.DIFFPS.HEAD.RES5_WIDTH 512 on feature maps of 1024 channels."
             )
         self.load_state_dict({name: weights[name] for name in wanted}, strict=False)
@@ -98,27 +99,25 @@ def read_res5_weights(source: str) -> dict[str, Tensor]:
     """Reads ``layer4`` of a torchvision ResNet.
 
     Args:
-        source: a ``.pth`` or ``.safetensors`` state dict, or "torchvision" to download the
+        source: A ``.pth`` or ``.safetensors`` state dict, or "torchvision" to download the
             ImageNet weights (version 1) of ResNet-50.
 
     Returns:
-        Names as in :class:`Res5`.
+        State dict of :class:`Res5`.
 
     Raises:
-        FileNotFoundError: no such file.
-        RuntimeError: the download failed.
+        FileNotFoundError: If there is no such file.
+        RuntimeError: If the download failed.
     """
     if source == "torchvision":
         state = _download()
     elif not os.path.isfile(source):
         raise FileNotFoundError(
-            f"MODEL.DIFFPS.HEAD.RES5_WEIGHTS: no file {source!r}. Use 'torchvision' to download "
-            "the weights, or '' for random ones (for evaluation they are not needed)."
+            f"MODEL.DIFFPS.HEAD.RES5_WEIGHTS: there is no file {source!r}. Use 'torchvision' to "
+            "download the weights, or '' for random ones (evaluation does not need them)."
         )
-    elif source.endswith(".safetensors"):
-        state = load_file(source)
     else:
-        state = torch.load(source, map_location="cpu", weights_only=True)
+        state = read_weights(source)
     return {
         _our_name(name.removeprefix("layer4.")): value
         for name, value in state.items()
@@ -127,7 +126,7 @@ def read_res5_weights(source: str) -> dict[str, Tensor]:
 
 
 def _download() -> dict[str, Tensor]:
-    """ImageNet weights of ResNet-50; one process of a machine fetches them, the others wait."""
+    """Downloads ImageNet weights of ResNet-50 in one process per machine."""
     weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
     try:
         if comm.get_local_rank() == 0:
@@ -137,8 +136,8 @@ def _download() -> dict[str, Tensor]:
     except OSError as e:  # what urllib raises without a network
         raise RuntimeError(
             "MODEL.DIFFPS.HEAD.RES5_WEIGHTS is 'torchvision', but the weights cannot be downloaded "
-            f"({e}). Fetch {weights.url} on another machine and give the path of the file, or '' "
-            "to start from random weights."
+            f"({e}). Download {weights.url} on another machine and set the key to the path of the "
+            "file, or to '' for random weights."
         ) from e
 
 
@@ -150,7 +149,7 @@ def _our_name(name: str) -> str:
 
 @ROI_BOX_HEAD_REGISTRY.register()
 class Res5BoxHead(nn.Module):
-    """Pooled RoIs -> one vector each: :class:`Res5` and the mean over the cells."""
+    """Turns pooled RoIs into one vector each: :class:`Res5` and the mean over the cells."""
 
     def __init__(self, cfg: CfgNode, input_shape: ShapeSpec) -> None:
         super().__init__()
@@ -158,6 +157,7 @@ class Res5BoxHead(nn.Module):
 
     @property
     def output_shape(self) -> ShapeSpec:
+        """Shape of the vectors."""
         return ShapeSpec(channels=self.res5.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

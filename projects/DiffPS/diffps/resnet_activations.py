@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DiffPS without a prior: a trainable ResNet with FPN in the place of the frozen diffusion model.
+"""DiffPS without a prior: a trainable ResNet with FPN replaces the frozen diffusion model.
 
-It gives activations of the same names, strides and channels, so that all parts behind it are the
-same. It starts from random weights and trains with them. Two things it does not have. There is no
-attention map: ``MODEL.DIFFPS.DGRPN.ENABLED`` must be False. And there is no text: the vectors that
-SFAN asks for are fixed random directions, to which ``MODEL.DIFFPS.SFAN.PROJECT`` learns to map.
+It returns activations of the same names, strides and channels, so all other parts are unchanged. It
+is trained from random weights. It has no attention map, so ``MODEL.DIFFPS.DGRPN.ENABLED`` must be
+False, and no text: the text vectors of SFAN are fixed random directions, to which
+``MODEL.DIFFPS.SFAN.PROJECT`` learns to map.
 
 Shape shorthand: B images, (H, W) pixels of the batch, C channels.
 """
@@ -27,9 +27,13 @@ _LEVELS = {1: "p5", 2: "p4", 3: "p3"}
 
 @BACKBONE_REGISTRY.register()
 class ResNetActivations(Backbone):
-    """The slim ResNet and FPN of the shared core, and a 1x1 convolution per activation.
+    """The slim ResNet with FPN of the shared core, and a 1x1 convolution per activation.
 
-    An FPN, because a UNet too brings what its coarse levels see to the fine ones.
+    Args:
+        trunk: Backbone with ``p3``, ``p4`` and ``p5``, strides 8, 16 and 32.
+        out_features: Names such as ``u2r1_v``; the digit after u selects the level.
+        channels: Channels of the activations of up-levels 1 to 3.
+        text_dim: Length of the vectors that replace text vectors.
     """
 
     size_divisibility = 64
@@ -43,13 +47,6 @@ class ResNetActivations(Backbone):
         channels: Sequence[int],
         text_dim: int,
     ) -> None:
-        """
-        Args:
-            trunk: gives ``p3``, ``p4`` and ``p5``, strides 8, 16 and 32.
-            out_features: names like ``u2r1_v``; the digit after u decides on the level.
-            channels: of the activations of each up-level from 1 to 3.
-            text_dim: length of the vectors in place of text vectors.
-        """
         super().__init__()
         self.trunk, self.text_dim = trunk, text_dim
         self._level_of = {name: _LEVELS[_up_level(name)] for name in out_features}
@@ -71,6 +68,7 @@ class ResNetActivations(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        """Returns the arguments of the constructor."""
         resnet = cfg.MODEL.DIFFPS.RESNET
         if len(resnet.CHANNELS) != len(_LEVELS):
             raise ValueError(
@@ -89,7 +87,7 @@ class ResNetActivations(Backbone):
         }
 
     def word_vectors(self, words: Sequence[str]) -> Tensor:
-        """Random directions, the same ones every time: (n, ``text_dim``) of unit length."""
+        """Returns fixed random directions, (n, ``text_dim``) of unit length."""
         generator = torch.Generator().manual_seed(0)
         return F.normalize(torch.randn(len(words), self.text_dim, generator=generator), dim=1)
 
@@ -103,12 +101,13 @@ class ResNetActivations(Backbone):
 
         Args:
             images: (B, 3, H, W) RGB in [-1, 1].
-            image_sizes, keys: as :class:`diffps.backbone.DiffusionBackbone` takes them; not used.
+            image_sizes: Ignored; see :class:`diffps.backbone.DiffusionBackbone`.
+            keys: Ignored.
 
         Returns:
             Name -> (B, C, H / stride, W / stride).
         """
-        # to whole cells of the coarsest activation, as the diffusion model does it
+        # to whole cells of the coarsest activation, as in the diffusion model
         height, width = (-(-n // 64) * 64 for n in images.shape[2:])
         images = F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]))
         levels = self.trunk(images)
@@ -120,7 +119,7 @@ def _up_level(name: str) -> int:
     match = re.fullmatch(r"u([123])r\d+_\w+", name)
     if match is None:
         raise ValueError(
-            f"MODEL.DIFFPS.BACKBONE.OUT_FEATURES: ResNetActivations can stand in for activations "
-            f"of up-levels 1 to 3 only (u1r2_q, u3r0_k, ...), not for {name!r}."
+            f"MODEL.DIFFPS.BACKBONE.OUT_FEATURES: ResNetActivations only replaces activations of "
+            f"up-levels 1 to 3 (u1r2_q, u3r0_k, ...), not {name!r}."
         )
     return int(match[1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RoI heads of DiffPS: detect in the proposals of DGRPN, then embed what was found.
+"""RoI heads of DiffPS: detection in the proposals of DGRPN, then embedding of the detections.
 
 Shape shorthand in this file:
     N: RoIs of all images. C: channels of the box head. D: length of the embedding.
@@ -16,25 +16,24 @@ from diffps.norm import RowNorm
 from diffps.reid_head import ReIDHead
 from diffps.sampling import RoISampler
 
-# Sides in pixels that a detection must exceed.
-_MIN_SIDE = 0.01
+_MIN_SIDE = 0.01  # pixels that the sides of a detection must exceed
 
 
 class PersonPredictor(FastRCNNOutputLayers):
-    """Detectron2's predictor with normalised box deltas, shared by all classes.
+    """Detectron2's predictor with normalized, class-agnostic box deltas.
 
     ``bbox_pred`` is a linear layer without bias and a batch norm over its four outputs.
     (N, C) -> scores (N, 2) and deltas (N, 4).
+
+    Args:
+        input_shape: Shape of the input.
+        **kwargs: Arguments of :class:`detectron2.modeling.FastRCNNOutputLayers`.
     """
 
     bbox_pred: nn.Module
 
     @configurable
     def __init__(self, input_shape: ShapeSpec, **kwargs) -> None:
-        """
-        Args:
-            **kwargs: of :class:`detectron2.modeling.FastRCNNOutputLayers`.
-        """
         super().__init__(input_shape, **kwargs)
         if self.bbox_pred.out_features != 4:
             raise ValueError(
@@ -48,24 +47,25 @@ class PersonPredictor(FastRCNNOutputLayers):
 
 @ROI_HEADS_REGISTRY.register()
 class DiffPSROIHeads(StandardROIHeads):
-    """Detectron2's box branch with a sampler of our own, and a re-ID branch behind it.
+    """Detectron2's box branch with another sampler, followed by a re-ID branch.
 
-    No gradient of re-ID reaches detection: boxes are handed on as constants, and the two branches
-    read different feature maps.
+    No gradient of re-ID reaches detection: boxes are passed as constants, and the two branches read
+    different feature maps.
+
+    Args:
+        sampler: Selects the RoIs that train the box branch.
+        reid_head: Re-ID branch.
+        **kwargs: Arguments of :class:`detectron2.modeling.StandardROIHeads`.
     """
 
     @configurable
     def __init__(self, *, sampler: RoISampler, reid_head: ReIDHead, **kwargs) -> None:
-        """
-        Args:
-            sampler: chooses the RoIs that train the box branch.
-            **kwargs: of :class:`detectron2.modeling.StandardROIHeads`.
-        """
         super().__init__(**kwargs)
         self.sampler, self.reid_head = sampler, reid_head
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec], text_vectors: Tensor | None):
+        """Returns the arguments of the constructor."""
         heads = cfg.MODEL.ROI_HEADS
         args = super().from_config(cfg, input_shape)
         args["box_predictor"] = PersonPredictor(cfg, args["box_head"].output_shape)
@@ -82,7 +82,7 @@ class DiffPSROIHeads(StandardROIHeads):
     def label_and_sample_proposals(
         self, proposals: list[Instances], targets: list[Instances]
     ) -> list[Instances]:
-        """See :class:`diffps.sampling.RoISampler`; ground truth boxes join the proposals."""
+        """Samples RoIs from the proposals and, if configured, the ground truth boxes."""
         boxes = [x.proposal_boxes for x in proposals]
         if self.proposal_append_gt:
             boxes = _join(boxes, [x.gt_boxes for x in targets])
@@ -95,24 +95,23 @@ class DiffPSROIHeads(StandardROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Losses in training, detections with ``reid_feats`` otherwise.
+        """Returns losses in training, otherwise detections with ``reid_feats``.
 
         Args:
-            features: with the maps of ``MODEL.ROI_HEADS.IN_FEATURES`` and ``reid``.
-            proposals: of DGRPN.
-            targets: with ``gt_boxes``, ``gt_classes``, ``gt_pids``; in training.
+            images: Input images.
+            features: Maps of ``MODEL.ROI_HEADS.IN_FEATURES`` and ``reid``.
+            proposals: Proposals of DGRPN for each image.
+            targets: Ground truth with ``gt_boxes``, ``gt_classes`` and ``gt_pids``, in training.
         """
         if not self.training:
             detected, losses = super().forward(images, features, proposals)
-            # what clipping has left almost nothing of is no detection
+            # boxes that clipping has reduced to almost nothing are not detections
             return [x[x.pred_boxes.nonempty(_MIN_SIDE)] for x in detected], losses
         if targets is None:
-            raise ValueError(
-                "DiffPSROIHeads cannot train without targets; give those of all images"
-            )
+            raise ValueError("DiffPSROIHeads needs the targets of all images in training")
         detected, losses = super().forward(images, features, proposals, targets)
-        # Re-ID trains on what the detector makes of its RoIs (with TRAIN_ON_PRED_BOXES), on all
-        # proposals and on the ground truth.
+        # re-ID trains on the refined RoIs (with TRAIN_ON_PRED_BOXES), all proposals and the ground
+        # truth
         boxes = [Boxes(x.proposal_boxes.tensor.detach().clone()) for x in detected]
         for image_boxes, target in zip(boxes, targets, strict=True):
             image_boxes.clip(target.image_size)

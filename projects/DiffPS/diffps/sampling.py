@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which RoIs of an image train a head, and on what."""
+"""Selects the RoIs of an image that train a head, and their targets."""
 
 from collections.abc import Sequence
 
@@ -16,20 +16,20 @@ _MODES = ("balanced", "fraction")
 
 
 class RoISampler:
-    """Matches boxes with the ground truth of their image and draws some of both kinds.
+    """Matches boxes with the ground truth of their image and samples persons and background.
 
-    ``balanced`` takes as many background boxes as persons, at most half of ``batch_size`` each: an
-    image with few boxes on persons gives few in all. ``fraction`` is Detectron2's rule: background
-    fills up what persons leave free. In an image where one kind is absent, without any people for
-    instance, both take the other kind alone, up to half of ``batch_size`` and all of it.
+    ``balanced`` takes as many background boxes as persons, at most half of ``batch_size`` each, so
+    an image with few boxes on persons yields few in total. ``fraction`` is Detectron2's rule:
+    background fills the rest of the batch. In an image without one kind, for example without
+    persons, only the other is taken, up to half of ``batch_size`` or all of it.
 
     Args:
-        pos_iou: least IoU of a person. neg_iou: IoU below which a box is background; boxes between
-            the two are not used.
+        pos_iou: Minimum IoU of a person.
+        neg_iou: IoU below which a box is background; boxes between the two are not used.
         batch_size: RoIs per image.
-        positive_fraction: greatest share of persons, 1/2 in ``balanced``.
+        positive_fraction: Maximum share of persons; 1/2 in ``balanced``.
         mode: ``balanced`` or ``fraction``.
-        name: under which the counts are logged.
+        name: Prefix of the logged counts.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class RoISampler:
         if not 0 < neg_iou <= pos_iou <= 1:
             raise ValueError(
                 f"RoIs are background below {neg_iou} and persons from {pos_iou} on: IoUs must be "
-                "within (0, 1], the first not above the second (MODEL.ROI_HEADS.IOU_THRESHOLDS; "
-                "for re-ID MODEL.DIFFPS.REID.NEG_IOU, POS_IOU)."
+                "in (0, 1], the first not above the second (MODEL.ROI_HEADS.IOU_THRESHOLDS; for "
+                "re-ID MODEL.DIFFPS.REID.NEG_IOU, POS_IOU)."
             )
         self.matcher = Matcher([neg_iou, pos_iou], [0, -1, 1])
         self.batch_size, self.mode, self.name = batch_size, mode, name
@@ -57,16 +57,16 @@ class RoISampler:
     def __call__(
         self, boxes: Sequence[Boxes], targets: Sequence[Instances], keep_background: bool = True
     ) -> list[Instances]:
-        """Draws the RoIs of every image.
+        """Samples the RoIs of every image.
 
         Args:
-            boxes: per image, in pixels.
-            targets: per image, with ``gt_boxes`` and ``gt_pids``. Ground truth boxes are no RoIs
-                unless they are among ``boxes``.
-            keep_background: False leaves out background after the draw.
+            boxes: Candidates of each image, in pixels.
+            targets: Ground truth of each image with ``gt_boxes`` and ``gt_pids``. These boxes are
+                RoIs only if they are among ``boxes``.
+            keep_background: Whether to keep background RoIs after sampling.
 
         Returns:
-            Per image Instances, persons first: ``proposal_boxes``, ``gt_classes`` (0 or
+            Instances of each image, persons first: ``proposal_boxes``, ``gt_classes`` (0 or
             ``BACKGROUND``), ``gt_boxes`` and ``gt_pids`` of the matched person. For background
             these are the box itself and ``UNLABELED_PID``.
         """
@@ -89,7 +89,7 @@ class RoISampler:
         return sampled
 
     def _draw(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of persons and of background, in random order; labels (R,) are 1, 0 and -1."""
+        """Draws rows of persons and background in random order; labels (R,) are 1, 0 and -1."""
         positive, negative = ((labels == value).nonzero().flatten() for value in (1, 0))
         num_positive = min(len(positive), self.max_positive)
         num_negative = min(len(negative), self.batch_size - num_positive)
@@ -97,7 +97,10 @@ class RoISampler:
             num_negative = min(num_negative, self.max_positive)
             if num_positive and num_negative:
                 num_positive = num_negative = min(num_positive, num_negative)
-        return _some_of(positive, num_positive), _some_of(negative, num_negative)
+        return tuple(
+            rows[torch.randperm(len(rows), device=rows.device)[:count]]
+            for rows, count in ((positive, num_positive), (negative, num_negative))
+        )
 
     def _log(self, sampled: list[Instances]) -> None:
         counts = [(x.gt_classes == PERSON_CATEGORY_ID).sum().item() for x in sampled]
@@ -105,8 +108,3 @@ class RoISampler:
         storage, images = get_event_storage(), max(len(sampled), 1)
         storage.put_scalar(f"{self.name}/num_fg_samples", sum(counts) / images)
         storage.put_scalar(f"{self.name}/num_bg_samples", (total - sum(counts)) / images)
-
-
-def _some_of(rows: Tensor, count: int) -> Tensor:
-    """Draws that many of the rows."""
-    return rows[torch.randperm(len(rows), device=rows.device)[:count]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Semantic-adaptive feature aggregation (SFAN): RoI features weighted by their likeness to words.
+"""Semantic-adaptive feature aggregation (SFAN): RoI features weighted by similarity to words.
 
 Shape shorthand in this file:
     N: RoIs. C: channels. h, w: cells of a pooled RoI. K: body parts, one word each.
@@ -16,21 +16,24 @@ _NORMS = ("part", "spatial", "sigmoid")
 
 
 class SemanticWeights(NamedTuple):
-    """What SFAN weights RoI features with, and why."""
+    """Weights that SFAN applies to RoI features.
+
+    Attributes:
+        part_maps: S, (N, K, h, w) float32, the normalized similarity to each part.
+        part_weights: w, (K,), the share of each part; sums to one.
+        total: Factor of the features, (N, 1, h, w) float32.
+    """
 
     part_maps: Tensor
-    """S, (N, K, h, w) float32: the normalised likeness to each part."""
     part_weights: Tensor
-    """w, (K,): share of each part; sums to one."""
     total: Tensor
-    """(N, 1, h, w) float32: the factor that the features are multiplied by."""
 
 
 class SFAN(nn.Module):
-    """Weights every cell of a RoI by how much it looks like head, shirt, trousers or shoes.
+    """Weights every cell of an RoI by its similarity to head, shirts, pants and shoes.
 
     With X the RoI feature, T_k the text vector of part k and s_k = cos(X, T_k) / temperature in
-    each cell, the normalised map S_k and the weighted sum of Eq. 6 are
+    each cell, the normalized map S_k and the weighted sum of Eq. 6 are
 
         ``part``     S_k = softmax of s over the parts
         ``spatial``  S_k = softmax of s_k over the cells, times their number (mean one)
@@ -38,8 +41,19 @@ class SFAN(nn.Module):
 
         F_sem = sum_k w_k S_k X,  w = softmax(part_weights)
 
-    Since all parts weight the same X, F_sem is X times the map sum_k w_k S_k of one channel: no
-    copy of X per part is made. With ``skip`` the result is X + alpha (F_sem - X), else F_sem.
+    Since all parts weight the same X, F_sem is X times the single-channel map sum_k w_k S_k, and X
+    is not copied per part. With ``skip`` the result is X + alpha (F_sem - X), otherwise F_sem.
+
+    Args:
+        text_vectors: (K, D_text), frozen; part of the diffusion model, hence not saved.
+        channels: C; must be D_text unless ``project``.
+        norm: See above.
+        temperature: Divisor of the cosines.
+        learn_temperature: Whether the temperature is learnt, in log space.
+        alpha_init: Initial alpha. At 0, ``part`` hardly ever gets a gradient.
+        skip: See above.
+        project: Whether features are compared with the text after a learnt 1x1 convolution
+            C -> D_text.
     """
 
     @configurable
@@ -55,15 +69,6 @@ class SFAN(nn.Module):
         skip: bool = True,
         project: bool = False,
     ) -> None:
-        """
-        Args:
-            text_vectors: (K, D_text), frozen; weights of the diffusion model, hence not saved.
-            channels: C; must be D_text unless ``project``.
-            norm, skip: see above.
-            temperature: divisor of the cosines; learnt in log space if ``learn_temperature``.
-            alpha_init: start of alpha. At 0, ``part`` gets hardly any gradient ever.
-            project: compare with the text through a learnt 1x1 convolution C -> D_text.
-        """
         super().__init__()
         if norm not in _NORMS:
             raise ValueError(f"MODEL.DIFFPS.SFAN.NORM is '{norm}'; it must be one of {_NORMS}.")
@@ -71,7 +76,7 @@ class SFAN(nn.Module):
             raise ValueError(f"MODEL.DIFFPS.SFAN.TEMPERATURE is {temperature}; it must be > 0.")
         if len(text_vectors) == 0:
             raise ValueError(
-                "MODEL.DIFFPS.SFAN.PARTS is empty: name at least one, or set SFAN.ENABLED False."
+                "MODEL.DIFFPS.SFAN.PARTS is empty: set at least one, or set SFAN.ENABLED False."
             )
         text_dim = text_vectors.shape[1]
         if channels != text_dim and not project:
@@ -94,6 +99,7 @@ class SFAN(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, channels: int, text_vectors: Tensor) -> dict:
+        """Returns the arguments of the constructor."""
         sfan = cfg.MODEL.DIFFPS.SFAN
         return {
             "text_vectors": text_vectors,
@@ -107,7 +113,7 @@ class SFAN(nn.Module):
         }
 
     def part_maps(self, x: Tensor) -> Tensor:
-        """The normalised maps S: (N, C, h, w) -> (N, K, h, w), float32."""
+        """Computes the normalized maps S: (N, C, h, w) -> (N, K, h, w), float32."""
         x = self.project(x)
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
@@ -121,7 +127,7 @@ class SFAN(nn.Module):
             return s.flatten(2).softmax(dim=2).view_as(s) * (s.shape[2] * s.shape[3])
 
     def weigh(self, x: Tensor) -> SemanticWeights:
-        """The factor of every cell, with the maps it is made of: (N, C, h, w) -> see there."""
+        """Computes the factor of every cell of (N, C, h, w), with the maps that it is made of."""
         part_maps = self.part_maps(x)
         part_weights = self.part_weights.softmax(dim=0)
         total = (part_weights.view(1, -1, 1, 1) * part_maps).sum(dim=1, keepdim=True)
@@ -130,5 +136,5 @@ class SFAN(nn.Module):
         return SemanticWeights(part_maps, part_weights, total)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> the same shape and dtype."""
+        """(N, C, h, w) -> (N, C, h, w) of the same dtype."""
         return x * self.weigh(x).total.to(x.dtype)

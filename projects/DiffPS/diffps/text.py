@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encodes the prompt and single words, once, so that the text encoder need not stay.
+"""Text of the frozen model, encoded once, so that the text encoder need not stay loaded.
 
-Shape shorthand: T tokens (77), D width of the condition.
+The text is encoded when the backbone is built, or read from ``BACKBONE.TEXT_EMBEDS_FILE``. That
+safetensors file belongs to one model: it holds a sample of the UNet weights that read the text, and
+is refused for a UNet with other weights. ``projects/DiffPS/tools/encode_text.py`` writes it.
+
+Shape shorthand: T tokens (77), D width of the condition, P width of SDXL's pooled text.
 """
 
+import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from detectron2.config import CfgNode
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from diffps.loading import DiffusionFolder
 
@@ -17,59 +26,87 @@ _KEY = "MODEL.DIFFPS.BACKBONE"
 _WORD_POSITION = 1  # after the start token
 _WORD_END = "</w>"  # in the vocabulary of CLIP
 
+_FORMAT = "1"
+_PER_LAYER = 8  # values of each layer in the sample of weights
+_WORD = "word."  # prefix of the names of word vectors
+
 
 @dataclass(frozen=True)
 class TextConditioning:
-    """What the UNet and SFAN need to know of the text."""
+    """Encoded text for the UNet and SFAN.
+
+    Attributes:
+        context: Encoded prompt, (1, T, D) float32.
+        pooled: Pooled prompt, (1, P) float32, for UNets of the SDXL shape; otherwise None.
+        word_vectors: Word -> (D,) float32, its row in the encoding of the word alone.
+        token: Position in the prompt of the word that attention maps are taken of.
+        positions: Single-token word of the prompt -> its first position; the start token is 0.
+    """
 
     context: Tensor
-    """(1, T, D) float32: the encoded prompt."""
     pooled: Tensor | None
-    """(1, P) float32 for UNets of the SDXL shape, else None."""
     word_vectors: dict[str, Tensor]
-    """Word -> (D,) float32: its position in the encoding of the word alone."""
     token: int
-    """Position in the prompt of the word whose attention map is wanted."""
     positions: dict[str, int] = field(default_factory=dict)
-    """Word of the prompt that is one token -> its (first) position; the start token is 0."""
 
 
+def get_text(cfg: CfgNode, folder: DiffusionFolder, unet: nn.Module) -> TextConditioning:
+    """Returns the text of a config, from ``BACKBONE.TEXT_EMBEDS_FILE`` or encoded.
+
+    Args:
+        cfg: The whole config.
+        folder: Model with the text encoder.
+        unet: UNet of ``folder``.
+    """
+    config = cfg.MODEL.DIFFPS.BACKBONE
+    words = [*cfg.MODEL.DIFFPS.SFAN.PARTS, *config.WORDS]
+    map_word = config.ATTN.WORD if len(config.ATTN.LAYERS) else None
+    if config.TEXT_EMBEDS_FILE:
+        return load_text(config.TEXT_EMBEDS_FILE, config.PROMPT, words, map_word, unet)
+    return encode_text(folder, config.PROMPT, words, map_word)
+
+
+# ---- encoding -----------------------------------------------------------------------------------
 @torch.no_grad()
 def encode_text(
     folder: DiffusionFolder, prompt: str, words: Iterable[str] = (), map_word: str | None = None
 ) -> TextConditioning:
-    """Loads the text encoders, encodes and lets go of them again.
+    """Loads the text encoders, encodes the text and releases them.
 
     Args:
-        words: each must be a single token.
-        map_word: word of the prompt that attention maps are taken of; empty: the prompt is that
-            word; None: no maps are wanted, so any prompt will do.
+        folder: Model with the text encoders.
+        prompt: Condition of the UNet.
+        words: Words to encode alone; each must be a single token.
+        map_word: Word of the prompt that attention maps are taken of. Empty if the prompt is that
+            word; None if no maps are needed, which allows any prompt.
 
     Raises:
-        ValueError: a word of several tokens, one that the prompt does not have, or a prompt that
-            is too long.
+        ValueError: If a word has several tokens or is not in the prompt, or the prompt is too long.
     """
     second = folder.has("text_encoder_2")
     encoders = [folder.load_text_encoder()] + ([folder.load_text_encoder(True)] if second else [])
     tokenizer = encoders[0][0]
-    token = _WORD_POSITION
-    if map_word is not None:
-        token = _position(tokenizer, prompt, map_word)
+    token = _WORD_POSITION if map_word is None else _position(tokenizer, prompt, map_word)
     context, pooled = _encode(encoders, prompt, f"{_KEY}.PROMPT")
     vectors = {}
     for word in dict.fromkeys(words):
-        _single_token(tokenizer, word, f"a part or word to be encoded ({_KEY}.WORDS, SFAN.PARTS)")
+        _single_token(tokenizer, word, f"a word to encode ({_KEY}.WORDS, SFAN.PARTS)")
         vectors[word] = _encode(encoders, word, f"{_KEY}.WORDS")[0][0, _WORD_POSITION].clone()
-    if len(_tokens(tokenizer, prompt)) == 1:
+    tokens = _tokens(tokenizer, prompt)
+    if len(tokens) == 1:
         vectors.setdefault(prompt, context[0, _WORD_POSITION].clone())
-    return TextConditioning(context, pooled, vectors, token, _word_positions(tokenizer, prompt))
+    positions: dict[str, int] = {}
+    for index, piece in enumerate(tokenizer.convert_ids_to_tokens(tokens)):
+        if piece.endswith(_WORD_END):  # a token that does not end a word is a piece of one
+            positions.setdefault(piece.removesuffix(_WORD_END), _WORD_POSITION + index)
+    return TextConditioning(context, pooled, vectors, token, positions)
 
 
 def _encode(encoders: list, text: str, key: str) -> tuple[Tensor, Tensor | None]:
-    """Returns the (1, T, D) context and the (1, P) pooled vector (SDXL) or None.
+    """Returns the context (1, T, D) and the pooled vector (1, P) of SDXL or None.
 
-    With one encoder the context is its output after the final layer norm; SDXL takes the output of
-    the last but one layer of both, side by side.
+    With one encoder the context is its output after the final layer norm; SDXL concatenates the
+    outputs of the penultimate layers of both.
     """
     contexts, pooled = [], None
     for tokenizer, encoder in encoders:
@@ -77,12 +114,10 @@ def _encode(encoders: list, text: str, key: str) -> tuple[Tensor, Tensor | None]
         count = len(tokenizer(text).input_ids)
         if count > length:
             raise ValueError(
-                f"{key}: {text!r} has {count} tokens; this text encoder takes {length}."
+                f"{key}: {text!r} has {count} tokens; the text encoder takes {length}."
             )
-        ids = tokenizer(
-            text, padding="max_length", max_length=length, return_tensors="pt"
-        ).input_ids
-        output = encoder(ids, output_hidden_states=len(encoders) > 1)
+        ids = tokenizer(text, padding="max_length", max_length=length, return_tensors="pt")
+        output = encoder(ids.input_ids, output_hidden_states=len(encoders) > 1)
         if len(encoders) == 1:
             return output.last_hidden_state, None
         contexts.append(output.hidden_states[-2])
@@ -91,42 +126,132 @@ def _encode(encoders: list, text: str, key: str) -> tuple[Tensor, Tensor | None]
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text, without start and end."""
+    """Returns the token ids of a text, without start and end."""
     return tokenizer(text).input_ids[1:-1]
-
-
-def _word_positions(tokenizer: Any, prompt: str) -> dict[str, int]:
-    """Words of a prompt that are one token, with their position."""
-    positions: dict[str, int] = {}
-    for index, token in enumerate(tokenizer.convert_ids_to_tokens(_tokens(tokenizer, prompt))):
-        if token.endswith(_WORD_END):  # what does not end a word is a piece of one
-            positions.setdefault(token.removesuffix(_WORD_END), _WORD_POSITION + index)
-    return positions
 
 
 def _single_token(tokenizer: Any, word: str, what: str) -> int:
     ids = _tokens(tokenizer, word)
     if len(ids) != 1:
-        pieces = [tokenizer.decode([i]).strip() for i in ids]
         raise ValueError(
-            f"{word!r}, {what}, is {len(ids)} tokens to this text encoder: {pieces}. It must be "
-            "one; take another word."
+            f"{word!r}, {what}, has {len(ids)} tokens in this text encoder: "
+            f"{_pieces(tokenizer, ids)}. It must have one; choose another word."
         )
     return ids[0]
 
 
+def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
+    return [tokenizer.decode([i]).strip() for i in ids]
+
+
 def _position(tokenizer: Any, prompt: str, map_word: str) -> int:
-    """Position of a word in the prompt, counted from the start token."""
+    """Returns the position of a word in the prompt, counted from the start token."""
     ids = _tokens(tokenizer, prompt)
     if not map_word:
         if len(ids) == 1:
             return _WORD_POSITION
-        pieces = [tokenizer.decode([i]).strip() for i in ids]
         raise ValueError(
-            f"{_KEY}.PROMPT {prompt!r} is {len(ids)} tokens: {pieces}. Say with {_KEY}.ATTN.WORD "
-            "which of them the attention map is to be taken of."
+            f"{_KEY}.PROMPT {prompt!r} has {len(ids)} tokens: {_pieces(tokenizer, ids)}. Set "
+            f"{_KEY}.ATTN.WORD to the word that the attention map is taken of."
         )
     wanted = _single_token(tokenizer, map_word, f"{_KEY}.ATTN.WORD")
     if wanted not in ids:
         raise ValueError(f"{_KEY}.ATTN.WORD {map_word!r} is not in the prompt {prompt!r}.")
     return _WORD_POSITION + ids.index(wanted)
+
+
+# ---- file ---------------------------------------------------------------------------------------
+def save_text(
+    path: str | os.PathLike, text: TextConditioning, prompt: str, unet: nn.Module
+) -> None:
+    """Writes encoded text.
+
+    Args:
+        path: File to write; an existing one is replaced.
+        text: Encoded prompt and words.
+        prompt: Prompt that was encoded.
+        unet: UNet of the same model.
+    """
+    tensors = {"context": text.context, "unet": sample_weights(unet)}
+    if text.pooled is not None:
+        tensors["pooled"] = text.pooled
+    tensors |= {_WORD + word: vector for word, vector in text.word_vectors.items()}
+    metadata = {"format": _FORMAT, "prompt": prompt, "positions": json.dumps(text.positions)}
+    save_file({name: x.contiguous().cpu() for name, x in tensors.items()}, path, metadata)
+
+
+def load_text(
+    path: str, prompt: str, words: Iterable[str], map_word: str | None, unet: nn.Module
+) -> TextConditioning:
+    """Reads a file of :func:`save_text`; the result is that of :func:`encode_text`.
+
+    Args:
+        path: File to read.
+        prompt: Prompt that the file must hold.
+        words: Words that the file must hold.
+        map_word: See :func:`encode_text`.
+        unet: UNet that the text is for.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or is of another prompt, model or set of words.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"{_KEY}.TEXT_EMBEDS_FILE: there is no file {path!r}. Write it with "
+            "projects/DiffPS/tools/encode_text.py, or leave the key empty to load the text encoder."
+        )
+    tensors, metadata = _read(path)
+    if metadata["prompt"] != prompt:
+        raise _error(
+            path, f"holds the prompt {metadata['prompt']!r}, but BACKBONE.PROMPT is {prompt!r}"
+        )
+    vectors = {n.removeprefix(_WORD): x for n, x in tensors.items() if n.startswith(_WORD)}
+    missing = [word for word in words if word not in vectors]
+    if missing:
+        raise _error(
+            path,
+            f"lacks the words {missing} (BACKBONE.WORDS, SFAN.PARTS); it has {sorted(vectors)}",
+        )
+    ours, theirs = sample_weights(unet), tensors["unet"]
+    # tolerant enough for every dtype that weights are loaded in
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=0.02, atol=1e-4):
+        raise _error(path, "was written for another model than BACKBONE.MODEL")
+    positions, token = json.loads(metadata["positions"]), _WORD_POSITION
+    if map_word is not None:
+        word = map_word or prompt  # without ATTN.WORD the prompt must be one word
+        token = positions.get(word.strip().lower())
+        if token is None:
+            raise _error(
+                path,
+                f"has no single token {word!r} (BACKBONE.ATTN.WORD) in the prompt {prompt!r}, "
+                f"only {list(positions)}",
+            )
+    return TextConditioning(tensors["context"], tensors.get("pooled"), vectors, token, positions)
+
+
+def sample_weights(unet: nn.Module) -> Tensor:
+    """Returns a sample of the weights of every text key layer, 1-D float32 on the CPU."""
+    weights = [w for name, w in unet.named_parameters() if name.endswith("attn2.to_k.weight")]
+    samples = [w.detach().flatten()[:: max(1, w.numel() // _PER_LAYER)] for w in weights]
+    return torch.cat([x[:_PER_LAYER].float().cpu() for x in samples])
+
+
+def _read(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as e:
+        raise _error(path, f"is damaged or not a safetensors file ({e})") from e
+    if metadata.get("format") != _FORMAT or not {"context", "unet"} <= set(tensors):
+        raise _error(path, "does not hold encoded text, or is of another version")
+    return tensors, metadata
+
+
+def _error(path: str, what: str) -> ValueError:
+    return ValueError(
+        f"{_KEY}.TEXT_EMBEDS_FILE {path!r} {what}. Write it again with "
+        "projects/DiffPS/tools/encode_text.py and this config, or leave the key empty to load the "
+        "text encoder."
+    )

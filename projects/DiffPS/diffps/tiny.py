@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Stable Diffusion model of a few hundred thousand weights, in the folder format of diffusers.
+"""A Stable Diffusion model with a few hundred thousand weights, in the folder format of diffusers.
 
-The classes, the topology and the files are those of the real models; widths, depths and vocabulary
-are small and the weights random. Tests, quick configs and CPU demos thereby run the code that loads
-and uses the real ones, without a download. ``projects/DiffPS/tools/make_tiny_diffusion.py`` is the command.
+Classes, topology and files are those of the real models; widths, depths and vocabulary are small
+and the weights random. Tests, quick configs and CPU demos thus run the code that loads and uses the
+real models, without a download. ``projects/DiffPS/tools/make_tiny_diffusion.py`` is the command.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from diffps.loading import no_progress_bars
 
@@ -30,17 +31,28 @@ WORDS = (
     *("jacket", "coat", "backpack", "man", "woman", "black", "white", "gray", "red", "orange"),
     *("yellow", "green", "blue", "purple", "pink", "brown", "dark", "light", "striped", "plain"),
 )
-"""Words that are one token each. Anything else is spelled, byte by byte if need be."""
+"""Single-token words. Anything else is spelled, byte by byte if necessary."""
 
 _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
 @dataclass(frozen=True)
 class TinySizes:
-    """Widths of the model. The defaults give 0.8 million weights."""
+    """Sizes of the model. The defaults give 0.8 million weights.
+
+    Attributes:
+        unet_channels: Channels per resolution; ``sdxl`` uses the first three.
+        unet_heads: Attention heads per resolution.
+        vae_channels: Channels of the VAE per resolution.
+        text_width: Width of the text encoder.
+        text_layers: Layers of the text encoder.
+        text_heads: Attention heads of the text encoder.
+        norm_groups: Groups of the group norms.
+        max_tokens: Length of the token sequence.
+        words: Words that are single tokens.
+    """
 
     unet_channels: tuple[int, ...] = (16, 24, 32, 32)
-    """Per resolution; for ``sdxl`` the first three count."""
     unet_heads: tuple[int, ...] = (2, 3, 4, 4)
     vae_channels: tuple[int, ...] = (8, 8, 16, 16)
     text_width: int = 32
@@ -49,7 +61,6 @@ class TinySizes:
     norm_groups: int = 8
     max_tokens: int = 77
     words: Sequence[str] = WORDS
-    """Words that get a token of their own."""
 
 
 def write_tiny_diffusion(
@@ -62,13 +73,14 @@ def write_tiny_diffusion(
     """Writes a Stable Diffusion model with random weights.
 
     Args:
-        folder: made if it is not there; files of an earlier model in it are replaced.
-        seed: of the weights; the global random state is left as it was.
-        family: whose topology to follow: ``sd15``, ``sd21`` or ``sdxl``.
-        dtype: of the stored weights of UNet and VAE.
+        folder: Output folder, created if it does not exist; an earlier model in it is replaced.
+        seed: Seed of the weights; the global random state does not change.
+        sizes: Sizes of the model.
+        family: Topology of the model: ``sd15``, ``sd21`` or ``sdxl``.
+        dtype: Type of the stored weights of UNet and VAE.
 
     Returns:
-        The folder, to be used as ``MODEL.DIFFPS.BACKBONE.MODEL``.
+        The folder, for ``MODEL.DIFFPS.BACKBONE.MODEL``.
     """
     if family not in FAMILIES:
         raise ValueError(f"family is {family!r}; allowed: {FAMILIES}")
@@ -77,21 +89,36 @@ def write_tiny_diffusion(
         torch.manual_seed(seed)
         pipeline = build_pipeline(sizes, family)
     save_pipeline(pipeline, folder, dtype)
-    write_vocabularies(folder, sizes.words)
+    for place in Path(folder).glob("tokenizer*"):
+        write_vocabulary(place, sizes.words)
     return os.fspath(folder)
 
 
 def save_pipeline(pipeline: Any, folder: str | os.PathLike, dtype: torch.dtype) -> None:
-    """Writes a pipeline of tiny models; weights of UNet and VAE are left in ``dtype``.
+    """Writes a pipeline of tiny models in a form that all versions of the libraries read.
 
-    Text encoders stay as they are: transformers loads a model in the type it was stored in,
-    diffusers in float32, and a pipeline loaded without further ado must fit together.
+    Text encoders are stored in float32: transformers loads a model in its stored type, diffusers in
+    float32, and the parts of a pipeline loaded with default options must fit together.
+
+    Args:
+        pipeline: Pipeline of diffusers.
+        folder: Output folder.
+        dtype: Type that the weights of UNet and VAE are converted to, in place.
     """
     for model in (pipeline.unet, pipeline.vae):
         for weight in model.parameters():
             weight.data = weight.data.to(dtype)
     with no_progress_bars():
         pipeline.save_pretrained(folder, safe_serialization=True)
+    for file in Path(folder).glob("text_encoder*/model.safetensors"):
+        # transformers 5 omits a prefix that earlier versions require, and reads both
+        weights = load_file(file)
+        prefixes = ("text_model.", "text_projection.")
+        save_file(
+            {n if n.startswith(prefixes) else f"text_model.{n}": x for n, x in weights.items()},
+            file,
+            {"format": "pt"},
+        )
 
 
 def write_random_like(
@@ -101,23 +128,27 @@ def write_random_like(
     keep: Sequence[str] = (),
     dtype: torch.dtype = torch.float16,
 ) -> str:
-    """Writes a copy of a small model with random weights in the place of those that it has.
+    """Writes a copy of a small model with random weights.
 
     Args:
-        model: folder in diffusers format, of the family ``sd15`` or ``sd21``.
-        folder: made if it is not there.
-        keep: parts whose weights stay: ``unet``, ``vae`` or ``text_encoder``.
+        model: Folder in diffusers format, of the family ``sd15`` or ``sd21``.
+        folder: Output folder, created if it does not exist.
+        seed: Seed of the weights.
+        keep: Parts whose weights are kept: ``unet``, ``vae`` or ``text_encoder``.
+        dtype: Type of the stored weights of UNet and VAE.
 
     Returns:
-        The folder.
+        The output folder.
     """
     from diffusers import StableDiffusionPipeline
 
     unknown = [part for part in keep if part not in RANDOM_PARTS]
     if unknown:
-        raise ValueError(f"parts to keep are {unknown}; allowed: {RANDOM_PARTS}")
+        raise ValueError(f"unknown parts to keep: {unknown}; allowed: {RANDOM_PARTS}")
     if not Path(model, "model_index.json").is_file():
-        raise FileNotFoundError(f"{model} is no folder in diffusers format: no model_index.json")
+        raise FileNotFoundError(
+            f"{str(model)!r} is not a folder in diffusers format: it has no model_index.json"
+        )
     with no_progress_bars():
         pipeline = StableDiffusionPipeline.from_pretrained(
             model, local_files_only=True, low_cpu_mem_usage=False
@@ -125,10 +156,10 @@ def write_random_like(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for part in RANDOM_PARTS:
-            # drawn in any case: what is kept does not change the others
+            # drawn in any case, so that the kept parts do not change the others
             old = getattr(pipeline, part)
-            new = type(old)(old.config) if part == "text_encoder" else type(old).from_config(
-                old.config)  # fmt: skip
+            make = type(old) if part == "text_encoder" else type(old).from_config
+            new = make(old.config)
             if part not in keep:
                 setattr(pipeline, part, new)
     save_pipeline(pipeline, folder, dtype)
@@ -140,10 +171,12 @@ def write_random_like(
 
 
 def build_pipeline(sizes: TinySizes, family: str, prediction: str = "epsilon") -> Any:
-    """Builds the pipeline of diffusers with random weights, drawn by the global generator.
+    """Builds a diffusers pipeline with random weights from the global generator.
 
     Args:
-        prediction: what the UNet is to predict, ``epsilon`` or ``v_prediction``.
+        sizes: Sizes of the model.
+        family: Topology of the model: ``sd15``, ``sd21`` or ``sdxl``.
+        prediction: Output of the UNet, ``epsilon`` or ``v_prediction``.
     """
     from diffusers import (
         EulerDiscreteScheduler,
@@ -179,13 +212,13 @@ def build_pipeline(sizes: TinySizes, family: str, prediction: str = "epsilon") -
 
 
 def _unet_config(sizes: TinySizes, family: str) -> dict[str, Any]:
-    """Arguments of ``UNet2DConditionModel`` with the topology of the family."""
+    """Returns the arguments of ``UNet2DConditionModel`` for the topology of the family."""
     config = {
         "sample_size": 8,
         "layers_per_block": 2,
         "norm_num_groups": sizes.norm_groups,
         "block_out_channels": sizes.unet_channels,
-        "attention_head_dim": sizes.unet_heads,  # diffusers reads this as the number of heads
+        "attention_head_dim": sizes.unet_heads,  # diffusers reads it as the number of heads
         "cross_attention_dim": sizes.text_width,
         "use_linear_projection": family != "sd15",
     }
@@ -246,24 +279,27 @@ def _build_text_encoder(
 
 # ---- vocabulary -------------------------------------------------------------------------------
 def build_tokenizer(words: Iterable[str] = WORDS, max_tokens: int = 77) -> "CLIPTokenizer":
-    """Builds a CLIP tokenizer for which every one of ``words`` is one token."""
+    """Builds a CLIP tokenizer for which each of ``words`` is one token."""
     from transformers import CLIPTokenizer
 
-    # by way of files, which every version of transformers takes
+    # from files, which every version of transformers reads
     with tempfile.TemporaryDirectory() as folder:
-        paths = _write_vocabulary(Path(folder), words)
+        paths = write_vocabulary(Path(folder), words)
         return CLIPTokenizer(*map(str, paths), model_max_length=max_tokens)
 
 
 def build_vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Makes a byte pair encoding in which every word ends up as one token.
+    """Builds a byte pair encoding in which every word is one token.
 
-    Words are treated in order. Each gets the merges, of lower rank than all before, that it still
-    needs; ranks decide which merge comes first, so later words leave earlier ones as they are.
+    Words are processed in order. Each gets the merges that it still needs, with a lower priority
+    than all before, so later words do not change earlier ones.
+
+    Args:
+        words: Words that become single tokens.
 
     Returns:
         Token -> id (all bytes, all bytes that end a word, merged tokens, start, end), and the
-        merges from the first to the last rank.
+        merges by descending priority.
     """
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -280,7 +316,7 @@ def build_vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[s
 
 
 def _encode(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Byte pair encoding: joins the neighbors of best rank until none has one."""
+    """Encodes symbols by joining the pair of the highest priority until none is left."""
     while pairs := [pair for pair in zip(symbols, symbols[1:], strict=False) if pair in ranks]:
         best = min(pairs, key=ranks.__getitem__)
         joined, index = [], 0
@@ -292,16 +328,10 @@ def _encode(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
     return symbols
 
 
-def write_vocabularies(folder: str | os.PathLike, words: Iterable[str]) -> None:
-    """Adds to every tokenizer of a folder the two files that transformers before 5 reads."""
-    for place in sorted(Path(folder).glob("tokenizer*")):
-        _write_vocabulary(place, words)
-
-
-def _write_vocabulary(place: Path, words: Iterable[str]) -> tuple[Path, Path]:
-    """Writes ``vocab.json`` and ``merges.txt``; returns their paths."""
+def write_vocabulary(folder: Path, words: Iterable[str]) -> tuple[Path, Path]:
+    """Writes ``vocab.json`` and ``merges.txt``, which transformers 4 reads; returns their paths."""
     vocabulary, merges = build_vocabulary(words)
-    paths = place / "vocab.json", place / "merges.txt"
+    paths = folder / "vocab.json", folder / "merges.txt"
     paths[0].write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *map(" ".join, merges), ""]
     paths[1].write_text("\n".join(lines), encoding="utf-8")

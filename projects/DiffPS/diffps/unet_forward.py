@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the frozen UNet and gives the activations asked for, no more.
+"""Runs the frozen UNet and returns the requested activations.
 
 Shape shorthand: B images, (h, w) cells of the latent, C channels, T tokens, D width of the text.
 """
@@ -21,9 +21,21 @@ NONFINITE_POLICIES = ("upcast", "raise")
 
 
 class UNetFeatures:
-    """The UNet with its condition. Holds frozen weights and is no module: nothing to train or save.
+    """The UNet with its condition, without being a module: nothing to train or to save.
 
-    Maps are those of one word, raw probabilities.
+    Maps are raw probabilities of one word.
+
+    Args:
+        unet: ``UNet2DConditionModel``; its attention is replaced by fused attention, in place.
+        layers: Layers of this UNet to return.
+        text: Condition of the UNet.
+        timestep: Timestep given to the UNet.
+        latent_stride: Pixels of the image per cell of the latent.
+        map_heads: Heads that maps are averaged over; empty for all.
+        truncate: Whether to end the forward pass after the last of ``layers``.
+        upcast: Whether to keep attention layers in float32.
+        on_nonfinite: ``upcast`` or ``raise``; see :meth:`__call__`.
+        compile_blocks: Whether to ``torch.compile`` the transformer blocks without recorded layers.
     """
 
     def __init__(
@@ -40,16 +52,6 @@ class UNetFeatures:
         on_nonfinite: str = "upcast",
         compile_blocks: bool = False,
     ) -> None:
-        """
-        Args:
-            unet: ``UNet2DConditionModel``; its attention is replaced by fused attention, in place.
-            layers: what to take out, all of this UNet.
-            map_heads: heads that maps are averaged over; empty: all.
-            truncate: end the forward after the last of ``layers``.
-            upcast: keep attention layers in float32.
-            on_nonfinite: ``upcast`` or ``raise``; see :meth:`__call__`.
-            compile_blocks: ``torch.compile`` the transformer blocks that nothing is taken from.
-        """
         if on_nonfinite not in NONFINITE_POLICIES:
             raise ValueError(f"{_KEY}.NONFINITE is {on_nonfinite!r}; allowed: {NONFINITE_POLICIES}")
         self.unet, self.text, self.timestep = unet, text, timestep
@@ -57,7 +59,13 @@ class UNetFeatures:
         self.on_nonfinite = on_nonfinite
         self.dtype = next(unet.parameters()).dtype
         self.upcast = False
-        self._check_heads(layers)
+        for layer in layers:
+            wrong = [h for h in self.map_heads if not 0 <= h < layer.heads]
+            if layer.kind == "map" and wrong:
+                raise ValueError(
+                    f"{_KEY}.ATTN.HEADS is {self.map_heads}, but {layer.name} has heads 0 to "
+                    f"{layer.heads - 1}."
+                )
         use_fused_attention(unet, text.context)
         if upcast:
             self._upcast()
@@ -72,15 +80,15 @@ class UNetFeatures:
 
         Args:
             latents: (B, L, h, w).
-            image_size: height and width of the images in pixels, part of the condition in SDXL.
+            image_size: Height and width of the images in pixels, part of the condition in SDXL.
 
         Returns:
-            Layer name -> (B, C, h', w'), in the order of ``layers``; maps float32, all else in
-            the UNet's dtype (attention layers float32 when upcast).
+            Layer name -> (B, C, h', w'), in the order of ``layers``; maps in float32, everything
+            else in the UNet's dtype (attention layers in float32 when upcast).
 
         Raises:
-            FloatingPointError: infinities or NaN. With ``on_nonfinite`` ``upcast``, float16 is
-                tried once more with attention in float32 first, which then stays so.
+            FloatingPointError: If activations are infinite or NaN. If ``on_nonfinite`` is
+                ``upcast``, float16 is first retried with attention in float32, which then stays.
         """
         outputs = self._run(latents, image_size)
         bad = nonfinite_names(outputs)
@@ -124,7 +132,7 @@ class UNetFeatures:
     def _added_condition(
         self, batch: int, image_size: tuple[int, int], device: torch.device
     ) -> dict[str, Tensor] | None:
-        """What SDXL is told beside the text: the whole image, uncropped, in its own size."""
+        """Returns the additional condition of SDXL: the whole image, uncropped, at its own size."""
         if self.text.pooled is None:
             return None
         time_ids = torch.tensor([*image_size, 0, 0, *image_size], device=device, dtype=self.dtype)
@@ -138,24 +146,29 @@ class UNetFeatures:
         return self.word_map(layer, query, self.map_heads, self.text.token)
 
     def word_map(self, layer: Layer, query: Tensor, heads: Sequence[int], token: int) -> Tensor:
-        """Attention probability of one token of the text, see :func:`diffps.attention.word_map`.
+        """Returns the attention probability of one token, see :func:`diffps.attention.word_map`.
 
         Args:
-            layer: a cross-attention (kind ``xq`` or ``map``). query: (B, N, C), its output.
-            heads: to be averaged; empty: all. token: position in the text.
+            layer: Cross-attention layer (kind ``xq`` or ``map``).
+            query: Its output, (B, N, C).
+            heads: Heads to average; empty for all.
+            token: Position in the text.
         """
         attn = self.unet.get_submodule(layer.module.rpartition(".")[0])
         context = self.text.context.to(query.device, attn.to_k.weight.dtype)
         return word_map(query, attn.to_k(context), attn.heads, heads, token)
 
-    def _check_heads(self, layers: Sequence[Layer]) -> None:
-        for layer in layers:
-            wrong = [h for h in self.map_heads if not 0 <= h < layer.heads]
-            if layer.kind == "map" and wrong:
-                raise ValueError(
-                    f"{_KEY}.ATTN.HEADS names {wrong}, but {layer.name} has the heads 0 to "
-                    f"{layer.heads - 1}."
-                )
+    def head_maps(self, layer: Layer, query: Tensor, token: int) -> Tensor:
+        """Returns the attention probability of one token for every head, (B, E, h, w).
+
+        Args:
+            layer: Cross-attention layer.
+            query: Its recorded output, (B, C, h, w).
+            token: Position in the text.
+        """
+        tokens = query.flatten(2).transpose(1, 2)
+        maps = [self.word_map(layer, tokens, [head], token) for head in range(layer.heads)]
+        return torch.cat(maps, dim=1).unflatten(2, query.shape[2:])
 
     def _upcast(self) -> None:
         upcast_attention(self.unet)
@@ -163,7 +176,7 @@ class UNetFeatures:
 
 
 def nonfinite_names(outputs: dict[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold infinities or NaN; waits for the device only once."""
+    """Returns the names of tensors with infinities or NaN; waits for the device only once."""
     if not outputs:
         return []
     finite = torch.stack([x.isfinite().all() for x in outputs.values()]).tolist()
@@ -171,11 +184,11 @@ def nonfinite_names(outputs: dict[str, Tensor]) -> list[str]:
 
 
 def compile_untapped_blocks(unet: nn.Module) -> int:
-    """Compiles the transformer blocks without a hook in them, in place; returns how many.
+    """Compiles the transformer blocks without hooks, in place; returns their number.
 
-    Hooks inside compiled code would split it into pieces, and the end of the forward is an
-    exception from one. The ResNet blocks stay as they are: nearly each has another shape, which is
-    more than torch.compile keeps variants of one piece of code.
+    Hooks inside compiled code would break its graph, and the forward pass ends with an exception
+    raised by one. ResNet blocks are not compiled: nearly all differ in shape, which exceeds the
+    number of variants that torch.compile keeps.
     """
     from diffusers.models.attention import BasicTransformerBlock
 

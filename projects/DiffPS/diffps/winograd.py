@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""3x3 convolutions with up to 4 times fewer multiplications, for frozen float32 models on CPUs.
+"""3x3 convolutions with up to 4 times fewer multiplications, for frozen float32 models on a CPU.
 
 Shape shorthand: B images, C and D channels in and out, (H, W) cells, m outputs and n = m + 2 inputs
 along a side of a tile, T tiles.
 
 Winograd's F(m x m, 3 x 3) computes a tile of m x m outputs from n x n inputs d as
-``A^T [(G g G^T) * (B^T d B)] A``: n^2 products where the definition has 9 m^2, that is 2.25 times
-fewer for m = 2 and 4 times fewer for m = 4. Summed over channels, each of the n^2 positions is a
-matrix product (T, C) x (C, D). The weights never change here, so ``G g G^T`` is computed once; they
-take n^2 / 9 of the memory, 1.8 or 4 times as much. The result has a relative error of 4e-7 (m = 2)
-or 3e-6 (m = 4), a direct convolution one of 3e-7.
+``A^T [(G g G^T) * (B^T d B)] A``, with n^2 products instead of 9 m^2: 2.25 times fewer for m = 2,
+4 times fewer for m = 4. Summed over channels, each of the n^2 positions is a matrix product
+(T, C) x (C, D). The weights are constant, so ``G g G^T`` is computed once; it takes n^2 / 9 of the
+memory, 1.8 or 4 times as much. The relative error of the result is 4e-7 (m = 2) or 3e-6 (m = 4),
+that of a direct convolution 3e-7.
 
 Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, arXiv 1509.09308.
-GPUs do without: cuDNN has algorithms of its own, and half precision lacks the digits.
+It is used neither on GPUs, where cuDNN has such algorithms, nor in half precision.
 """
 
 import torch
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MIN_CHANNELS = 128
-"""Below, additions and copies take longer than the multiplications saved."""
+"""Below, the additions and copies take longer than the multiplications that are saved."""
 
 WIDE_CHANNELS = 1024
-"""From here on m = 2: such maps are small, so that reading the weights decides, and most of the
-weights of a UNet are there."""
+"""From here on m = 2: such maps are small, so reading the weights dominates, and most weights of a
+UNet are in these layers."""
 
-_STRIP_TILES = 128  # at once: fewer make the matrix products slow, more leave the caches
+_STRIP_TILES = 128  # at a time: fewer slow down the matrix products, more exceed the caches
 
 # Columns: inputs of a tile; kernel; transformed inputs. For m = 4 the polynomials are evaluated at
 # 0, 1, -1, 2, -2 and infinity, for m = 2 at 0, 1, -1 and infinity.
@@ -59,17 +59,17 @@ _OUTPUT = {  # A^T
 
 
 class WinogradConv2d(nn.Module):
-    """A frozen 3x3 convolution with stride 1 and zero padding of 1. Has no backward pass."""
+    """A frozen 3x3 convolution with stride 1 and zero padding of 1, without a backward pass.
+
+    Args:
+        conv: Convolution that :func:`is_suitable`; it is not changed.
+        tile: m, 2 or 4. Default: by the number of channels.
+    """
 
     input_matrix: Tensor
     output_matrix: Tensor
 
     def __init__(self, conv: nn.Conv2d, tile: int | None = None) -> None:
-        """
-        Args:
-            conv: one that :func:`is_suitable`; it is not changed.
-            tile: m, 2 or 4; default: by the number of channels.
-        """
         super().__init__()
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         wide = min(self.in_channels, self.out_channels) >= WIDE_CHANNELS
@@ -87,7 +87,7 @@ class WinogradConv2d(nn.Module):
         batch, _, height, width = x.shape
         m = self.tile
         rows, columns = -(-height // m), -(-width // m)
-        # one cell of padding, and what the last tiles reach beyond the map
+        # one cell of padding, and the part of the last tiles beyond the map
         right, below = 1 + columns * m - width, 1 + rows * m - height
         x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, right, 1, below))
         out = x.new_empty(batch, rows, m, columns, m, self.out_channels)
@@ -97,11 +97,11 @@ class WinogradConv2d(nn.Module):
             inputs = x[:, m * first : m * (first + strip.shape[1]) + 2]
             self._run_strip(inputs, strip)
         out = out.view(batch, m * rows, m * columns, -1)[:, :height, :width]
-        # what is cut off, too: layers that follow are slower on a part of a larger map
+        # the crop is copied, because later layers are slower on a view of a larger map
         return out.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
     def _run_strip(self, x: Tensor, out: Tensor) -> None:
-        """Rows of tiles: (B, m h + 2, m w + 2, C) -> ``out`` (B, h, m, w, m, D)."""
+        """Computes rows of tiles: (B, m h + 2, m w + 2, C) -> ``out`` (B, h, m, w, m, D)."""
         m, n = self.tile, self.tile + 2
         batch, rows, columns, channels = out.shape[0], out.shape[1], out.shape[3], x.shape[3]
         lines = torch.stack([x[:, i : i + m * (rows - 1) + 1 : m] for i in range(n)])
@@ -116,15 +116,15 @@ class WinogradConv2d(nn.Module):
 
 
 def transform_weight(weight: Tensor, tile: int) -> Tensor:
-    """G g G^T: (D, C, 3, 3) -> (n^2, C, D)."""
-    # sixths are no binary fractions, so the results are rounded once, at the end
+    """Computes G g G^T: (D, C, 3, 3) -> (n^2, C, D)."""
+    # in float64, because sixths are not binary fractions; the result is rounded once
     g = torch.tensor(_KERNEL[tile], dtype=torch.float64, device=weight.device)
     transformed = torch.einsum("ia,dcab,jb->ijcd", g, weight.double(), g)
     return transformed.flatten(0, 1).to(weight.dtype).contiguous()
 
 
 def is_suitable(module: nn.Module, min_channels: int = MIN_CHANNELS) -> bool:
-    """Whether a module is a convolution that :class:`WinogradConv2d` does, and is faster at."""
+    """Returns whether :class:`WinogradConv2d` can replace a module and is faster."""
     return (
         type(module) is nn.Conv2d
         and (module.kernel_size, module.stride, module.dilation) == ((3, 3), (1, 1), (1, 1))
@@ -137,7 +137,7 @@ def is_suitable(module: nn.Module, min_channels: int = MIN_CHANNELS) -> bool:
 
 
 def use_winograd(model: nn.Module, min_channels: int = MIN_CHANNELS) -> int:
-    """Replaces the suitable convolutions of a frozen model, in place; returns how many."""
+    """Replaces the suitable convolutions of a frozen model, in place; returns their number."""
     found = [
         (parent, name, child)
         for parent in model.modules()

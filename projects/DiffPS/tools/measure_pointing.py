@@ -1,23 +1,18 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Measures whether the cross-attention of a diffusion model finds people, against chance.
+r"""Measures whether the cross-attention of a diffusion model finds persons, compared with chance.
 
-    python projects/DiffPS/tools/measure_pointing.py projects/DiffPS/weights/tiny_diffusion output/random_sd
+    python projects/DiffPS/tools/measure_pointing.py projects/DiffPS/weights/tiny_diffusion \
+        output/random_sd
 
-Layer and head are chosen on the training images and reported on the test images; --table prints
-all of them. Peaks and energy: diffps/prior/pointing.py.
+Layer and head are chosen on the training images and evaluated on the test images; --table prints
+all of them. diffps/prior/pointing.py defines the metrics.
 """
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
-from person_search.cli import run_program
-
-if TYPE_CHECKING:
-    from diffps.prior.pointing import Pointing
-
-    Results = dict[tuple[str, str, str], Pointing]
+from person_search.cli import program_parser, run_program
 
 DOWN = [f"d{level}r{repeat}" for level in (0, 1, 2) for repeat in (0, 1)]
 UP = [f"u{level}r{repeat}" for level in (1, 2, 3) for repeat in (0, 1, 2)]
@@ -25,66 +20,57 @@ WORDS = ["person", "head", "shirts", "pants", "shoes"]
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folders", nargs="+", help="models in diffusers format")
-    parser.add_argument("--dataset", default="synthetic_cuhk_sysu",
-                        help="<dataset>_train chooses, <dataset>_test is measured")  # fmt: skip
-    parser.add_argument("--images", type=int, default=150, help="at most so many of each")
-    parser.add_argument("--layers", nargs="+", default=[*DOWN, "m0r0", *UP])
-    parser.add_argument("--words", nargs="+", default=WORDS)
-    parser.add_argument("--timestep", type=int, default=0)
-    parser.add_argument("--max-pixels", type=int, default=256 * 320, help="size of the images")
-    parser.add_argument("--table", action="store_true", help="all layers and heads, not the best")
-    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    """Parses the command line."""
+    parser = program_parser(__doc__)
+    add = parser.add_argument
+    add("folders", nargs="+", metavar="FOLDER", help="models in diffusers format")
+    add("--dataset", default="synthetic_cuhk_sysu", metavar="NAME",
+        help="NAME_train selects layer and head, NAME_test is evaluated "
+        "(default: synthetic_cuhk_sysu)")  # fmt: skip
+    add("--images", type=int, default=150, help="maximum number of images of each (default: 150)")
+    add("--layers", nargs="+", default=[*DOWN, "m0r0", *UP],
+        help="attention layers to compare, for example u3r0 (default: all)")  # fmt: skip
+    add("--words", nargs="+", default=WORDS, help=f"prompts (default: {' '.join(WORDS)})")
+    add("--timestep", type=int, default=0, help="timestep given to the UNet (default: 0)")
+    add("--max-pixels", type=int, default=256 * 320,
+        help="area of the resized images in pixels (default: 81920)")  # fmt: skip
+    add("--table", action="store_true", help="print all layers and heads, not only the best")
     return parser.parse_args()
 
 
-def rows_of(folder: str, args: argparse.Namespace, splits: dict[str, list]) -> list[list]:
-    """Rows of the printed table for one model."""
-    from diffps.prior.pointing import AttentionMaps, measure
-
-    maps = AttentionMaps(folder, args.layers, args.words, args.timestep)
-    test = measure(maps, splits["test"])
-    chosen = list(test)
-    if not args.table:
-        train = measure(maps, splits["train"])
-        chosen = [best_place(train, word) for word in args.words]
-    return [
-        [folder, *key, test[key].accuracy, test[key].chance, test[key].energy, test[key].images]
-        for key in chosen
-    ]
-
-
-def best_place(results: "Results", word: str) -> tuple[str, str, str]:
-    """The layer and head whose attention lies inside the boxes most.
-
-    Not the one with the best peaks: a nearly flat map may have its one peak in a box by its color.
-    """
-    mine = {key: value for key, value in results.items() if key[0] == word}
-    return max(mine, key=lambda key: mine[key].energy)
-
-
 def work(args: argparse.Namespace) -> None:
-    """Measures all folders and prints one table."""
+    """Measures all models and prints one table."""
     from detectron2.data import DatasetCatalog
     from tabulate import tabulate
 
-    from diffps.prior.pointing import read_image
-    from person_search import data  # noqa: F401  registers the data sets
+    from diffps.prior.pointing import AttentionMaps, measure, read_annotated_image
+    from person_search import data  # noqa: F401  registers the datasets
 
     splits = {}
     for split in ("test",) if args.table else ("train", "test"):
         records = DatasetCatalog.get(f"{args.dataset}_{split}")[: args.images]
-        splits[split] = [read_image(record, args.max_pixels) for record in records]
-    rows = [row for folder in args.folders for row in rows_of(folder, args, splits)]
+        splits[split] = [read_annotated_image(record, args.max_pixels) for record in records]
+    rows = []
+    for folder in args.folders:
+        maps = AttentionMaps(folder, args.layers, args.words, args.timestep)
+        test = measure(maps, splits["test"])
+        chosen = list(test)
+        if not args.table:
+            # by energy, not by peaks: the one peak of a nearly flat map may hit a box by its color
+            train = measure(maps, splits["train"])
+            chosen = [
+                max((key for key in train if key[0] == word), key=lambda key: train[key].energy)
+                for word in args.words
+            ]
+        for key in chosen:
+            x = test[key]
+            rows.append([folder, *key, x.accuracy, x.chance, x.energy, x.images])
     header = ["model", "word", "layer", "head", "peak in box %", "chance %", "in / out", "images"]
     print(tabulate(rows, header, floatfmt=(*[""] * 4, ".1f", ".1f", ".2f", "d")))
 
 
 def main() -> int:
+    """Runs the program."""
     return run_program(work, parse_args())
 
 

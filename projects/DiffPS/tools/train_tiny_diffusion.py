@@ -1,53 +1,49 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a tiny Stable Diffusion model on synthetic scenes: a prior for DiffPS, without a download.
+"""Trains a tiny Stable Diffusion model on synthetic scenes: a prior for DiffPS without a download.
 
     python projects/DiffPS/tools/train_tiny_diffusion.py output/tiny_prior
     python projects/DiffPS/tools/train_tiny_diffusion.py output/tiny_prior --resume --time-budget 20
 
-The folder is in diffusers format. Scenes, latents and checkpoints lie in <folder>_work; Ctrl-C
-loses at most 500 iterations. projects/DiffPS/tools/measure_pointing.py tells what the attention of the result
-finds.
+Writes a folder in diffusers format. Scenes, latents and checkpoints are kept in <folder>_work;
+Ctrl-C loses at most 500 iterations. projects/DiffPS/tools/measure_pointing.py measures what the
+attention of the result finds.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from person_search.cli import run_program
+from person_search.cli import program_parser, run_program
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line; options left out are those of ``PriorOptions``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="to write the model to")
-    parser.add_argument("--work", type=Path, help="for scenes, latents and checkpoints")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--time-budget", type=float, default=0.0, metavar="MINUTES",
-                        help="stop then and write the folder as it is; 0: no limit")  # fmt: skip
-    parser.add_argument("--seed", type=int, help="of weights and batches")
-    parser.add_argument("--vae-iterations", type=int)
-    parser.add_argument("--iterations", type=int, help="of UNet and text encoder")
-    parser.add_argument("--scenes", type=int, help="how many")
-    parser.add_argument("--scenes-seed", type=int, help="of their places and people")
-    parser.add_argument("--device", help="of torch; left out: the GPU if there is one")
-    parser.add_argument("--samples", type=Path, metavar="PNG",
-                        help="also let the model draw some images from captions")  # fmt: skip
-    parser.add_argument("--float32", action="store_true", help="store float32, not float16")
-    parser.add_argument("--quiet", action="store_true", help="log lines, no progress bars")
-    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    """Parses the command line; the defaults are those of ``PriorOptions``."""
+    parser = program_parser(__doc__)
+    add = parser.add_argument
+    add("folder", type=Path, help="folder to write the model to")
+    add("--work", type=Path, metavar="FOLDER", help="folder of scenes, latents and checkpoints")
+    add("--resume", action="store_true", help="resume from the last checkpoint")
+    add("--time-budget", type=float, default=0.0, metavar="MINUTES",
+        help="stop after this time and write the model as it is (default: 0, no limit)")  # fmt: skip
+    add("--seed", type=int, help="seed of weights and batches (default: 0)")
+    add("--vae-iterations", type=int, help="iterations of the VAE (default: 3000)")
+    add("--iterations", type=int, help="iterations of UNet and text encoder (default: 4500)")
+    add("--scenes", type=int, help="number of scenes (default: 2000)")
+    add("--scenes-seed", type=int, help="seed of places and persons (default: 7000)")
+    add("--device", help="torch device (default: cuda if available, otherwise cpu)")
+    add("--samples", type=Path, metavar="PNG", help="also write images generated from captions")
+    add("--float32", action="store_true", help="store weights as float32 instead of float16")
+    add("--quiet", action="store_true", help="print log lines without progress bars")
     return parser.parse_args()
 
 
 def train(args: argparse.Namespace) -> None:
-    """Trains and writes the folder."""
+    """Trains the model and writes its folder."""
     import torch
     from detectron2.utils.logger import setup_logger
 
-    from diffps.prior.recipe import PriorOptions, PriorTraining
-    from diffps.prior.samples import draw_samples
+    from diffps.prior.recipe import PriorOptions, PriorTraining, draw_samples
     from diffps.prior.scenes import SceneOptions
 
     setup_logger(name="diffps", abbrev_name="diffps")
@@ -65,7 +61,7 @@ def train(args: argparse.Namespace) -> None:
     training.save(args.folder, torch.float32 if args.float32 else torch.float16)
     if args.samples:
         draw_samples(args.folder, args.samples)
-    print(f"{args.folder} is written" + ("" if finished else ", unfinished; --resume goes on"))
+    print(f"wrote {args.folder}" + ("" if finished else ", unfinished; --resume continues"))
 
 
 def _given(options: dict) -> dict:
@@ -73,7 +69,10 @@ def _given(options: dict) -> dict:
 
 
 def main() -> int:
-    return run_program(train, parse_args())
+    """Runs the program."""
+    return run_program(
+        train, parse_args(), resume_hint="Continue with the same command and --resume."
+    )
 
 
 if __name__ == "__main__":

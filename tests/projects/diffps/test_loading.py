@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from diffps.loading import FAMILIES, DiffusionFolder, UNetShape, check_family, parse_dtype
 from diffps.text import encode_text
 from diffps.tiny import TinySizes, write_tiny_diffusion
-from person_search.engine.usage import USER_ERRORS
+from person_search.engine.errors import USER_ERRORS
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from psdiff_runs import compare_with_joint_batch
 from psdiff_tiny import EMBED_DIM, image_input, tiny_model, training_input
+from two_processes import run_in_two_processes
 
-from person_search.engine import launch
 from psdiff.box_diffusion import boxes_to_norm, norm_to_boxes
 from psdiff.cdl import DynamicConvolution
 
@@ -84,9 +84,29 @@ def test_pooling_does_not_round_boxes(dtype) -> None:
     torch.testing.assert_close(found.float(), expected, atol=0, rtol=2 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_maps_of_lower_precision_are_converted_once(dtype, monkeypatch) -> None:
+    """Not once in each step; the result is that of converting them in each step."""
+    model = tiny_model(STEPS=4).eval()
+    process = model.reverse_process()
+    features = model.backbone(torch.rand(1, 3, 48, 64))
+    features = {name: value.detach().to(dtype) for name, value in features.items()}
+    converted, pool = [], model.head.pool
+
+    def counted(features, boxes, dtype=None):
+        converted.extend(f.dtype for f in features.values() if f.dtype != torch.float32)
+        return pool(features, boxes, dtype)
+
+    with torch.no_grad(), autocast(dtype):
+        expected = model.head.pool(features, torch.tensor([[[2.0, 3.0, 30.0, 40.0]]]))
+        monkeypatch.setattr(model.head, "pool", counted)
+        steps = list(process.steps(features, [(48, 64)], [0]))
+    assert len(steps) == 4 and converted == [] and expected.dtype == dtype
+
+
 # ---- several processes -----------------------------------------------------------------------
 def test_two_processes_equal_one_with_the_joint_batch() -> None:
-    launch(compare_with_joint_batch, num_gpus=0, num_processes=2)
+    run_in_two_processes(compare_with_joint_batch)
 
 
 # ---- frames ----------------------------------------------------------------------------------

@@ -1,24 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// The questions to the server. Every failure becomes an Error whose message people can read.
+// Requests to the server. Every failure becomes an Error with a readable message.
 
 async function answer(promise) {
   let response;
   try {
     response = await promise;
   } catch {
-    throw new Error("The program behind this page does not answer; has it been ended?");
+    throw new Error("The server does not answer; has it been stopped?");
   }
   if (response.ok) return response;
-  let told;
+  let reason = `the server failed (status ${response.status}); its terminal shows the error.`;
   try {
-    told = (await response.json()).error;
+    reason = (await response.json()).error || reason;
   } catch {
-    told = "";
+    // not an answer of ours
   }
-  if (!told) {
-    told = `the program failed (status ${response.status}); its terminal says more.`;
-  }
-  throw new Error(told.charAt(0).toUpperCase() + told.slice(1));
+  throw new Error(reason.charAt(0).toUpperCase() + reason.slice(1));
 }
 
 async function get(path) {
@@ -34,16 +31,16 @@ export function gallery() {
   return get("/api/gallery");
 }
 
-export function pictures(offset, limit, camera) {
-  return get(`/api/pictures?${new URLSearchParams({ offset, limit, camera })}`);
+export function images(offset, limit, camera) {
+  return get(`/api/images?${new URLSearchParams({ offset, limit, camera })}`);
 }
 
-export function picture(id) {
-  return get(`/api/pictures/${encodeURIComponent(id)}`);
+export function image(id) {
+  return get(`/api/images/${encodeURIComponent(id)}`);
 }
 
 export async function upload(file) {
-  const headers = { "X-File-Name": encodeURIComponent(file.name || "pasted picture") };
+  const headers = { "X-File-Name": encodeURIComponent(file.name || "pasted image") };
   return (await answer(fetch("/api/uploads", { method: "POST", headers, body: file }))).json();
 }
 
@@ -57,10 +54,10 @@ export async function save(name, request) {
 
 export function imageUrl(id, side, box) {
   const query = new URLSearchParams(box ? { side, box: box.join(",") } : { side });
-  return `/api/pictures/${encodeURIComponent(id)}/image?${query}`;
+  return `/api/images/${encodeURIComponent(id)}/image?${query}`;
 }
 
 export function cropUrl(id, box) {
   const query = new URLSearchParams({ box: box.join(",") });
-  return `/api/pictures/${encodeURIComponent(id)}/crop?${query}`;
+  return `/api/images/${encodeURIComponent(id)}/crop?${query}`;
 }

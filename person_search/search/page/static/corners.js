@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-// The four numbers of a box. What is wrong with them is said beside them and stays as it was typed.
+// The coordinates of a box as four fields. Errors are shown beside them; the input is kept.
 
 import { byId } from "./dom.js";
 
-export const SMALLEST = 2; // pixels of the picture, of a box
+export const SMALLEST = 2; // minimum side of a box in pixels of the image
 
 export class Corners {
-  // onBox(box): a box was typed
+  // onBox(box) is called when a box was typed.
   constructor(onBox) {
     this.left = byId("x1");
     this.top = byId("y1");
     this.right = byId("x2");
     this.bottom = byId("y2");
     this.fields = [this.left, this.top, this.right, this.bottom];
-    this.shown = null; // the box that was last written into the fields
+    this.shown = null; // the box last written into the fields
     for (const field of this.fields) {
       field.addEventListener("change", () => {
         const box = this.check();
         if (box) onBox(box);
       });
       field.addEventListener("input", () => {
-        if (this.note) this.check(); // a mistake is told when the field is left, its end at once
+        if (this.note) this.check(); // errors appear when the field is left, and vanish at once
       });
     }
   }
@@ -41,39 +41,39 @@ export class Corners {
     this.fields.forEach((field, i) => {
       field.value = box ? Math.round(box[i]) : "";
     });
-    this.tell("");
+    this.setNote("");
   }
 
-  // The box, or null and a word about why there is none.
+  // Returns the box, or null with a note about the reason.
   check() {
-    const no = this.fields.filter((field) => field.validity.badInput);
+    const invalid = this.fields.filter((field) => field.validity.badInput);
     const outside = this.fields.filter(
       ({ validity }) => validity.rangeUnderflow || validity.rangeOverflow,
     );
-    const absent = this.fields.filter((field) => Number.isNaN(field.valueAsNumber));
+    const missing = this.fields.filter((field) => Number.isNaN(field.valueAsNumber));
     const crossed = [[this.left, this.right], [this.top, this.bottom]].filter(
       ([low, high]) => Math.round(high.valueAsNumber) - Math.round(low.valueAsNumber) < SMALLEST,
     );
     const wrong = [
-      ...no.map((field) => `“${name(field)}” is no number.`),
+      ...invalid.map((field) => `“${name(field)}” is not a number.`),
       ...outside.map((field) =>
-        `“${name(field)}” is ${field.value}; the picture reaches from 0 to ${field.max}.`),
+        `“${name(field)}” is ${field.value}; the image extends from 0 to ${field.max}.`),
       ...crossed.map(([low, high]) =>
-        `“${name(high)}” (${high.value}) must be at least ${SMALLEST} more than ` +
-        `“${name(low)}” (${low.value}).`),
+        `“${name(high)}” (${high.value}) must exceed ` +
+        `“${name(low)}” (${low.value}) by at least ${SMALLEST}.`),
     ];
     if (wrong.length) {
-      this.tell(`${wrong.join(" ")} These numbers are not used.`, [...no, ...outside, ...crossed.flat()]);
-    } else if (absent.length && absent.length < this.fields.length) {
-      this.tell(`Still missing: ${absent.map(name).join(", ")}.`);
+      this.setNote(`${wrong.join(" ")} This box is not used.`, [...invalid, ...outside, ...crossed.flat()]);
+    } else if (missing.length && missing.length < this.fields.length) {
+      this.setNote(`Missing: ${missing.map(name).join(", ")}.`);
     } else {
-      this.tell("");
-      if (!absent.length) return this.fields.map((field) => field.valueAsNumber);
+      this.setNote("");
+      if (!missing.length) return this.fields.map((field) => field.valueAsNumber);
     }
     return null;
   }
 
-  tell(text, wrong = []) {
+  setNote(text, wrong = []) {
     byId("numbers-note").textContent = text;
     byId("numbers-note").classList.toggle("error", wrong.length > 0);
     for (const field of this.fields) {
@@ -82,7 +82,7 @@ export class Corners {
     }
   }
 
-  // The field that has to be looked at before a search; null if the numbers are those of the mark.
+  // Returns the field to correct before a search; null if the fields show the marked box.
   unfinished() {
     if (!this.note) return null;
     const wrong = (field) => field.hasAttribute("aria-invalid");

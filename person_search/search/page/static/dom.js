@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Small helpers. Text from outside only ever becomes text, never HTML.
+// DOM helpers. External text is inserted as text, never as HTML.
 
 export function byId(id) {
   return document.getElementById(id);
 }
 
-// element("li", {class: "match"}, child, "text", …); on<Event> are listeners, true an empty attribute
+// element("li", {class: "match"}, child, "text", …): on<Event> adds a listener, true an empty
+// attribute.
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {

@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-// Choose a picture, mark the person, search. What is chosen lives in `chosen`; nothing is stored.
+// Choose an image, mark the person, search. Nothing is stored.
 
 import * as api from "./api.js";
 import { byId, element } from "./dom.js";
 import { Picker } from "./picker.js";
 import { Results } from "./results.js";
 
-const PAGE = 24; // pictures of the gallery that are shown at a time
+const PAGE = 24; // images of the gallery listed at a time
 
 let facts = null;
-let opening = null; // true once the gallery is open; as a promise
+let opening = null; // promise: whether the gallery is open
 let chosen = []; // {choice, crop, name}
-let adding = false; // the next picture shows the same person
+let adding = false; // the next image shows the same person
 let listed = 0;
-let asked = null; // the search behind the results
-const latest = {}; // by kind: of several requests only the last one is shown
+let searched = null; // request of the displayed results
+const latest = {}; // number of the latest request by kind; only its answer is shown
 let running = 0;
 
 const picker = new Picker(pick);
 const results = new Results(again);
 
-// ---- telling what happens ------------------------------------------------------------------------
+// ---- status and errors ---------------------------------------------------------------------------
 
-// Whether a request is still the last one of its kind, asked once its answer is there.
+// Returns isLast(): whether this request is still the latest of its kind.
 function begin(kind) {
   const mine = (latest[kind] = (latest[kind] ?? 0) + 1);
   return () => latest[kind] === mine;
@@ -53,9 +53,9 @@ function fail(text) {
   byId("error").scrollIntoView({ block: "nearest" });
 }
 
-// ---- 1. the picture ------------------------------------------------------------------------------
+// ---- 1. the image --------------------------------------------------------------------------------
 
-// Waits until the gallery is open. After a failure, whoever asks next tries again.
+// Waits until the gallery is open. After a failure, the next call tries again.
 function open() {
   opening ??= busy("Opening the gallery …", openGallery).then((good) => {
     if (!good) {
@@ -69,10 +69,10 @@ function open() {
 
 async function openGallery() {
   facts = await api.gallery();
-  const { name, pictures, persons, since, until } = facts;
+  const { name, images, persons, since, until } = facts;
   const span = !since ? "" : since === until ? `, ${since}` : `, ${since} to ${until}`;
   byId("gallery").textContent =
-    `Gallery “${name}”: ${pictures} pictures, ${persons} detected persons${span}.`;
+    `Gallery “${name}”: ${images} images, ${persons} detected persons${span}.`;
   byId("top").max = facts.max_top;
   for (const label of document.querySelectorAll(".when")) label.hidden = !since;
   const several = facts.cameras.length > 0;
@@ -87,58 +87,58 @@ async function openGallery() {
 
 async function list(fresh) {
   const isLast = begin("list");
-  const found = await api.pictures(fresh ? 0 : listed, PAGE, byId("browse-cameras").value);
+  const found = await api.images(fresh ? 0 : listed, PAGE, byId("browse-cameras").value);
   if (!isLast()) return;
   if (fresh) {
     byId("thumbs").replaceChildren();
     listed = 0;
   }
   const before = listed;
-  for (const { id, name } of found.pictures) {
+  for (const { id, name } of found.images) {
     const image = element("img", { src: api.imageUrl(id, 320), alt: "", loading: "lazy" });
     const button = element(
-      "button", { type: "button", title: name, onClick: () => choose(() => api.picture(id)) },
+      "button", { type: "button", title: name, onClick: () => choose(() => api.image(id)) },
       image, element("span", {}, name),
     );
     byId("thumbs").append(element("li", {}, button));
   }
-  listed += found.pictures.length;
+  listed += found.images.length;
   const lost = document.activeElement === byId("more") && listed >= found.total;
   byId("more").hidden = listed >= found.total;
   if (lost) byId("thumbs").querySelectorAll("button")[before]?.focus();
   byId("shown").textContent = `${listed} of ${found.total}`;
 }
 
-// get(): gives the picture with its persons
+// get() fetches the image with its persons
 async function choose(get, then = null) {
   const isLast = begin("choose");
   if (!(await open()) || !isLast()) return false;
   const good = await busy("Looking for persons …", async () => {
-    const picture = await get();
+    const image = await get();
     if (!isLast()) return "";
     if (!adding) chosen = [];
     byId("mark").hidden = byId("ask").hidden = false;
-    picker.show(picture);
+    picker.show(image);
     showChosen();
     if (!then) {
       byId("mark-title").focus({ preventScroll: true });
       byId("mark").scrollIntoView({ block: "start" });
     }
-    return `${picture.persons.length} detected in ${picture.name}.`;
+    return `${image.persons.length} detected in ${image.name}.`;
   });
   return good && isLast();
 }
 
-// One picture at a time, as each of them needs a mark.
+// One image at a time, because a person must be marked in each.
 async function chooseFile([file, ...others]) {
   if (!file || !(await choose(() => send(file))) || !others.length) return;
-  byId("status").textContent += ` The first of ${1 + others.length} files; add the others singly.`;
+  byId("status").textContent += ` The first of ${1 + others.length} files; add the others one by one.`;
 }
 
 function send(file) {
   if (file.size > facts.upload_bytes) {
-    throw new Error(`The picture has ${(file.size / 1e6).toFixed(1)} MB; at most ` +
-      `${facts.upload_bytes / 1e6} MB are taken.`);
+    throw new Error(`The image has ${(file.size / 1e6).toFixed(1)} MB; the maximum is ` +
+      `${facts.upload_bytes / 1e6} MB.`);
   }
   return api.upload(file);
 }
@@ -146,8 +146,8 @@ function send(file) {
 // ---- 2. the person -------------------------------------------------------------------------------
 
 function pick(choice, crop, name) {
-  const others = chosen.filter((one) => one.choice.picture !== choice.picture);
-  if (others.length === chosen.length) adding = false; // else marked anew, not added
+  const others = chosen.filter((one) => one.choice.image !== choice.image);
+  if (others.length === chosen.length) adding = false; // otherwise the mark was replaced
   chosen = [...others, { choice, crop, name }];
   showChosen();
 }
@@ -161,22 +161,22 @@ function showChosen() {
         onClick: (event) => remove(one, event.detail > 0) }, "Remove"),
     )),
   );
-  byId("nobody").hidden = chosen.length > 0;
+  byId("unmarked").hidden = chosen.length > 0;
   byId("same").hidden = chosen.length < 2;
   byId("another").hidden = !chosen.length || chosen.length >= facts.max_persons;
   byId("search").disabled = !chosen.length;
 }
 
-// The focus goes on to the next one, as its own button is gone; pointed: no key was used.
+// Moves the focus to the next button, because its own vanishes; pointed: no key was used.
 function remove(one, pointed) {
   const place = chosen.indexOf(one);
   chosen = chosen.filter((other) => other !== one);
-  if (picker.picture?.id === one.choice.picture) picker.clear();
+  if (picker.image?.id === one.choice.image) picker.clear();
   showChosen();
   byId("status").textContent = `The person in ${one.name} is removed.`;
   const left = byId("chosen").querySelectorAll("button");
   const next = left[Math.min(place, left.length - 1)] ?? byId("file");
-  next.focus({ preventScroll: pointed }); // who points knows where to go on
+  next.focus({ preventScroll: pointed });
   if (pointed) byId("ask-title").scrollIntoView({ block: "nearest" });
 }
 
@@ -198,7 +198,7 @@ function request() {
   };
 }
 
-// A field with something wrong or half: it would have no value, and so no effect.
+// Returns the first invalid or incomplete field, which would have no effect, and the reason.
 function wrongField() {
   const corner = picker.corners.unfinished();
   if (corner) return [corner, `“Box in pixels”: ${picker.corners.note}`];
@@ -216,13 +216,13 @@ function search() {
   if (wrong) {
     fail(why);
     wrong.closest("details").open = true;
-    wrong.focus(); // last, so that it is in view: there it has to be put right
+    wrong.focus(); // last, so that it scrolls into view
     wrong.reportValidity();
     return;
   }
   const boxes = [...byId("cameras").querySelectorAll("input")];
   if (boxes.length && !boxes.some((box) => box.checked)) {
-    fail("No camera is chosen in the filters.");
+    fail("No camera is selected in the filters.");
     return;
   }
   const wanted = request();
@@ -230,30 +230,30 @@ function search() {
   busy("Searching …", async () => {
     const found = await api.search(wanted);
     if (!isLast()) return "";
-    asked = wanted;
+    searched = wanted;
     return results.show(found);
   });
 }
 
 async function again(match) {
   adding = false;
-  const found = await choose(() => api.picture(match.picture), "search");
+  const found = await choose(() => api.image(match.image), "search");
   if (!found) return;
   const same = (one) => one.box.join() === match.box.join();
-  picker.pick(picker.picture.persons.find(same).person);
+  picker.pick(picker.image.persons.find(same).person);
   search();
 }
 
 function save(name) {
   busy("Saving …", async () => {
-    const address = URL.createObjectURL(await api.save(name, asked));
+    const address = URL.createObjectURL(await api.save(name, searched));
     element("a", { href: address, download: name }).click();
     setTimeout(() => URL.revokeObjectURL(address), 60000);
-    return `${name} is among your downloads.`;
+    return `${name} was saved to your downloads.`;
   });
 }
 
-// ---- what the user does --------------------------------------------------------------------------
+// ---- events --------------------------------------------------------------------------------------
 
 byId("file").addEventListener("change", (event) => {
   chooseFile(event.target.files);
@@ -279,7 +279,7 @@ byId("browse-cameras").addEventListener("change", () => busy("Listing …", () =
 byId("more").addEventListener("click", () => busy("Listing …", () => list(false)));
 byId("another").addEventListener("click", () => {
   adding = true;
-  byId("status").textContent = "Choose another picture of the same person.";
+  byId("status").textContent = "Choose another image of the same person.";
   byId("choose").scrollIntoView({ block: "start" });
   byId("file").focus({ preventScroll: true });
 });

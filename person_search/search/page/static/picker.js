@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// The picture on which a person is marked: detected persons are buttons; a box can be drawn with
-// the mouse (drag), a finger or pen ("Draw a box", then drag), the arrow keys, or as four numbers.
+// The image in which a person is marked. Detected persons are buttons; a box is drawn with the
+// mouse (drag), a finger or pen ("Draw a box", then drag), the arrow keys, or typed.
 
 import { cropUrl, imageUrl } from "./api.js";
 import { Corners, SMALLEST } from "./corners.js";
 import { area, byId, element, place } from "./dom.js";
 
-const DRAG = 6; // pixels of the screen from which on a press is a drag
-const STEP = 0.02; // of the longer side, per arrow key
+const DRAG = 6; // screen pixels that turn a press into a drag
+const STEP = 0.02; // per arrow key, relative to the longer side
 
 export class Picker {
-  // onPick(choice or null): {picture, person} or {picture, box}, and what to show of it
+  // onPick(choice, crop, name): choice is {image, person} or {image, box}.
   constructor(onPick) {
     this.onPick = onPick;
-    this.picture = null;
-    this.box = null; // that was drawn
+    this.image = null;
+    this.box = null; // the drawn box
     this.press = null;
     this.stage = byId("stage");
     this.corners = new Corners((box) => this.typed(box));
@@ -31,24 +31,25 @@ export class Picker {
     window.addEventListener("resize", () => this.fit());
   }
 
-  show(picture) {
-    this.picture = picture;
-    const image = byId("picture");
-    image.src = imageUrl(picture.id, 1600);
-    image.alt = `The picture ${picture.name}`;
+  show(image) {
+    this.image = image;
+    byId("scene").src = imageUrl(image.id, 1600);
+    byId("scene").alt = `The image ${image.name}`;
     byId("persons").replaceChildren(...this.buttons());
     this.setDrawing(false);
     this.setBox(null);
-    byId("hint").textContent = picture.persons.length
-      ? `${picture.name}: ${picture.persons.length} detected. Pick one, or draw a box.`
-      : `${picture.name}: nobody was detected. Draw a box around the person.`;
-    this.corners.limit(picture.width, picture.height);
+    const found = image.persons.length
+      ? `${image.persons.length} detected. Pick one, or draw a box.`
+      : "no person was detected. Draw a box around the person.";
+    const changed = image.changed ? " The image has changed since it was indexed." : "";
+    byId("hint").textContent = `${image.name}: ${found}${changed}`;
+    this.corners.limit(image.width, image.height);
     this.fit();
   }
 
-  // Buttons in the order from left to right, which is that of the Tab key; small ones lie on top.
+  // Buttons from left to right, the order of the Tab key; smaller ones on top.
   buttons() {
-    const { width, height, persons } = this.picture;
+    const { width, height, persons } = this.image;
     const bySize = [...persons].sort((a, b) => area(b.box) - area(a.box));
     const fromLeft = [...persons].sort((a, b) => a.box[0] - b.box[0]);
     return fromLeft.map((one, i) => {
@@ -68,10 +69,10 @@ export class Picker {
     });
   }
 
-  // As large as the column and 70 % of the window allow, without changing its shape.
+  // Fits the image into the column and 70 % of the window height.
   fit() {
-    if (!this.picture) return;
-    const { width, height } = this.picture;
+    if (!this.image) return;
+    const { width, height } = this.image;
     const room = this.stage.parentElement.clientWidth - 34;
     const scale = Math.min(room / width, (0.7 * window.innerHeight) / height, 4);
     this.stage.style.width = `${Math.max(1, Math.round(width * scale))}px`;
@@ -79,22 +80,22 @@ export class Picker {
   }
 
   pick(person) {
-    const one = this.picture.persons.find((other) => other.person === person);
+    const one = this.image.persons.find((other) => other.person === person);
     this.setBox(null);
     this.press = null;
     this.markPressed(person);
     this.corners.fill(one.box);
-    this.onPick({ picture: this.picture.id, person }, this.cropOf(one.box), this.picture.name);
+    this.onPick({ image: this.image.id, person }, this.cropOf(one.box), this.image.name);
   }
 
-  // Nobody is marked any more.
+  // Removes the mark.
   clear() {
     this.setBox(null);
     this.markPressed(-1);
   }
 
   cropOf(box) {
-    return cropUrl(this.picture.id, box);
+    return cropUrl(this.image.id, box);
   }
 
   markPressed(person) {
@@ -114,21 +115,21 @@ export class Picker {
     const on = byId("draw").getAttribute("aria-pressed") !== "true";
     this.setDrawing(on);
     if (on && !this.box) {
-      const { width, height } = this.picture; // something to start from, for the keyboard
+      const { width, height } = this.image; // an initial box for the keyboard
       this.setBox([0.4 * width, 0.25 * height, 0.6 * width, 0.75 * height]);
     }
-    if (on) this.done(); // what is to be seen is what is searched for
+    if (on) this.done(); // the visible box is searched for
     if (on) byId("drawn").focus({ preventScroll: true });
   }
 
   setBox(box) {
     this.box = box;
     byId("drawn").hidden = !box;
-    if (box) place(byId("drawn"), box, this.picture.width, this.picture.height);
+    if (box) place(byId("drawn"), box, this.image.width, this.image.height);
     this.corners.fill(box);
   }
 
-  // What was marked before a drag that comes to nothing, a detected person included.
+  // Restores the mark from before a cancelled drag.
   restore({ box, numbers }) {
     this.setBox(box);
     this.corners.fill(numbers);
@@ -143,12 +144,12 @@ export class Picker {
     }
     this.setBox(box);
     this.markPressed(-1);
-    this.onPick({ picture: this.picture.id, box }, this.cropOf(box), this.picture.name);
+    this.onPick({ image: this.image.id, box }, this.cropOf(box), this.image.name);
   }
 
   where(event) {
     const bounds = this.stage.getBoundingClientRect();
-    const { width, height } = this.picture;
+    const { width, height } = this.image;
     const x = ((event.clientX - bounds.left) / bounds.width) * width;
     const y = ((event.clientY - bounds.top) / bounds.height) * height;
     return [Math.min(Math.max(x, 0), width), Math.min(Math.max(y, 0), height)];
@@ -158,7 +159,7 @@ export class Picker {
     if (this.press?.dragged && !this.press.over && this.press.id !== event.pointerId) return;
     const drawing = this.stage.classList.contains("drawing");
     this.press = null;
-    if (event.button !== 0 || (event.pointerType !== "mouse" && !drawing)) return; // it may scroll
+    if (event.button !== 0 || (event.pointerType !== "mouse" && !drawing)) return; // may be scrolling
     this.press = { id: event.pointerId, at: this.where(event), from: [event.clientX, event.clientY] };
     this.press.dragged = false;
   }
@@ -167,7 +168,7 @@ export class Picker {
     const press = this.press;
     if (!press || press.id !== event.pointerId || press.over) return;
     if (!event.buttons) {
-      this.cancel(); // let go outside, where nobody has told us
+      this.cancel(); // released outside, without an event
       return;
     }
     const far = Math.hypot(event.clientX - press.from[0], event.clientY - press.from[1]);
@@ -184,7 +185,7 @@ export class Picker {
 
   released(event) {
     if (this.press?.id !== event.pointerId) return;
-    this.press.over = true; // the click that follows a drag is not one
+    this.press.over = true; // the click after a drag is ignored
     if (this.press.dragged) this.done();
   }
 
@@ -202,7 +203,7 @@ export class Picker {
   }
 
   key(event) {
-    const { width, height } = this.picture;
+    const { width, height } = this.image;
     const step = Math.max(SMALLEST, Math.round(STEP * Math.max(width, height)));
     const [dx, dy] = {
       ArrowLeft: [-step, 0],
@@ -224,7 +225,7 @@ export class Picker {
     }
     this.setBox([x1, y1, x2, y2]);
     this.done();
-    const at = this.box.map((value) => Math.round(value)); // for who does not see it
+    const at = this.box.map((value) => Math.round(value)); // for screen readers
     byId("status").textContent = `Box from ${at[0]}, ${at[1]} to ${at[2]}, ${at[3]}.`;
   }
 

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ranked scenes, and one of them in large.
+// The ranked scenes, and one of them enlarged.
 
 import { cropUrl, imageUrl } from "./api.js";
 import { byId, element } from "./dom.js";
 
+const CHANGED = "The image has changed since it was indexed; the box may not fit.";
+
 export class Results {
-  // onAgain(match): search for the person of a match
+  // onAgain(match) searches for the person of a match.
   constructor(onAgain) {
     this.onAgain = onAgain;
     this.matches = [];
@@ -19,7 +21,7 @@ export class Results {
       if (event.key === "ArrowRight") this.step(1);
     });
     dialog.addEventListener("click", (event) => {
-      if (event.target === dialog) dialog.close(); // beside the picture
+      if (event.target === dialog) dialog.close(); // beside the image
     });
   }
 
@@ -27,9 +29,7 @@ export class Results {
     this.matches = matches;
     byId("found").hidden = false;
     byId("save").hidden = !matches.length;
-    byId("found-title").textContent = matches.length
-      ? "Most similar first"
-      : "Nobody was found.";
+    byId("found-title").textContent = matches.length ? "Most similar first" : "No person was found.";
     const count = `${matches.length} ${matches.length === 1 ? "match" : "matches"}`;
     byId("summary").textContent = `Searched in ${searched}; ${count} in ${Math.ceil(1000 * seconds)} ms.`;
     byId("matches").replaceChildren(...matches.map((match, i) => this.card(match, i)));
@@ -43,15 +43,15 @@ export class Results {
     const bar = element("i");
     bar.style.width = `${Math.round(100 * Math.min(Math.max(match.similarity, 0), 1))}%`;
     const scene = element("img", {
-      class: "scene", alt, loading: "lazy", src: imageUrl(match.picture, 720, match.box),
+      class: "scene", alt, loading: "lazy", src: imageUrl(match.image, 720, match.box),
     });
     const crop = element("img", {
       class: "crop", alt: "The same person, enlarged", loading: "lazy",
-      src: cropUrl(match.picture, match.box),
+      src: cropUrl(match.image, match.box),
     });
-    const pictures = element(
+    const images = element(
       "button",
-      { type: "button", class: "pictures", title: "Show in large", onClick: () => this.open(i) },
+      { type: "button", class: "images", title: "Enlarge", onClick: () => this.open(i) },
       scene,
       crop,
     );
@@ -60,7 +60,8 @@ export class Results {
       "Search for this person",
     );
     scene.addEventListener("error", () => {
-      pictures.replaceWith(element("p", { class: "gone" }, "The picture cannot be read any more."));
+      const why = match.changed ? CHANGED : "The image is no longer readable.";
+      images.replaceWith(element("p", { class: "gone" }, why));
       again.remove();
     });
     return element(
@@ -69,7 +70,7 @@ export class Results {
       element("h3", { class: "title" }, `${match.rank}.`,
         element("span", {}, `similarity ${match.similarity.toFixed(3)}`)),
       element("div", { class: "bar", "aria-hidden": "true" }, bar),
-      pictures,
+      images,
       this.facts(match),
       again,
     );
@@ -77,10 +78,11 @@ export class Results {
 
   facts(match) {
     const known = [
-      ["picture", match.name],
+      ["image", match.name],
       ["time", match.time],
       ["camera", match.camera],
       ["detection", match.score.toFixed(2)],
+      ["note", match.changed && CHANGED],
     ].filter(([, value]) => value);
     return element(
       "dl",
@@ -105,9 +107,11 @@ export class Results {
     const match = this.matches[i];
     byId("large-title").textContent =
       `${match.rank}. ${match.name}, similarity ${match.similarity.toFixed(3)}`;
-    byId("large-picture").src = imageUrl(match.picture, 2048, match.box);
-    byId("large-picture").alt = `The person in ${match.name}`;
-    const before = document.activeElement; // a button that is disabled loses the focus
+    byId("large-image").src = imageUrl(match.image, 2048, match.box);
+    byId("large-image").alt = `The person in ${match.name}`;
+    byId("large-note").textContent = match.changed ? CHANGED : "";
+    byId("large-note").hidden = !match.changed;
+    const before = document.activeElement; // a disabled button loses the focus
     byId("previous").disabled = i === 0;
     byId("next").disabled = i === this.matches.length - 1;
     if (before.disabled) {

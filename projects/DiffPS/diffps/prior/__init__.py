@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a tiny Stable Diffusion model on synthetic scenes, and measures what its attention finds.
+"""Trains a tiny Stable Diffusion model on synthetic scenes, and evaluates its attention.
 
-``scenes`` draws the images, ``captions`` puts crops of them into words, ``trainer`` is the loop,
-``vae`` and ``denoiser`` are the two stages, ``pointing`` measures. No part sees a box in training:
-the loss is that of denoising. ``projects/DiffPS/tools/train_tiny_diffusion.py`` is the command.
+``scenes`` draws the images, ``captions`` describes crops of them, ``vae`` and ``denoiser`` are the
+two stages of the training in ``recipe``, ``trainer`` is its loop, and ``pointing`` evaluates.
+Training uses no boxes: the loss is that of denoising. The command is
+``projects/DiffPS/tools/train_tiny_diffusion.py``.
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions of crops of synthetic scenes, from what the generator knows of them.
+"""Captions of crops of synthetic scenes, from the annotations of the generator.
 
-A caption says of some of the people in the crop what they wear, in an order that varies, or is one
-word that is true of the crop. Words therefore vary with the content, and a prompt of one word, as
-DiffPS gives, is nothing new to the model.
+A caption describes the clothes of some of the persons in the crop, in varying order, or is one word
+that applies to the crop. Words therefore vary with the content, and the model has seen prompts of
+one word, as DiffPS uses them.
 """
 
 from collections.abc import Sequence
@@ -22,38 +22,39 @@ PART_SPANS = {
     "pants": (0.5, 0.93),
     "shoes": (0.93, 1.0),
 }
-"""Where each part lies in the box of a person, as shares of its height from the top."""
+"""Top and bottom of each part in the box of a person, as shares of the height of the box."""
 
 PRIOR_WORDS = (*WORDS, "maroon", "olive", "teal", "navy", "beige", "blond", "bald")
-"""Words that get a token of their own: all that captions are made of."""
+"""Single-token words: all words of the captions."""
 
-_COLOR_WORDS = {"sky blue": "light blue"}  # all others are words as they are
+_COLOR_WORDS = {"sky blue": "light blue"}  # all others are used unchanged
 _PLACE = "street"
-_LEAST_OF_PERSON = 0.25
-_LEAST_OF_PART = 0.6
-_LEAST_SIDE = 3.0  # pixels, below which a part is not worth a word
+_MIN_SHARE_OF_PERSON = 0.25
+_MIN_SHARE_OF_PART = 0.6
+_MIN_HEIGHT_OF_PART = 3.0  # in pixels
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A person in a scene: what is there to be said, and where.
+class ScenePerson:
+    """A person in a scene.
 
-    ``box`` is (x1, y1, x2, y2) in pixels of the scene.
+    Attributes:
+        box: (x1, y1, x2, y2) in pixels of the scene.
+        colors: Part -> color words.
     """
 
     box: tuple[float, float, float, float]
     colors: dict[str, str]
-    """Part -> color words."""
 
     def part_box(self, part: str) -> tuple[float, float, float, float]:
-        """Where a part is, by its usual share of the box."""
+        """Returns the box of a part, by its usual share of the person's box."""
         x1, y1, x2, y2 = self.box
         top, bottom = PART_SPANS[part]
         return (x1, y1 + top * (y2 - y1), x2, y1 + bottom * (y2 - y1))
 
 
 def part_colors(look: Look) -> dict[str, str]:
-    """Color words of the four parts of a person; those of the head tell hat, hair or baldness."""
+    """Returns color words of the parts of a person; those of the head name hat, hair or bald."""
     if look.hat != "none":
         head = look.hat_color
     else:
@@ -63,43 +64,45 @@ def part_colors(look: Look) -> dict[str, str]:
 
 
 def visible_parts(
-    figures: Sequence[Figure], crop: tuple[float, float, float, float]
+    persons: Sequence[ScenePerson], crop: tuple[float, float, float, float]
 ) -> list[tuple[str, ...]]:
-    """Parts of each person that are in a crop, one tuple per person who is.
+    """Returns the visible parts of each person that is in a crop.
 
-    A person is in the crop with a quarter of the box, a part with 60 % of its own.
+    A person is in the crop if a quarter of the box is, a part is visible if 60 % of its box is.
     """
-    people = []
-    for figure in figures:
-        if _share_inside(figure.box, crop) < _LEAST_OF_PERSON:
+    visible = []
+    for person in persons:
+        if _share_inside(person.box, crop) < _MIN_SHARE_OF_PERSON:
             continue
-        boxes = {part: figure.part_box(part) for part in PARTS}
-        people.append(
+        boxes = {part: person.part_box(part) for part in PARTS}
+        visible.append(
             tuple(
                 part
                 for part, box in boxes.items()
-                if _share_inside(box, crop) >= _LEAST_OF_PART and box[3] - box[1] >= _LEAST_SIDE
+                if _share_inside(box, crop) >= _MIN_SHARE_OF_PART
+                and box[3] - box[1] >= _MIN_HEIGHT_OF_PART
             )
         )
-    return people
+    return visible
 
 
 def write_caption(
-    figures: Sequence[Figure],
+    persons: Sequence[ScenePerson],
     crop: tuple[float, float, float, float],
     rng: np.random.Generator,
     max_words: int,
     single_share: float = 0.4,
 ) -> str:
-    """Draws one of the captions that are true of a crop.
+    """Draws a caption of a crop.
 
     Args:
-        figures: everybody in the scene.
+        persons: All persons in the scene.
         crop: (x1, y1, x2, y2) in pixels of the scene.
-        max_words: people are left out from there on.
-        single_share: share of captions of a single word.
+        rng: Source of randomness.
+        max_words: Maximum number of words; persons beyond are omitted.
+        single_share: Share of captions of a single word.
     """
-    seen = [f for f in figures if _share_inside(f.box, crop) >= _LEAST_OF_PERSON]
+    seen = [p for p in persons if _share_inside(p.box, crop) >= _MIN_SHARE_OF_PERSON]
     parts = visible_parts(seen, crop)
     if rng.random() < single_share:
         return _single_word(parts, rng)
@@ -118,7 +121,7 @@ def write_caption(
 
 
 def _single_word(parts: Sequence[tuple[str, ...]], rng: np.random.Generator) -> str:
-    """``person`` in half of the crops with people, else a part or the place."""
+    """Draws ``person`` for half of the crops with persons, otherwise a part or the place."""
     if not parts:
         return _PLACE
     if rng.random() < 0.5:
@@ -127,17 +130,17 @@ def _single_word(parts: Sequence[tuple[str, ...]], rng: np.random.Generator) -> 
     return words[int(rng.integers(len(words)))]
 
 
-def _phrase(figure: Figure, parts: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """Words for one person: "navy pants person", "person red shirts black head" ..."""
+def _phrase(person: ScenePerson, parts: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """Draws the words for one person: "navy pants person", "person red shirts black head" ..."""
     count = int(rng.integers(len(parts) + 1))
     chosen = [parts[i] for i in rng.permutation(len(parts))[:count]]
-    described = [word for part in chosen for word in (*figure.colors[part].split(), part)]
-    # the text encoder looks back only: a last "person" knows what the person wears
+    described = [word for part in chosen for word in (*person.colors[part].split(), part)]
+    # the text encoder is causal: only a last "person" attends to the words of the clothes
     return [*described, PERSON] if rng.random() < 0.7 else [PERSON, *described]
 
 
 def _share_inside(box: Sequence[float], crop: Sequence[float]) -> float:
-    """Share of a box that lies in a crop."""
+    """Returns the share of a box that lies in a crop."""
     width = min(box[2], crop[2]) - max(box[0], crop[0])
     height = min(box[3], crop[3]) - max(box[1], crop[1])
     return max(0.0, width) * max(0.0, height) / ((box[2] - box[0]) * (box[3] - box[1]))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Second stage: the UNet and the text encoder, trained together to take noise away.
+"""Second stage: joint training of the UNet and the text encoder by denoising.
 
 Shape shorthand: N scenes, B crops, (h, w) cells of 8 pixels, L = 4 channels, T tokens.
 
 The loss is that of Stable Diffusion 2.1: v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z, predicted
-from the noisy latent, the timestep and the caption. Unlike that of predicted noise it does not
-vanish where there is much noise, which is where the caption helps. No box enters it.
+from the noisy latent, the timestep and the caption. Unlike noise prediction it does not vanish at
+high noise levels, where the caption helps. It uses no boxes.
 """
 
 from dataclasses import dataclass
@@ -17,27 +17,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffps.prior.captions import write_caption
-from diffps.prior.scenes import Scenes
+from diffps.prior.scenes import Scenes, crop_start
 
 _CELL = 8
-_GRID = 8
-"""Sides of crops are multiples of so many cells, as the UNet halves them three times."""
+_GRID = 8  # cells that sides of crops are multiples of, as the UNet halves them three times
 
 
 @dataclass(frozen=True)
 class DenoisingOptions:
-    """How batches are made up.
+    """Composition of the batches.
 
-    Args:
-        batch: crops per iteration, of ``crop`` x ``crop`` cells.
-        crop: side in cells, a multiple of 8.
-        whole_every: every so many iterations the batch is of whole scenes, a quarter as many.
-        person_share: share of the crops that are chosen to have a person in the middle.
-        drop_share: share of the captions that are left empty.
-        low_share: share of the timesteps that are drawn from the lowest ``low_steps``; the others
+    Attributes:
+        batch: Crops per iteration.
+        crop: Side of a crop in cells, a multiple of 8.
+        whole_every: Average number of iterations between batches of whole scenes, a quarter as
+            many as crops; 0 for none.
+        person_share: Share of the crops that are centered on a person.
+        drop_share: Share of the captions that are empty.
+        low_share: Share of the timesteps that are drawn from the lowest ``low_steps``; the others
             are drawn from all.
-        blind_share: share of the crops whose timestep is told as 0 whatever it is.
-        single_share: share of captions of one word.
+        low_steps: Number of low timesteps.
+        blind_share: Share of the crops whose timestep is given as 0, whatever it is.
+        single_share: Share of captions of one word.
     """
 
     batch: int = 8
@@ -59,7 +60,14 @@ class DenoisingOptions:
 
 
 class DenoisingLoss:
-    """Mean square error of the predicted v on captioned crops of latents."""
+    """Mean squared error of the predicted v on captioned crops of latents.
+
+    Args:
+        pipeline: ``StableDiffusionPipeline`` whose UNet and text encoder are trained.
+        scenes: Persons of each scene; the images are not used.
+        moments: (N, 2 L, h, w) from :func:`diffps.prior.vae.encode_scenes`.
+        options: Composition of the batches.
+    """
 
     def __init__(
         self,
@@ -68,19 +76,13 @@ class DenoisingLoss:
         moments: Tensor,
         options: DenoisingOptions | None = None,
     ) -> None:
-        """
-        Args:
-            pipeline: ``StableDiffusionPipeline``; its UNet and text encoder are trained.
-            scenes: who is where; the images are not looked at.
-            moments: (N, 2 L, h, w) from :func:`diffps.prior.vae.encode_scenes`.
-        """
         self.options = options or DenoisingOptions()
         self.unet, self.text = pipeline.unet, pipeline.text_encoder
         self.tokenizer = pipeline.tokenizer
         self.scale = pipeline.vae.config.scaling_factor
         self.alphas = pipeline.scheduler.alphas_cumprod
-        self.moments, self.figures = moments, scenes.figures
-        self.peopled = [i for i, figures in enumerate(scenes.figures) if figures]
+        self.moments, self.persons = moments, scenes.persons
+        self.occupied = [i for i, persons in enumerate(scenes.persons) if persons]
         self.device = next(self.unet.parameters()).device
         height, width = moments.shape[2:]
         if self.options.crop > min(height, width):
@@ -89,6 +91,7 @@ class DenoisingLoss:
             )
 
     def __call__(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draws a batch and returns its loss."""
         rng = np.random.default_rng(generator.initial_seed())
         latents, captions = self.draw(rng, generator)
         timesteps = self._draw_timesteps(len(latents), generator)
@@ -104,14 +107,14 @@ class DenoisingLoss:
         return {"v": F.mse_loss(predicted, target.to(self.device))}
 
     def encode(self, captions: list[str]) -> Tensor:
-        """(B, T, D): the condition of the UNet."""
+        """Encodes captions to (B, T, D), the condition of the UNet."""
         ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
         return self.text(ids.input_ids.to(self.device)).last_hidden_state
 
     def draw(
         self, rng: np.random.Generator, generator: torch.Generator
     ) -> tuple[Tensor, list[str]]:
-        """Returns scaled latents (B, L, h, w) and their captions."""
+        """Draws scaled latents (B, L, h, w) and their captions."""
         options = self.options
         whole = bool(options.whole_every) and rng.random() * options.whole_every < 1
         count = max(1, options.batch // 4) if whole else options.batch
@@ -126,26 +129,25 @@ class DenoisingLoss:
             caption = ""
             if rng.random() >= options.drop_share:
                 room = self.tokenizer.model_max_length - 2
-                figures = self.figures[scene]
-                caption = write_caption(figures, pixels, rng, room, options.single_share)
+                persons = self.persons[scene]
+                caption = write_caption(persons, pixels, rng, room, options.single_share)
             captions.append(caption)
         mean, std = torch.stack(latents).chunk(2, dim=1)
         noise = torch.randn(mean.shape, generator=generator)
         return self.scale * (mean + std * noise), captions
 
     def _place(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, int, int]:
-        """Scene, and top and left cell of a crop."""
-        around = rng.random() < self.options.person_share and self.peopled
-        pool = self.peopled if around else range(len(self.figures))
+        """Draws a scene, and the top and left cell of a crop."""
+        around = rng.random() < self.options.person_share and self.occupied
+        pool = self.occupied if around else range(len(self.persons))
         scene = pool[int(rng.integers(len(pool)))]
         starts = []
-        figures = self.figures[scene]
-        box = figures[int(rng.integers(len(figures)))].box if around else None
+        persons = self.persons[scene]
+        box = persons[int(rng.integers(len(persons)))].box if around else None
         for axis, side, crop in zip((1, 0), self.moments.shape[2:], size, strict=True):
             start = int(rng.integers(side - crop + 1))
             if box is not None:
-                middle = rng.uniform(box[axis], box[axis + 2]) / _CELL
-                start = int(np.clip(round(middle - crop / 2), 0, side - crop))
+                start = crop_start(rng.uniform(box[axis], box[axis + 2]) / _CELL, crop, side)
             starts.append(start)
         top, left = starts
         return scene, top, left
@@ -158,5 +160,5 @@ class DenoisingLoss:
 
 
 def trained_parts(pipeline: Any) -> nn.ModuleDict:
-    """UNet and text encoder as one module, for the trainer."""
+    """Returns UNet and text encoder as one module."""
     return nn.ModuleDict({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder})

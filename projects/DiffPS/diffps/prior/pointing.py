@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the attention of a word find what the word means? Measured against annotated boxes.
+"""Evaluates whether the attention of a word finds its object, with annotated boxes.
 
 Shape shorthand: I images, (h, w) cells of a map, S pixels per cell, E heads.
 
 *Pointing accuracy*: share of the images with boxes in which the peak of the map lies in a box.
-*Energy*: mean of the map inside the boxes over its mean outside, averaged (geometrically) over the
+*Energy*: mean of the map inside the boxes over its mean outside, averaged geometrically over the
 images. By chance the first is the share of cells inside boxes, the second 1.
 """
 
@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from diffps.attention import word_map
 from diffps.data import budget_size
 from diffps.hooks import find_layers, list_layers
 from diffps.latents import LatentNoiser, encode_moments
@@ -29,12 +28,12 @@ from diffps.text import encode_text
 from diffps.unet_forward import UNetFeatures
 
 Box = Sequence[float]
-"""(x1, y1, x2, y2) in pixels of the image as the model sees it."""
+"""(x1, y1, x2, y2) in pixels of the model's input."""
 
 
 @dataclass
 class Pointing:
-    """Sums over images; those without a cell inside or outside of boxes do not count."""
+    """Sums over images; images without a cell inside or outside of boxes are ignored."""
 
     images: int = 0
     hits: int = 0
@@ -42,10 +41,11 @@ class Pointing:
     log_energy: float = 0.0
 
     def add(self, attention: np.ndarray, boxes: Sequence[Box], stride: float) -> None:
-        """Counts one image.
+        """Adds one image.
 
         Args:
-            attention: (h, w), not negative.
+            attention: Map without negative values, (h, w).
+            boxes: Boxes of the object.
             stride: S.
         """
         inside = cells_inside(attention.shape, boxes, stride)
@@ -65,17 +65,17 @@ class Pointing:
 
     @property
     def chance(self) -> float:
-        """Pointing accuracy of a random cell in percent."""
+        """Pointing accuracy of a random cell in percent; NaN without images."""
         return 100 * self.share / self.images if self.images else math.nan
 
     @property
     def energy(self) -> float:
-        """Attention inside over outside; 1: no difference."""
+        """Attention inside over outside; NaN without images."""
         return math.exp(self.log_energy / self.images) if self.images else math.nan
 
 
 def cells_inside(shape: tuple[int, int], boxes: Sequence[Box], stride: float) -> np.ndarray:
-    """(h, w) bool: cells whose middle lies in a box."""
+    """Returns the cells whose center lies in a box, (h, w) bool."""
     inside = np.zeros(shape, bool)
     y = (np.arange(shape[0])[:, None] + 0.5) * stride
     x = (np.arange(shape[1])[None, :] + 0.5) * stride
@@ -85,26 +85,30 @@ def cells_inside(shape: tuple[int, int], boxes: Sequence[Box], stride: float) ->
 
 
 def part_boxes(boxes: Sequence[Box], word: str) -> list[Box]:
-    """Boxes of what a word means: of persons, or of a part by its usual place in a person."""
+    """Returns the boxes of a part of each person, by its usual place, or of whole persons."""
     top, bottom = PART_SPANS.get(word, (0.0, 1.0))
     return [(x1, y1 + top * (y2 - y1), x2, y1 + bottom * (y2 - y1)) for x1, y1, x2, y2 in boxes]
 
 
 @dataclass
-class Picture:
-    """An image as the model sees it, and its annotated people, identity known or not."""
+class AnnotatedImage:
+    """An image as the model receives it, with its annotated persons.
+
+    Attributes:
+        image: (3, H, W) float in [-1, 1], RGB, sides multiples of 64.
+        boxes: Boxes of all persons, with or without a known identity.
+    """
 
     image: Tensor
-    """(3, H, W) float in [-1, 1], RGB, sides multiples of 64."""
     boxes: list[Box] = field(default_factory=list)
 
 
-def read_image(record: dict, max_pixels: int = 256 * 320) -> Picture:
+def read_annotated_image(record: dict, max_pixels: int = 256 * 320) -> AnnotatedImage:
     """Reads the image of a dataset record and resizes it as ``DiffPSMapper`` does.
 
     Args:
         record: Detectron2's dict with ``file_name`` and ``annotations``.
-        max_pixels: budget of the size.
+        max_pixels: Maximum area of the resized image.
     """
     image = torch.from_numpy(read_image(record["file_name"], "RGB").copy())
     height, width = image.shape[:2]
@@ -116,16 +120,18 @@ def read_image(record: dict, max_pixels: int = 256 * 320) -> Picture:
         BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)
         for a in record["annotations"]
     ]
-    return Picture(image / 127.5 - 1, [tuple(np.array(box) * factors) for box in boxes])
+    return AnnotatedImage(image / 127.5 - 1, [tuple(np.array(box) * factors) for box in boxes])
 
 
 class AttentionMaps:
     """Cross-attention maps of single-word prompts, per layer and head.
 
     Args:
-        model: folder in diffusers format.
-        layers: places such as ``u3r0``.
-        timestep: that the UNet is told; the latent is scaled for it but gets no noise.
+        model: Folder in diffusers format.
+        layers: Places such as ``u3r0``.
+        words: Prompts.
+        timestep: Timestep given to the UNet; the latent is scaled for it.
+        noise: Noise added to the latent, see :class:`diffps.latents.LatentNoiser`.
     """
 
     def __init__(
@@ -159,47 +165,45 @@ class AttentionMaps:
         Returns:
             Word -> place -> (I, E, h, w) probabilities.
         """
-        moments = encode_moments(self.vae, images)
         keys = [str(index) for index in range(len(images))]
-        latents = self.noiser(moments, keys)
+        latents = self.noiser(encode_moments(self.vae, images), keys)
         height, width = images.shape[2:]
         maps: dict[str, dict[str, Tensor]] = {}
         for word, features in self.passes.items():
             outputs = features(latents, (height, width))
-            maps[word] = {}
-            for layer in self.layers:
-                query = outputs[layer.name]
-                heads = self._heads(features, layer.module, query, layer.heads)
-                maps[word][layer.name.removesuffix("_xq")] = heads
+            maps[word] = {
+                layer.name.removesuffix("_xq"): features.head_maps(
+                    layer, outputs[layer.name], features.text.token
+                )
+                for layer in self.layers
+            }
         return maps
-
-    def _heads(self, features: UNetFeatures, module: str, query: Tensor, heads: int) -> Tensor:
-        attn: nn.Module = features.unet.get_submodule(module.rpartition(".")[0])
-        key = attn.to_k(features.text.context)
-        flat = query.flatten(2).transpose(1, 2)
-        each = [word_map(flat, key, heads, [e], features.text.token) for e in range(heads)]
-        return torch.cat(each, dim=1).unflatten(2, query.shape[2:])
 
 
 def measure(
-    maps: AttentionMaps, pictures: Sequence[Picture], batch: int = 8
+    maps: AttentionMaps, images: Sequence[AnnotatedImage], batch: int = 8
 ) -> dict[tuple[str, str, str], Pointing]:
-    """Measures all words, layers and heads.
+    """Evaluates all words, layers and heads.
+
+    Args:
+        maps: Attention to evaluate.
+        images: Images of one size.
+        batch: Images per batch.
 
     Returns:
-        (word, place, head) -> result; head is a number or ``all``, their mean.
+        (word, place, head) -> result; the head is an index, or ``all`` for the mean of the heads.
     """
     results: dict[tuple[str, str, str], Pointing] = {}
-    for start in range(0, len(pictures), batch):
-        some = pictures[start : start + batch]
-        for word, places in maps(torch.stack([p.image for p in some])).items():
+    for start in range(0, len(images), batch):
+        some = images[start : start + batch]
+        for word, places in maps(torch.stack([x.image for x in some])).items():
             for place, values in places.items():
                 whole = torch.cat([values, values.mean(1, keepdim=True)], dim=1).numpy()
                 stride = some[0].image.shape[1] / whole.shape[2]
-                for picture, heads in zip(some, whole, strict=True):
-                    boxes = part_boxes(picture.boxes, word)
-                    for number, head in enumerate(heads):
-                        name = "all" if number == len(heads) - 1 else str(number)
+                for image, heads in zip(some, whole, strict=True):
+                    boxes = part_boxes(image.boxes, word)
+                    for index, head in enumerate(heads):
+                        name = "all" if index == len(heads) - 1 else str(index)
                         result = results.setdefault((word, place, name), Pointing())
                         result.add(head, boxes, stride)
     return results

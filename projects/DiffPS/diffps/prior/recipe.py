@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From nothing to a trained folder: scenes, VAE, latents, denoiser."""
+"""The complete training of a tiny diffusion model: scenes, VAE, latents, denoiser."""
 
 import json
 import logging
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
+from diffps.loading import no_progress_bars
 from diffps.prior.captions import PRIOR_WORDS
 from diffps.prior.denoiser import DenoisingLoss, DenoisingOptions, trained_parts
 from diffps.prior.scenes import SceneOptions, Scenes, draw_scenes, load_scenes
 from diffps.prior.trainer import Schedule, Stage
 from diffps.prior.vae import AutoencoderLoss, encode_scenes, set_scaling_factor
-from diffps.tiny import TinySizes, build_pipeline, save_pipeline, write_vocabularies
+from diffps.tiny import TinySizes, build_pipeline, save_pipeline, write_vocabulary
 from person_search.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -33,18 +36,23 @@ PRIOR_SIZES = TinySizes(
     max_tokens=32,
     words=PRIOR_WORDS,
 )
-"""Sizes of the folder that is in the repository: 2.2 million weights."""
+"""Sizes of the model in the repository, which has 2.2 million weights."""
 
 
 @dataclass(frozen=True)
 class PriorOptions:
-    """All that decides what comes out.
+    """Options of the training.
 
-    Args:
-        seed: of weights and batches.
-        vae_iterations, iterations: of the two stages.
-        vae_lr, lr: their learning rates.
-        vae_batch: crops of 64 x 64 pixels.
+    Attributes:
+        seed: Seed of weights and batches.
+        vae_iterations: Iterations of the VAE.
+        iterations: Iterations of UNet and text encoder.
+        vae_lr: Learning rate of the VAE.
+        lr: Learning rate of UNet and text encoder.
+        vae_batch: Crops of 64 x 64 pixels per iteration of the VAE.
+        scenes: Options of the scenes.
+        denoising: Composition of the batches of UNet and text encoder.
+        sizes: Sizes of the model.
     """
 
     seed: int = 0
@@ -59,12 +67,15 @@ class PriorOptions:
 
 
 class PriorTraining:
-    """The training of one folder; can be interrupted and taken up again.
+    """The training of one model, which can be interrupted and resumed.
 
     Args:
-        work: folder for scenes, latents and checkpoints.
-        resume: go on from the checkpoints in it.
-        minutes: wall time after which to stop, 0 for no limit.
+        options: Options of the training.
+        work: Folder of scenes, latents and checkpoints.
+        device: Torch device.
+        resume: Whether to resume from the checkpoints in ``work``.
+        minutes: Wall time after which to stop; 0 for no limit.
+        progress: Whether to show progress bars.
     """
 
     def __init__(
@@ -85,50 +96,42 @@ class PriorTraining:
         self.stages: list[Stage] = []
 
     def run(self) -> bool:
-        """Trains; returns whether all iterations were done before the time was over."""
-        draw_scenes(self.work / "scenes", self.options.scenes, self.progress)
+        """Trains; returns whether all iterations were completed within the time limit."""
+        options = self.options
+        draw_scenes(self.work / "scenes", options.scenes, self.progress)
         scenes = load_scenes(self.work / "scenes")
-        if not self._train_vae(scenes):
+        vae = self.pipeline.vae.to(self.device)
+        schedule = Schedule(options.vae_iterations, options.vae_lr)
+        if not self._run("vae", vae, AutoencoderLoss(vae, scenes, options.vae_batch), schedule):
             return False
         moments = self._latents(scenes)
         factor = set_scaling_factor(self.pipeline.vae, moments)
         logger.info(f"scaling factor of the latents: {factor}")
-        return self._train_denoiser(scenes, moments)
+        model = trained_parts(self.pipeline).to(self.device)
+        loss = DenoisingLoss(self.pipeline, scenes, moments, options.denoising)
+        return self._run("denoiser", model, loss, Schedule(options.iterations, options.lr))
 
     def save(self, folder: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
-        """Writes the model as it is, in diffusers format, and how it came about."""
+        """Writes the model in its current state, in diffusers format, and a record of the run."""
         for part in (self.pipeline.unet, self.pipeline.vae, self.pipeline.text_encoder):
             part.to("cpu").eval()
         save_pipeline(self.pipeline, folder, dtype)
-        write_vocabularies(folder, self.options.sizes.words)
+        write_vocabulary(Path(folder, "tokenizer"), self.options.sizes.words)
         losses = {stage.name: stage.history[-1] for stage in self.stages if stage.history}
         done = {stage.name: stage.iteration for stage in self.stages}
         record = {"iterations": done, "losses": losses, "scenes": vars(self.options.scenes)}
         record |= {"denoising": vars(self.options.denoising), "seed": self.options.seed}
-        Path(folder, "training.json").write_text(json.dumps(record, indent=1) + "\n")
-
-    def _train_vae(self, scenes: Scenes) -> bool:
-        options = self.options
-        vae = self.pipeline.vae.to(self.device)
-        schedule = Schedule(options.vae_iterations, options.vae_lr)
-        return self._run("vae", vae, AutoencoderLoss(vae, scenes, options.vae_batch), schedule)
-
-    def _train_denoiser(self, scenes: Scenes, moments: torch.Tensor) -> bool:
-        model = trained_parts(self.pipeline).to(self.device)
-        loss = DenoisingLoss(self.pipeline, scenes, moments, self.options.denoising)
-        return self._run(
-            "denoiser", model, loss, Schedule(self.options.iterations, self.options.lr)
-        )
+        Path(folder, "training.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
     def _run(self, name: str, model: Any, loss: Any, schedule: Schedule) -> bool:
         stage = Stage(name, model, loss, schedule, self.work, self.options.seed)
         self.stages.append(stage)
         if self.resume and stage.load():
-            logger.info(f"{name}: going on from iteration {stage.iteration}")
+            logger.info(f"{name}: resuming from iteration {stage.iteration}")
         return stage.run(self.deadline, self.progress)
 
     def _latents(self, scenes: Scenes) -> torch.Tensor:
-        """Encodes the scenes, or reads what was encoded with the same VAE."""
+        """Encodes the scenes, or reads latents of the same VAE."""
         path = self.work / "latents.pt"
         vae = self.pipeline.vae
         identity = {
@@ -143,3 +146,54 @@ class PriorTraining:
         state = {**identity, "moments": moments}
         write_atomically(path, lambda file: torch.save(state, file))
         return moments
+
+
+CAPTIONS = (
+    "street",
+    "person",
+    "red shirts blue pants person",
+    "yellow shirts black pants white shoes person",
+)
+
+
+def draw_samples(
+    model: str | os.PathLike,
+    path: str | os.PathLike,
+    captions: Sequence[str] = CAPTIONS,
+    each: int = 4,
+    size: tuple[int, int] = (128, 128),
+    steps: int = 30,
+    guidance: float = 3.0,
+) -> None:
+    """Generates images from captions with the pipeline of diffusers, one row per caption.
+
+    Args:
+        model: Folder in diffusers format.
+        path: Image file to write.
+        captions: Prompts.
+        each: Images per caption.
+        size: (height, width) of each image in pixels.
+        steps: Denoising steps.
+        guidance: Guidance scale.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    with no_progress_bars():
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            model, local_files_only=True, low_cpu_mem_usage=False
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    sheet = Image.new("RGB", (each * size[1], len(captions) * size[0]))
+    for row, caption in enumerate(captions):
+        images = pipeline(
+            [caption] * each,
+            height=size[0],
+            width=size[1],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=torch.Generator().manual_seed(row),
+        ).images
+        for column, image in enumerate(images):
+            sheet.paste(image, (column * size[1], row * size[0]))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Synthetic scenes with all that is known about them, for training a prior.
+"""Synthetic scenes with their annotations, for training a prior.
 
-Shape shorthand: N scenes, (H, W) pixels as DiffPS sees them, sides multiples of 64.
+Shape shorthand: N scenes, (H, W) pixels of the model's input, sides multiples of 64.
 
-The scenes are drawn by the generator of the synthetic data sets, from seeds, places and people of
-their own. Nobody in them is in a data set.
+The scenes are drawn by the generator of the synthetic datasets, with other seeds, places and
+persons: no person of a scene is in a dataset.
 """
 
 import json
@@ -17,29 +17,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffps.prior.captions import Figure, part_colors
+from diffps.prior.captions import ScenePerson, part_colors
 from person_search.data.synthetic.config import SyntheticConfig
 from person_search.data.synthetic.looks import sample_look
 from person_search.data.synthetic.scene import SceneSpec
 from person_search.data.synthetic.store import draw_images
+from person_search.utils.files import write_atomically
 
 INDEX = "scenes.json"
-_STREAM = 77  # random stream of the generator; the data sets have others
+_STREAM = 77  # random stream of the generator; the datasets have others
 _STRIDE = 64
 
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """What to draw.
+    """Options of the scenes.
 
-    Args:
-        count: number of scenes.
-        seed: of places, people and images.
-        cameras: number of places.
+    Attributes:
+        count: Number of scenes.
+        seed: Seed of places, persons and images.
+        cameras: Number of places.
         size: (width, height) in pixels as drawn.
-        difficulty: see ``SyntheticConfig``.
-        most_people: per scene.
-        empty_share: share of scenes without people.
+        difficulty: See ``SyntheticConfig``.
+        most_people: Maximum number of persons per scene.
+        empty_share: Share of scenes without persons.
     """
 
     count: int = 2000
@@ -60,19 +61,22 @@ class SceneOptions:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Images and who stands where."""
+    """Images and their persons.
+
+    Attributes:
+        images: (N, 3, H, W) uint8 RGB.
+        persons: Persons of each image, boxes in its pixels.
+    """
 
     images: Tensor
-    """(N, 3, H, W) uint8 RGB."""
-    figures: list[list[Figure]]
-    """Everybody in each image, boxes in its pixels."""
+    persons: list[list[ScenePerson]]
 
     def __len__(self) -> int:
         return len(self.images)
 
 
 def plan_scenes(options: SceneOptions) -> list[SceneSpec]:
-    """Decides who is in which scene; person ids count the people of one scene."""
+    """Draws the persons and the place of each scene; person ids count the persons of one scene."""
     rng = np.random.default_rng([options.seed, _STREAM])
     specs = []
     for index in range(options.count):
@@ -96,7 +100,7 @@ def plan_scenes(options: SceneOptions) -> list[SceneSpec]:
 
 
 def draw_scenes(folder: str | os.PathLike, options: SceneOptions, progress: bool = True) -> None:
-    """Draws the scenes into a folder, unless those of the same options are there."""
+    """Draws the scenes into a folder, unless it holds those of the same options."""
     folder = Path(folder)
     wanted = json.loads(json.dumps(asdict(options)))
     if (folder / INDEX).is_file() and _read_index(folder)["options"] == wanted:
@@ -105,50 +109,46 @@ def draw_scenes(folder: str | os.PathLike, options: SceneOptions, progress: bool
     (folder / INDEX).unlink(missing_ok=True)
     drawn = draw_images(specs, folder, SyntheticConfig(), 1, progress, "scenes")
     entries = []
-    for spec, people in zip(specs, drawn, strict=True):
+    for spec, persons in zip(specs, drawn, strict=True):
         looks = dict(spec.people)
-        entries.append(
-            {
-                "file_name": spec.file_name,
-                "people": [
-                    {"box": p.box, "colors": part_colors(looks[p.person_id])} for p in people
-                ],
-            }
-        )
-    partial = folder / f"{INDEX}.partial"
-    partial.write_text(json.dumps({"options": wanted, "scenes": entries}))
-    partial.rename(folder / INDEX)
+        people = [{"box": p.box, "colors": part_colors(looks[p.person_id])} for p in persons]
+        entries.append({"file_name": spec.file_name, "people": people})
+    content = json.dumps({"options": wanted, "scenes": entries})
+    write_atomically(folder / INDEX, content.encode())
 
 
 def load_scenes(folder: str | os.PathLike) -> Scenes:
-    """Reads what :func:`draw_scenes` wrote, resized to sides that are multiples of 64."""
+    """Reads the scenes of :func:`draw_scenes`, resized to sides that are multiples of 64."""
     folder = Path(folder)
-    images, figures = [], []
+    images, persons = [], []
     for entry in _read_index(folder)["scenes"]:
-        picture = cv2.imread(str(folder / entry["file_name"]))
-        if picture is None:
+        image = cv2.imread(str(folder / entry["file_name"]))
+        if image is None:
             raise FileNotFoundError(f"{folder / entry['file_name']} is missing or damaged.")
-        height, width = picture.shape[:2]
-        size = (_round(width), _round(height))
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
-        images.append(torch.from_numpy(np.ascontiguousarray(picture[..., ::-1].transpose(2, 0, 1))))
-        factors = np.array([size[0] / width, size[1] / height] * 2)
-        figures.append(
-            [Figure(tuple((np.array(p["box"]) * factors).tolist()), p["colors"])
-             for p in entry["people"]]
-        )  # fmt: skip
-    return Scenes(torch.stack(images), figures)
+        old = image.shape[1::-1]
+        # to the nearest multiple, as DiffPSMapper does for small images
+        size = tuple(max(_STRIDE, round(side / _STRIDE) * _STRIDE) for side in old)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+        images.append(torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))))
+        factors = np.array([size[0] / old[0], size[1] / old[1]] * 2)
+        persons.append(
+            [
+                ScenePerson(tuple((np.array(p["box"]) * factors).tolist()), p["colors"])
+                for p in entry["people"]
+            ]
+        )
+    return Scenes(torch.stack(images), persons)
 
 
-def _round(side: int) -> int:
-    """To the next multiple of 64, as ``DiffPSMapper`` does for small images."""
-    return max(_STRIDE, round(side / _STRIDE) * _STRIDE)
+def crop_start(middle: float, crop: int, side: int) -> int:
+    """Returns the start of a crop with this middle that lies inside the image."""
+    return int(np.clip(round(middle - crop / 2), 0, side - crop))
 
 
 def _read_index(folder: Path) -> dict:
     try:
         return json.loads((folder / INDEX).read_text())
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"{folder} holds no scenes: it has no {INDEX}.") from e
+        raise FileNotFoundError(f"{folder} does not hold scenes: it has no {INDEX}.") from e
     except json.JSONDecodeError as e:
         raise ValueError(f"{folder / INDEX} is damaged: {e}. Delete the folder.") from e

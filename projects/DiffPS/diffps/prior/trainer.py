@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop of both stages: averaged weights, a bar, checkpoints that resume bit for bit.
+"""The training loop of both stages, with averaged weights and exactly resumable checkpoints.
 
-All chance of iteration i comes from a generator seeded by (seed, i), so that a checkpoint need not
-hold a random state, and an interrupted training goes on with the numbers it would have had.
+Iteration i draws all random numbers from a generator seeded by (seed, i), so a checkpoint needs no
+random state, and a resumed training equals an uninterrupted one.
 """
 
 import copy
@@ -28,10 +28,21 @@ Loss = Callable[[torch.Generator], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train.
+    """Length and learning rate of a training.
 
-    The rate rises over ``warmup`` iterations, stays, and falls linearly to a twentieth over the
-    last ``decay_share`` of all.
+    The rate rises over ``warmup`` iterations, stays constant, and falls linearly to a twentieth
+    over the last ``decay_share`` of all iterations.
+
+    Attributes:
+        iterations: Number of iterations.
+        lr: Highest learning rate.
+        weight_decay: Weight decay.
+        warmup: Iterations of the warm-up.
+        decay_share: Share of the iterations with a falling rate.
+        ema: Decay of the averaged weights.
+        clip: Maximum norm of the gradient.
+        log_every: Iterations between log lines.
+        checkpoint_every: Iterations between checkpoints.
     """
 
     iterations: int
@@ -41,7 +52,6 @@ class Schedule:
     decay_share: float = 0.4
     ema: float = 0.999
     clip: float = 1.0
-    """Greatest norm of the gradient."""
     log_every: int = 100
     checkpoint_every: int = 500
 
@@ -50,14 +60,14 @@ class Schedule:
             raise ValueError(f"iterations is {self.iterations}; it must be at least 1")
 
     def rate(self, iteration: int) -> float:
-        """Learning rate of an iteration, counted from 0."""
+        """Returns the learning rate of an iteration, counted from 0."""
         rise = min(1.0, (iteration + 1) / max(1, self.warmup))
         left = (self.iterations - iteration) / max(1.0, self.decay_share * self.iterations)
         return self.lr * rise * max(0.05, min(1.0, left))
 
 
 class Averager:
-    """Exponential moving average of all weights; follows faster in the beginning."""
+    """Exponential moving average of all weights, with a lower decay at the beginning."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -65,6 +75,7 @@ class Averager:
 
     @torch.no_grad()
     def update(self, model: nn.Module, iteration: int) -> None:
+        """Adds the weights of one iteration, counted from 0."""
         decay = min(self.decay, (1 + iteration) / (10 + iteration))
         averages, weights = list(self.model.parameters()), list(model.parameters())
         torch._foreach_lerp_(averages, weights, 1 - decay)
@@ -74,12 +85,15 @@ class Stage:
     """One training, from the first iteration to the last or to a deadline.
 
     Args:
-        name: for messages and the file of the checkpoint.
-        model: trained in place; after :meth:`run` it holds the averaged weights.
-        loss: see :data:`Loss`.
-        schedule: lengths and rates.
-        folder: of the checkpoint ``<name>.pt``; None: none is written.
-        seed: of all chance in the training.
+        name: Name in messages and of the checkpoint.
+        model: Model to train in place; after :meth:`run` it holds the averaged weights.
+        loss: See :data:`Loss`.
+        schedule: Length and learning rate.
+        folder: Folder of the checkpoint ``<name>.pt``; None to write none.
+        seed: Seed of the training.
+
+    Attributes:
+        history: Mean losses of every ``log_every`` iterations.
     """
 
     def __init__(
@@ -91,8 +105,8 @@ class Stage:
         folder: str | os.PathLike | None = None,
         seed: int = 0,
     ) -> None:
-        self.name, self.model, self.loss, self.schedule, self.seed = (
-            name, model, loss, schedule, seed)  # fmt: skip
+        self.name, self.model, self.loss = name, model, loss
+        self.schedule, self.seed = schedule, seed
         self.path = None if folder is None else Path(folder) / f"{name}.pt"
         self.average = Averager(model, schedule.ema)
         self.optimizer = torch.optim.AdamW(
@@ -100,29 +114,30 @@ class Stage:
         )
         self.iteration = 0
         self.history: list[dict[str, float]] = []
-        """Mean losses of every ``log_every`` iterations."""
 
     @property
     def finished(self) -> bool:
+        """Whether all iterations are completed."""
         return self.iteration >= self.schedule.iterations
 
     def run(self, deadline: float = math.inf, progress: bool = True) -> bool:
-        """Trains on from where it is.
+        """Trains from the current iteration on.
+
+        A checkpoint is written at the end, and the model then holds the averaged weights; call
+        :meth:`load` before continuing.
 
         Args:
-            deadline: of ``time.monotonic()``, at which to stop.
-            progress: whether to show a bar.
+            deadline: Value of ``time.monotonic()`` at which to stop.
+            progress: Whether to show a progress bar.
 
         Returns:
-            Whether the training is finished. Either way a checkpoint is written, and the model
-            holds the averaged weights: :meth:`load` before going on.
+            Whether the training is finished.
         """
         self.model.train()
         sums: dict[str, float] = {}
         started, first = time.monotonic(), self.iteration
-        bar = tqdm(initial=self.iteration, total=self.schedule.iterations, desc=self.name,
-                   unit="it", mininterval=2.0, disable=not progress)  # fmt: skip
-        with bar:
+        total, off = self.schedule.iterations, not progress
+        with tqdm(initial=first, total=total, desc=self.name, mininterval=2.0, disable=off) as bar:
             while not self.finished and time.monotonic() < deadline:
                 losses = self._step()
                 bar.update()
@@ -158,7 +173,7 @@ class Stage:
         return {key: value.detach() for key, value in losses.items()}
 
     def _log(self, sums: dict[str, float], seconds: float) -> None:
-        """Keeps and prints mean losses; ``seconds`` is the time of one iteration."""
+        """Stores and logs mean losses; ``seconds`` is the time of one iteration."""
         means = {key: value / self.schedule.log_every for key, value in sums.items()}
         self.history.append(means)
         text = "  ".join(f"{key} {value:.4f}" for key, value in means.items())
@@ -170,7 +185,7 @@ class Stage:
 
     # ---- checkpoint ---------------------------------------------------------------------------
     def save(self) -> None:
-        """Writes the checkpoint; one that is there is replaced in one go."""
+        """Writes the checkpoint, replacing an existing one atomically."""
         if self.path is None:
             return
         state = {
@@ -185,10 +200,10 @@ class Stage:
         write_atomically(self.path, lambda file: torch.save(state, file))
 
     def load(self) -> bool:
-        """Takes up the checkpoint; returns False if there is none.
+        """Loads the checkpoint; returns False if there is none.
 
         Raises:
-            ValueError: it is damaged, or of a training with other options.
+            ValueError: If it is damaged, or of a training with other options.
         """
         if self.path is None or not self.path.is_file():
             return False
@@ -206,7 +221,7 @@ class Stage:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, KeyError, ValueError, EOFError) as e:
             raise ValueError(
-                f"cannot go on from {self.path}: {e}. Start anew without --resume."
+                f"cannot resume from {self.path}: {e}. Start again without --resume."
             ) from e
         self.iteration, self.history = state["iteration"], state["history"]
         return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""First stage: the VAE that turns images into latents.
+"""First stage: training of the VAE.
 
 Shape shorthand: N scenes, B crops, (H, W) pixels, (h, w) = (H / 8, W / 8) cells, L = 4 channels.
 """
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from diffps.latents import encode_moments
-from diffps.prior.scenes import Scenes
+from diffps.prior.scenes import Scenes, crop_start
 
 CROP = 64
 """Side of training crops in pixels."""
@@ -23,23 +23,25 @@ _COARSE = 4  # pixels
 
 
 class AutoencoderLoss:
-    """Reconstruction of crops, and a little pull of the latents towards a normal distribution.
+    """Reconstruction loss of crops, and a weak KL divergence of the latents.
 
-    Means over squares of 4 x 4 pixels count extra, and their colors most: with the plain mean error
-    all four channels learn edges and light first, and the people stay gray.
+    Means over squares of 4 x 4 pixels have an additional loss, with the largest weight on their
+    colors: with the mean pixel error alone, all four channels learn edges and brightness first, and
+    persons stay gray.
+
+    Args:
+        vae: ``AutoencoderKL``.
+        scenes: Training images.
+        batch: B; half of the crops are around persons.
     """
 
     def __init__(self, vae: nn.Module, scenes: Scenes, batch: int = 8) -> None:
-        """
-        Args:
-            vae: ``AutoencoderKL``.
-            batch: B; half of the crops are around people.
-        """
         self.vae, self.scenes, self.batch = vae, scenes, batch
-        self.peopled = [i for i, figures in enumerate(scenes.figures) if figures]
+        self.occupied = [i for i, persons in enumerate(scenes.persons) if persons]
         self.device = next(vae.parameters()).device
 
     def __call__(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draws a batch and returns its losses."""
         images = self.draw(generator).to(self.device)
         posterior = self.vae.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(self.device)
@@ -56,19 +58,19 @@ class AutoencoderLoss:
         }
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """Returns (B, 3, CROP, CROP) in [-1, 1]."""
+        """Draws crops, (B, 3, CROP, CROP) in [-1, 1]."""
         height, width = self.scenes.images.shape[2:]
         crops = []
         for index in range(self.batch):
-            around_person = index % 2 == 1 and self.peopled
-            pool = self.peopled if around_person else range(len(self.scenes))
+            around_person = index % 2 == 1 and self.occupied
+            pool = self.occupied if around_person else range(len(self.scenes))
             scene = pool[_draw_int(len(pool), generator)]
             x, y = _draw_int(width - CROP + 1, generator), _draw_int(height - CROP + 1, generator)
             if around_person:
-                figures = self.scenes.figures[scene]
-                box = figures[_draw_int(len(figures), generator)].box
-                x = _around(box[0], box[2], width, generator)
-                y = _around(box[1], box[3], height, generator)
+                persons = self.scenes.persons[scene]
+                x1, y1, x2, y2 = persons[_draw_int(len(persons), generator)].box
+                x = crop_start(x1 + (x2 - x1) * _draw_unit(generator), CROP, width)
+                y = crop_start(y1 + (y2 - y1) * _draw_unit(generator), CROP, height)
             crop = self.scenes.images[scene, :, y : y + CROP, x : x + CROP]
             crops.append(crop.flip(2) if _draw_int(2, generator) else crop)
         return torch.stack(crops).float() / 127.5 - 1
@@ -78,15 +80,19 @@ def _draw_int(count: int, generator: torch.Generator) -> int:
     return int(torch.randint(count, (1,), generator=generator))
 
 
-def _around(low: float, high: float, side: int, generator: torch.Generator) -> int:
-    """Start of a crop whose middle lies somewhere between ``low`` and ``high``."""
-    middle = low + (high - low) * float(torch.rand(1, generator=generator))
-    return int(min(max(0, round(middle - CROP / 2)), side - CROP))
+def _draw_unit(generator: torch.Generator) -> float:
+    return float(torch.rand(1, generator=generator))
 
 
 @torch.no_grad()
 def encode_scenes(vae: nn.Module, scenes: Scenes, batch: int = 8, progress: bool = True) -> Tensor:
     """Encodes all scenes.
+
+    Args:
+        vae: ``AutoencoderKL``.
+        scenes: Images to encode.
+        batch: Images per batch.
+        progress: Whether to show a progress bar.
 
     Returns:
         (N, 2 L, h, w): means and standard deviations, unscaled.
@@ -100,9 +106,10 @@ def encode_scenes(vae: nn.Module, scenes: Scenes, batch: int = 8, progress: bool
 
 
 def set_scaling_factor(vae: Any, moments: Tensor) -> float:
-    """Sets the factor that makes latents of variance 1, and returns it.
+    """Sets and returns the factor that scales latents to variance 1.
 
     Args:
+        vae: ``AutoencoderKL``; its config is changed.
         moments: (N, 2 L, h, w) from :func:`encode_scenes`.
     """
     mean, std = moments.chunk(2, dim=1)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking inside DiffPS: figures of the frozen model and of the parts behind it.
+"""Visualizations of DiffPS: the frozen model and the trainable parts at work.
 
-``probe`` asks the UNet, ``pca`` and ``maps`` turn tensors into colors in the right place, ``sheet``
-lays panels out, ``backbone_figures`` and ``head_figures`` are the figures.
-``projects/DiffPS/tools/visualize_diffusion.py`` is the command.
+``probe`` runs the UNet, ``pca`` and ``maps`` turn tensors into colors, ``sheet`` arranges panels,
+``backbone_panels`` and ``head_panels`` draw the sheets. The command is
+``projects/DiffPS/tools/visualize_diffusion.py``.
 """
 
 from diffps.vis.backbone_panels import (

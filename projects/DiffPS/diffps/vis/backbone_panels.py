@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of the frozen model: where words look, and what its activations hold."""
+"""Sheets of the frozen model: cross-attention of words, and activations as colors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,16 +27,16 @@ FITS = ("level", "cell")
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """What the figure of attention shows.
+    """Options of the attention sheet.
 
-    Args:
-        words: columns.
-        prompt: that the words are in; empty: each word is a prompt of its own.
-        places: layers, e.g. ``u3r0``; one row each, or one per head.
-        heads: indices; empty: their average in one row.
-        average: with ``heads``: one row for the average of these.
-        scale: ``map``: each map has its own scale of colors; ``shared``: all have the same.
-        timestep: noise level.
+    Attributes:
+        words: Words, one column each.
+        prompt: Prompt with the words; empty if each word is a prompt of its own.
+        places: Layers such as ``u3r0``.
+        heads: Indices of heads; empty for all.
+        average: Whether a layer has one row for the average of its heads, or one row per head.
+        scale: ``map`` for one color scale per map, ``shared`` for the same scale in all maps.
+        timestep: Timestep given to the UNet.
     """
 
     words: Sequence[str]
@@ -61,9 +61,24 @@ def draw_attention(
     options: AttentionOptions,
     panel_size: tuple[int, int],
 ) -> Image.Image:
-    """One column per word, one row per layer and head; the image itself is the first panel."""
+    """Draws one column per word and one row per layer and head, after the image itself.
+
+    Args:
+        probe: Diffusion model.
+        image: Encoded image.
+        subject: Image to draw.
+        options: Words, layers and heads.
+        panel_size: (width, height) of a panel.
+    """
     layers = probe.find_maps(options.places, "--layers")
-    maps = _word_maps(probe, image, options, layers)
+    maps: dict[tuple[str, str], Tensor] = {}  # (word, layer) -> (heads, h, w)
+    passes = (
+        [(options.prompt, options.words)]
+        if options.prompt
+        else [(word, [word]) for word in options.words]
+    )
+    for prompt, words in passes:
+        maps |= probe.attention(image, prompt, words, layers, options.timestep)
     rows = []
     for layer in layers:
         for heads, label in _head_rows(layer, options):
@@ -84,29 +99,17 @@ def draw_attention(
     return draw_sheet(
         drawn,
         panel_size,
-        title="Cross-attention: where each word looks",
+        title="Cross-attention of each word",
         caption=_attention_caption(options),
     )
 
 
-def _word_maps(
-    probe: DiffusionProbe, image: ProbedImage, options: AttentionOptions, layers: Sequence[Layer]
-) -> dict[tuple[str, str], Tensor]:
-    """(word, name of the layer) -> (heads, h, w)."""
-    if options.prompt:
-        return probe.attention(image, options.prompt, options.words, layers, options.timestep)
-    maps: dict[tuple[str, str], Tensor] = {}
-    for word in options.words:
-        maps |= probe.attention(image, word, [word], layers, options.timestep)
-    return maps
-
-
 def _head_rows(layer: Layer, options: AttentionOptions) -> list[tuple[list[int], str]]:
-    """Which heads are averaged in each row of a layer, and what the row is called."""
+    """Returns the heads that are averaged in each row of a layer, and the label of the row."""
     wrong = [head for head in options.heads if not 0 <= head < layer.heads]
     if wrong:
         raise ValueError(
-            f"--heads names {wrong}, but {layer.name.removesuffix('_map')} has the heads 0 to "
+            f"--heads has {wrong}, but {layer.name.removesuffix('_map')} has heads 0 to "
             f"{layer.heads - 1}."
         )
     heads = list(options.heads) or list(range(layer.heads))
@@ -125,7 +128,7 @@ def _attention_caption(options: AttentionOptions) -> str:
         else "Each word is a prompt of its own"
     )
     scale = (
-        "Every map has its own scale, from its least to its largest probability."
+        "Every map has its own scale, from its lowest to its highest probability."
         if options.scale == "map"
         else "All maps share one scale of probability."
     )
@@ -142,11 +145,18 @@ def draw_pca(
     fit: str,
     panel_size: tuple[int, int],
 ) -> Image.Image:
-    """One row per group of activations, one column per timestep.
+    """Draws one row per group of activations and one column per timestep.
 
     Args:
-        groups: title -> names of activations of one size, which are put side by side.
-        fit: ``level``: one PCA per row, so that colors compare within it; ``cell``: one per panel.
+        probe: Diffusion model.
+        image: Encoded image.
+        subject: Image to draw.
+        groups: Title -> names of activations of one size, which are concatenated.
+        prompt: Condition of the UNet.
+        timesteps: Timesteps given to the UNet.
+        fit: ``level`` for one PCA per row, so that colors are comparable within it; ``cell`` for
+            one per panel.
+        panel_size: (width, height) of a panel.
     """
     if fit not in FITS:
         raise ValueError(f"the fit of the PCA is {fit!r}; allowed: {FITS}")
@@ -174,25 +184,23 @@ def draw_pca(
     fitted = (
         "of all timesteps of a row together: equal colors in a row mean equal features"
         if fit == "level"
-        else "of each panel alone: colors do not compare between panels"
+        else "of each panel alone: colors are not comparable between panels"
+    )
+    noise = (
+        "no noise added" if probe.noise == "none" else f"{probe.noise} noise of each timestep added"
     )
     return draw_sheet(
         rows,
         panel_size,
-        title="What the activations hold: PCA to red, green, blue",
-        caption=f"The first three principal components {fitted}. Prompt “{prompt}”, "
-        f"{_noise_words(probe.noise)}.",
+        title="Activations: PCA to red, green, blue",
+        caption=f"The first three principal components {fitted}. Prompt “{prompt}”, {noise}.",
     )
 
 
 def group_by_level(names: Sequence[str]) -> dict[str, list[str]]:
-    """Activations of each level of the UNet together, coarsest first as they are named."""
+    """Groups activations by level of the UNet, in the given order."""
     groups: dict[str, list[str]] = {}
     stages = {"d": "down", "m": "mid", "u": "up"}
     for name in names:
         groups.setdefault(f"{stages[name[0]]}-level {name[1]}", []).append(name)
     return groups
-
-
-def _noise_words(noise: str) -> str:
-    return "no noise added" if noise == "none" else f"{noise} noise of each timestep added"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of the trainable parts: DGRPN, MSFRN and SFAN at work on one image.
+"""Sheets of the trainable parts: DGRPN, MSFRN and SFAN at work on one image.
 
 Shape shorthand: B = 1 image, N boxes, K parts, (h, w) cells.
 
-Everything comes from the methods that the forward of each part is made of.
+All values come from the methods that the forward pass of each part uses.
 """
 
 from collections.abc import Sequence
@@ -32,12 +32,19 @@ BANDS = ("LL", "LH", "HL", "HH")
 _BAND_WORDS = ("average", "top against bottom", "left against right", "diagonal")
 _BAND_COLORS = ((90, 90, 100), (31, 98, 178), (200, 80, 20), (0, 132, 92))
 PEAK_COLOR, RIM_COLOR = (64, 230, 255), (10, 20, 30)
-_UNTRAINED = "UNTRAINED WEIGHTS, so this shows how the part works, not what it has learnt. "
+_UNTRAINED = "UNTRAINED WEIGHTS: this shows how the part works, not what it has learnt. "
 
 
 @dataclass(frozen=True)
 class HeadsView:
-    """A model and the activations of one image; ``trained``: whether its weights are."""
+    """A model and the activations of one image.
+
+    Attributes:
+        model: Model to visualize.
+        subject: Image.
+        features: Activations and detection maps.
+        trained: Whether the model has trained weights.
+    """
 
     model: DiffPS
     subject: Subject
@@ -47,15 +54,22 @@ class HeadsView:
     @classmethod
     @torch.no_grad()
     def run(cls, model: DiffPS, subject: Subject, trained: bool) -> "HeadsView":
-        """Runs the frozen backbone once, and DetAggregator and DGRPN's modulation."""
+        """Runs the frozen backbone, DetAggregator and the modulation of DGRPN.
+
+        Args:
+            model: Model to visualize.
+            subject: Image.
+            trained: Whether the model has trained weights.
+        """
         _, features = model.activations([subject.item])
         return cls(model, subject, features | model.detection_maps(features), trained)
 
     def caption(self, text: str) -> str:
+        """Returns a caption, with a warning if the weights are untrained."""
         return text if self.trained else _UNTRAINED + text
 
     def stride(self, x: Tensor) -> int:
-        """Pixels of the input per cell of a map of the whole (padded) image."""
+        """Returns the stride of a map of the whole (padded) image in pixels."""
         padded = self.model.backbone.size_divisibility
         height = -(-self.subject.input_size[0] // padded) * padded
         return height // x.shape[-2]
@@ -63,7 +77,16 @@ class HeadsView:
     def heat(
         self, x: Tensor, scene: Image.Image, limits: tuple[float, float] | None = None
     ) -> tuple[Image.Image, tuple[float, float]]:
-        """A map (h, w) over the image, and the limits of its colors."""
+        """Draws a map over the image.
+
+        Args:
+            x: (h, w).
+            scene: Image.
+            limits: Values of the darkest and the brightest color. Default: the range of the map.
+
+        Returns:
+            The drawn image and the limits.
+        """
         stride = self.stride(x)
         x = x.float().cpu()
         limits = limits or value_range([valid_cells(x, stride, self.subject.input_size)])
@@ -74,7 +97,12 @@ class HeadsView:
 # ---- DGRPN --------------------------------------------------------------------------------------
 @torch.no_grad()
 def draw_dgrpn(view: HeadsView, panel_size: tuple[int, int]) -> Image.Image:
-    """Attention, its peaks, their Gaussians, and the map of detection before and after."""
+    """Draws attention, its peaks, their Gaussians, and the detection map before and after.
+
+    Args:
+        view: Model and image.
+        panel_size: (width, height) of a panel.
+    """
     modulator = view.model.proposal_generator.modulator
     if modulator is None:
         raise ValueError("MODEL.DIFFPS.DGRPN.ENABLED is False: there is no modulation to draw.")
@@ -114,30 +142,34 @@ def draw_dgrpn(view: HeadsView, panel_size: tuple[int, int]) -> Image.Image:
     return draw_sheet(
         [first, second],
         panel_size,
-        title="DGRPN: amplified where the word looks",
+        title="DGRPN: feature map amplified by attention",
         caption=view.caption(
-            "A Gaussian stands on each peak of the attention, as wide as the attention around it; "
-            "the map that the RPN reads is amplified there."
+            "Each peak of the attention has a Gaussian as wide as the attention around it, which "
+            "amplifies the input of the RPN."
         ),
     )
 
 
 def draw_peaks(
-    picture: Image.Image,
+    image: Image.Image,
     peaks: AttentionPeaks,
     stride: int,
     input_size: Sequence[int],
     reach: float | None = None,
 ) -> None:
-    """Marks the valid peaks of the first image in an image of all of it, in place.
+    """Marks the valid peaks of the first image, in place.
 
     Args:
-        reach: also draw an ellipse of this many extents around each peak.
+        image: The whole image at any size.
+        peaks: Peaks of the attention.
+        stride: Stride of the attention in pixels of the input.
+        input_size: Height and width of the input.
+        reach: Radius in extents of an ellipse around each peak. Default: no ellipse.
     """
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(image)
     valid = peaks.valid[0].cpu()
-    centers = cell_to_pixel(peaks.cells[0].cpu()[valid], stride, input_size, picture.size)
-    factors = [p / i for p, i in zip(picture.size, reversed(input_size), strict=True)]
+    centers = cell_to_pixel(peaks.cells[0].cpu()[valid], stride, input_size, image.size)
+    factors = [p / i for p, i in zip(image.size, reversed(input_size), strict=True)]
     extents = peaks.extents[0].cpu()[valid].double() * stride * torch.tensor(factors).double()
     if reach is not None:
         for (x, y), (a, b) in zip(centers.tolist(), (extents * reach).tolist(), strict=True):
@@ -151,10 +183,12 @@ def draw_peaks(
 # ---- MSFRN --------------------------------------------------------------------------------------
 @torch.no_grad()
 def draw_msfrn(view: HeadsView, panel_size: tuple[int, int], level: int = -1) -> Image.Image:
-    """One level before and after its refinement, with the sub-bands and their gates.
+    """Draws one level before and after its refinement, with the sub-bands and their gates.
 
     Args:
-        level: index into MODEL.DIFFPS.MSFRN.LEVELS; the coarsest, 0, is not refined.
+        view: Model and image.
+        panel_size: (width, height) of a panel.
+        level: Index into MODEL.DIFFPS.MSFRN.LEVELS; the coarsest, 0, is not refined.
     """
     levels = list(view.model.msfrn.merge(view.features))
     refined = [i for i, x in enumerate(levels) if x.refinement is not None]
@@ -166,9 +200,9 @@ def draw_msfrn(view: HeadsView, panel_size: tuple[int, int], level: int = -1) ->
     change = (step.output - step.summed)[0]
     panels = [Panel(scene, view.subject.name)]
     for title, x in (("before", step.summed[0]), ("after", step.output[0]),
-                     ("what the refinement adds", change)):  # fmt: skip
-        picture, limits = view.heat(root_mean_square(x.cpu()), scene)
-        panels.append(Panel(picture, title, limits=limits))
+                     ("difference", change)):  # fmt: skip
+        image, limits = view.heat(root_mean_square(x.cpu()), scene)
+        panels.append(Panel(image, title, limits=limits))
     first = Row(panels, f"level {index + 1} of {len(levels)}\n{', '.join(step.names)}")
     gammas = [1.0, *view.model.msfrn.refine[index - 1].gamma.tolist()]
     rows = [first, *_band_rows(view, step.refinement, gammas, scene)]
@@ -177,32 +211,32 @@ def draw_msfrn(view: HeadsView, panel_size: tuple[int, int], level: int = -1) ->
         panel_size,
         title="MSFRN: a level refined in the wavelet domain (Eq. 5)",
         caption=view.caption(
-            "Color: strength over all channels (root of the mean square), every panel with its "
-            "own scale. Sub-bands of the Haar transform: LL is the average, the others hold edges."
+            "Color: root mean square over the channels; every panel has its own scale. Sub-bands "
+            "of the Haar transform: LL is the average, the others contain edges."
         ),
     )
 
 
 def _band_rows(view: HeadsView, refinement, gammas: list[float], scene: Image.Image) -> list[Row]:
-    """Sub-bands before, after, and the gates in between."""
+    """Returns rows of the sub-bands before and after, and of the gates."""
     panels: list[list[Panel]] = [[], []]
     for name, words, *pair in zip(
         BANDS, _BAND_WORDS, refinement.bands, refinement.refined_bands, strict=True
     ):
         for side, x in enumerate(pair):
-            picture, limits = view.heat(root_mean_square(x[0].cpu()), scene)
+            image, limits = view.heat(root_mean_square(x[0].cpu()), scene)
             title = f"{name}, {words}" if side == 0 else f"{name}, refined"
-            panels[side].append(Panel(picture, title, limits=limits))
+            panels[side].append(Panel(image, title, limits=limits))
     gates = []
     for index, gate in enumerate(refinement.gates):
         if gate is None:
-            picture = draw_curves([("not gated", [1.0, 1.0], _BAND_COLORS[index])], scene.size)
-            gates.append(Panel(picture, f"{BANDS[index]}: left as it is"))
+            image = draw_curves([("not gated", [1.0, 1.0], _BAND_COLORS[index])], scene.size)
+            gates.append(Panel(image, f"{BANDS[index]}: unchanged"))
             continue
         values = gate.flatten().tolist()
-        picture = draw_curves([("gate", values, _BAND_COLORS[index])], scene.size)
+        image = draw_curves([("gate", values, _BAND_COLORS[index])], scene.size)
         note = f"mean {sum(values) / len(values):.2f}, strength γ = {gammas[index]:.3g}"
-        gates.append(Panel(picture, f"{BANDS[index]}: gates, sorted", note))
+        gates.append(Panel(image, f"{BANDS[index]}: gates, sorted", note))
     return [
         Row(panels[0], "sub-bands before"),
         Row(panels[1], "sub-bands after"),
@@ -215,18 +249,19 @@ def _band_rows(view: HeadsView, refinement, gammas: list[float], scene: Image.Im
 def draw_sfan(
     view: HeadsView, words: Sequence[str], tile: tuple[int, int], most: int = 4
 ) -> Image.Image:
-    """One row per box: the person, the map of each part, and the factor that comes of them.
+    """Draws one row per box: the person, the map of each part, and the resulting factor.
 
     Args:
-        words: the parts, in the order of MODEL.DIFFPS.SFAN.PARTS.
-        tile: (width, height) of a panel; boxes are stretched to it, as pooling does.
-        most: boxes that are drawn, the first ones.
+        view: Model and image.
+        words: The parts of MODEL.DIFFPS.SFAN.PARTS.
+        tile: (width, height) of a panel; boxes are stretched to it, as in pooling.
+        most: Maximum number of boxes.
     """
     head, subject = view.model.roi_heads.reid_head, view.subject
     if not hasattr(head.sfan, "weigh"):
         raise ValueError("MODEL.DIFFPS.SFAN.ENABLED is False: there are no part maps to draw.")
     if not len(subject.boxes):
-        raise ValueError("SFAN needs a box: give --box x1 y1 x2 y2, or --dataset for its boxes.")
+        raise ValueError("SFAN needs a box: use --box X1 Y1 X2 Y2, or --dataset for its boxes.")
     features = {head.in_feature: view.model.msfrn(view.features)}
     boxes = subject.input_boxes[torch.arange(min(most, len(subject.boxes)))].to(view.model.device)
     weights = head.sfan.weigh(head.pool(features, [boxes]))
@@ -235,29 +270,29 @@ def draw_sfan(
     strength = f"α = {float(head.sfan.alpha):.3g}" if head.sfan.skip else ""
     rows = []
     for index, box in enumerate(subject.boxes[:most]):
-        person = to_image(subject.picture).resize(tile, Image.Resampling.LANCZOS, box=tuple(box))
+        person = to_image(subject.image).resize(tile, Image.Resampling.LANCZOS, box=tuple(box))
         panels = [Panel(person, f"person {index + 1}", f"box: {subject.boxes_from}")]
         limits = value_range([parts[index]])
         for word, share, x in zip(words, shares, parts[index], strict=True):
-            picture = overlay(person, place_pooled(unit_range(x, limits), tile))
-            panels.append(Panel(picture, f"“{word}”", f"weight {share:.3f}", limits))
+            image = overlay(person, place_pooled(unit_range(x, limits), tile))
+            panels.append(Panel(image, f"“{word}”", f"weight {share:.3f}", limits))
         limits = value_range([totals[index]])
-        picture = overlay(person, place_pooled(unit_range(totals[index], limits), tile))
-        panels.append(Panel(picture, "factor", strength, limits))
+        image = overlay(person, place_pooled(unit_range(totals[index], limits), tile))
+        panels.append(Panel(image, "factor", strength, limits))
         rows.append(Row(panels))
     h, w = parts.shape[2:]
     return draw_sheet(
         rows,
         tile,
-        title="SFAN: cells that look like a part",
+        title="SFAN: similarity of cells to parts",
         caption=view.caption(
-            f"Pooled to {h} × {w} cells, compared with the text of each part; the part maps "
-            "of a person share one scale. Features are multiplied by the factor, which comes of "
-            "the weighted sum of the parts."
+            f"Pooled to {h} × {w} cells and compared with the text of each part; the part maps of "
+            "a person share one scale. The weighted sum of the parts gives the factor of the "
+            "features."
         ),
     )
 
 
 def place_pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Enlarges the cells (h, w) of a pooled box to a crop of (width, height) pixels."""
+    """Enlarges the cells (h, w) of a pooled box to (width, height) pixels."""
     return place_map(x, 1, x.shape, size)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features as colors: the first three principal components become red, green and blue.
+"""Colors features by principal components: the first three become red, green and blue.
 
 Shape shorthand: n cells, C channels, (h, w) cells of a map.
 """
@@ -12,25 +12,33 @@ from torch import Tensor
 
 
 class Pca(NamedTuple):
-    """Principal components of a set of vectors; the same vectors always give the same."""
+    """Principal components of a set of vectors, deterministic.
+
+    Attributes:
+        mean: (C,).
+        components: (k, C) of unit length, by descending variance. The entry of largest magnitude
+            is positive.
+        explained: Share of the total variance of each component, (k,); zeros without variance.
+    """
 
     mean: Tensor
-    """(C,)"""
     components: Tensor
-    """(k, C) of unit length, by falling variance. The entry of largest magnitude is positive."""
     explained: Tensor
-    """(k,) share of the total variance of each; zeros if there is no variance."""
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """(n, C) -> (n, k) float64 coordinates."""
+        """Projects (n, C) vectors to (n, k) float64 coordinates."""
         return (vectors.double() - self.mean) @ self.components.T
 
 
 def fit_pca(vectors: Tensor, count: int = 3) -> Pca:
-    """Finds the ``count`` directions of largest variance of (n, C) vectors, at most C.
+    """Computes the ``count`` directions of largest variance of (n, C) vectors, at most C.
 
-    Signs are free in a principal component; here the entry of largest magnitude is positive, the
-    first of equal ones.
+    Signs of principal components are arbitrary; here the entry of largest magnitude is positive,
+    the first of equal ones.
+
+    Args:
+        vectors: (n, C).
+        count: Number of components.
     """
     x = vectors.double()
     mean = x.mean(dim=0)
@@ -39,7 +47,7 @@ def fit_pca(vectors: Tensor, count: int = 3) -> Pca:
     count = min(count, x.shape[1])
     variances = variances.flip(0).clamp(min=0)
     components = directions.flip(1).T[:count]
-    # rounding: equal magnitudes must not be told apart by their last bit
+    # rounded, so that the last bit does not decide between equal magnitudes
     strongest = (components.abs() * 1e9).round().argmax(dim=1, keepdim=True)
     components = components * components.gather(1, strongest).sign()
     total = variances.sum()
@@ -48,16 +56,16 @@ def fit_pca(vectors: Tensor, count: int = 3) -> Pca:
 
 
 def side_by_side(moments: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Joins activations along their channels, each with the same weight.
+    """Concatenates activations along their channels with equal weights.
 
-    An activation with large numbers would else decide the components alone, so each is divided by
-    the root of its total variance, taken over all moments together.
+    Each activation is divided by the root of its total variance over all moments, because otherwise
+    one with large values would determine the components.
 
     Args:
-        moments: per moment, the activations (C_i, h, w), the same ones each time.
+        moments: Activations (C_i, h, w) of each moment, in the same order.
 
     Returns:
-        (sum of C_i, h, w) float64 per moment. What does not vary at all is zero.
+        (sum of C_i, h, w) float64 per moment. An activation without variance becomes zero.
     """
     joined: list[list[Tensor]] = [[] for _ in moments]
     for versions in zip(*moments, strict=True):
@@ -75,12 +83,12 @@ def pca_colors(maps: Sequence[Tensor], together: bool = True) -> tuple[list[Tens
 
     Args:
         maps: (C, h, w) each.
-        together: fit one PCA, and one range of colors, to all maps, so that equal colors mean
-            equal features; else to each map its own.
+        together: Whether to fit one PCA and one range of colors to all maps, so that equal colors
+            mean equal features; otherwise one to each map.
 
     Returns:
         (h, w, 3) float64 in [0, 1] per map, and per fit the (k,) share of variance. The range of a
-        component goes from its 1st to its 99th percentile; one without variance is 0.5.
+        component is from its 1st to its 99th percentile; one without variance is 0.5.
     """
     if not together:
         single = [pca_colors([x]) for x in maps]

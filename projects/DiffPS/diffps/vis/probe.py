@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen model, asked for other words, layers, heads and timesteps than a config names.
+"""The frozen model, run for other words, layers, heads and timesteps than a config selects.
 
 Shape shorthand: C channels, E attention heads, (h, w) cells of a layer.
 
-Loading, hooks, noise and attention are those of the backbone, so with the settings of the config
-the same numbers come out.
+Loading, hooks, noise and attention are those of the backbone, so the settings of the config give
+the same values.
 """
 
 from collections.abc import Sequence
@@ -12,82 +12,55 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from diffps.hooks import Layer, find_layers, list_layers
 from diffps.latents import LatentNoiser, encode_moments, image_digest
-from diffps.loading import DiffusionFolder, check_parts, parse_dtype
+from diffps.loading import check_parts, open_folder, parse_dtype
 from diffps.text import TextConditioning, encode_text
 from diffps.unet_forward import UNetFeatures, nonfinite_names
 
 
 @dataclass(frozen=True)
 class ProbedImage:
-    """An image as the UNet is given it, but without noise."""
+    """An image encoded by the VAE.
+
+    Attributes:
+        moments: Posterior of the VAE, (1, 2 L, H / 8, W / 8).
+        size: Height and width in pixels, rounded up to what the UNet takes.
+        key: Seed of the noise.
+    """
 
     moments: Tensor
-    """(1, 2 L, H / 8, W / 8), of the VAE."""
     size: tuple[int, int]
-    """Height and width in pixels, rounded up to what the UNet takes."""
     key: str
-    """Seed of the noise."""
 
 
 class DiffusionProbe:
-    """Looks into the UNet of a config. It loads the model itself; let it go when done."""
+    """Loads the diffusion model of a config and reads its attention and activations.
 
-    def __init__(
-        self,
-        folder: DiffusionFolder,
-        unet: nn.Module,
-        vae: nn.Module,
-        *,
-        noise: str = "seeded",
-        vae_sample: bool = False,
-        upcast: bool = False,
-        device: str | torch.device = "cpu",
-    ) -> None:
-        """
-        Args:
-            folder: where the text encoder and the noise schedule are.
-            noise, vae_sample: see :class:`diffps.latents.LatentNoiser`.
-            upcast: keep attention layers in float32.
-        """
-        self.folder, self.unet, self.vae = folder, unet.to(device), vae.to(device)
-        self.noise, self.vae_sample, self.upcast = noise, vae_sample, upcast
-        self.device = torch.device(device)
-        self.latent_stride = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.layers = list_layers(unet, self.latent_stride)
-        self._alphas_cumprod = folder.load_alphas_cumprod()
+    Args:
+        cfg: Config with ``MODEL.DIFFPS.BACKBONE``.
+        noise: Noise to add, see :class:`diffps.latents.LatentNoiser`. Default: that of the config.
+    """
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, noise: str | None = None) -> "DiffusionProbe":
-        """Loads the model of ``MODEL.DIFFPS.BACKBONE``; ``noise`` takes the place of its NOISE."""
-        config = cfg.MODEL.DIFFPS.BACKBONE
-        folder = DiffusionFolder(
-            config.MODEL, config.REVISION, config.VARIANT, config.LOCAL_FILES_ONLY
-        )
+    def __init__(self, cfg: CfgNode, noise: str | None = None) -> None:
+        self.config = config = cfg.MODEL.DIFFPS.BACKBONE
+        self.folder = open_folder(config)
         dtype = parse_dtype(config.DTYPE)
-        unet, vae = folder.load_unet(dtype, config.FAMILY), folder.load_vae(dtype)
-        check_parts(unet, vae, unet.config.cross_attention_dim, config.MODEL)
-        return cls(
-            folder,
-            unet,
-            vae,
-            noise=noise or config.NOISE,
-            vae_sample=config.VAE_SAMPLE,
-            upcast=config.UPCAST_ATTENTION,
-            device=cfg.MODEL.DEVICE,
-        )
+        self.device = torch.device(cfg.MODEL.DEVICE)
+        self.unet = self.folder.load_unet(dtype, config.FAMILY).to(self.device)
+        self.vae = self.folder.load_vae(dtype).to(self.device)
+        check_parts(self.unet, self.vae, self.unet.config.cross_attention_dim, config.MODEL)
+        self.noise = noise or config.NOISE
+        self.latent_stride = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.layers = list_layers(self.unet, self.latent_stride)
+        self._alphas_cumprod = self.folder.load_alphas_cumprod()
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> ProbedImage:
-        """Runs the VAE.
-
-        Args:
-            image: (3, H, W) RGB, 0 to 255.
-        """
+        """Encodes an image (3, H, W), RGB from 0 to 255, with the VAE."""
         multiple = max(layer.stride for layer in self.layers.values())
         x = (image.to(self.device).float() - 127.5) / 127.5
         height, width = (-(-side // multiple) * multiple for side in x.shape[1:])
@@ -101,28 +74,42 @@ class DiffusionProbe:
         return ProbedImage(moments, (height, width), image_digest(x))
 
     def find_maps(self, places: Sequence[str], key: str) -> list[Layer]:
-        """Cross-attention layers by place (``u3r0``) or name; ``key`` is named in the error."""
+        """Returns cross-attention layers by place (``u3r0``) or name.
+
+        Args:
+            places: Places or names.
+            key: Option that they come from, for messages.
+        """
         names = [name if "map" in name else f"{name}_map" for name in places]
         return find_layers(names, self.layers, key, ("map",))
 
     def find_features(self, names: Sequence[str], key: str) -> list[Layer]:
-        """All other layers by name; ``key`` is named in the error."""
+        """Returns other layers by name.
+
+        Args:
+            names: Names of layers.
+            key: Option that they come from, for messages.
+        """
         return find_layers(names, self.layers, key, ("q", "k", "v", "xq", "vit", "res"))
 
     def attention(
         self, image: ProbedImage, prompt: str, words: Sequence[str], layers: Sequence[Layer],
         timestep: int = 0,
     ) -> dict[tuple[str, str], Tensor]:  # fmt: skip
-        """Where each word of a prompt looks.
+        """Returns the attention of words of a prompt.
 
         Args:
-            words: of the prompt, one token each. layers: of :meth:`find_maps`.
+            image: Image of :meth:`encode`.
+            prompt: Condition of the UNet.
+            words: Single-token words of the prompt.
+            layers: Layers of :meth:`find_maps`.
+            timestep: Timestep given to the UNet.
 
         Returns:
             (word, name of the layer) -> (E, h, w) probabilities, float32, on the CPU.
 
         Raises:
-            ValueError: a word of several tokens, or one that the prompt does not have.
+            ValueError: If a word has several tokens, or is not in the prompt.
         """
         texts = {word: encode_text(self.folder, prompt, map_word=word) for word in words}
         if not texts:
@@ -131,21 +118,23 @@ class DiffusionProbe:
         features = self._features(next(iter(texts.values())), queries, timestep)
         outputs = features(self._latent(image, timestep), image.size)
         maps = {}
-        for layer, query in zip(layers, queries, strict=True):
-            cells = outputs[query.name]
-            tokens = cells.flatten(2).transpose(1, 2)
-            for word, text in texts.items():
-                heads = [
-                    features.word_map(layer, tokens, [head], text.token)
-                    for head in range(layer.heads)
-                ]
-                maps[word, layer.name] = torch.cat(heads, 1)[0].unflatten(1, cells.shape[2:]).cpu()
-        return maps
+        return {
+            (word, layer.name): features.head_maps(layer, outputs[query.name], text.token)[0].cpu()
+            for layer, query in zip(layers, queries, strict=True)
+            for word, text in texts.items()
+        }
 
     def features(
         self, image: ProbedImage, prompt: str, layers: Sequence[Layer], timesteps: Sequence[int]
     ) -> list[dict[str, Tensor]]:
-        """Activations at several timesteps: for each, name -> (C, h, w) float32 on the CPU."""
+        """Returns activations for several timesteps: name -> (C, h, w) float32 on the CPU.
+
+        Args:
+            image: Image of :meth:`encode`.
+            prompt: Condition of the UNet.
+            layers: Layers of :meth:`find_features`.
+            timesteps: Timesteps given to the UNet.
+        """
         text = encode_text(self.folder, prompt)
         results = []
         for timestep in timesteps:
@@ -157,22 +146,17 @@ class DiffusionProbe:
     def _features(
         self, text: TextConditioning, layers: Sequence[Layer], timestep: int
     ) -> UNetFeatures:
-        """To be used before the next one is made: its text becomes that of the UNet."""
+        """Returns the UNet with this text; it must be used before the next one is made."""
         return UNetFeatures(
             self.unet,
             layers,
             text,
             timestep=timestep,
             latent_stride=self.latent_stride,
-            upcast=self.upcast,
+            upcast=self.config.UPCAST_ATTENTION,
         )
 
     def _latent(self, image: ProbedImage, timestep: int) -> Tensor:
-        noiser = LatentNoiser(
-            self._alphas_cumprod,
-            timestep,
-            self.noise,
-            self.vae_sample,
-            self.vae.config.scaling_factor,
-        )
+        scale, sample = self.vae.config.scaling_factor, self.config.VAE_SAMPLE
+        noiser = LatentNoiser(self._alphas_cumprod, timestep, self.noise, sample, scale)
         return noiser(image.moments, [image.key])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sheets of panels: images in rows and columns, each with a title, a scale of colors and a note.
+"""Sheets of panels: images in rows and columns, each with a title, a color scale and a note.
 
-All numbers are pixels of what is drawn.
+All sizes are in pixels of the sheet.
 """
 
 from collections.abc import Sequence
@@ -26,21 +26,22 @@ from person_search.vis.drawing import (
 MARGIN, GAP = 18, 12
 ROW_TITLE_WIDTH = 132
 TITLE_SIZE, TEXT_SIZE, PANEL_SIZE, NOTE_SIZE = 24, 16, 15, 13
-LINE = 21  # from one line of text to the next
-HEAD, BAR, NOTE = 24, 20, 19  # heights of a panel's title, scale and note
+LINE = 21  # distance of text lines
+HEAD, BAR, NOTE = 24, 20, 19  # heights of the title, scale and note of a panel
 
 
 @dataclass(frozen=True)
 class Panel:
     """One image of a sheet.
 
-    Args:
-        image: scaled to the size of the row's panels, its shape kept.
-        title: above it. note: below it.
-        limits: values of the darkest and the brightest color, if it has a scale.
+    Attributes:
+        image: Image, scaled to the panel size of the sheet with its aspect ratio kept.
+        title: Text above the image.
+        note: Text below the image.
+        limits: Values of the darkest and the brightest color; None without a color scale.
     """
 
-    picture: Image.Image
+    image: Image.Image
     title: str = ""
     note: str = ""
     limits: tuple[float, float] | None = None
@@ -48,7 +49,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Row:
-    """Panels side by side, behind a title."""
+    """Panels side by side after a title, whose first line is bold."""
 
     panels: Sequence[Panel]
     title: str = ""
@@ -60,15 +61,23 @@ def draw_sheet(
     """Draws rows of panels below a title and a caption.
 
     Args:
-        rows: at least one, with at least one panel.
+        rows: At least one row with at least one panel.
         panel_size: (width, height) that every image is fitted into.
+        title: Title of the sheet.
+        caption: Text below the title.
     """
     columns = max(len(row.panels) for row in rows)
     left = MARGIN + (ROW_TITLE_WIDTH + GAP if any(row.title for row in rows) else 0)
     width = left + columns * (panel_size[0] + GAP) - GAP + MARGIN
     width = max(width, 640)  # room for the caption
     lines = wrap(caption, font(TEXT_SIZE), width - 2 * MARGIN)
-    heights = [_row_height(row, panel_size) for row in rows]
+    heights = [
+        HEAD
+        + panel_size[1]
+        + BAR * any(panel.limits for panel in row.panels)
+        + NOTE * any(panel.note for panel in row.panels)
+        for row in rows
+    ]
     top = MARGIN + 36 + LINE * len(lines) + 10
     sheet = Image.new("RGB", (width, top + sum(heights) + GAP * (len(rows) - 1) + MARGIN), WHITE)
     draw = ImageDraw.Draw(sheet)
@@ -77,7 +86,12 @@ def draw_sheet(
     for index, line in enumerate(lines):
         draw.text((MARGIN, MARGIN + 36 + LINE * index), line, TEXT_COLOR, font(TEXT_SIZE))
     for row, height in zip(rows, heights, strict=True):
-        _draw_row_title(draw, row.title, (MARGIN, top + HEAD))
+        line_top = top + HEAD
+        for index, part in enumerate(row.title.split("\n")):
+            face = font(PANEL_SIZE, bold=index == 0)
+            for line in wrap(part, face, ROW_TITLE_WIDTH):
+                draw.text((MARGIN, line_top), line, TEXT_COLOR, face)
+                line_top += LINE
         for column, panel in enumerate(row.panels):
             _draw_panel(sheet, panel, (left + column * (panel_size[0] + GAP), top), panel_size)
         top += height + GAP
@@ -85,7 +99,7 @@ def draw_sheet(
 
 
 def stack_sheets(sheets: Sequence[Image.Image], title: str) -> Image.Image:
-    """One page with all sheets below each other, all as wide as the widest or narrower."""
+    """Returns one page with all sheets below each other, as wide as the widest."""
     width = max(sheet.width for sheet in sheets)
     face = font(30, bold=True)
     page = Image.new("RGB", (width, 64 + sum(sheet.height + 8 for sheet in sheets)), WHITE)
@@ -103,14 +117,14 @@ def stack_sheets(sheets: Sequence[Image.Image], title: str) -> Image.Image:
 def draw_curves(
     curves: Sequence[tuple[str, Sequence[float], tuple[int, int, int]]], size: tuple[int, int]
 ) -> Image.Image:
-    """Values in [0, 1] as lines over their rank, largest first.
+    """Draws values in [0, 1] as curves over their rank, largest first.
 
     Args:
-        curves: name, values and color of each.
+        curves: Name, values and color of each curve.
         size: (width, height) of the image.
     """
-    picture = Image.new("RGB", size, EMPTY_COLOR)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", size, EMPTY_COLOR)
+    draw = ImageDraw.Draw(image)
     left, top, right, bottom = 34, 12, size[0] - 12, size[1] - 28
     face = font(NOTE_SIZE)
     for value in (0.0, 0.5, 1.0):
@@ -126,30 +140,14 @@ def draw_curves(
         draw.rectangle((x, size[1] - 19, x + 12, size[1] - 7), color)
         draw.text((x + 17, size[1] - 13), name, TEXT_COLOR, face, anchor="lm")
         x += 27 + round(face.getlength(name))
-    return picture
+    return image
 
 
 def format_value(value: float) -> str:
-    """A number for a scale: three digits that count, and no more zeros than needed."""
+    """Formats a value of a scale with three significant digits."""
     if value == 0 or 0.001 <= abs(value) < 10_000:
         return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
     return f"{value:.1e}"
-
-
-def _row_height(row: Row, panel_size: tuple[int, int]) -> int:
-    bar = BAR if any(panel.limits for panel in row.panels) else 0
-    note = NOTE if any(panel.note for panel in row.panels) else 0
-    return HEAD + panel_size[1] + bar + note
-
-
-def _draw_row_title(draw: ImageDraw.ImageDraw, title: str, corner: tuple[int, int]) -> None:
-    """The first line is bold; a line break in the title is kept."""
-    top = corner[1]
-    for index, part in enumerate(title.split("\n")):
-        face = font(PANEL_SIZE, bold=index == 0)
-        for line in wrap(part, face, ROW_TITLE_WIDTH):
-            draw.text((corner[0], top), line, TEXT_COLOR, face)
-            top += LINE
 
 
 def _draw_panel(
@@ -161,11 +159,11 @@ def _draw_panel(
     title = shorten(panel.title, face, size[0])
     draw.text((left, top + HEAD / 2 - 1), title, TEXT_COLOR, face, anchor="lm")
     top += HEAD
-    new = fitted_size(panel.picture.size, size)
-    picture = panel.picture
-    if new != picture.size:
-        picture = picture.resize(new, Image.Resampling.LANCZOS)
-    sheet.paste(picture, (left + (size[0] - new[0]) // 2, top))
+    new = fitted_size(panel.image.size, size)
+    image = panel.image
+    if new != image.size:
+        image = image.resize(new, Image.Resampling.LANCZOS)
+    sheet.paste(image, (left + (size[0] - new[0]) // 2, top))
     top += new[1]
     if panel.limits is not None:
         _draw_scale(sheet, panel.limits, (left, top + 4), size[0])
@@ -179,7 +177,7 @@ def _draw_panel(
 def _draw_scale(
     sheet: Image.Image, limits: tuple[float, float], corner: tuple[int, int], width: int
 ) -> None:
-    """Least value, colors, largest value, in one line."""
+    """Draws the lowest value, the colors and the highest value in one line."""
     draw = ImageDraw.Draw(sheet)
     face = font(NOTE_SIZE)
     texts = [format_value(value) for value in limits]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image that figures are drawn of, as people see it and as the model is given it."""
+"""The image to visualize, as read from the file and as the model receives it."""
 
 import os
 from collections.abc import Sequence
@@ -13,24 +13,27 @@ from PIL import Image
 from person_search.data import build_mapper
 from person_search.vis.drawing import QUERY_COLOR, draw_box, fitted_size, to_image
 
-# What a box is drawn with, by where it comes from.
+# color of boxes by their source
 BOX_COLORS = {"given": QUERY_COLOR, "annotated": (0, 158, 105), "detected": (24, 150, 165)}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An image with boxes of the people in question."""
+    """An image with boxes of persons.
+
+    Attributes:
+        name: Name for titles.
+        image: (H, W, 3) uint8 RGB.
+        item: Input of the model, mapped as in testing; ``queries`` are the boxes in its frame.
+        boxes: (n, 4) XYXY in pixels of the image.
+        boxes_from: Source of the boxes, a key of ``BOX_COLORS``.
+    """
 
     name: str
-    """For titles."""
-    picture: np.ndarray
-    """(H, W, 3) uint8 RGB."""
+    image: np.ndarray
     item: dict
-    """Input of the model, made as in testing; ``queries`` are the boxes in its frame."""
     boxes: np.ndarray
-    """(n, 4) XYXY in pixels of the image."""
     boxes_from: str
-    """Key of ``BOX_COLORS``."""
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -39,40 +42,43 @@ class Subject:
 
     @property
     def input_boxes(self) -> Boxes:
-        """The boxes in pixels of the model's input."""
+        """Boxes in pixels of the model's input."""
         return self.item["queries"].pred_boxes
 
     def scaled(self, width: int, height: int) -> Image.Image:
-        """The image, fitted into a size."""
-        picture = to_image(self.picture)
-        return picture.resize(fitted_size(picture.size, (width, height)), Image.Resampling.LANCZOS)
+        """Returns the image fitted into a size."""
+        image = to_image(self.image)
+        return image.resize(fitted_size(image.size, (width, height)), Image.Resampling.LANCZOS)
 
-    def with_boxes(self, picture: Image.Image, width: int = 2) -> Image.Image:
-        """A copy of an image of the whole image with the boxes in it."""
-        picture = picture.copy()
-        height, breadth = self.picture.shape[:2]
-        scale = np.array([picture.width / breadth, picture.height / height] * 2)
+    def with_boxes(self, image: Image.Image, width: int = 2) -> Image.Image:
+        """Returns a copy of a scaled image with the boxes, drawn with lines of this width."""
+        image = image.copy()
+        height, breadth = self.image.shape[:2]
+        scale = np.array([image.width / breadth, image.height / height] * 2)
         for box in self.boxes:
-            draw_box(picture, box * scale, BOX_COLORS[self.boxes_from], width)
-        return picture
+            draw_box(image, box * scale, BOX_COLORS[self.boxes_from], width)
+        return image
 
 
 def make_subject(
     cfg: CfgNode,
     path: str | os.PathLike,
-    picture: np.ndarray,
+    image: np.ndarray,
     boxes: Sequence[Sequence[float]] | np.ndarray = (),
     boxes_from: str = "given",
 ) -> Subject:
-    """Runs the mapper of a config, as testing does.
+    """Maps an image as in testing.
 
     Args:
-        path: of the image, which the mapper reads itself. image: its RGB pixels.
+        cfg: The whole config.
+        path: Image file, which the mapper reads itself.
+        image: Its RGB pixels.
         boxes: XYXY in pixels of the image, each with an area inside it.
+        boxes_from: Source of the boxes: ``given``, ``annotated`` or ``detected``.
     """
     if boxes_from not in BOX_COLORS:
         raise ValueError(f"boxes_from is {boxes_from!r}; allowed: {', '.join(BOX_COLORS)}")
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     rows = np.asarray(boxes, np.float64).reshape(-1, 4)
     record = {
         "file_name": os.fspath(path),
@@ -89,7 +95,7 @@ def make_subject(
     item = build_mapper(cfg, is_train=False)(record)
     if item is None:
         raise ValueError(
-            f"the mapper {cfg.DATALOADER.MAPPER} leaves out the image {os.fspath(path)}; one for "
-            "testing has to map every image"
+            f"the mapper {cfg.DATALOADER.MAPPER} leaves out the image {os.fspath(path)}; a mapper "
+            "must map every image in testing"
         )
-    return Subject(os.path.basename(path), picture, item, rows, boxes_from)
+    return Subject(os.path.basename(path), image, item, rows, boxes_from)

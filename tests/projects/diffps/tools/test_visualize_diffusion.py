@@ -98,7 +98,7 @@ def test_weights_bring_their_number_of_identities(run, place):
         (["--figures", "dgrpn", "--box", 200, 10, 220, 50], "lies outside the image"),
         (["--dataset", "nowhere"], "there is no data set 'nowhere'"),
         (["--figures", "dgrpn", "MODEL.WEIGHTS", "none.pth"], "there is no weight file"),
-        (["--figures", "dgrpn", "MODEL.WEIGHTS", __file__], "damaged, or is none"),
+        (["--figures", "dgrpn", "MODEL.WEIGHTS", __file__], "is not a checkpoint"),
         (["--figures", "pca", "MODEL.BACKBONE.NAME", "ResNetActivations"], "Leave them out of"),
         (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "this tool is for DiffPS"),
         (["--size", 10], "--size is 10"),

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the tools: a tiny model, a folder of images, and the programs as functions."""
 
-from search_runs import pictures, run_tool, search_tool, tiny_run
+from search_runs import images, run_tool, search_tool, tiny_run
 
-__all__ = ["pictures", "run_tool", "search_tool", "tiny_run"]
+__all__ = ["images", "run_tool", "search_tool", "tiny_run"]

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimizes a trained model for inference: folded norms, channels-last layout, low precision.
+
+The backbone dominates the cost of both methods' detectors, and its convolutions tolerate low
+precision. Everything behind it (box codecs, dynamic kernels, NMS, the final normalization) keeps
+float32: the optimized backbone takes and returns float32 tensors.
+"""
+
+import copy
+import logging
+from collections.abc import Sequence
+
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._pytree import tree_map_only
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+DEFAULT_MODULES = ("backbone",)
+
+
+def choose_precision(precision: str, device: str | torch.device) -> torch.dtype:
+    """Returns the dtype of a precision setting on a device.
+
+    Args:
+        precision: One of :data:`PRECISIONS`. "auto" selects bfloat16 where the device computes it
+            faster than float32 (AVX512-BF16 or AMX on CPUs, compute capability 8.0 or later on
+            NVIDIA GPUs), float16 on older GPUs with tensor cores, and float32 elsewhere.
+        device: Device of the model.
+
+    Raises:
+        ValueError: The precision is unknown.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; choose from {', '.join(PRECISIONS)}.")
+    supported = supported_precisions(device)
+    if precision == "auto":
+        return getattr(torch, supported[0])
+    if precision not in supported:
+        logger.warning(
+            "%s has no fast %s; float32 is used instead. Fast here: %s.",
+            device, precision, ", ".join(supported),
+        )  # fmt: skip
+        return torch.float32
+    return getattr(torch, precision)
+
+
+def supported_precisions(device: str | torch.device) -> tuple[str, ...]:
+    """Returns the precisions that a device computes at full speed, the fastest first."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        bfloat16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+        return ("bfloat16", "float32") if bfloat16 else ("float32",)
+    if device.type == "cuda":
+        major, _ = torch.cuda.get_device_capability(device)
+        if major >= 8:
+            return "bfloat16", "float16", "float32"
+        return ("float16", "float32") if major == 7 else ("float32",)
+    return ("float32",)
+
+
+def fold_batch_norms(module: nn.Module) -> int:
+    """Folds the batch norms of Detectron2's ``Conv2d`` layers into the convolutions, in place.
+
+    Args:
+        module: Module in eval mode. Frozen batch norms and ordinary ones in eval mode are folded.
+
+    Returns:
+        Number of folded norms.
+    """
+    folded = 0
+    for layer in module.modules():
+        norm = layer.norm if isinstance(layer, Conv2d) else None
+        frozen = isinstance(norm, FrozenBatchNorm2d)
+        if frozen or (isinstance(norm, nn.BatchNorm2d) and not norm.training):
+            layer.weight, layer.bias = fuse_conv_bn_weights(
+                layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps,
+                norm.weight, norm.bias,
+            )  # fmt: skip
+            layer.norm = None
+            folded += 1
+    return folded
+
+
+def to_contiguous(x: Tensor) -> Tensor:
+    """Returns ``x.contiguous()``, four times as fast for channels-last maps on a CPU.
+
+    RoIAlign would copy maps of another layout in every call. PyTorch has a blocked transposition
+    for two dimensions, but copies four dimensions element by element.
+
+    Args:
+        x: Tensor of any shape; maps are (B, C, H, W).
+    """
+    if x.is_contiguous() or x.dim() != 4 or x.device.type != "cpu":
+        return x.contiguous()
+    result = torch.empty(x.shape, dtype=x.dtype)
+    for target, image in zip(result.flatten(2), x, strict=True):
+        target.copy_(image.permute(1, 2, 0).flatten(0, 1).t())
+    return result
+
+
+def optimize_for_inference(
+    model: nn.Module, precision: str = "auto", modules: Sequence[str] | None = None
+) -> nn.Module:
+    """Returns a model with the same interface that is faster in inference.
+
+    The parts to optimize are copied, all others are shared, so that a model in training can be
+    evaluated this way: the copy holds its own backbone, and nothing of the original changes.
+
+    Args:
+        model: Person search model in eval mode.
+        precision: See :func:`choose_precision`.
+        modules: Dotted names of the parts that may run in low precision. Default: the attribute
+            ``low_precision_modules`` of the model, or the backbone.
+
+    Returns:
+        The optimized model. It cannot be trained.
+    """
+    names = modules or getattr(model, "low_precision_modules", DEFAULT_MODULES)
+    device = next(model.parameters()).device
+    dtype = choose_precision(precision, device)
+    optimized = _shallow_copy(model)
+    for name in names:
+        parent = optimized
+        *path, last = name.split(".")
+        for step in path:
+            parent._modules[step] = _shallow_copy(parent._modules[step])
+            parent = parent._modules[step]
+        parent._modules[last] = _optimize_part(parent._modules[last], dtype)
+    return optimized.eval()
+
+
+def _shallow_copy(module: nn.Module) -> nn.Module:
+    """Copies a module without its submodules and tensors, which stay shared."""
+    clone = copy.copy(module)
+    clone._modules = dict(module._modules)
+    return clone
+
+
+def _optimize_part(part: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Copies and converts a part; tensors are converted on the way in and out."""
+
+    def to_part(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        return x.to(
+            dtype, memory_format=torch.channels_last if x.dim() == 4 else torch.preserve_format
+        )
+
+    def to_model(x: Tensor) -> Tensor:
+        return to_contiguous(x.float()) if x.is_floating_point() else x
+
+    part = copy.deepcopy(part).eval().requires_grad_(False)
+    fold_batch_norms(part)
+    part.to(dtype=dtype, memory_format=torch.channels_last)
+    part.register_forward_pre_hook(
+        lambda module, args, kwargs: tree_map_only(Tensor, to_part, (args, kwargs)),
+        with_kwargs=True,
+    )
+    part.register_forward_hook(lambda module, args, out: tree_map_only(Tensor, to_model, out))
+
+    return part

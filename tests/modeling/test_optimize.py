@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimized models must equal the original in float32 and stay close to it in low precision."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.backbone import build_resnet_backbone
+from psdiff_tiny import tiny_cfg
+from torch import nn
+
+from person_search.modeling.optimize import (
+    choose_precision,
+    fold_batch_norms,
+    optimize_for_inference,
+    supported_precisions,
+    to_contiguous,
+)
+
+
+class Detector(nn.Module):
+    """A backbone and a part that must keep float32."""
+
+    def __init__(self, norm: str) -> None:
+        super().__init__()
+        cfg = get_cfg()
+        cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res5"]
+        cfg.MODEL.RESNETS.NORM = norm
+        self.backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3))
+        self.last = nn.Linear(512, 8)
+
+    def forward(self, x):
+        features = self.backbone(x)
+        return features["res2"], self.last(features["res5"].mean((2, 3)))
+
+
+@pytest.fixture(params=["FrozenBN", "BN", "GN"])
+def detector(request) -> Detector:
+    model = Detector(request.param).eval()
+    for layer in model.modules():
+        if isinstance(layer, FrozenBatchNorm2d | nn.BatchNorm2d):
+            layer.running_mean.uniform_(-0.2, 0.2)
+            layer.running_var.uniform_(0.5, 2.0)
+            layer.weight.data.uniform_(0.5, 1.5)
+            layer.bias.data.uniform_(-0.2, 0.2)
+    return model
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@torch.no_grad()
+def test_float32_equals_the_original(detector, batch) -> None:
+    x = torch.randn(batch, 3, 64, 96)
+    for mine, wanted in zip(
+        optimize_for_inference(detector, "float32")(x), detector(x), strict=True
+    ):
+        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4)
+        assert mine.is_contiguous() and mine.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_bfloat16_is_close_and_float32_outside(detector, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    x = torch.randn(1, 3, 64, 96)
+    fast = optimize_for_inference(detector, "bfloat16")
+    assert next(fast.backbone.parameters()).dtype == torch.bfloat16
+    assert fast.last.weight.dtype == torch.float32
+    mine, wanted = fast(x)[1], detector(x)[1]
+    assert mine.dtype == torch.float32 and not torch.equal(mine, wanted)
+    assert torch.cosine_similarity(mine, wanted).min() > 0.99
+
+
+def test_the_original_is_unchanged_and_shares_the_other_parts(detector) -> None:
+    before = copy.deepcopy(detector.state_dict())
+    trainable = [p.requires_grad for p in detector.parameters()]
+    fast = optimize_for_inference(detector, "float32")
+    assert detector.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
+    assert [p.requires_grad for p in detector.parameters()] == trainable
+    assert fast.last is detector.last and fast.backbone is not detector.backbone
+
+
+def test_norms_are_folded_where_they_are_constant(detector) -> None:
+    norms = sum(isinstance(m, FrozenBatchNorm2d | nn.BatchNorm2d) for m in detector.modules())
+    assert fold_batch_norms(copy.deepcopy(detector)) == norms
+    detector.train()
+    frozen = sum(isinstance(m, FrozenBatchNorm2d) for m in detector.modules())
+    assert fold_batch_norms(detector) == frozen, "a batch norm in training mode is not constant"
+
+
+@torch.no_grad()
+def test_psdiff_finds_the_same_persons() -> None:
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg()).eval()
+    image = {"image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)}
+    (mine,) = optimize_for_inference(model, "float32")([image])
+    (wanted,) = model([image])
+    mine, wanted = mine["instances"], wanted["instances"]
+    torch.testing.assert_close(mine.pred_boxes.tensor, wanted.pred_boxes.tensor, atol=1e-2, rtol=0)
+    torch.testing.assert_close(mine.reid_feats, wanted.reid_feats, atol=1e-4, rtol=0)
+
+
+def test_precision_is_chosen_by_the_device(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert choose_precision("auto", "cpu") == torch.float32
+    with caplog.at_level("WARNING", logger="person_search"):
+        assert choose_precision("bfloat16", "cpu") == torch.float32
+    assert "float32 is used instead" in caplog.text
+    for flag in ("avx512_bf16", "amx_bf16"):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flag=flag: {flag: True})
+        assert choose_precision("auto", "cpu") == torch.bfloat16
+    assert choose_precision("float16", "cpu") == torch.float32
+    for capability, fastest in (((9, 0), "bfloat16"), ((7, 5), "float16"), ((6, 1), "float32")):
+        monkeypatch.setattr(
+            torch.cuda, "get_device_capability", lambda device, found=capability: found
+        )
+        assert supported_precisions("cuda:0")[0] == fastest
+    with pytest.raises(ValueError, match="'half'; choose from auto, float32"):
+        choose_precision("half", "cpu")
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 3, 5), (3, 2, 1, 7), (0, 2, 3, 4), (2, 3)])
+def test_contiguous_copies(shape) -> None:
+    x = torch.randn(shape)
+    other = x.to(memory_format=torch.channels_last) if x.dim() == 4 else x.t()
+    assert to_contiguous(other).is_contiguous() and torch.equal(to_contiguous(other), other)
