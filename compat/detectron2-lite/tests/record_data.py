@@ -115,7 +115,6 @@ def resize_transform():
         ),
         "inverse": digest(transform.inverse().apply_image(transform.apply_image(image))),
         "coords": transform.apply_coords(np.array([[1.0, 2], [3, 4]])),
-        "rotated": transform.apply_rotated_box(np.array([[10.0, 20, 4, 8, 30]])),
     }
 
 

@@ -4,6 +4,6 @@
 
 from detectron2._lite import absent
 
-from .torchscript import dump_torchscript_IR, scripting_with_instances
+from .torchscript import scripting_with_instances
 
 __getattr__ = absent(__name__)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from fvcore.transforms.transform import (
     CropTransform,
-    HFlipTransform,
     NoOpTransform,
     Transform,
     TransformList,
@@ -222,29 +221,3 @@ class PILColorTransform(ColorTransform):
     def apply_image(self, img):
         """Applies the function."""
         return np.asarray(self.op(Image.fromarray(img)))
-
-
-def _flip_rotated_boxes(transform, rotated_boxes):
-    """Flips (N, 5) boxes (center x, center y, width, height, degrees) in place."""
-    center_x, angle = rotated_boxes[:, 0], rotated_boxes[:, 4]
-    center_x[:], angle[:] = transform.width - center_x, -angle
-    return rotated_boxes
-
-
-def _resize_rotated_boxes(transform, rotated_boxes):
-    """Scales (N, 5) boxes in place; with unequal factors, the result is an approximation."""
-    scale_x = transform.new_w * 1.0 / transform.w
-    scale_y = transform.new_h * 1.0 / transform.h
-    radians = rotated_boxes[:, 4] * np.pi / 180.0
-    cos, sin = np.cos(radians), np.sin(radians)
-    rotated_boxes[:, 0] *= scale_x
-    rotated_boxes[:, 1] *= scale_y
-    rotated_boxes[:, 2] *= np.hypot(scale_x * cos, scale_y * sin)
-    rotated_boxes[:, 3] *= np.hypot(scale_x * sin, scale_y * cos)
-    rotated_boxes[:, 4] = np.arctan2(scale_x * sin, scale_y * cos) * 180 / np.pi
-    return rotated_boxes
-
-
-HFlipTransform.register_type("rotated_box", _flip_rotated_boxes)
-ResizeTransform.register_type("rotated_box", _resize_rotated_boxes)
-NoOpTransform.register_type("rotated_box", lambda transform, rotated_boxes: rotated_boxes)
