@@ -41,8 +41,8 @@ li.query { border: 2px solid var(--query); }
 .title span { margin-left: auto; font-variant-numeric: tabular-nums; }
 .bar { height: 4px; margin: 0 12px 10px; background: var(--line); border-radius: 2px; }
 .bar i { display: block; height: 100%; background: var(--bar); border-radius: 2px; }
-.pictures { display: flex; align-items: stretch; gap: 2px; background: var(--line); height: 220px; }
-.pictures img { display: block; min-width: 0; height: 100%; object-fit: contain;
+.images { display: flex; align-items: stretch; gap: 2px; background: var(--line); height: 220px; }
+.images img { display: block; min-width: 0; height: 100%; object-fit: contain;
   background: var(--ground); }
 .scene { flex: 1 1 70%; } .crop { flex: 0 0 27%; max-width: 27%; }
 dl { display: grid; grid-template-columns: auto 1fr; gap: 2px 12px; margin: 10px 12px 12px;
@@ -91,7 +91,7 @@ def html_report(
         title, summary, footer: plain text.
     """
     found = "".join(_card(cell, "match") for cell in results)
-    heading = "Most similar first" if found else "Nobody was found."
+    heading = "Most similar first" if found else "No person was found."
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -122,7 +122,7 @@ def _card(cell: ReportCell, kind: str) -> str:
 
 def _images(cell: ReportCell, kind: str) -> str:
     if cell.image is None:
-        return '<p class="title quiet">The image cannot be read any more.</p>'
+        return '<p class="title quiet">The image is no longer readable.</p>'
     picture = to_image(cell.image)
     size = fitted_size(picture.size, SCENE_SIZE)
     scene = picture.resize(size, Image.Resampling.LANCZOS)  # small ones too: the box has to fit

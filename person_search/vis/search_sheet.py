@@ -181,7 +181,7 @@ def draw_search_sheet(
     if not results:
         left = layout.query[0] + QUERY_WIDTH
         middle = ((left + width) / 2, layout.query[1] + layout.query[3] / 2)
-        draw.text(middle, "Nobody was found.", NEUTRAL_COLOR, font(30, bold=True), anchor="mm")
+        draw.text(middle, "No person was found.", NEUTRAL_COLOR, font(30, bold=True), anchor="mm")
     return sheet
 
 

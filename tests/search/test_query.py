@@ -173,5 +173,5 @@ def test_a_missing_scene(result, tmp_path) -> None:
 def test_no_person_found(result, tmp_path) -> None:
     empty = SearchResult(result.queries, result.gallery, [], {})
     write_results(empty, tmp_path / "out", 5)
-    assert "Nobody was found." in (tmp_path / "out" / "report.html").read_text()
+    assert "No person was found." in (tmp_path / "out" / "report.html").read_text()
     assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 1
