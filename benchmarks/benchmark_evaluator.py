@@ -79,7 +79,7 @@ def run_part(part: str, args: argparse.Namespace) -> None:
 def time_cuhk_sysu(args: argparse.Namespace) -> None:
     from simulation import listed_protocols, simulate_cuhk_sysu
 
-    from person_search.evaluation.options import SearchOptions
+    from person_search.evaluation import SearchOptions
 
     s = args.shrink
     data = simulate_cuhk_sysu(
@@ -98,7 +98,7 @@ def time_cuhk_sysu(args: argparse.Namespace) -> None:
         print(f"    {protocol.name:<20} {figures_of(one)}")
     report("cuhk_sysu: all but the optional", (total[0] + seconds[0], total[1] + seconds[1]))
     for variant in ("cbgm", "cws", "gt"):
-        jobs = [(p, plain.changed(variant)) for p in protocols]
+        jobs = [(p, plain.with_variant(variant)) for p in protocols]
         time_search(f"the same search, {variant} instead", data, jobs)
     compare_with_plain_loops(data, protocols, scores, args.plain_queries, seconds)
 
@@ -106,7 +106,7 @@ def time_cuhk_sysu(args: argparse.Namespace) -> None:
 def time_prw(args: argparse.Namespace) -> None:
     from simulation import open_protocols, simulate_prw
 
-    from person_search.evaluation.options import CbgmSettings, SearchOptions
+    from person_search.evaluation import SearchOptions
 
     s = args.shrink
     data = simulate_prw(
@@ -115,9 +115,9 @@ def time_prw(args: argparse.Namespace) -> None:
     )  # fmt: skip
     describe("PRW", data)
     total = time_detection(data)
-    plain = SearchOptions(cbgm=CbgmSettings(30, 4))
+    plain = SearchOptions(cbgm_k1=30, cbgm_k2=4)
     protocols = open_protocols(data)
-    jobs = [(p, options) for p in protocols for options in (plain, plain.changed("cbgm"))]
+    jobs = [(p, options) for p in protocols for options in (plain, plain.with_variant("cbgm"))]
     seconds, scores = time_search("search, regular, multi-view, CBGM of both", data, jobs)
     for (protocol, options), one in zip(jobs, scores, strict=True):
         print(f"    {protocol.name + ' ' + options.matching:<20} {figures_of(one)}")

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from string import Template
 
 import pytest
 from detectron2.config import CfgNode
@@ -33,9 +34,11 @@ def commands() -> set[str]:
     found: set[str] = set()
     for document in DOCUMENTS:
         for block in re.findall(r"^```bash\n(.*?)^```", (ROOT / document).read_text(), re.M | re.S):
-            for name, value in re.findall(r"(?:^| )([A-Z])=(\S+)", block, re.M):
-                block = block.replace(f"${name}", value)
-            found |= set(re.findall(r"^python (.*)$", block.replace("\\\n", " "), re.M))
+            text = block.replace("\\\n", " ")
+            lines = re.findall(r"^[A-Z]=.*$", text, re.M)
+            variables = dict(word.split("=", 1) for line in lines for word in shlex.split(line))
+            for command in re.findall(r"^python (.*)$", text, re.M):
+                found.add(Template(command).safe_substitute(variables))
     demo = load_program("tools/demo.py")
     trends = load_program("projects/PSDiff/tools/reproduce_trends.py")
     tables = load_program("projects/PSDiff/tools/paper_tables.py")

@@ -1,22 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of a checkpoint in half precision."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from programs import load_program
 from safetensors.torch import load_file
-
-PATH = Path(__file__).resolve().parents[2] / "tools" / "shrink_checkpoint.py"
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("shrink_checkpoint", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("tools/shrink_checkpoint.py")
 
 
 def test_floats_become_half_and_counters_stay(tool, tmp_path) -> None:
@@ -33,7 +26,10 @@ def test_floats_become_half_and_counters_stay(tool, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [({"weights": {}}, "instead of a state dict"), ({"model": {"a": torch.tensor([1e6])}}, "a of .*fit")],
+    [
+        ({"weights": {}}, "instead of a state dict"),
+        ({"model": {"a": torch.tensor([1e6])}}, "a of .*fit"),
+    ],
 )
 def test_what_cannot_be_shrunk(tool, tmp_path, content, message) -> None:
     torch.save(content, tmp_path / "model.pth")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curves by hand, and against the figures that they belong to."""
+"""Curves by hand, and against the metrics that they belong to."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from person_search.evaluation import SearchScores, evaluate_search
-from person_search.evaluation.curves import detection_curve, search_curve
 from person_search.evaluation.detection_metrics import average_precision
+from person_search.evaluation.plots import (
+    detection_curve,
+    plot_gallery_size,
+    plot_precision_recall,
+    search_curve,
+)
 
 from .test_agreement import fast_detection
 
@@ -35,7 +40,7 @@ def test_nothing_to_draw():
 @given(seed=st.integers(0, 10**6), ties=st.booleans())
 def test_the_detection_curve_ends_at_the_figures(seed, ties):
     case = random_case(seed, ties=ties)
-    pooled, figures = case.pooled(), fast_detection(case)
+    pooled, metrics = case.pooled(), fast_detection(case)
     boxes = np.array([b for image in case.gt.values() for b in image]).reshape(-1, 4)
     offsets = np.cumsum([0] + [len(image) for image in case.gt.values()])
     recall, precision = detection_curve(
@@ -43,10 +48,10 @@ def test_the_detection_curve_ends_at_the_figures(seed, ties):
     )
     if len(recall) == 0:
         return
-    assert 100 * recall[-1] == pytest.approx(figures["recall"])
-    assert 100 * precision[-1] == pytest.approx(figures["precision"])
+    assert 100 * recall[-1] == pytest.approx(metrics["recall"])
+    assert 100 * precision[-1] == pytest.approx(metrics["precision"])
     steps = np.diff(recall, prepend=0.0)
-    assert 100 * (steps * precision).sum() == pytest.approx(figures["AP"])
+    assert 100 * (steps * precision).sum() == pytest.approx(metrics["AP"])
 
 
 def test_search_by_hand():
@@ -89,3 +94,13 @@ def test_more_false_entries_never_raise_ap(scores, data):
     before = average_precision(np.array(scores), positives, count)
     after = average_precision(np.append(scores, more), positives, count)
     assert after <= before + 1e-12
+
+
+def test_names_that_are_not_utf8_or_look_like_formulas():
+    curve = (np.array([0.5, 1.0]), np.array([1.0, 0.5]))
+    names = [("caf\udce9", ""), (r"a$\frac$b", "cws")]
+    plots = [
+        plot_precision_recall(dict.fromkeys(names, curve), "title", {names[0]: "mAP 3.6"}),
+        plot_gallery_size({name: {50: {"mAP": 1.0}, 100: {"mAP": 2.0}} for name in names}, ["mAP"]),
+    ]
+    assert all(plot.startswith(b"\x89PNG") for plot in plots)

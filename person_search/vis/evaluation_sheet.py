@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sheets of an evaluation: scenes read from disk, and everything explained in words.
-
-Boxes are XYXY pixels of the image that they lie in.
-"""
+"""Sheets of test queries: scenes read from disk, and the evaluation's verdicts in words."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +8,10 @@ from PIL import Image
 
 from person_search.data.image_io import read_image_file
 from person_search.evaluation import SearchOptions, SearchScores
-from person_search.evaluation.options import OPTION_VALUES
 from person_search.evaluation.ranking import RankedEntry
+from person_search.evaluation.settings import OPTION_VALUES
 from person_search.schema import Query
-from person_search.vis import SheetCell, draw_search_sheet
+from person_search.vis.search_sheet import QUERY_TITLE, SheetCell, draw_search_sheet
 
 KIND_TITLES = {
     "success": "A success: the most similar person found is the right one",
@@ -22,15 +19,14 @@ KIND_TITLES = {
     "failure": "A failure: the most similar person found is the wrong one",
 }
 OPTION_SENTENCES = {
-    "cws": "A similarity is multiplied with the score of its detection.",
-    "cbgm": "The best scenes are matched again with the other people of the query's image.",
-    "best_det": "The person is described by the detection that overlaps the query's box best.",
-    "gt": "The boxes are the true ones, not found by the model.",
+    "cws": "A similarity is multiplied by the score of its detection.",
+    "cbgm": "The best scenes are matched again with the other persons of the query image.",
+    "best_det": "The query is represented by the detection that overlaps its box best.",
+    "gt": "The boxes are the ground truth, not detections of the model.",
     "strict": "An image that the gallery lists twice counts once.",
-    "fixed": "People of every size need the same overlap.",
+    "fixed": "Persons of every size need the same overlap.",
 }
-"""What the values of options that are not the default do, for the reader of a sheet."""
-QUERY_TITLE = "Query: where is this person?"
+"""Explanations of option values that are not the default."""
 
 
 def draw_checked_search(
@@ -42,15 +38,15 @@ def draw_checked_search(
     outcome: str,
     top: int = 9,
 ) -> Image.Image:
-    """The sheet of a test query, with right and wrong as the evaluator counted them.
+    """Draws the sheet of a test query, with right and wrong as the evaluator counts them.
 
     Args:
-        query: of the protocol.
-        entries: its ranked list.
-        file_of: image of an ``image_id``.
-        kind: key of :data:`KIND_TITLES`.
-        outcome: what came of it, see :func:`describe_outcome`.
-        top: entries to show.
+        query: Query of the protocol.
+        entries: Its ranked list.
+        file_of: Returns the image file of an ``image_id``.
+        kind: Key of :data:`KIND_TITLES`.
+        outcome: Text of :func:`describe_outcome`.
+        top: Number of entries to show.
     """
     cells = [
         SheetCell(
@@ -69,35 +65,35 @@ def draw_checked_search(
         ),
         cells,
         title=KIND_TITLES[kind],
-        caption="Left: the person searched for. Right: those in other images whom the model "
-        "finds most similar, best first, each in the scene and enlarged. " + outcome,
+        caption="Left: the person to search for. Right: the most similar persons in other images, "
+        "best first, each in the scene and enlarged. " + outcome,
     )
 
 
 def describe_options(options: SearchOptions) -> str:
-    """How the list was made where that is not the usual way; empty for the default options."""
+    """Explains the options that are not the default; empty for the default options."""
     values = (getattr(options, name) for name in OPTION_VALUES)
     sentences = [OPTION_SENTENCES[value] for value in values if value in OPTION_SENTENCES]
-    if options.iou_thresh != SearchOptions.iou_thresh:
-        sentences.append(f"A box is right from an IoU of {options.iou_thresh:g} on.")
+    if options.search_iou_thresh != SearchOptions.search_iou_thresh:
+        sentences.append(f"A box is right from an IoU of {options.search_iou_thresh:g} on.")
     return " ".join(sentences)
 
 
 def describe_outcome(scores: SearchScores, query: int, num_images: int, top: int = 9) -> str:
-    """What came of a query, in plain words.
+    """Describes the result of a query in words.
 
     Args:
-        scores: of the protocol.
-        query: index of the query.
-        num_images: in its gallery.
-        top: entries shown.
+        scores: Result of the protocol.
+        query: Index of the query.
+        num_images: Number of images in its gallery.
+        top: Number of entries shown.
     """
     num_gt, first = int(scores.num_gt[query]), int(scores.best_rank[query])
-    pictures = "image shows" if num_gt == 1 else "images show"
-    text = f"{num_gt} of the {num_images} searched {pictures} this person; "
+    shows = "image shows" if num_gt == 1 else "images show"
+    text = f"{num_gt} of the {num_images} searched {shows} this person; "
     if first == 0:
         text += "none of them was found."
     else:
-        text += f"the first of them comes at place {first}"
-        text += ", which is beyond what is shown." if first > top else "."
+        text += f"the first of them is at rank {first}"
+        text += ", which is not shown." if first > top else "."
     return f"{text} Average precision: {100 * scores.ap[query]:.0f} %."

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of sections, several options in one pass, and what is refused."""
 
+import json
+
 import numpy as np
 import pytest
 from evaluation_cases import random_case, with_gt
@@ -8,14 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_reference import search_reference
 
+from person_search.config import default_config
 from person_search.evaluation import evaluate_search
-from person_search.evaluation.options import OPTION_VALUES, SearchOptions, search_sections
 from person_search.evaluation.search_metrics import evaluate_searches
-from person_search.evaluation.settings import EvaluationSettings
+from person_search.evaluation.settings import (
+    OPTION_VALUES,
+    EvaluationSettings,
+    SearchOptions,
+    settings_from_config,
+)
 
 
 def test_sections_are_named_predictably():
-    sections = search_sections(["g100", "g50"], SearchOptions(), ["cbgm", "cws+cbgm", "gt"])
+    sections = EvaluationSettings(variants=["cbgm", "cws+cbgm", "gt"]).sections(["g100", "g50"])
     assert [s.task for s in sections] == [
         "search",
         "search_g100_cbgm",
@@ -39,8 +46,8 @@ def test_no_value_belongs_to_two_options():
 @pytest.mark.parametrize(
     ("variants", "text"),
     [
-        (["cbgn"], r"variant 'cbgn': 'cbgn' is not known.*'cbgm'.*VARIANTS"),
-        (["cws+"], "'' is not known"),
+        (["cbgn"], r"variant 'cbgn': unknown value 'cbgn'.*'cbgm'.*VARIANTS"),
+        (["cws+"], "unknown value ''"),
         (["cws+cosine"], "'cws' and 'cosine' are both values of similarity"),
         (["gt", "gt"], r"variant \['gt'\] is named twice"),
     ],
@@ -63,7 +70,7 @@ def test_several_options_at_once_equal_each_alone(seed, ties):
     predictions = with_gt(case)
     variants = ["cws", "best_det+strict", "gt", "gt+best_det", "cbgm", "gt+cbgm+cws"]
     jobs = [
-        (protocol, SearchOptions().changed(variant))
+        (protocol, SearchOptions().with_variant(variant))
         for protocol in case.protocols.values()
         for variant in ("plain", *variants)
     ]
@@ -92,3 +99,29 @@ def test_true_boxes_must_have_been_embedded():
     case = random_case(1)
     with pytest.raises(ValueError, match="no embeddings of the ground truth boxes.*VARIANTS"):
         evaluate_search(case.pooled(), [case.protocols["all"]], gallery_boxes="gt")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"cbgm_k1": 0}, "k1 is 0.*TEST.PERSON_SEARCH.CBGM.K1"),
+        ({"cbgm_k2": 1.5}, "k2 is 1.5"),
+        ({"cbgm_mode": "sum"}, "mode is 'sum', allowed.*CBGM.MODE"),
+    ],
+)
+def test_wrong_cbgm_parameters(wrong, text):
+    with pytest.raises(ValueError, match=text):
+        SearchOptions(**wrong)
+
+
+def test_every_setting_is_a_config_key():
+    keys = default_config().TEST.PERSON_SEARCH
+    settings = settings_from_config(keys)
+    assert set(keys) - {"CBGM", "PROTOCOLS", "DUMP_PREDICTIONS"} == {
+        name.upper() for name in settings if not name.startswith("cbgm_")
+    }
+    assert settings["cbgm_k1"] == settings["cbgm_k2"] == 0
+    built = EvaluationSettings(**settings | {"cbgm_k1": 10, "cbgm_k2": 3})
+    # the tuples of the class are lists in the config
+    default, found = (json.loads(json.dumps(vars(one))) for one in (EvaluationSettings(), built))
+    assert found == default
