@@ -7,6 +7,7 @@ from typing import NamedTuple
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from person_search.schema import UNLABELED_PID
 from psdiff.config import check_choice
 from psdiff.teachers.agw import AGWLoss, AGWNet
 from psdiff.teachers.folder import WEIGHTS_FILE, read_source, teacher_folder
@@ -60,7 +61,16 @@ def build_teacher_loss(cfg: CfgNode, net: TeacherNet, pids: Tensor, num_pids: in
         net: Network of :func:`build_teacher`.
         pids: Person ids (M,) int64 of all training crops, 0 to ``num_pids`` - 1 or unlabeled.
         num_pids: Number of training identities.
+
+    Raises:
+        ValueError: If a person id is out of range.
     """
+    if len(pids) and not UNLABELED_PID <= pids.min() <= pids.max() < num_pids:
+        raise ValueError(
+            f"The person ids of the training set range from {pids.min()} to {pids.max()}, but its "
+            f"metadata has num_pids {num_pids}; ids must be 0 to {num_pids - 1}, or "
+            f"{UNLABELED_PID} for unlabeled persons. Check how DATASETS.TRAIN is registered."
+        )
     return _method(cfg).loss(cfg, net=net, pids=pids, num_pids=num_pids)
 
 

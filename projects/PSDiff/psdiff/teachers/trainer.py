@@ -65,7 +65,8 @@ class TeacherTrainer(SimpleTrainer):
 
     def __init__(self, cfg: CfgNode, records: Sequence[dict], num_pids: int) -> None:
         teacher = cfg.MODEL.PSDIFF.TEACHER
-        pids = torch.tensor([a["person_id"] for r in records for a in r["annotations"]])
+        pids = [annotation["person_id"] for r in records for annotation in r["annotations"]]
+        pids = torch.tensor(pids, dtype=torch.int64)
         net = build_teacher(cfg)
         if teacher.WEIGHTS:
             net.load(teacher.WEIGHTS)

@@ -167,3 +167,11 @@ def test_hhcl_takes_unlabeled_persons_as_it_is_told(tmp_path):
         build(tmp_path, "hhcl", UNLABELED="some")
     with pytest.raises(ValueError, match="QUEUE_SIZE is 0; it must be at least 1"):
         build(tmp_path, "hhcl", UNLABELED="queue", QUEUE_SIZE=0)
+
+
+@pytest.mark.parametrize("pid", [3, 10**6, -2])
+def test_person_ids_out_of_range_are_refused(tmp_path, pid):
+    cfg = teacher_cfg(tmp_path, "hhcl")
+    net = build_teacher(cfg)
+    with pytest.raises(ValueError, match="num_pids 3; ids must be 0 to 2, or -1"):
+        build_teacher_loss(cfg, net, torch.tensor([0, 1, 2, pid]), 3)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The teacher programs as a user runs them, and the commands that their messages recommend."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from programs import run_program_file
+from programs import ROOT, run_program_file
 from safetensors import safe_open
 
 from person_search.data.synthetic import SyntheticConfig, write_cuhk_sysu, write_prw
@@ -147,6 +148,40 @@ def test_partial_loading_is_refused_or_allowed_by_its_key(run, tmp_path):
     assert status == 2 and "set MODEL.ALLOW_PARTIAL_LOAD True" in shown.err
     allowed = ("MODEL.ALLOW_PARTIAL_LOAD", "True")
     assert run("train_teacher.py", *allowed, flags=["--resume"])[0] == 0
+
+
+@pytest.mark.parametrize("program", ["train_teacher.py", "compute_embeddings.py"])
+def test_an_output_that_is_not_writable_is_one_message(run, tmp_path, program):
+    """A file in place of the output folder, and of the folder of the embeddings."""
+    (tmp_path / "file").write_text("occupied")
+    weights = "projects/PSDiff/weights/teacher_slim_synthetic.safetensors"
+    keys = ["MODEL.PSDIFF.TEACHER.WEIGHTS", str(ROOT / weights)]
+    places = [("OUTPUT_DIR", "file")]
+    if program == "compute_embeddings.py":
+        places.append(("MODEL.PSDIFF.TEACHER.EMBEDDINGS", "file/e.safetensors"))
+    for place in places:
+        status, shown = run(program, *keys, *place)
+        assert status == 2 and "Traceback" not in shown.err and "file" in shown.err
+    assert (tmp_path / "file").read_text() == "occupied"
+
+
+def test_one_truncated_image_is_named_or_skipped(run, tmp_path):
+    image = min(tmp_path.glob("synthetic/PRW/frames/*.jpg"))
+    os.truncate(image, image.stat().st_size // 2)
+    skip, found = ("DATALOADER.ON_BAD_IMAGE", "skip"), 0
+    keys = ["MODEL.PSDIFF.TEACHER.EMBEDDINGS", "e.safetensors"]
+    keys += ["MODEL.PSDIFF.TEACHER.WEIGHTS", "out/teacher.safetensors"]
+    # the first image belongs to the training set or to the test set
+    assert run("train_teacher.py", *skip)[0] == 0
+    for program in ("train_teacher.py", "compute_embeddings.py", "evaluate_teacher.py"):
+        extra = () if program == "train_teacher.py" else keys
+        status, shown = run(program, *extra)
+        assert status in (0, 2)
+        if status == 2:
+            found += 1
+            assert image.name in shown.err and "Traceback" not in shown.err
+            assert run(program, *extra, *skip)[0] == 0
+    assert found > 0
 
 
 # ---- the command line is that of the other programs ----------------------------------------------
