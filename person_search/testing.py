@@ -132,7 +132,9 @@ class PersonSearchDatasetTests:
 
 
 class PersonSearchModelTests:
-    """Checks for every model (docs/data_flow.md, section 3) at a tiny size.
+    """Checks that a model implements :class:`~person_search.interface.PersonSearchModel`.
+
+    The model has a tiny size; ``docs/data_flow.md``, section 3, describes inputs and outputs.
 
     Attributes:
         image_size: (h, w) of the test images.
@@ -174,8 +176,8 @@ class PersonSearchModelTests:
         with torch.no_grad():
             return model.eval()(inputs)
 
-    def test_follows_the_interface(self) -> None:
-        """See :mod:`person_search.interface`."""
+    def test_implements_the_interface(self) -> None:
+        """The model has the methods of the interface."""
         assert isinstance(self.build(0), PersonSearchModel)
 
     def test_losses_are_finite_and_reach_every_weight(self) -> None:

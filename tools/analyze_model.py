@@ -132,7 +132,8 @@ def count_psdiff(cost: Cost, model, cfg, steps: list[int]) -> None:
     from person_search.utils.flops import count_flops, group_flops
 
     channels, (height, width) = len(cfg.MODEL.PIXEL_MEAN), cost.padded_size
-    backbone = count_flops(_tensors_out(model.backbone), (torch.zeros(1, channels, height, width),))
+    image = torch.zeros(1, channels, height, width)
+    backbone = count_flops(traceable(model.backbone, lambda m, x: m(x)), (image,))
     features = {
         name: torch.zeros(1, shape.channels, height // shape.stride, width // shape.stride)
         for name, shape in model.backbone.output_shape().items()
@@ -142,7 +143,11 @@ def count_psdiff(cost: Cost, model, cfg, steps: list[int]) -> None:
     noise = torch.randn(proposals, 4 + cfg.MODEL.REID.EMBED_DIM)
     boxes = model.head.codec.decode_boxes(noise[:, :4], tuple(cost.image_size))[None]
     inputs = (boxes, noise[None, :, 4:], torch.tensor([999]), *features.values())
-    step = count_flops(_tensors_out(model.head, list(features)), inputs)
+
+    def denoise(head, boxes, reid_signal, t, *maps):
+        return head(dict(zip(features, maps, strict=True)), boxes, reid_signal, t)
+
+    step = count_flops(traceable(model.head, denoise), inputs)
 
     groups: dict[str, tuple[str, ...]] = {}
     for name in dict.fromkeys(part for part, prefix in PARTS if prefix.startswith("head.")):
@@ -174,8 +179,12 @@ def count_whole(cost: Cost, model) -> None:
 
     from person_search.utils.flops import count_flops
 
+    def detect(model, image):
+        height, width = (int(side) for side in image.shape[1:])
+        return model([{"image": image, "height": height, "width": width}])
+
     image = torch.randint(0, 256, (3, *cost.image_size)).float()
-    count = count_flops(_image_in(model), (image,))
+    count = count_flops(traceable(model, detect), (image,))
     cost.total = {1: count.total / 1e9}
     cost.uncounted, cost.suspicious = count.uncounted, count.suspicious
 
@@ -198,14 +207,8 @@ def flat_tensors(value) -> Iterator:
         yield from flat_tensors(vars(value))
 
 
-def _tensors_out(module, feature_names: list[str] | None = None):
-    """Wraps a module for tracing: tensors in, a tuple of tensors out.
-
-    Args:
-        module: Module to wrap.
-        feature_names: Names of the inputs from the fourth on, which the module takes as a dict
-            before all others; None if it takes the inputs as they are.
-    """
+def traceable(module, call):
+    """Wraps a module for tracing: ``call(module, *tensors)``, all tensors of its output out."""
     from torch import nn
 
     class Wrapper(nn.Module):
@@ -214,27 +217,7 @@ def _tensors_out(module, feature_names: list[str] | None = None):
             self.module = module
 
         def forward(self, *inputs):
-            if feature_names is not None:
-                features = dict(zip(feature_names, inputs[3:], strict=True))
-                inputs = (features, *inputs[:3])
-            return tuple(flat_tensors(self.module(*inputs)))
-
-    return Wrapper()
-
-
-def _image_in(model):
-    """Wraps a whole model for tracing: an image in, all tensors of its output out."""
-    from torch import nn
-
-    class Wrapper(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.module = model
-
-        def forward(self, image):
-            height, width = (int(side) for side in image.shape[1:])
-            outputs = self.module([{"image": image, "height": height, "width": width}])
-            return tuple(flat_tensors(outputs))
+            return tuple(flat_tensors(call(self.module, *inputs)))
 
     return Wrapper()
 

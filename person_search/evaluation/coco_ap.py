@@ -19,44 +19,30 @@ COCO_AREAS = ("all", "small", "medium", "large")
 _PERSON = 1  # COCO counts categories from 1
 
 
-def coco_average_precision(
-    gt_boxes: np.ndarray,
-    gt_offsets: np.ndarray,
-    det_boxes: np.ndarray,
-    det_scores: np.ndarray,
-    det_offsets: np.ndarray,
-    iou_thresh: float = 0.5,
-) -> float:
+def coco_average_precision(*arrays: np.ndarray, iou_thresh: float = 0.5) -> float:
     """Computes AP with 101 recall points at one IoU threshold, at most 100 detections per image.
 
-    The arguments are those of
-    :func:`~person_search.evaluation.detection_metrics.evaluate_detection`.
+    Args:
+        *arrays: Arrays of :func:`~person_search.evaluation.detection_metrics.evaluate_detection`.
+        iou_thresh: Minimum IoU of a match.
 
     Returns:
         AP in percent; 0 without detections, nan without ground truth.
     """
-    arrays = (gt_boxes, gt_offsets, det_boxes, det_scores, det_offsets)
-    return float(_precisions(*arrays, [iou_thresh], ["all"])[0, 0])
+    return float(_precisions(*arrays, iou_threshs=[iou_thresh], areas=["all"])[0, 0])
 
 
-def coco_summary(
-    gt_boxes: np.ndarray,
-    gt_offsets: np.ndarray,
-    det_boxes: np.ndarray,
-    det_scores: np.ndarray,
-    det_offsets: np.ndarray,
-) -> dict[str, float]:
+def coco_summary(*arrays: np.ndarray) -> dict[str, float]:
     """Computes COCO's metrics: AP over ten IoU thresholds, at two of them, and by area.
 
-    The arguments are those of
-    :func:`~person_search.evaluation.detection_metrics.evaluate_detection`.
+    Args:
+        *arrays: Arrays of :func:`~person_search.evaluation.detection_metrics.evaluate_detection`.
 
     Returns:
         ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` in percent; nan for an area range
         without persons.
     """
-    arrays = (gt_boxes, gt_offsets, det_boxes, det_scores, det_offsets)
-    ap = _precisions(*arrays, COCO_IOU_THRESHS, COCO_AREAS)
+    ap = _precisions(*arrays, iou_threshs=COCO_IOU_THRESHS, areas=COCO_AREAS)
     at = {f"AP{100 * t:.0f}": ap[COCO_IOU_THRESHS.index(t), 0] for t in (0.5, 0.75)}
     by_area = {f"AP{name[0]}": ap[:, n].mean() for n, name in enumerate(COCO_AREAS) if n}
     metrics = {"AP": ap[:, 0].mean(), **at, **by_area}
@@ -69,6 +55,7 @@ def _precisions(
     det_boxes: np.ndarray,
     det_scores: np.ndarray,
     det_offsets: np.ndarray,
+    *,
     iou_threshs: Sequence[float],
     areas: Sequence[str],
 ) -> np.ndarray:

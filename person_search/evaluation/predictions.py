@@ -283,12 +283,7 @@ def pool_predictions(
 
 
 def _rows_of_images(counts: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rows of the given images one after the other, and their new offsets.
-
-    Args:
-        counts: (I,) number of rows of each image; the rows are stored in this order.
-        images: Images in the wanted order.
-    """
+    """Returns the rows of the given images, of ``counts`` rows each, and their new offsets."""
     starts = (np.cumsum(counts) - counts)[images]
     _, rows = expand_ranges(starts, counts[images])
     return rows, np.concatenate([[0], np.cumsum(counts[images])]).astype(np.int64)

@@ -290,12 +290,7 @@ class _Ranking:
 def _query_embeddings(
     predictions: PooledPredictions, queries: Sequence[Query], source: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Collects one embedding per query.
-
-    Returns:
-        (U, D) embeddings; (U,) bool, whether the query has one (rows without are zero); (U,) the
-        detection that it was taken from, -1 for none.
-    """
+    """Returns (U, D) embeddings, (U,) whether there is one, and (U,) its detection or -1."""
     p, dets = predictions, np.full(len(queries), -1)
     if source == "gt_box":
         wanted = [q.query_id for q in queries]
@@ -317,16 +312,10 @@ def _weighted_blocks(
     weights: Mapping[Any, np.ndarray | None],
     num_arrays: int,
 ) -> Iterator[tuple[int, dict[Any, np.ndarray]]]:
-    """Multiplies queries with the gallery, some queries at a time, and weights each product.
+    """Yields the number of a block's first query and its (B, N) float32 similarities by name.
 
-    Args:
-        query_feats: (U, D) query embeddings.
-        gallery_feats: (N, D) gallery embeddings.
-        weights: Weightings by name: (N,) factors of the gallery columns, or None.
-        num_arrays: Number of results of this size that are held at once, here and elsewhere.
-
-    Yields:
-        The number of the block's first query, and (B, N) float32 similarities by name.
+    ``weights`` are (N,) factors of the gallery columns or None; ``num_arrays`` is the number of
+    results of this size that are in memory at once, here and elsewhere.
     """
     num_gallery = len(gallery_feats)
     fitting = MAX_BLOCK_BYTES // (4 * max(num_gallery, 1) * num_arrays)

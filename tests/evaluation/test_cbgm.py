@@ -70,7 +70,7 @@ def test_companions_leave_out_the_query_itself():
     pooled = case.pooled()
     assert companions(pooled, query, 0, 3).tolist() == [1]
     assert companions(pooled, query, 0, 1).tolist() == []
-    # the detection that stands for the query is none, wherever it lies
+    # the detection that represents the query is not a companion, wherever it is
     assert companions(pooled, query, 0, 3, query_det=1).tolist() == []
     tied = dataclasses.replace(pooled, boxes=pooled.boxes + 200, scores=np.ones(5, np.float32))
     assert companions(tied, query, 0, 3).tolist() == [0, 1]

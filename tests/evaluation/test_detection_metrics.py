@@ -39,7 +39,7 @@ def test_three_images_by_hand():
 
 
 def test_equal_scores_share_one_precision():
-    # one right and one wrong detection of equal score: precision 1/2 whichever stands first
+    # one right and one wrong detection of equal score: precision 1/2 in either order
     assert evaluate([[A]], [[A, FAR]], [0.5, 0.5])["AP"] == pytest.approx(50)
     assert evaluate([[A]], [[FAR, A]], [0.5, 0.5])["AP"] == pytest.approx(50)
 

@@ -21,7 +21,7 @@ def best_of(dets, gallery, positives) -> tuple[float, float]:
 
 
 def test_best_similarities_by_hand():
-    # the stranger of 0.9 stands in an image of the person: gone when the person is
+    # the stranger of 0.9 is in an image of the person, which is excluded when the person is absent
     assert best_of(THREE_IMAGES, [0, 1, 2], [0, 2]) == pytest.approx((0.8, 0.1))
     assert best_of(THREE_IMAGES, [0, 1, 2], [0]) == pytest.approx((0.6, 0.8))
     right, wrong = best_of(THREE_IMAGES, [0, 1, 2], [])

@@ -128,7 +128,7 @@ def unit(angle: float) -> list[float]:
 
 @pytest.fixture
 def predictions() -> PooledPredictions:
-    """Image 10 holds the query; 11 the person twice and somebody; 12 somebody; 13 nothing."""
+    """Image 10 has the query; 11 the person twice and a stranger; 12 a stranger; 13 nothing."""
     boxes = [PERSON, PERSON, NEAR, ELSEWHERE, ELSEWHERE]
     feats = [unit(a) for a in (0, 30, 20, 10, 40)]
     return PooledPredictions(

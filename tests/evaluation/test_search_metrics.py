@@ -136,7 +136,7 @@ def test_threshold_of_the_overlap_by_hand():
                 size,
                 rule,
             )
-    # above 0.5 the rule for small people acts on larger ones: 100 x 100 needs 0.83, not 1
+    # above 0.5 the adaptive rule acts on larger persons: 100 x 100 needs 0.83, not 1
     nearly = [5.0, 0.0, 105.0, 100.0]  # IoU 95 / 105 = 0.905
     case = make_case([[(nearly, 0.9, 0.8)]], [0], [0])
     box = np.array([[0.0, 0.0, 100.0, 100.0]], np.float32)
@@ -200,7 +200,7 @@ def test_oracle_is_perfect():
     for record in case.records:
         seen: set[int] = set()
         for annotation in record["annotations"]:
-            if annotation["person_id"] in seen:  # clean data: nobody twice in an image
+            if annotation["person_id"] in seen:  # clean data: no identity twice in an image
                 annotation["person_id"] = -1
             seen.add(annotation["person_id"])
         found = case.dets[record["image_id"]]
@@ -215,7 +215,7 @@ def test_oracle_is_perfect():
 
 
 def oracle_protocol(case):
-    """One query per identity that stands in several images; the first image holds the query."""
+    """One query per identity with several images, taken from the first one."""
     owners: dict[int, list] = {}
     for record in case.records:
         for a in record["annotations"]:
