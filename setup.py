@@ -28,7 +28,7 @@ ENTRY_POINTS = {
 
 EXTRAS = {
     # The frozen Stable Diffusion backbone of DiffPS. PSDiff needs none of it.
-    "diffps": ["transformers>=4.44"],
+    "diffps": ["transformers>=4.44,<6"],
     # The approximate index of large galleries; exact search needs no extra.
     "search": ["faiss-cpu>=1.9"],
     # The web page of person-search serve.
@@ -59,7 +59,7 @@ EXTRAS = {
         "pre-commit>=3.5",
         "pytest>=9",  # faulthandler_exit_on_timeout
         "timm>=1.0",  # so that its backbones are tested
-        "transformers>=4.44",  # so that DiffPS is tested
+        "transformers>=4.44,<6",  # so that DiffPS is tested
         "uvicorn>=0.30",
         "pytest-cov>=6",
         "pytest-xdist>=3.5",

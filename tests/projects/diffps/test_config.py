@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configs of DiffPS against the specification of the release and of the paper's figures."""
+"""The configs of DiffPS against the specification of the release and the figures of the paper."""
 
 import ast
 from collections.abc import Iterator
@@ -151,7 +151,7 @@ REPAIRED = {
 @pytest.mark.parametrize(
     "variant, expected", [("release/", RELEASE), ("paper/", PAPER), ("", REPAIRED)], ids=str
 )
-def test_variants_have_what_they_stand_for(variant, expected, data, repo_root):
+def test_values_of_the_variants(variant, expected, data, repo_root):
     cfg = load(repo_root, f"{variant}diffps_sd21_{data}")
     expected = RECIPE | expected
     assert {key: value(cfg, key) for key in expected} == expected
@@ -166,7 +166,7 @@ def leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
 
 
 def test_every_key_is_read_somewhere(repo_root):
-    """A key that nothing reads would be set in vain."""
+    """A key that is not read would have no effect."""
     folder = repo_root / "projects" / "DiffPS" / "diffps"
     read = set()
     for path in folder.rglob("*.py"):
@@ -181,7 +181,7 @@ def test_every_key_is_read_somewhere(repo_root):
 
 
 def test_every_key_is_explained(repo_root):
-    """A comment stands above each key, or above a run of keys that it is about."""
+    """Each key, or group of consecutive keys, has a comment."""
     path = repo_root / "projects" / "DiffPS" / "diffps" / "config.py"
     explained, bare = False, []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -192,7 +192,7 @@ def test_every_key_is_explained(repo_root):
             explained = False
         elif " = " in line and "CN()" not in line and "." in line.split(" = ")[0] and not explained:
             bare.append(line)
-    # said by the name of their group
+    # explained by the name of their group
     assert {line.split(" = ")[0].rpartition(".")[2] for line in bare} <= {
         "IN_FEATURE", "DIM", "ENABLED", "PARTS"}, bare  # fmt: skip
 

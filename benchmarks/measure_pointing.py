@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-r"""Measures whether the cross-attention of a diffusion model finds persons, compared with chance.
+"""Measures whether the cross-attention of a diffusion model finds persons, compared with chance.
 
-    python projects/DiffPS/tools/measure_pointing.py projects/DiffPS/weights/tiny_diffusion \
-        output/random_sd
+    python benchmarks/measure_pointing.py projects/DiffPS/weights/tiny_diffusion output/random_sd
 
 Layer and head are chosen on the training images and evaluated on the test images; --table prints
-all of them. diffps/prior/pointing.py defines the metrics.
+all of them. pointing.py defines the metrics.
 """
 
 import argparse
@@ -41,9 +40,9 @@ def parse_args() -> argparse.Namespace:
 def work(args: argparse.Namespace) -> None:
     """Measures all models and prints one table."""
     from detectron2.data import DatasetCatalog
+    from pointing import AttentionMaps, measure, read_annotated_image
     from tabulate import tabulate
 
-    from diffps.prior.pointing import AttentionMaps, measure, read_annotated_image
     from person_search import data  # noqa: F401  registers the datasets
 
     splits = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What DGRPN, MSFRN and SFAN hand out for figures is what they compute with."""
+"""Visualization of DGRPN, MSFRN and SFAN: the drawn values are those of the forward pass."""
 
 import numpy as np
 import pytest
@@ -24,8 +24,8 @@ def view_of(folder, tmp_path, boxes, **overrides):
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (96, 120, 3)).astype(np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
-    subject = make_subject(cfg, tmp_path / "picture.png", pixels, boxes)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    subject = make_subject(cfg, tmp_path / "image.png", pixels, boxes)
     return HeadsView.run(model, subject, trained=False)
 
 
@@ -47,7 +47,7 @@ def small_msfrn(**options):
     return net, {name: torch.randn(1, *size) for name, size in sizes.items()}
 
 
-# ---- what is handed out is what is computed -----------------------------------------------------
+# ---- values of the forward pass ------------------------------------------------------------------
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{}, {"mode": "paper", "refine_ll": True, "residual": False}])
 def test_levels_of_msfrn_lead_to_its_output(options):
@@ -117,7 +117,7 @@ def test_cells_of_a_pooled_box_cover_its_crop():
     assert placed[:45].sum() == 0 and placed[:, 15:].sum() == 0
 
 
-# ---- figures ------------------------------------------------------------------------------------
+# ---- sheets -------------------------------------------------------------------------------------
 def test_features_are_those_of_the_model(view):
     images, features = view.model.activations([view.subject.item])
     assert torch.equal(features["attn"], view.features["attn"])
@@ -126,7 +126,7 @@ def test_features_are_those_of_the_model(view):
     assert {"det", "guided"} <= set(view.features)
 
 
-def test_figures_have_their_panels(view):
+def test_sheets_have_their_panels(view):
     sheet = draw_dgrpn(view, PANEL)
     assert sheet.width == 18 + 3 * 200 + 2 * 12 + 18
     assert sheet.height > 2 * 160
@@ -142,7 +142,7 @@ def test_figures_have_their_panels(view):
     assert np.array_equal(draw_sfan(view, words, (90, 210)), sheet)
 
 
-def test_untrained_weights_are_said_to_be(view):
+def test_captions_mark_untrained_weights(view):
     assert view.caption("x").startswith("UNTRAINED")
     assert HeadsView(view.model, view.subject, {}, trained=True).caption("x") == "x"
 

@@ -24,7 +24,7 @@ def layers(unet):
     return list_layers(unet)
 
 
-def test_layers_of_the_specification_lie_where_it_says(layers):
+def test_layers_of_the_specification(layers):
     for name, (path, _, stride) in SD21_LAYERS.items():
         assert (layers[name].module, layers[name].stride) == (path, stride)
     attn2 = "up_blocks.3.attentions.0.transformer_blocks.0.attn2"
@@ -128,7 +128,7 @@ def test_tokens_become_cells_row_by_row(unet):
     assert torch.equal(got[0, :, 3, 5], seen[0][0, 3 * 8 + 5])
 
 
-def test_a_tap_that_makes_no_maps_refuses_a_map(unet):
+def test_a_tap_without_to_map_refuses_a_map(unet):
     layers = list_layers(unet := copy.deepcopy(unet))
     tap = ActivationTap([layers["u3r0_map"]], 8)
     tap.attach(unet)
@@ -149,7 +149,7 @@ def test_truncation_ends_after_the_last_layer(unet):
     assert list(cut) == list(full) and all(torch.equal(cut[n], full[n]) for n in full)
 
 
-def test_hooks_rest_outside_a_recording(unet):
+def test_hooks_have_no_effect_outside_a_recording(unet):
     tap = all_taps(unet := copy.deepcopy(unet))
     outputs = run(unet, tap, truncate=True)
     kept = {name: x.clone() for name, x in outputs.items()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of a prior at the smallest size: it learns, it resumes bit for bit, its folder loads."""
+"""Training of a prior at the smallest size: learning, exact resuming, loading of the result."""
 
 import json
 import math
@@ -59,32 +59,32 @@ def make_denoising(scenes, **options):
 
 
 # ---- scenes ------------------------------------------------------------------------------------
-def test_scenes_have_people_in_their_boxes_or_nobody(scenes):
+def test_scenes_have_persons_in_their_boxes_or_are_empty(scenes):
     specs = plan_scenes(SCENES)
-    assert [len(figures) for figures in scenes.figures] == [len(spec.people) for spec in specs]
-    assert {0} < {len(figures) for figures in scenes.figures}
+    assert [len(persons) for persons in scenes.persons] == [len(spec.people) for spec in specs]
+    assert {0} < {len(persons) for persons in scenes.persons}
     assert scenes.images.shape == (6, 3, 64, 128) and scenes.images.dtype == torch.uint8
-    for figures in scenes.figures:
-        for figure in figures:
-            x1, y1, x2, y2 = figure.box
+    for persons in scenes.persons:
+        for person in persons:
+            x1, y1, x2, y2 = person.box
             assert 0 <= x1 < x2 <= 128 and 0 <= y1 < y2 <= 64
 
 
-def test_scenes_are_drawn_once_and_again_for_other_options(tmp_path):
+def test_scenes_are_drawn_once_per_options(tmp_path):
     few = replace(SCENES, count=1)
     draw_scenes(tmp_path, few, progress=False)
-    picture = tmp_path / "00000.jpg"
-    first = picture.read_bytes()
-    picture.write_bytes(b"")
+    image = tmp_path / "00000.jpg"
+    first = image.read_bytes()
+    image.write_bytes(b"")
     draw_scenes(tmp_path, few, progress=False)
-    assert picture.read_bytes() == b""
+    assert image.read_bytes() == b""
     with pytest.raises(FileNotFoundError, match="00000.jpg"):
         load_scenes(tmp_path)
     draw_scenes(tmp_path, replace(few, seed=1), progress=False)
-    assert picture.read_bytes() not in (b"", first)
+    assert image.read_bytes() not in (b"", first)
 
 
-def test_nobody_of_the_data_sets_is_in_the_scenes():
+def test_persons_of_the_scenes_are_not_in_the_datasets():
     casts = make_casts(SyntheticConfig(), 1)
     specs = plan_scenes(replace(SceneOptions(), count=100))
     drawn = [look for spec in specs for _, look in spec.people]
@@ -121,7 +121,7 @@ def test_average_by_hand():
 
 
 def run_vae(scenes, folder, iterations, stop_at=None, resume=False):
-    """A short training, ended early if so wanted; goes on from its checkpoint if so wanted."""
+    """Runs a short training, optionally ended early or resumed from its checkpoint."""
     torch.manual_seed(0)
     vae = build_pipeline(SIZES, "sd21").vae
     schedule = Schedule(iterations, 1e-3, warmup=2, log_every=2)
@@ -210,12 +210,12 @@ def test_captions_belong_to_their_crops(scenes):
     assert set(captions) == {""}
 
 
-def test_timesteps_are_told_as_zero_where_blind(scenes):
+def test_blind_timesteps_are_given_as_zero(scenes):
     pipeline, loss = make_denoising(scenes, blind_share=1.0)
-    told = []
-    pipeline.unet.register_forward_pre_hook(lambda module, args: told.append(args[1]))
+    given = []
+    pipeline.unet.register_forward_pre_hook(lambda module, args: given.append(args[1]))
     loss(torch.Generator().manual_seed(0))
-    assert not told[0].any()
+    assert not given[0].any()
     low = make_denoising(scenes, low_share=1.0, low_steps=3)[1]
     assert low._draw_timesteps(500, torch.Generator().manual_seed(0)).unique().tolist() == [0, 1, 2]
 

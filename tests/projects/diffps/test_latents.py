@@ -77,7 +77,7 @@ def test_seeded_noise_belongs_to_the_image_and_not_to_the_batch(alphas_cumprod):
         ("random", False, False),
     ],
 )
-def test_repeatable_is_what_it_says(alphas_cumprod, noise, vae_sample, repeatable):
+def test_is_repeatable(alphas_cumprod, noise, vae_sample, repeatable):
     noiser = make(alphas_cumprod, 0, noise, vae_sample)
     moments = torch.rand(1, 8, 3, 3)
     assert noiser.is_repeatable == repeatable

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pointing accuracy and energy on maps made by hand."""
+"""Pointing accuracy and energy on constructed maps."""
 
 import math
 
@@ -7,21 +7,29 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import BoxMode
+from diffps_tiny import tiny_backbone
 from PIL import Image
-
-from diffps.prior.pointing import (
+from pointing import (
+    AnnotatedImage,
     AttentionMaps,
-    Picture,
     Pointing,
     cells_inside,
     measure,
     part_boxes,
-    read_image,
+    read_annotated_image,
 )
 
+from diffps.attention import minmax_normalize
+from diffps.tiny import write_tiny_diffusion
 
-def test_cells_by_their_middle():
-    # cells of 8 pixels, middles at 4, 12, 20, 28; the box takes columns 1 and 2, row 0
+
+@pytest.fixture(scope="module")
+def tiny_sd(tmp_path_factory):
+    return write_tiny_diffusion(tmp_path_factory.mktemp("diffusion") / "sd21")
+
+
+def test_cells_by_their_center():
+    # cells of 8 pixels, centers at 4, 12, 20, 28; the box takes columns 1 and 2, row 0
     inside = cells_inside((2, 4), [(5, 0, 21, 12)], 8)
     assert inside.tolist() == [[False, True, True, False], [False] * 4]
     assert cells_inside((2, 4), [(5, 0, 21, 12.5)], 8).sum() == 4
@@ -39,11 +47,11 @@ def test_peak_chance_and_energy_by_hand():
     assert result.energy == pytest.approx(math.sqrt(3 * 0.5))
 
 
-def test_images_without_people_or_without_background_do_not_count():
+def test_images_without_persons_or_background_are_ignored():
     result = Pointing()
     result.add(np.ones((2, 2)), [], 8)
     result.add(np.ones((2, 2)), [(0, 0, 16, 16)], 8)
-    result.add(np.ones((2, 2)), [(3, 3, 3.5, 3.5)], 8)  # no cell's middle
+    result.add(np.ones((2, 2)), [(3, 3, 3.5, 3.5)], 8)  # no center of a cell
     assert result.images == 0
     assert math.isnan(result.accuracy) and math.isnan(result.chance) and math.isnan(result.energy)
 
@@ -66,18 +74,14 @@ def test_image_of_a_record(tmp_path):
     path = str(tmp_path / "a.png")
     Image.fromarray(np.full((240, 320, 3), (255, 0, 0), np.uint8)).save(path)
     annotation = {"bbox": [10, 60, 20, 120], "bbox_mode": BoxMode.XYWH_ABS, "person_id": -1}
-    picture = read_image({"file_name": path, "annotations": [annotation]})
-    assert picture.image.shape == (3, 256, 320)
-    assert picture.image[:, 0, 0].tolist() == [1, -1, -1]  # RGB
-    assert picture.boxes[0] == pytest.approx((10, 64, 30, 192))
+    image = read_annotated_image({"file_name": path, "annotations": [annotation]})
+    assert image.image.shape == (3, 256, 320)
+    assert image.image[:, 0, 0].tolist() == [1, -1, -1]  # RGB
+    assert image.boxes[0] == pytest.approx((10, 64, 30, 192))
 
 
 def test_maps_are_those_of_the_backbone(tiny_sd):
-    """The same map as ``DiffusionBackbone`` gives for one layer and head, before stretching."""
-    from diffps_tiny import tiny_backbone
-
-    from diffps.attention import minmax_normalize
-
+    """The map of ``DiffusionBackbone`` for one layer and head, before stretching."""
     image = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
     maps = AttentionMaps(tiny_sd, ["u1r2", "u3r0"], ["person", "shoes"])(image)
     assert set(maps) == {"person", "shoes"} and set(maps["person"]) == {"u1r2", "u3r0"}
@@ -91,9 +95,9 @@ def test_maps_are_those_of_the_backbone(tiny_sd):
 def test_measure_takes_every_word_layer_and_head(tiny_sd):
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(3, 3, 64, 64, generator=generator) * 2 - 1
-    pictures = [Picture(image, [(0.0, 0.0, 30.0, 64.0)]) for image in images]
+    annotated = [AnnotatedImage(image, [(0.0, 0.0, 30.0, 64.0)]) for image in images]
     maps = AttentionMaps(tiny_sd, ["u3r0"], ["person", "head"])
-    results = measure(maps, pictures, batch=2)
+    results = measure(maps, annotated, batch=2)
     assert set(results) == {(w, "u3r0", h) for w in ("person", "head") for h in ("0", "1", "all")}
     whole = results["person", "u3r0", "all"]
     assert whole.images == 3 and whole.chance == 50

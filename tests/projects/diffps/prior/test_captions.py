@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions of crops: true of the crop, in words of one token."""
+"""Captions of crops."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ import pytest
 from diffps.prior.captions import (
     PARTS,
     PRIOR_WORDS,
-    Figure,
+    ScenePerson,
     part_colors,
     visible_parts,
     write_caption,
@@ -23,13 +23,13 @@ from person_search.data.synthetic.looks import (
 )
 
 COLORS = {"head": "blond", "shirts": "red", "pants": "light blue", "shoes": "white"}
-MAN = Figure((100.0, 0.0, 140.0, 100.0), COLORS)
+MAN = ScenePerson((100.0, 0.0, 140.0, 100.0), COLORS)
 EVERYTHING = (0.0, 0.0, 320.0, 256.0)
 
 
-def captions(figures, crop=EVERYTHING, count=200, **kwargs):
+def captions(persons, crop=EVERYTHING, count=200, **kwargs):
     rng = np.random.default_rng(0)
-    return [write_caption(figures, crop, rng, 30, **kwargs) for _ in range(count)]
+    return [write_caption(persons, crop, rng, 30, **kwargs) for _ in range(count)]
 
 
 def test_colors_of_parts():
@@ -72,12 +72,12 @@ def test_parts_in_a_crop(crop, parts):
     assert visible_parts([MAN], crop) == parts
 
 
-def test_parts_too_small_for_a_word_are_left_out():
-    small = Figure((0.0, 0.0, 12.0, 30.0), COLORS)  # shoes: 2.1 pixels
+def test_small_parts_are_not_visible():
+    small = ScenePerson((0.0, 0.0, 12.0, 30.0), COLORS)  # shoes: 2.1 pixels
     assert visible_parts([small], EVERYTHING) == [("head", "shirts", "pants")]
 
 
-def test_without_people_no_caption_speaks_of_them():
+def test_captions_without_persons():
     words = {word for caption in captions([]) for word in caption.split()}
     assert words == {"street", "a", "photo", "of", "the"}
     assert {*captions([MAN], (200.0, 0.0, 320.0, 256.0))} == {*captions([])}
@@ -103,8 +103,8 @@ def test_phrases_name_the_right_colors_and_both_orders_occur():
     assert firsts > 20 and lasts > 2 * firsts
 
 
-def test_long_captions_leave_people_out():
-    crowd = [Figure((40.0 * i, 0.0, 40.0 * i + 30, 100.0), COLORS) for i in range(8)]
+def test_captions_are_limited_in_length():
+    crowd = [ScenePerson((40.0 * i, 0.0, 40.0 * i + 30, 100.0), COLORS) for i in range(8)]
     rng = np.random.default_rng(0)
     for limit in (1, 5, 12):
         for _ in range(50):

@@ -1,24 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoded text in a file instead of a text encoder."""
+"""Encoding of text, and its file."""
 
-import importlib.util
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from diffps_tiny import tiny_backbone, tiny_backbone_cfg
+from programs import run_program_file
 from safetensors.torch import save_file
 
 from diffps.loading import DiffusionFolder
-from diffps.text import encode_text
-from diffps.text_file import load_text, save_text
+from diffps.text import encode_text, load_text, save_text
 from diffps.tiny import write_tiny_diffusion
 
 WORDS = ["head", "shoes"]
 
 
+# ---- encoding -----------------------------------------------------------------------------------
+def test_rows_are_position_one_of_each_words_own_prompt(tiny_sd):
+    folder = DiffusionFolder(tiny_sd)
+    text = encode_text(folder, "person", ["head", "shoes"], map_word="")
+    tokenizer, encoder = folder.load_text_encoder()
+    assert text.token == 1 and text.pooled is None
+    assert list(text.word_vectors) == ["head", "shoes", "person"]
+    for word, vector in text.word_vectors.items():
+        ids = tokenizer(word, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        with torch.no_grad():
+            expected = encoder(ids).last_hidden_state
+        assert torch.equal(vector, expected[0, 1])
+    assert torch.equal(text.context[0, 1], text.word_vectors["person"])
+    assert text.context.shape == (1, 77, 32)
+
+
+def test_sdxl_text_is_what_its_pipeline_makes(tiny_sdxl):
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(tiny_sdxl)
+    with torch.no_grad():
+        context, _, pooled, _ = pipeline.encode_prompt(
+            "a person", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+    text = encode_text(DiffusionFolder(tiny_sdxl), "a person", ["head"], map_word="person")
+    torch.testing.assert_close(text.context, context)
+    torch.testing.assert_close(text.pooled, pooled)
+    assert text.token == 2 and text.word_vectors["head"].shape == (64,)
+
+
+def test_prompt_of_several_tokens_needs_the_word(tiny_sd):
+    with pytest.raises(ValueError, match=r"'a person' has 2 tokens: \['a', 'person'\].*ATTN.WORD"):
+        tiny_backbone(tiny_sd, PROMPT="a person")
+    folder = DiffusionFolder(tiny_sd)
+    assert encode_text(folder, "a person with shoes", map_word="shoes").token == 4
+    assert encode_text(folder, "a person").token == 1  # without a map any prompt is valid
+
+
+def test_words_that_cannot_be_used(tiny_sd):
+    folder = DiffusionFolder(tiny_sd)
+    with pytest.raises(ValueError, match="'zebra'.*has 4 tokens"):
+        encode_text(folder, "a zebra", map_word="zebra")
+    with pytest.raises(ValueError, match="'hat' is not in the prompt 'a person'"):
+        encode_text(folder, "a person", map_word="hat")
+    with pytest.raises(ValueError, match="'two hats'.*SFAN.PARTS"):
+        encode_text(folder, "person", ["two hats"])
+
+
+def test_prompt_that_is_too_long(tiny_sd):
+    with pytest.raises(ValueError, match="has 102 tokens; the text encoder takes 77"):
+        encode_text(DiffusionFolder(tiny_sd), "person " * 100)
+
+
+def test_parts_of_the_config_are_encoded(tiny_sd):
+    cfg = tiny_backbone_cfg(tiny_sd, WORDS=["hat"])
+    backbone = tiny_backbone(tiny_sd, WORDS=["hat"])
+    parts = cfg.MODEL.DIFFPS.SFAN.PARTS
+    assert backbone.word_vectors([*parts, "hat", "person"]).shape == (6, backbone.text_dim)
+    one, two = backbone.word_vectors(["hat", "head"])
+    assert torch.equal(backbone.word_vectors(["head"])[0], two) and not torch.equal(one, two)
+    with pytest.raises(ValueError, match=r"no text vectors of \['dog'\].*BACKBONE.WORDS"):
+        backbone.word_vectors(["head", "dog"])
+
+
+# ---- file ---------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def unet(tiny_sd):
     return DiffusionFolder(tiny_sd).load_unet(torch.float32, "any")
@@ -60,11 +122,11 @@ def test_pooled_text_of_sdxl(tiny_sdxl, tmp_path):
     ],
 )
 def test_what_is_missing_is_refused(unet, file, prompt, words, map_word, message):
-    with pytest.raises(ValueError, match=f"TEXT_EMBEDS_FILE.*{message}.*encode_diffps_text.py"):
+    with pytest.raises(ValueError, match=f"TEXT_EMBEDS_FILE.*{message}.*encode_text.py"):
         load_text(file, prompt, words, map_word, unet)
 
 
-def test_pieces_of_words_are_no_words(tiny_sd):
+def test_pieces_of_words_are_not_words(tiny_sd):
     positions = encode_text(DiffusionFolder(tiny_sd), "a zebra").positions  # z e b r a
     assert positions["a"] == 1 and not {"z", "e", "zebra"} & set(positions)
 
@@ -91,23 +153,24 @@ def test_the_type_of_the_weights_does_not_matter(tiny_sd, file, dtype, tmp_path)
         load_text(file, prompt, WORDS, None, DiffusionFolder(other).load_unet(dtype, "any"))
 
 
-def test_files_that_are_none(unet, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file 'nowhere'.*encode_diffps_text.py"):
+def test_other_files_are_refused(unet, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file 'nowhere'.*encode_text.py"):
         load_text("nowhere", "person", [], None, unet)
     broken, other = tmp_path / "broken", tmp_path / "other"
     broken.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+    with pytest.raises(ValueError, match="is damaged or not a safetensors file"):
         load_text(str(broken), "person", [], None, unet)
     save_file({"x": torch.zeros(1)}, other)
-    with pytest.raises(ValueError, match="holds no encoded text"):
+    with pytest.raises(ValueError, match="does not hold encoded text"):
         load_text(str(other), "person", [], None, unet)
 
 
-def test_tool_and_backbone_without_a_text_encoder(tiny_sd, tmp_path, capsys, repo_root):
-    """The whole way: the tool writes, the model then needs neither tokenizer nor encoder."""
+def test_tool_and_backbone_without_a_text_encoder(tiny_sd, tmp_path, capsys):
+    """The tool writes the file; the model then needs neither tokenizer nor text encoder."""
     config, output = tmp_path / "config.yaml", tmp_path / "text.safetensors"
     config.write_text(tiny_backbone_cfg(tiny_sd).dump())
-    assert run_tool(repo_root, "encode_text", output, "--config-file", config) == 0
+    tool = "projects/DiffPS/tools/encode_text.py"
+    assert run_program_file(tool, "--output", output, "--config-file", config) == 0
     assert "'person'" in capsys.readouterr().out
     bare = shutil.copytree(tiny_sd, tmp_path / "bare")
     for part in ("text_encoder", "tokenizer"):
@@ -119,18 +182,5 @@ def test_tool_and_backbone_without_a_text_encoder(tiny_sd, tmp_path, capsys, rep
     )
     assert all(torch.equal(x, got(image)[name]) for name, x in expected(image).items())
     assert torch.equal(expected.word_vectors(["pants"]), got.word_vectors(["pants"]))
-    with pytest.raises(FileNotFoundError, match="lacks the sub-folder 'text_encoder'"):
+    with pytest.raises(FileNotFoundError, match="lacks the subfolder 'text_encoder'"):
         tiny_backbone(bare)
-
-
-def run_tool(repo_root: Path, name: str, *arguments) -> int:
-    spec = importlib.util.spec_from_file_location(
-        name, repo_root / "projects/DiffPS/tools" / f"{name}.py"
-    )
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    argv, sys.argv = sys.argv, [name, *map(str, arguments)]
-    try:
-        return tool.main()
-    finally:
-        sys.argv = argv

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking inside DiffPS: colors by PCA, maps in the right place, and what the probe gives."""
+"""Visualization of the frozen model: PCA, maps, sheets and the probe."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_pca_is_the_same_whatever_the_order_of_the_points():
 
 
 def test_colors_of_a_ramp():
-    """One channel that rises from left to right: red does too, green and blue have nothing."""
+    """One channel that increases from left to right: so does red; green and blue are constant."""
     ramp = torch.linspace(-3, 5, 101).view(1, 1, 101)
     (colors,), (share,) = pca_colors([ramp])
     assert colors.shape == (1, 101, 3)
@@ -109,7 +109,7 @@ def test_smooth_maps_peak_in_the_middle_of_the_cell():
     assert abs(top[1] + 0.5 - 24) <= 0.5 and abs(top[0] + 0.5 - 56) <= 0.5
 
 
-def test_padding_is_no_image():
+def test_padding_is_not_drawn():
     x = torch.arange(64.0).view(8, 8)
     assert valid_cells(x, 8, (20, 30)).shape == (3, 4)
 
@@ -128,9 +128,9 @@ def test_peaks_are_marked_where_they_are():
     attention = torch.zeros(1, 1, 8, 8)
     attention[0, 0, 2, 6] = 1
     peaks = AttentionModulator(delta=1.0).find_peaks(attention)
-    picture = Image.new("RGB", (128, 128))
-    draw_peaks(picture, peaks, 8, (64, 64), reach=1.0)
-    marked = (np.asarray(picture) == PEAK_COLOR).all(axis=2)
+    image = Image.new("RGB", (128, 128))
+    draw_peaks(image, peaks, 8, (64, 64), reach=1.0)
+    marked = (np.asarray(image) == PEAK_COLOR).all(axis=2)
     assert marked[40, 104], "the cross is in the middle of the cell"
     # one extent is delta, 1 cell, 16 pixels of the image: the ellipse crosses there
     assert marked[40, 119:122].any() and marked[55:58, 104].any()
@@ -139,8 +139,8 @@ def test_peaks_are_marked_where_they_are():
 
 # ---- sheets -------------------------------------------------------------------------------------
 def test_sheets_have_room_for_all_panels():
-    picture = Image.new("RGB", (50, 40), (255, 0, 255))
-    panel = Panel(picture, "title", "note", (0.0, 0.25))
+    image = Image.new("RGB", (50, 40), (255, 0, 255))
+    panel = Panel(image, "title", "note", (0.0, 0.25))
     sheet = draw_sheet([Row([panel] * 3, "row"), Row([panel])], (300, 240), title="T", caption="c")
     pixels = np.asarray(sheet)
     assert (pixels == (255, 0, 255)).all(axis=2).sum() == 4 * 300 * 240
@@ -150,15 +150,15 @@ def test_sheets_have_room_for_all_panels():
 
 
 def test_curves_are_sorted():
-    picture = np.asarray(draw_curves([("gate", [0.0, 1.0], (200, 0, 0))], (200, 100)))
-    rows, columns = np.nonzero((picture[:70] == (200, 0, 0)).all(axis=2))
+    image = np.asarray(draw_curves([("gate", [0.0, 1.0], (200, 0, 0))], (200, 100)))
+    rows, columns = np.nonzero((image[:70] == (200, 0, 0)).all(axis=2))
     assert columns[rows.argmin()] < columns[rows.argmax()], "from the largest to the least"
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0"), (0.25, "0.25"), (1234.5, "1234"), (4.2e-5, "4.2e-05")]
 )
-def test_numbers_of_scales(value, text):
+def test_values_of_scales(value, text):
     assert format_value(value) == text
 
 
@@ -167,8 +167,8 @@ def test_numbers_of_scales(value, text):
 def subject(tmp_path):
     def make(cfg, boxes=()):
         pixels = np.random.default_rng(0).integers(0, 256, (96, 120, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "picture.png")
-        return make_subject(cfg, tmp_path / "picture.png", pixels, boxes)
+        Image.fromarray(pixels).save(tmp_path / "image.png")
+        return make_subject(cfg, tmp_path / "image.png", pixels, boxes)
 
     return make
 
@@ -180,14 +180,14 @@ def probe_cfg(folder, **overrides):
 
 
 @pytest.mark.parametrize("heads", [[1], [0, 1], []])
-def test_the_probe_sees_what_the_backbone_gives(tiny_sd, subject, heads):
+def test_the_probe_equals_the_backbone(tiny_sd, subject, heads):
     from detectron2.modeling import build_backbone
 
     cfg = probe_cfg(tiny_sd, ATTN__HEADS=heads, TIMESTEP=300, NOISE="seeded")
     seen = subject(cfg)
     pixels = (seen.item["image"][None] - 127.5) / 127.5
     wanted = build_backbone(cfg)(pixels)
-    probe = DiffusionProbe.from_config(cfg)
+    probe = DiffusionProbe(cfg)
     image = probe.encode(seen.item["image"])
     maps = probe.attention(image, "person", ["person"], probe.find_maps(["u3r0"], "k"), 300)
     raw = maps["person", "u3r0_map"]
@@ -202,7 +202,7 @@ def test_the_probe_sees_what_the_backbone_gives(tiny_sd, subject, heads):
 
 
 def test_words_of_a_prompt_and_prompts_of_a_word(tiny_sd, subject):
-    probe = DiffusionProbe.from_config(cfg := probe_cfg(tiny_sd))
+    probe = DiffusionProbe(cfg := probe_cfg(tiny_sd))
     image = probe.encode(subject(cfg).item["image"])
     layers = probe.find_maps(["u2r1", "u3r0"], "--layers")
     together = probe.attention(image, "person in red shirts", ["person", "shirts"], layers)
@@ -219,7 +219,7 @@ def test_words_of_a_prompt_and_prompts_of_a_word(tiny_sd, subject):
 
 
 def test_errors_name_what_is_possible(tiny_sd, subject):
-    probe = DiffusionProbe.from_config(cfg := probe_cfg(tiny_sd))
+    probe = DiffusionProbe(cfg := probe_cfg(tiny_sd))
     seen = subject(cfg)
     image = probe.encode(seen.item["image"])
     with pytest.raises(ValueError, match=r"--layers names 'u9r0_map'.*u3r0_\(map\)"):
@@ -227,11 +227,11 @@ def test_errors_name_what_is_possible(tiny_sd, subject):
     with pytest.raises(ValueError, match=r"--features names 'u3r0_map'.*u3r0_\(res\|q\|k\|v"):
         probe.find_features(["u3r0_map"], "--features")
     layers = probe.find_maps(["u3r0"], "--layers")
-    with pytest.raises(ValueError, match="'umbrella'.* tokens to this text encoder"):
+    with pytest.raises(ValueError, match="'umbrella'.* tokens in this text encoder"):
         probe.attention(image, "umbrella", ["umbrella"], layers)
     with pytest.raises(ValueError, match="'pants' is not in the prompt 'red shirts'"):
         probe.attention(image, "red shirts", ["pants"], layers)
-    with pytest.raises(ValueError, match=r"--heads names \[7\], but u3r0 has the heads 0 to 1"):
+    with pytest.raises(ValueError, match=r"--heads has \[7\], but u3r0 has heads 0 to 1"):
         draw_attention(probe, image, seen, AttentionOptions(["person"], heads=[7]), (200, 160))
     with pytest.raises(ValueError, match="TIMESTEP is 1000"):
         probe.features(image, "person", probe.find_features(["u3r0_q"], "k"), [1000])
@@ -241,8 +241,8 @@ def test_errors_name_what_is_possible(tiny_sd, subject):
         AttentionOptions(["person"], scale="own")
 
 
-def test_figures_of_the_backbone_have_a_panel_for_everything(tiny_sd, subject):
-    probe = DiffusionProbe.from_config(cfg := probe_cfg(tiny_sd))
+def test_sheets_of_the_backbone_have_all_panels(tiny_sd, subject):
+    probe = DiffusionProbe(cfg := probe_cfg(tiny_sd))
     seen = subject(cfg)
     image = probe.encode(seen.item["image"])
     options = AttentionOptions(["person", "head"], places=["u3r0", "u2r1"], average=False)
@@ -284,7 +284,7 @@ def test_a_mapper_that_leaves_images_out(tiny_sd, subject):
         subject(cfg)
 
 
-def test_a_file_that_is_no_image(tiny_sd, tmp_path):
+def test_a_file_that_is_not_an_image(tiny_sd, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(BadImageError, match="cannot read the image"):
         make_subject(probe_cfg(tiny_sd), tmp_path / "text.jpg", np.zeros((8, 8, 3), np.uint8))
