@@ -264,32 +264,16 @@ def describe_uncounted(cost: Cost) -> str:
     return "\n".join(lines)
 
 
-def show(cost: Cost) -> None:
-    """Prints the tables."""
-    from rich.console import Console
-    from rich.table import Table
+def render(cost: Cost, table_format: str) -> str:
+    """Returns the tables in a format of ``tabulate``, and the operators without a rule."""
+    from tabulate import tabulate
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    parts = []
     for title, (head, *rows) in tables(cost):
-        console.print(f"\n[bold]{title}")
-        table = Table()
-        for index, name in enumerate(head):
-            table.add_column(name, justify="right" if index else "left")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    console.print("\n" + describe_uncounted(cost), markup=False)
-
-
-def to_markdown(cost: Cost) -> str:
-    """Returns the tables as Markdown."""
-    text = []
-    for title, (head, *rows) in tables(cost):
-        rule = ("---", *["---:"] * (len(head) - 1))
-        text.append(f"**{title}**\n")
-        text += ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
-        text.append("")
-    return "\n".join([*text, describe_uncounted(cost), ""])
+        align = ("left", *["right"] * (len(head) - 1))
+        table = tabulate(rows, head, table_format, colalign=align, disable_numparse=True)
+        parts.append(f"**{title}**\n\n{table}\n")
+    return "\n".join([*parts, describe_uncounted(cost), ""])
 
 
 def report(args: argparse.Namespace) -> int:
@@ -297,11 +281,11 @@ def report(args: argparse.Namespace) -> int:
     from person_search.utils.files import write_atomically
 
     cost = analyze(args)
-    show(cost)
+    print(render(cost, "simple"))
     if args.json:
         write_atomically(args.json, (json.dumps(asdict(cost), indent=2) + "\n").encode())
     if args.markdown:
-        write_atomically(args.markdown, to_markdown(cost).encode())
+        write_atomically(args.markdown, render(cost, "pipe").encode())
     return 1 if cost.suspicious else 0
 
 

@@ -21,12 +21,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from person_search.cli import program_parser, run_program
-
-if TYPE_CHECKING:
-    from person_search.evaluation.plots import Curve
 
 EVERY = "every"
 PLOTTED_METRICS = ("mAP", "top1")
@@ -95,6 +92,7 @@ def evaluate(args: argparse.Namespace) -> None:
     cfg = build_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
     register_config_datasets(cfg)
     evaluators: dict[str, Any] = {}
+    unwritten = []
     for name, path in zip(args.names, args.predictions, strict=True):
         start = time.perf_counter()
         evaluators[name], dataset = load_file(cfg, args, path, name)
@@ -102,9 +100,13 @@ def evaluate(args: argparse.Namespace) -> None:
         print(f"{name} on {dataset}\n{results_table(results)}")
         if args.open_set:
             print_open_set(evaluators[name])
+        if args.output and not (args.output / name / f"{dataset}_results.json").is_file():
+            unwritten.append(name)
         print(f"{path}: {time.perf_counter() - start:.1f} s\n", flush=True)
     if args.plots:
         write_plots(args.output, evaluators)
+    if unwritten:
+        raise OSError(f"the results of {unwritten} could not be written to {args.output}")
 
 
 def load_file(cfg, args: argparse.Namespace, path: Path, name: str) -> tuple[Any, str]:
@@ -114,7 +116,7 @@ def load_file(cfg, args: argparse.Namespace, path: Path, name: str) -> tuple[Any
     from person_search.evaluation import PersonSearchEvaluator, read_predictions
     from person_search.evaluation.settings import settings_from_config
 
-    dataset = args.dataset or read_predictions(path).info.get("dataset")
+    dataset: str = args.dataset or read_predictions(path).info.get("dataset", "")
     test_sets = [
         n for n in DatasetCatalog.list() if "search_protocols" in MetadataCatalog.get(n).as_dict()
     ]
@@ -170,7 +172,9 @@ def protocol_names(names: Sequence[str], dataset: str) -> list[str]:
 
 def write_plots(folder: Path, evaluators: dict[str, Any]) -> None:
     """Writes the plots, with one curve per predictions file and variant."""
+    from person_search.evaluation import evaluate_detection
     from person_search.evaluation.plots import (
+        detection_curve,
         plot_gallery_size,
         plot_precision_recall,
         search_curve,
@@ -189,7 +193,12 @@ def write_plots(folder: Path, evaluators: dict[str, Any]) -> None:
                 sizes.setdefault(key, {})[int(size[1])] = metrics
             if section.protocol == evaluator.sections[0].protocol:
                 search[key], search_notes[key] = search_curve(scores), f"mAP {metrics['mAP']:.1f}"
-        detection[name, ""], detection_notes[name, ""] = detection_of(evaluator)
+        truth, p = evaluator.ground_truth, evaluator.predictions
+        arrays = (truth.boxes, truth.offsets, p.boxes, p.scores, p.det_offsets)
+        iou = evaluator.settings.det_iou_thresh
+        ap = evaluate_detection(*arrays, iou_thresh=iou)["AP"]
+        detection[name, ""] = detection_curve(*arrays, iou_thresh=iou)
+        detection_notes[name, ""] = f"AP {ap:.1f} (IoU {iou:g})"
     protocol = next(iter(evaluators.values())).sections[0].protocol
     plots = {
         "search_precision_recall.png": plot_precision_recall(
@@ -204,18 +213,6 @@ def write_plots(folder: Path, evaluators: dict[str, Any]) -> None:
     for file, content in plots.items():
         write_atomically(folder / file, content)
         print(folder / file)
-
-
-def detection_of(evaluator) -> tuple["Curve", str]:
-    """Returns the precision-recall curve of the detections and its note in the legend."""
-    from person_search.evaluation import evaluate_detection
-    from person_search.evaluation.plots import detection_curve
-
-    truth, p = evaluator.ground_truth, evaluator.predictions
-    arrays = (truth.boxes, truth.offsets, p.boxes, p.scores, p.det_offsets)
-    iou = evaluator.settings.det_iou_thresh
-    ap = evaluate_detection(*arrays, iou_thresh=iou)["AP"]
-    return detection_curve(*arrays, iou_thresh=iou), f"AP {ap:.1f} (IoU {iou:g})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

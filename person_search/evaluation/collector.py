@@ -84,7 +84,7 @@ class PredictionCollector:
             ``gt_counts`` (i,) and ``gt_feats`` (m, D).
         """
         widths = {"boxes": (4,), "scores": ()}
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "image_ids": np.array(list(self._image_ids), np.int64),
             "det_counts": np.array(self._det_counts, np.int64),
             "query_ids": np.array(self._query_ids, np.int64),

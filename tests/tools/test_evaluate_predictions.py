@@ -162,3 +162,10 @@ def test_table_of_minimum_similarities(run, file):
     metrics = [[float(cell) for cell in row] for row in rows[-6:-1] if len(row) == 3]
     assert len(metrics) == 5 and metrics == sorted(metrics, key=lambda row: -row[0])
     assert all(fpir <= most for (_, fpir, _), most in zip(metrics, (1, 5, 10, 20, 50), strict=True))
+
+
+def test_an_output_that_is_a_file(run, file, tmp_path):
+    """The metrics are printed all the same."""
+    code, printed, errors = run(file, "--output", file)
+    assert code == 2 and f"mine on {NAME}" in printed
+    assert f"the results of ['mine'] could not be written to {file}" in errors
