@@ -224,7 +224,7 @@ def _measure(
 
 
 def _cast_shadows(frame: np.ndarray, camera: Camera, sprites: list[_Sprite]) -> None:
-    """Darkens the ground under the figures: soft contact shadows, and silhouettes in the sun."""
+    """Darkens the ground under the sprites: soft contact shadows, and silhouettes in the sun."""
     height, width = frame.shape[:2]
     half = (width // 2, height // 2)
     dark = np.zeros((half[1], half[0]), np.float32)
