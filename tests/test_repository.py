@@ -60,7 +60,17 @@ def test_python_files_name_their_license() -> None:
 def test_files_are_free_of(what: str, pattern: str) -> None:
     found = []
     for path in tracked():
-        if path.suffix in {".py", ".md", ".sh", ".yaml", ".yml", ".toml", ".txt", ".json", ""}:
+        if path.name != "LICENSE" and path.suffix in {
+            ".py",
+            ".md",
+            ".sh",
+            ".yaml",
+            ".yml",
+            ".toml",
+            ".txt",
+            ".json",
+            "",
+        }:
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
                 if re.search(pattern, line):
                     found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}")
@@ -195,7 +205,7 @@ def test_readmes_stay_short(name: str, most: int) -> None:
 
 def test_changelog_entries_are_one_short_line() -> None:
     lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
-    long = [line for line in lines if len(line.removeprefix("- ")) > 120]
+    long = [line for line in lines if line.startswith("- ") and len(line) > 122]
     assert not long, "at most 120 characters each"
     assert not [line for line in lines if line.startswith("  ")], "one line each"
 

@@ -29,7 +29,7 @@ def list_configs() -> list[str]:
 def nearest_configs(name: str) -> str:
     """Returns a sentence with the names of similar configs, or "" if none is similar."""
     names = list_configs()
-    by_file = {Path(known).name: known for known in reversed(names)}
-    near = [by_file[x] for x in difflib.get_close_matches(Path(name).name, by_file, n=2)]
-    near = near or difflib.get_close_matches(name, names, n=2)
+    by_stem = {Path(known).stem: known for known in reversed(names)}
+    near = difflib.get_close_matches(Path(name).stem, by_stem, n=2, cutoff=0.7)
+    near = [by_stem[stem] for stem in near]
     return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -301,7 +301,7 @@ def test_a_mapper_without_ground_truth_boxes_is_reported(one_pass_cfg) -> None:
     with torch.no_grad():
         outputs = model.eval()(batch)
     with pytest.raises(
-        ValueError, match=r"image_id 0: the loader gave.*2 ground truth boxes \(-1\)"
+        ValueError, match=r"image_id 0: the loader returned.*2 ground truth boxes \(-1\)"
     ):
         judge.process(batch, outputs)
     del batch[0]["queries"]

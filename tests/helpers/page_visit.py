@@ -47,7 +47,7 @@ def visit(chromium, page_server: Page) -> Iterator[Callable]:
     """Returns ``visit(**options of the browser)``, which opens the page.
 
     Any message in the browser's console that is not asked for (``expect``) fails the test.
-    ``early(tab)`` is called before the page is loaded; nobody waits for the gallery then.
+    ``early(tab)`` is called before the page is loaded; the gallery is not waited for then.
     """
     contexts, complaints, expected = [], [], []
 

@@ -204,7 +204,7 @@ def test_a_damaged_gallery_is_told_and_opened_once_it_is_whole(visit, page_serve
     try:
         tab = visit("status of 503", early=lambda _: None)
         tab.wait_for_selector("#error:has-text('Line 1 of')")
-        assert "is damaged. 'person-search verify' names" in tab.inner_text("#error")
+        assert "is damaged. 'person-search verify' lists" in tab.inner_text("#error")
         assert tab.inner_text("#gallery") == "The gallery is not open."
         give(tab, "drop", "me.png")
         tab.wait_for_selector("#error:has-text('Line 1 of')")

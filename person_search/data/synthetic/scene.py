@@ -20,7 +20,7 @@ from .person import draw_person, sample_pose
 from .props import PROPS, draw_prop
 
 _MOST_HIDDEN = 0.70
-"""Persons of whom a larger share is hidden get no box; nor do tiny ones."""
+"""Persons with a larger hidden share get no box; nor do tiny ones."""
 
 _HARD_HIDDEN = 0.40
 _ATTEMPTS = 6

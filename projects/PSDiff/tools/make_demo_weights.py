@@ -11,6 +11,7 @@ split contains other persons and is not used.
 
 import argparse
 import os
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,11 +42,11 @@ def save_half(tensors: "dict[str, Tensor]", path: Path) -> None:
 
 def work(args: argparse.Namespace) -> None:
     """Runs the commands and converts the weights."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
-    from demo import CONFIG, DATA_OPTIONS, PSDIFF_WEIGHTS, ROOT, TEACHER_WEIGHTS, Steps
-
     from person_search.utils.weight_files import read_weights
 
+    demo = runpy.run_path(str(Path(__file__).resolve().parents[3] / "tools" / "demo.py"))
+    names = ("CONFIG", "DATA_OPTIONS", "PSDIFF_WEIGHTS", "ROOT", "TEACHER_WEIGHTS", "Steps")
+    CONFIG, DATA_OPTIONS, PSDIFF_WEIGHTS, ROOT, TEACHER_WEIGHTS, Steps = map(demo.get, names)
     os.chdir(ROOT)
     out, programs = args.output, "projects/PSDiff/tools"
     keys = (

@@ -94,7 +94,10 @@ def test_weights_bring_their_number_of_identities(run, place):
         (["--figures", "pca", "--features", "u3r0_x"], "--features names 'u3r0_x'"),
         (["--figures", "dgrpn", "--box", 200, 10, 220, 50], "lies outside the image"),
         (["--dataset", "nowhere"], "unknown dataset 'nowhere'"),
-        (["--figures", "dgrpn", "MODEL.WEIGHTS", "none.pth"], "there is no weight file"),
+        (
+            ["--figures", "dgrpn", "MODEL.WEIGHTS", "none.pth"],
+            "the weight file 'none.pth' does not exist",
+        ),
         (["--figures", "dgrpn", "MODEL.WEIGHTS", __file__], "is not a checkpoint"),
         (["--figures", "pca", "MODEL.BACKBONE.NAME", "ResNetActivations"], "Remove them from"),
         (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "this tool is for DiffPS"),
@@ -119,7 +122,7 @@ def test_weights_that_do_not_fit(run, place, tmp_path):
 
 
 def test_no_image(run, tmp_path):
-    assert "there is no image" in run(image=tmp_path / "none.jpg")[2]
+    assert "none.jpg' does not exist" in run(image=tmp_path / "none.jpg")[2]
     (tmp_path / "text.jpg").write_text("text")
     status, _, err, _ = run(image=tmp_path / "text.jpg")
     assert status == 2 and "cannot read the image" in err

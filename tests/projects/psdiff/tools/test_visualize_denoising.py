@@ -73,7 +73,11 @@ def test_a_threshold_that_nothing_reaches(visualize, capsys) -> None:
         (("--score-thresh", 2), (), "--score-thresh is 2.0"),
         (("--query-box", 5, 5, 5, 9), (), "has no area"),
         (("--query-box", 500, 5, 600, 9), (), "lies outside the image"),
-        (("--query-box", 1, 1, 9, 9, "--query-image", "no.png"), (), "no image 'no.png'"),
+        (
+            ("--query-box", 1, 1, 9, 9, "--query-image", "no.png"),
+            (),
+            "the image 'no.png' does not exist",
+        ),
         ((), ("MODEL.PSDIFF.STEPS", 0), "MODEL.PSDIFF.STEPS is 0"),
         ((), ("MODEL.PSDIFF.SAMPLER", "euler"), "MODEL.PSDIFF.SAMPLER is 'euler'"),
         ((), ("MODEL.WEIGHTS", "absent.pth"), "absent.pth"),

@@ -1,5 +1,5 @@
-# ruff: noqa: F401
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: F401
 """Configs: a tree of keys with defaults, and classes that can be built from it."""
 
 from detectron2._lite import absent

@@ -1,5 +1,5 @@
-# ruff: noqa: F401
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: F401
 """Training loops, hooks, and the default setup of a training program."""
 
 from detectron2._lite import absent

@@ -1,5 +1,5 @@
-# ruff: noqa: F401
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: F401
 """TorchScript compilation of code that uses ``Instances``. Caffe2 and ONNX export are absent."""
 
 from detectron2._lite import absent

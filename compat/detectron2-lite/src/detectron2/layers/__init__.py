@@ -1,5 +1,5 @@
-# ruff: noqa: F401
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: F401
 """Building blocks of networks."""
 
 from detectron2._lite import absent, absent_class

@@ -1,5 +1,5 @@
-# ruff: noqa: F401
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: F401
 """Loaders of data sets in common formats."""
 
 from detectron2._lite import absent

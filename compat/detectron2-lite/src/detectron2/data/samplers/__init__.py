@@ -1,5 +1,5 @@
-# ruff: noqa: F401
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: F401
 """Samplers for one process or several."""
 
 from detectron2._lite import absent

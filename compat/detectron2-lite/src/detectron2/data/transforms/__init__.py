@@ -1,5 +1,5 @@
-# ruff: noqa: F401, F403
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: F401, F403
 """Transforms of images with their annotations, and augmentations that choose transforms."""
 
 from detectron2._lite import absent

@@ -1,5 +1,5 @@
-# ruff: noqa: F401
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: F401
 """Backbones: networks that map images to feature maps."""
 
 from detectron2._lite import absent

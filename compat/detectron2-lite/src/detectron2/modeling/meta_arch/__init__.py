@@ -1,5 +1,5 @@
-# ruff: noqa: F401
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: F401
 """Meta architectures: whole models, from a batch of image dicts to losses or results."""
 
 from detectron2._lite import absent

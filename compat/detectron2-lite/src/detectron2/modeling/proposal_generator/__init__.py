@@ -1,5 +1,5 @@
-# ruff: noqa: F401
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: F401
 """Proposal generators: the first stage of a detector."""
 
 from detectron2._lite import absent
