@@ -146,8 +146,8 @@ def test_an_empty_gallery(search_tool, tmp_path, shown) -> None:
     assert "0 images with 0 persons added" in shown()[0]
     assert search_tool("query") == 0
     assert (
-        "No person was found in 0 images (0 persons): the gallery is empty, and 1 file could not be "
-        "read." in shown()[0]
+        "No person was found in 0 images (0 persons): the gallery is empty, and 1 file could not "
+        "be read." in shown()[0]
     )
     assert search_tool("info") == 0
     assert "0 (1 file unreadable)" in shown()[0]
