@@ -28,9 +28,11 @@ ENTRY_POINTS = {
 
 EXTRAS = {
     # The frozen Stable Diffusion backbone of DiffPS. PSDiff needs none of it.
-    "diffps": ["transformers>=4.44"],
+    "diffps": ["transformers>=4.44,<6"],
     # The approximate index of large galleries; exact search needs no extra.
     "search": ["faiss-cpu>=1.9"],
+    # HEIC images in person-search; AVIF needs Pillow 11.3 or later.
+    "heif": ["pillow-heif>=0.16"],
     # The web page of person-search serve.
     "page": ["fastapi>=0.115", "uvicorn>=0.30"],
     # Further backbones of PSDiff's teachers (MODEL.PSDIFF.TEACHER.BACKBONE timm/<name>).
@@ -59,7 +61,7 @@ EXTRAS = {
         "pre-commit>=3.5",
         "pytest>=9",  # faulthandler_exit_on_timeout
         "timm>=1.0",  # so that its backbones are tested
-        "transformers>=4.44",  # so that DiffPS is tested
+        "transformers>=4.44,<6",  # so that DiffPS is tested
         "uvicorn>=0.30",
         "pytest-cov>=6",
         "pytest-xdist>=3.5",

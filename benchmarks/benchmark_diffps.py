@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Measures what the frozen part of DiffPS costs, against running it the way the release does.
+"""Measures the cost of the frozen part of DiffPS, compared with computing it as in the release.
 
     OMP_NUM_THREADS=1 python benchmarks/benchmark_diffps.py --clock cpu
     python benchmarks/benchmark_diffps.py --device cuda --dtype float16 --size 1280 --repeats 10
@@ -8,17 +8,18 @@
 
 The release encodes every image with the VAE, runs the UNet to its end, and replaces every attention
 of the UNet by an explicit softmax, of which it keeps one layer's map with all heads and tokens
-(diffps/plain.py). Both ways run the same random weights on the same images, in the shape of Stable
-Diffusion 2.1; nothing is downloaded, and the features must agree before anything is timed.
+(plain_diffusion.py). Both run with the same random weights of the shape of Stable Diffusion 2.1 on
+the same images, without a download, and their features must agree.
 
-In each repeat every variant runs once, in changing order, so that other work on the machine slows
-all alike. Ratios are taken within a repeat; shown are medians, and the lowest and highest ratio.
+In each repeat every variant runs once, in changing order, so that other load of the machine affects
+all alike. Ratios are taken within a repeat; the tables show medians, and the lowest and highest
+ratio.
 
-Parts: ``frozen`` times the frozen part, ``memory`` measures its peak memory at several sizes and
-extends the curve to 1280 x 1280, ``step`` times forward and backward of a training step with the
-real heads. At a size below 1280 x 1280 the step has fewer RoIs and proposals, in proportion to the
-area, so that frozen and trainable part keep their shares; the optimizer's step, which does not
-depend on the image, is left out. Caches are read from the operating system's memory.
+Parts: ``frozen`` times the frozen part; ``memory`` measures its peak memory at several sizes and
+extrapolates to 1280 x 1280; ``step`` times forward and backward of a training step with the real
+heads. Below 1280 x 1280 the step has fewer RoIs and proposals, in proportion to the area, so that
+frozen and trainable part keep their shares. The optimizer step, which does not depend on the image,
+is not included. Caches are read from the page cache of the operating system.
 """
 
 import argparse
@@ -30,19 +31,19 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-from person_search.cli import run_program
+from person_search.cli import program_parser, run_program
 
 CONFIG = Path(__file__).parents[1] / "configs" / "DiffPS" / "diffps_sd21_prw.yaml"
 PARTS = ("frozen", "memory", "step")
 FULL_SIZE = 1280
 TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 0.2}
-"""Largest relative difference between both ways, in norm."""
+"""Maximum relative difference between both implementations, in norm."""
 PERSONS_PER_IMAGE = 6
 
 
 @dataclass
 class Result:
-    """All figures."""
+    """All results."""
 
     device: str
     dtype: str
@@ -55,29 +56,28 @@ class Result:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", default=str(CONFIG))
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["frozen", "memory"])
-    parser.add_argument("--family", default="sd21", help="shape of the model; tiny: for a trial")
-    parser.add_argument("--size", type=int, default=512, help="side of the image (default: 512)")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="", help="default: cuda if there is one, else cpu")
-    parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="float32")
-    parser.add_argument(
-        "--clock", choices=("wall", "cpu"), default="wall",
-        help="cpu: time of this process alone, for a busy machine; one thread on a CPU only",
-    )  # fmt: skip
-    parser.add_argument(
-        "--memory-sizes", type=int, nargs="+", default=[384, 512, 640],
-        help="sides at which memory is measured, three at least (default: 384 512 640)",
-    )  # fmt: skip
-    parser.add_argument("--profile", action="store_true", help="list the UNet's operators by time")
-    parser.add_argument("--json", type=Path, help="also write all figures to this file")
-    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    """Parses the command line."""
+    parser = program_parser(__doc__)
+    add = parser.add_argument
+    add("--config-file", default=str(CONFIG), metavar="FILE", help="YAML config (default: PRW)")
+    add("--parts", nargs="+", choices=PARTS, default=["frozen", "memory"],
+        help="what to measure (default: frozen memory)")  # fmt: skip
+    add("--family", default="sd21",
+        help="shape of the model: sd15, sd21 or, for a trial, tiny (default: sd21)")  # fmt: skip
+    add("--size", type=int, default=512, help="side of the image in pixels (default: 512)")
+    add("--repeats", type=int, default=3, help="repeats of each measurement (default: 3)")
+    add("--device", default="", help="torch device (default: cuda if available, otherwise cpu)")
+    add("--dtype", choices=tuple(TOLERANCE), default="float32",
+        help="type of the frozen weights (default: float32)")  # fmt: skip
+    add("--clock", choices=("wall", "cpu"), default="wall",
+        help="cpu: time of this process, for a busy machine; one thread on a CPU only "
+        "(default: wall)")  # fmt: skip
+    add("--memory-sizes", type=int, nargs="+", default=[384, 512, 640],
+        help="sides for the memory curve, at least three (default: 384 512 640)")  # fmt: skip
+    add("--profile", action="store_true", help="list the operators of the UNet by time")
+    add("--json", type=Path, metavar="FILE", help="also write all results to this file")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
+        help="config overrides, after all options")  # fmt: skip
     args = parser.parse_args(argv)
     sides = [args.size, *args.memory_sizes]
     if min(sides) < 64 or any(side % 64 for side in sides):
@@ -91,7 +91,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 # ---- models ------------------------------------------------------------------------------------
 def build_cfg(args: argparse.Namespace):
-    """The config of DiffPS with random weights, and without data."""
+    """Returns the config of DiffPS with random weights and without data."""
     import random_diffusion  # noqa: F401  registers the backbone
     import torch
     from timing import check_clock
@@ -108,7 +108,7 @@ def build_cfg(args: argparse.Namespace):
 
 
 def random_image(args: argparse.Namespace, size: int):
-    """(1, 3, size, size) in [-1, 1]."""
+    """Returns an image, (1, 3, size, size) in [-1, 1]."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -116,14 +116,14 @@ def random_image(args: argparse.Namespace, size: int):
 
 
 def check_equal(plain: dict, fast: dict, dtype: str) -> dict[str, float]:
-    """Returns the relative differences; raises RuntimeError if one is beyond the tolerance."""
+    """Returns the relative differences; raises RuntimeError if one exceeds the tolerance."""
     differences = {
         name: float((fast[name] - x).norm() / x.norm())
         for name, x in plain.items()
         if name != "attn"
     }
     if max(differences.values()) > TOLERANCE[dtype]:
-        raise RuntimeError(f"the features of both ways differ: {differences}")
+        raise RuntimeError(f"the features of both implementations differ: {differences}")
     return differences
 
 
@@ -162,9 +162,9 @@ def measure_frozen(cfg, args: argparse.Namespace, result: Result) -> None:
     whole = [a + b for a, b in zip(times["plain VAE"], times["plain UNet"], strict=True)]
     rows = [
         Timing("UNet alone, whole, explicit attention", times["plain UNet"], times["plain UNet"]),
-        Timing("UNet alone, as here (a)", times["latent"], times["plain UNet"]),
-        Timing("VAE and UNet, way of the release", whole, whole),
-        Timing("VAE and UNet, as here, no cache (b)", times["none"], whole),
+        Timing("UNet alone, here (a)", times["latent"], times["plain UNet"]),
+        Timing("VAE and UNet, as in the release", whole, whole),
+        Timing("VAE and UNet, here, no cache (b)", times["none"], whole),
         Timing("with the latent cache (c)", times["latent"], whole),
         Timing("with the compact feature cache", times["compact"], whole),
         Timing("with the feature cache (d)", times["feature"], whole),
@@ -175,30 +175,30 @@ def measure_frozen(cfg, args: argparse.Namespace, result: Result) -> None:
 
 
 def run_with_caches(backbone, image, caches: dict) -> dict:
-    """Features of an image, with the caches given, by kind, and no other."""
+    """Returns the features of an image with these caches, by kind, and no others."""
     backbone.latent_cache, backbone.feature_cache = caches.get("latent"), caches.get("feature")
     return backbone(image, keys=["ab" * 20])
 
 
 def with_cache(cfg, kind: str, folder: str):
-    """The config with a cache."""
+    """Returns the config with a cache."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DIFFPS.BACKBONE.CACHE.KIND, cfg.MODEL.DIFFPS.BACKBONE.CACHE.DIR = kind, folder
-    # it runs once, to fill the cache, so its UNet needs no weights of its own
+    # it runs only once, to fill the cache, so its UNet shares the plain weights
     cfg.MODEL.DIFFPS.BACKBONE.WINOGRAD = False
     return cfg
 
 
 def open_caches(folder: str) -> dict:
-    """Empty caches of latents and of features."""
+    """Returns empty caches of latents and of features."""
     from diffps.cache import TensorCache
 
     return {kind: TensorCache(folder, kind, {"of": "this"}) for kind in ("latent", "feature")}
 
 
 def print_profile(function: Callable[[], object], args: argparse.Namespace) -> None:
-    """Lists the operators of a call by the time spent in them."""
+    """Prints the operators of a call by time."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -213,7 +213,7 @@ def print_profile(function: Callable[[], object], args: argparse.Namespace) -> N
 
 # ---- training step -----------------------------------------------------------------------------
 def measure_step(cfg, args: argparse.Namespace, result: Result) -> None:
-    """Times forward and backward of the whole model with four ways to come by the features."""
+    """Times forward and backward of the whole model with four sources of the features."""
     import torch
     from detectron2.modeling import build_model
     from detectron2.utils.events import EventStorage
@@ -242,7 +242,7 @@ def measure_step(cfg, args: argparse.Namespace, result: Result) -> None:
             step()
 
         variants = {
-            "none, way of the release": partial(step_with, plain),
+            "none, as in the release": partial(step_with, plain),
             "none": partial(step_with, fast),
             "latent cache": partial(step_with, fast, "latent"),
             "feature cache": partial(step_with, fast, "feature"),
@@ -251,16 +251,16 @@ def measure_step(cfg, args: argparse.Namespace, result: Result) -> None:
         trainable = teraflops(variants["feature cache"])
     rows = [Timing(name, values, times["none"]) for name, values in times.items()]
     rows[0].against = rows[0].times
-    release = times["none, way of the release"]
+    release = times["none, as in the release"]
     rows += [Timing(f"{r.name}, against the release", r.times, release) for r in rows[1:]]
     show_rows(f"Training step, forward and backward, {args.size} x {args.size}", rows, result)
     result.teraflops = frozen_teraflops(args.family, FULL_SIZE)
-    result.teraflops["trainable part, both ways"] = trainable * (FULL_SIZE / args.size) ** 2
+    result.teraflops["trainable part, both"] = trainable * (FULL_SIZE / args.size) ** 2
     show_flops(result.teraflops)
 
 
 def scaled_to_area(cfg, size: int):
-    """The config with numbers of RoIs and proposals in proportion to the area of the image."""
+    """Returns the config with RoIs and proposals in proportion to the area of the image."""
     cfg = cfg.clone()
     cfg.defrost()
     share = min(1.0, (size / FULL_SIZE) ** 2)
@@ -277,7 +277,7 @@ def scaled_to_area(cfg, size: int):
 
 
 def training_input(size: int) -> dict:
-    """A random image with a few random persons."""
+    """Returns a random image with random persons."""
     import torch
     from detectron2.structures import Boxes, Instances
 
@@ -295,7 +295,7 @@ def training_input(size: int) -> dict:
 
 # ---- memory ------------------------------------------------------------------------------------
 def measure_memory(cfg, args: argparse.Namespace, result: Result) -> None:
-    """Measures peaks at several sizes, and extends the curves to 1280 x 1280."""
+    """Measures peaks at several sizes, and extrapolates to 1280 x 1280."""
     from detectron2.modeling import build_backbone
     from peak_memory import peak_bytes
     from random_diffusion import build_plain_backbone
@@ -312,17 +312,18 @@ def measure_memory(cfg, args: argparse.Namespace, result: Result) -> None:
             cache.put("ab" * 20, {"moments": latents[0].repeat(2, 1, 1)})  # of the right shape
             for name, run in {
                 "VAE": partial(plain.encode, image),
-                "UNet, way of the release": partial(plain.run_unet, latents),
-                "UNet, as here": partial(run_with_caches, fast, image, {"latent": cache}),
+                "UNet, as in the release": partial(plain.run_unet, latents),
+                "UNet, here": partial(run_with_caches, fast, image, {"latent": cache}),
             }.items():
                 peak = peak_bytes(run, args.device)
-                if size > 64:  # the first calls, where libraries take memory of their own
+                if size > 64:  # in the first calls, libraries allocate memory of their own
                     result.memory.append({"part": name, "size": size, "gb": peak / 1e9})
     show_memory(args, result)
 
 
 # ---- output ------------------------------------------------------------------------------------
 def console():
+    """Returns the console for the tables."""
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -337,20 +338,20 @@ def show_rows(title: str, rows: list, result: Result) -> None:
         table.add_column(name, justify="right" if name else "left")
     for row in rows:
         table.add_row(row.name, f"{row.median:.0f}", *(f"{ratio:.2f}" for ratio in row.ratios))
-        figures = {"table": title, "median": row.median, "ratios": row.ratios}
-        result.rows.append(figures | asdict(row))
+        values = {"table": title, "median": row.median, "ratios": row.ratios}
+        result.rows.append(values | asdict(row))
     out = console()
     out.print(f"\n[bold]{title}, {result.device}, {result.dtype}")
     out.print(table)
     if "Frozen" in title:
         worst = max(result.differences.values())
-        out.print(f"Largest relative difference between the features of both ways: {worst:.1e}")
+        out.print(f"Largest relative difference between both features: {worst:.1e}")
         sizes = ", ".join(f"{name} {mb:.2f} MB" for name, mb in result.cache_mb.items())
         out.print(f"Cache entries of this image: {sizes}")
 
 
 def show_flops(teraflops: dict[str, float]) -> None:
-    """Prints the operations of a step at full size and what they let expect."""
+    """Prints the operations of a step at full size and the speed-up that they allow."""
     out = console()
     out.print(f"\n[bold]Operations per image of {FULL_SIZE} x {FULL_SIZE}, in 1e12 (counted)")
     for name, value in teraflops.items():
@@ -367,7 +368,7 @@ def show_flops(teraflops: dict[str, float]) -> None:
 
 
 def show_memory(args: argparse.Namespace, result: Result) -> None:
-    """Prints what was measured, the curves, and their values at full size."""
+    """Prints measurements, curves, and their values at full size."""
     from diffusion_cost import MemoryCurve
     from rich.table import Table
 
@@ -393,15 +394,15 @@ def show_memory(args: argparse.Namespace, result: Result) -> None:
     saved = max(release, vae) - max(ours, vae)
     result.memory.append({"part": "saved", "size": FULL_SIZE, "gb": saved})
     out.print(
-        f"The columns of {FULL_SIZE} are calculated: a + b cells, and c cells^2 where attention is "
-        f"explicit; c is {per_pair:.1f}\nbytes. VAE and UNet run one after the other: the larger "
-        f"counts. [bold]{saved:.1f} GB less[/bold] than the way of the\nrelease; its text encoder, "
-        "which stays loaded there, is not in this."
+        f"The columns of {FULL_SIZE} are extrapolated: a + b cells, and c cells^2 where attention "
+        f"is explicit;\nc is {per_pair:.1f} bytes. VAE and UNet run one after the other, so the "
+        f"larger counts. [bold]{saved:.1f} GB less[/bold]\nthan the release, whose text encoder, "
+        "which stays loaded, is not included."
     )
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    """Runs the parts asked for."""
+    """Measures the selected parts."""
     cfg = build_cfg(args)
     result = Result(args.device, args.dtype, args.size)
     for part, measure in (
@@ -416,6 +417,7 @@ def benchmark(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs the program."""
     return run_program(benchmark, parse_args(argv), log=False)
 
 

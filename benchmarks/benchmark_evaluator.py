@@ -1,22 +1,22 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Times the evaluator on random test sets of the size of CUHK-SYSU and PRW, and its memory.
+"""Measures time and memory of the evaluator on random test sets of the size of CUHK-SYSU and PRW.
 
-    python benchmarks/benchmark_evaluator.py                       # all parts, a process for each
+    python benchmarks/benchmark_evaluator.py                       # all parts
     python benchmarks/benchmark_evaluator.py --parts prw --dim 512
     python benchmarks/benchmark_evaluator.py --parts conversion    # TestG4000.mat to arrays
 
-Parts:
+Parts, each in a process of its own:
 
 * cuhk_sysu: detection, the six gallery sizes and the two subsets from one set of predictions
 * prw: detection, regular and multi-view gallery, each plain and with CBGM
-* conversion: a protocol file of the real size (2,900 galleries of 4,000) is written to a temporary
-  folder, as MATLAB would, and turned into arrays. Needs minutes and a few hundred MB of disk.
+* conversion: writes a protocol file of the real size (2,900 galleries of 4,000 images) to a
+  temporary folder, as MATLAB does, and converts it to arrays. Takes minutes and a few hundred MB.
 
-The ratio is to plain loops, in the same run: for each query and gallery image one product, then a
-sort per query. They run on a few queries, whose figures must be equal; their time for all queries
-is extrapolated. Seconds are wall clock, with the CPU time beside them. Peak memory is that of the
-whole process, Python and libraries included.
+The reference of the search is a plain loop in the same run: one product for each query and gallery
+image, then a sort per query. It runs on a few queries, which must get equal results; its time is
+extrapolated to all queries. The reference of the cached arrays is the conversion. Seconds are
+wall-clock time, followed by CPU time. Peak memory includes Python and all libraries.
 """
 
 import argparse
@@ -24,62 +24,71 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from person_search.cli import program_parser, run_program
 
 PARTS = ("cuhk_sysu", "prw", "conversion")
 CUHK_SYSU_SIZES = {f"g{size}": size for size in (100, 50, 500, 1000, 2000, 4000)}
 SUBSETS = {"occlusion": 187, "low_resolution": 290}
 NUM_QUERIES, LARGEST_GALLERY = 2900, 4000
 MOST_POSITIVES = 13
-"""Images of one query; a gallery must hold them all."""
+"""Maximum number of positive images of a query; a gallery must hold all of them."""
 
 
-def main() -> None:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = program_parser(__doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS),
+                        help="parts to run (default: all)")  # fmt: skip
+    parser.add_argument("--dim", type=int, metavar="D", default=256,
+                        help="length of an embedding (default: 256)")  # fmt: skip
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="seed (default: 0)")
+    parser.add_argument("--plain-queries", type=int, metavar="N", default=10,
+                        help="number of queries for the plain loops (default: 10)")  # fmt: skip
+    parser.add_argument("--shrink", type=int, metavar="N", default=1,
+                        help="divide all sizes by N for a trial, at most 100")  # fmt: skip
+    args = parser.parse_args(argv)
+    for name, least in (("dim", 1), ("seed", 0), ("plain_queries", 1), ("shrink", 1)):
+        value = getattr(args, name)
+        if value < least or (name == "shrink" and value > 100):
+            allowed = f"at least {least}" if name != "shrink" else "from 1 to 100"
+            parser.error(f"--{name.replace('_', '-')} is {value}; it must be {allowed}")
+    return args
+
+
+def run_parts(args: argparse.Namespace) -> int:
     """Runs each part in a process of its own, so that its peak memory is its own."""
-    args = parse_args()
-    if len(args.parts) == 1:
-        run_part(args.parts[0], args)
-        return
-    for part in args.parts:
-        options = ["--dim", str(args.dim), "--plain-queries", str(args.plain_queries)]
-        options += ["--seed", str(args.seed), "--shrink", str(args.shrink)]
-        command = [sys.executable, __file__, "--parts", part, *options]
-        subprocess.run(command, check=True)
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--dim", type=int, default=256, help="length of the embedding (D)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--plain-queries", type=int, default=10, help="queries for the plain loops; 0: none"
-    )
-    parser.add_argument(
-        "--shrink", type=int, default=1, help="divide all sizes, to try the program itself"
-    )
-    return parser.parse_args()
-
-
-def run_part(part: str, args: argparse.Namespace) -> None:
-    """Prints the figures of one part."""
+    if len(args.parts) > 1:
+        options = ["--dim", args.dim, "--plain-queries", args.plain_queries, "--seed", args.seed]
+        options += ["--shrink", args.shrink, *(["--traceback"] if args.traceback else [])]
+        for part in args.parts:
+            command = [sys.executable, __file__, "--parts", part, *map(str, options)]
+            code = subprocess.run(command).returncode
+            if code:
+                return code
+        return 0
+    (part,) = args.parts
     {"cuhk_sysu": time_cuhk_sysu, "prw": time_prw, "conversion": time_conversion}[part](args)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{part + ': peak memory':<44} {peak:8.0f} MiB\n", flush=True)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program and returns the exit status."""
+    return run_program(run_parts, parse_args(argv), log=False)
 
 
 def time_cuhk_sysu(args: argparse.Namespace) -> None:
+    """Times the evaluation of a test set like CUHK-SYSU."""
     from simulation import listed_protocols, simulate_cuhk_sysu
 
-    from person_search.evaluation.options import SearchOptions
+    from person_search.evaluation import SearchOptions
 
     s = args.shrink
     data = simulate_cuhk_sysu(
@@ -95,18 +104,19 @@ def time_cuhk_sysu(args: argparse.Namespace) -> None:
     title = "search, 6 gallery sizes and 2 subsets"
     seconds, scores = time_search(title, data, [(p, plain) for p in protocols])
     for protocol, one in zip(protocols, scores, strict=True):
-        print(f"    {protocol.name:<20} {figures_of(one)}")
+        print(f"    {protocol.name:<20} {summary_of(one)}")
     report("cuhk_sysu: all but the optional", (total[0] + seconds[0], total[1] + seconds[1]))
     for variant in ("cbgm", "cws", "gt"):
-        jobs = [(p, plain.changed(variant)) for p in protocols]
+        jobs = [(p, plain.with_variant(variant)) for p in protocols]
         time_search(f"the same search, {variant} instead", data, jobs)
     compare_with_plain_loops(data, protocols, scores, args.plain_queries, seconds)
 
 
 def time_prw(args: argparse.Namespace) -> None:
+    """Times the evaluation of a test set like PRW."""
     from simulation import open_protocols, simulate_prw
 
-    from person_search.evaluation.options import CbgmSettings, SearchOptions
+    from person_search.evaluation import SearchOptions
 
     s = args.shrink
     data = simulate_prw(
@@ -115,12 +125,12 @@ def time_prw(args: argparse.Namespace) -> None:
     )  # fmt: skip
     describe("PRW", data)
     total = time_detection(data)
-    plain = SearchOptions(cbgm=CbgmSettings(30, 4))
+    plain = SearchOptions(cbgm_k1=30, cbgm_k2=4)
     protocols = open_protocols(data)
-    jobs = [(p, options) for p in protocols for options in (plain, plain.changed("cbgm"))]
+    jobs = [(p, options) for p in protocols for options in (plain, plain.with_variant("cbgm"))]
     seconds, scores = time_search("search, regular, multi-view, CBGM of both", data, jobs)
     for (protocol, options), one in zip(jobs, scores, strict=True):
-        print(f"    {protocol.name + ' ' + options.matching:<20} {figures_of(one)}")
+        print(f"    {protocol.name + ' ' + options.matching:<20} {summary_of(one)}")
     report("prw: all but the optional", (total[0] + seconds[0], total[1] + seconds[1]))
     seconds, scores = time_search(
         "search, regular and multi-view alone", data, [(p, plain) for p in protocols]
@@ -129,6 +139,7 @@ def time_prw(args: argparse.Namespace) -> None:
 
 
 def describe(name: str, data) -> None:
+    """Prints the sizes of a test set."""
     p = data.predictions
     print(
         f"{name}: {len(p.image_ids)} images, {len(data.boxes)} boxes, {len(p.boxes)} detections, "
@@ -137,40 +148,46 @@ def describe(name: str, data) -> None:
 
 
 def time_detection(data) -> tuple[float, float]:
-    """Prints detection figures; returns wall and CPU seconds."""
+    """Prints detection metrics; returns wall-clock and CPU seconds."""
+    from timing import timed
+
     from person_search.evaluation.coco_ap import coco_average_precision, coco_summary
     from person_search.evaluation.detection_metrics import evaluate_detection
 
     p = data.predictions
     arrays = (data.boxes, data.offsets, p.boxes, p.scores, p.det_offsets)
-    own, figures = timed(evaluate_detection, *arrays)
-    report("detection AP, recall", own, f"AP {figures['AP']:.2f}")
+    own, metrics = timed(evaluate_detection, *arrays)
+    report("detection AP, recall", own, f"AP {metrics['AP']:.2f}")
     coco, ap50 = timed(coco_average_precision, *arrays)
     report("COCO AP50", coco, f"AP50 {ap50:.2f}")
-    sizes, figures = timed(coco_summary, *arrays)
-    report("COCO AP, 10 thresholds, by size (optional)", sizes, f"AP {figures['AP']:.2f}")
+    sizes, metrics = timed(coco_summary, *arrays)
+    report("COCO AP, 10 thresholds, by size (optional)", sizes, f"AP {metrics['AP']:.2f}")
     return own[0] + coco[0], own[1] + coco[1]
 
 
 def time_search(title: str, data, jobs: list) -> tuple[tuple[float, float], list]:
+    """Times the searches of several protocols; returns their seconds and scores."""
+    from timing import timed
+
     from person_search.evaluation.search_metrics import evaluate_searches
 
     seconds, scores = timed(evaluate_searches, data.predictions, jobs)
-    report(title, seconds, figures_of(scores[0]))
+    report(title, seconds, summary_of(scores[0]))
     return seconds, scores
 
 
-def figures_of(scores) -> str:
-    figures = scores.summary((1,))
-    return f"mAP {figures['mAP']:.2f} top1 {figures['top1']:.2f}"
+def summary_of(scores) -> str:
+    """Returns mAP and top-1 accuracy as text."""
+    metrics = scores.summary((1,))
+    return f"mAP {metrics['mAP']:.2f} top1 {metrics['top1']:.2f}"
 
 
 def compare_with_plain_loops(
     data, protocols: list, scores: list, num_queries: int, fast: tuple[float, float]
 ) -> None:
     """Runs plain loops on the first queries of each protocol and prints ratio and difference."""
-    if num_queries == 0:
-        return
+    from timing import timed
+
     wall, cpu, whole, difference = 0.0, 0.0, 0.0, 0.0
     for protocol, one in zip(protocols, scores, strict=True):
         count = min(num_queries, len(protocol.queries))
@@ -178,16 +195,16 @@ def compare_with_plain_loops(
         wall, cpu = wall + seconds[0], cpu + seconds[1]
         whole += seconds[1] / count * len(protocol.queries)
         difference = max(difference, np.abs(one.ap[:count] - slow).max())
-    note = f"all would take {whole:.0f} s of CPU"
+    note = f"{whole:.0f} s of CPU time, extrapolated to all"
     report(f"plain loops, {num_queries} queries of each protocol", (wall, cpu), note)
     print(
-        f"the same search is {whole / max(fast[1], 1e-9):.1f} times faster than plain loops (CPU "
-        f"time); largest difference of an AP {difference:.1e}"
+        f"the evaluator is {whole / max(fast[1], 1e-9):.1f} times as fast as plain loops (CPU "
+        f"time); maximum difference of an AP {difference:.1e}"
     )
 
 
 def plain_search(p, protocol, num_queries: int) -> np.ndarray:
-    """Average precision of the first queries: for each of them a loop over its gallery images."""
+    """Returns the average precision of the first queries, by a loop over gallery images."""
     from person_search.evaluation.box_metrics import adaptive_iou_threshold, aligned_iou
 
     aps = []
@@ -226,7 +243,9 @@ def plain_search(p, protocol, num_queries: int) -> np.ndarray:
 
 
 def time_conversion(args: argparse.Namespace) -> None:
-    """Times and weighs reading the largest protocol file for the first time, and again."""
+    """Times the first and the second reading of the largest protocol file."""
+    from timing import timed
+
     from person_search.data.datasets.cuhk_sysu_files import protocol_path, read_protocol
 
     num_queries, size = NUM_QUERIES // args.shrink, LARGEST_GALLERY // args.shrink
@@ -234,25 +253,35 @@ def time_conversion(args: argparse.Namespace) -> None:
         path = protocol_path(folder, f"g{size}")
         path.parent.mkdir(parents=True)
         seconds, raw = timed(write_protocol_file, path, f"TestG{size}", num_queries, size)
-        note = f"{path.stat().st_size / 2**20:.0f} MiB packed, {raw / 2**20:.0f} MiB unpacked"
+        note = (
+            f"{path.stat().st_size / 2**20:.0f} MiB compressed, {raw / 2**20:.0f} MiB uncompressed"
+        )
         report(f"writing {path.name}", seconds, note)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        seconds, arrays = timed(read_protocol, folder, f"g{size}")
+        first, arrays = timed(read_protocol, folder, f"g{size}")
         assert arrays["gallery"].shape == (num_queries, size)
-        report("conversion to arrays", seconds, f"peak before: {before:.0f} MiB")
+        report("conversion to arrays", first, f"peak before: {before:.0f} MiB")
         seconds, again = timed(read_protocol, folder, f"g{size}")
         assert all((arrays[name] == again[name]).all() for name in arrays)
         kept = sum(values.nbytes for values in again.values()) / 2**20
         report("from the cache", seconds, f"{kept:.0f} MiB")
+        ratio = first[1] / max(seconds[1], 1e-9)
+        print(f"the cache is {ratio:.1f} times as fast as the conversion (CPU time)")
 
 
 def write_protocol_file(path: Path, variable: str, num_queries: int, size: int) -> int:
-    """Writes a protocol file as MATLAB does (format 5, packed), a query at a time.
+    """Writes a protocol file as MATLAB does (format 5, compressed), one query at a time.
 
-    Each gallery holds two positives; the other images are listed without a box.
+    Each gallery has two positives; its other images are listed without a box.
+
+    Args:
+        path: File to write.
+        variable: Name of the variable.
+        num_queries: Number of queries.
+        size: Number of images in each gallery.
 
     Returns:
-        bytes of the variable before packing.
+        Bytes of the variable before compression.
     """
     rng = np.random.default_rng(0)
     names = [f"s{number:05d}.jpg".encode() for number in range(6978)]
@@ -268,7 +297,7 @@ def write_protocol_file(path: Path, variable: str, num_queries: int, size: int) 
         entries = [characters[i] + (located if n < 2 else empty) for n, i in enumerate(images[1:])]
         return query + structure(QUERY_FIELDS[:3], size, b"".join(entries))
 
-    # all elements have the same length, so that the head can be written before they are made
+    # all elements have the same length, so that the header can be written first
     length = len(element(0))
     head = structure_head(("Query", "Gallery"), num_queries, variable.encode())
     raw = len(head) + num_queries * length
@@ -289,19 +318,19 @@ QUERY_FIELDS = ("imname", "idlocate", "ishard", "idname")
 
 
 def part(kind: int, content: bytes) -> bytes:
-    """A part of a MATLAB file: type, length, content, filled up to eight bytes."""
+    """Returns an element of a MATLAB file: type, length, content, padded to eight bytes."""
     tag = np.array([kind, len(content)], "<u4").tobytes()
     return tag + content + bytes(-len(content) % 8)
 
 
 def matrix(kind: int, shape: tuple[int, int], content: bytes, name: bytes = b"") -> bytes:
-    """A matrix of a MATLAB class."""
+    """Returns a matrix of a MATLAB class."""
     flags = part(6, np.array([kind, 0], "<u4").tobytes())
     return part(14, flags + part(5, np.array(shape, "<i4").tobytes()) + part(1, name) + content)
 
 
 def structure_head(fields: tuple[str, ...], count: int, name: bytes = b"") -> bytes:
-    """What a (1, count) struct array holds before its elements."""
+    """Returns the header of a (1, count) struct array."""
     names = b"".join(field.encode().ljust(32, b"\0") for field in fields)
     width = np.array([4 << 16 | 5, 32], "<u4").tobytes()
     flags = part(6, np.array([2, 0], "<u4").tobytes())
@@ -310,19 +339,14 @@ def structure_head(fields: tuple[str, ...], count: int, name: bytes = b"") -> by
 
 
 def structure(fields: tuple[str, ...], count: int, elements: bytes) -> bytes:
+    """Returns a (1, count) struct array with the given elements."""
     return part(14, structure_head(fields, count) + elements)
 
 
-def timed(function: Callable, *args: Any) -> tuple[tuple[float, float], Any]:
-    """Returns wall-clock and CPU seconds, and the result."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = function(*args)
-    return (time.perf_counter() - wall, time.process_time() - cpu), result
-
-
 def report(name: str, seconds: tuple[float, float], note: str = "") -> None:
+    """Prints one row: name, wall-clock and CPU seconds, note."""
     print(f"{name:<44} {seconds[0]:8.2f} s  ({seconds[1]:.2f} s CPU)   {note}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,8 +6,9 @@
 
 SeqNet is represented by a model of the same operations built from torchvision layers, with random
 weights, at the test size that it uses (864 x 1504): ResNet-50 to stage 4, an RPN head, a head that
-runs stage 5 on 300 RoIs of 14 x 14, and a second one for the detections (--detections). PSDiff (R50-FPN) runs at 768 x 1344. Each repeat
-times all variants in turn; the table shows medians and the range of the ratios.
+runs stage 5 on 300 RoIs of 14 x 14, and a second one for the detections (--detections).
+PSDiff (R50-FPN) runs at 768 x 1344. Each repeat times all variants in turn; the table shows medians
+and the range of the ratios.
 """
 
 import argparse

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Times PSDiff with several numbers of denoising steps, and says what its training needs.
+"""Measures the speed of PSDiff for several numbers of steps, and the memory of its training.
 
     python benchmarks/benchmark_psdiff.py
     python benchmarks/benchmark_psdiff.py --device cuda --precision fp16
-    python benchmarks/benchmark_psdiff.py --size 480 640 --repeats 3 --no-memory MODEL.PSDIFF.ETA 1.0
+    python benchmarks/benchmark_psdiff.py --size 480 640 --no-memory MODEL.PSDIFF.ETA 1.0
 
-An image takes the backbone once and the head once per step. In each repeat every number of steps is
-timed once, in changing order, so that a machine with other work to do slows all of them alike;
-ratios are taken within a repeat, and medians over the repeats are shown. Weights are random, the
-score threshold is 0: every box goes through NMS.
+The backbone runs once per image and the head once per step. Each repeat measures each number of
+steps once, in changing order, so that other load on the machine affects all of them equally. Ratios
+are computed within a repeat; the medians over the repeats are shown. Weights are random, and the
+score threshold is 0, so that all boxes go through NMS.
 
 Memory is measured on a GPU. On a CPU it is calculated by running the training step on tensors
-without data (person_search/utils/training_memory.py), with all boxes pooled from the finest level
-and without the losses, whose tensors have a few numbers per box.
+without data (training_memory.py), with all boxes pooled from the finest level and without the
+losses, whose tensors have a few numbers per box.
 """
 
 import argparse
@@ -21,20 +21,20 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from person_search.cli import run_program
+from person_search.cli import program_parser, run_program
 
 CONFIG = Path(__file__).parents[1] / "configs" / "PSDiff" / "psdiff_r50_fpn_cuhk_sysu.yaml"
 # Table II of PSDiff: images per second on a V100, relative to one step (31, 27, 21, 14).
 PAPER_SPEED = {1: 1.0, 2: 0.87, 4: 0.68, 8: 0.45}
 GPU_GIB = 24
-# Context, workspaces of the libraries and fragmentation, which no count of tensors shows.
+# CUDA context, workspaces of libraries and fragmentation.
 RESERVE_GIB = 2.0
 PERSONS_PER_IMAGE = 8
 
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass
 class Benchmark:
-    """Medians in milliseconds; ``speed`` is relative to the smallest number of steps."""
+    """Median times in milliseconds; ``speed`` is relative to the smallest number of steps."""
 
     device: str
     precision: str
@@ -59,31 +59,48 @@ class Benchmark:
     memory_gib: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", default=str(CONFIG))
+    parser = program_parser(__doc__)
+    parser.add_argument(
+        "--config-file", default=str(CONFIG), metavar="FILE",
+        help="YAML config (default: the recommended one for CUHK-SYSU)",
+    )  # fmt: skip
     parser.add_argument(
         "--size", type=int, nargs=2, default=[800, 1333], metavar=("HEIGHT", "WIDTH"),
-        help="of the image that enters the model, in pixels (default: 800 1333)",
+        help="size of the model input in pixels (default: 800 1333)",
     )  # fmt: skip
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--device", default="", help="default: cuda if there is one, else cpu")
-    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N",
+        help="numbers of denoising steps (default: 1 2 4 8)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--repeats", type=int, default=7, metavar="N", help="measurements (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device", default="", help="device (default: cuda if available, else cpu)"
+    )
+    parser.add_argument(
+        "--precision", choices=("fp32", "fp16", "bf16"), default="fp32",
+        help="precision of the model (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall",
-        help="cpu: time of this process alone, for a busy machine; one thread on a CPU only",
+        help="wall time, or CPU time of this process, for a busy machine; the latter requires the "
+        "CPU and one thread (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--batch", type=int, default=8, help="images per training step")
-    parser.add_argument("--no-memory", action="store_true", help="leave the training's memory out")
-    parser.add_argument("--profile", action="store_true", help="list the head's operators by time")
-    parser.add_argument("--json", type=Path, help="also write all figures to this file")
-    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--batch", type=int, default=8, metavar="N",
+        help="number of images per training step (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--no-memory", action="store_true", help="omit the memory of training")
+    parser.add_argument("--profile", action="store_true", help="list the operators of a step")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
+        help="config overrides, after all options",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
     for name in ("steps", "size"):
         if min(getattr(args, name)) < 1:
             parser.error(f"--{name} is {getattr(args, name)}; each must be at least 1")
@@ -95,7 +112,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def build(args: argparse.Namespace):
-    """The model of the config with random weights, and its device."""
+    """Builds the model of the config with random weights."""
     import torch
     from detectron2.modeling import build_model
 
@@ -116,10 +133,11 @@ def build(args: argparse.Namespace):
 
 # ---- time --------------------------------------------------------------------------------------
 class Stopwatch:
-    """Milliseconds of calls; waits for the GPU before and after each.
+    """Measures calls in milliseconds; synchronizes the GPU before and after each.
 
     Args:
-        device: of the model. clock: ``wall``, or ``cpu`` for the time of this process alone.
+        device: Device of the model.
+        clock: ``wall``, or ``cpu`` for the CPU time of this process.
     """
 
     def __init__(self, device, clock: str) -> None:
@@ -127,14 +145,15 @@ class Stopwatch:
 
         if clock == "cpu" and (device.type != "cpu" or torch.get_num_threads() > 1):
             raise ValueError(
-                f"--clock cpu with {torch.get_num_threads()} threads on {device}: the time of the "
-                "process is that of an image with one thread on a CPU only. Set OMP_NUM_THREADS=1."
+                "--clock cpu requires one thread on a CPU, but there are "
+                f"{torch.get_num_threads()} threads on {device}. Set OMP_NUM_THREADS=1."
             )
         self.clock = clock
         self._wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
         self.wall = self.cpu = 0.0
 
     def __call__(self, function: Callable[[], T]) -> tuple[float, T]:
+        """Returns the milliseconds of a call, and its result."""
         self._wait()
         wall, cpu = time.perf_counter(), time.process_time()
         result = function()
@@ -145,7 +164,7 @@ class Stopwatch:
 
 
 def measure_time(model, args: argparse.Namespace) -> Benchmark:
-    """Times backbone, the parts of a step, NMS, and whole images."""
+    """Measures backbone, the parts of a step, NMS, and whole images."""
     import torch
 
     from psdiff.sampler import sampling_times
@@ -180,13 +199,13 @@ def measure_time(model, args: argparse.Namespace) -> Benchmark:
             turn = repeat % len(args.steps)
             for k in args.steps[turn:] + args.steps[:turn]:
                 add(k, partial(processes[k].detect, features, [size], [0]))
-            if repeat < 0:  # to warm up
+            if repeat < 0:  # warm-up
                 times.clear()
                 watch.wall = watch.cpu = 0.0
     busy = watch.wall > 1.5 * watch.cpu
     if model.device.type == "cpu" and args.clock == "wall" and busy:
-        print(f"(the machine is busy: {watch.cpu:.1f} s of CPU time in {watch.wall:.1f} s.")
-        print(" With OMP_NUM_THREADS=1, --clock cpu shows the time of this process alone.)")
+        print(f"(The machine is busy: {watch.cpu:.1f} s of CPU time in {watch.wall:.1f} s.")
+        print(" With OMP_NUM_THREADS=1, --clock cpu measures the time of this process only.)")
     for name in ("backbone", "pool", "denoise", "select"):
         setattr(result, f"{name}_ms", statistics.median(times[name]))
     images = {k: [a + b for a, b in zip(times["backbone"], times[k], strict=True)]
@@ -199,7 +218,7 @@ def measure_time(model, args: argparse.Namespace) -> Benchmark:
 
 
 def precision(args: argparse.Namespace, device):
-    """Autocast as ``--precision`` says, or nothing."""
+    """Returns the autocast context of ``--precision``."""
     import torch
 
     types = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -209,7 +228,7 @@ def precision(args: argparse.Namespace, device):
 
 
 def print_profile(model, args: argparse.Namespace) -> None:
-    """Lists the operators of one step by the time spent in them."""
+    """Prints the operators of one step by time."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -230,29 +249,29 @@ def print_profile(model, args: argparse.Namespace) -> None:
 
 # ---- memory ------------------------------------------------------------------------------------
 def measure_memory(model, args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """GiB of a training step in float32 and with AMP; measured on a GPU, else calculated."""
+    """Returns the GiB of a training step in float32 and with AMP, measured on a GPU only."""
     measure = measured_memory if model.device.type == "cuda" else calculated_memory
     model.train()
     return {name: measure(model, args, amp) for name, amp in (("fp32", False), ("AMP", True))}
 
 
 def calculated_memory(model, args: argparse.Namespace, amp: bool) -> dict[str, float]:
-    """Parts of the memory by :func:`psdiff.training_memory.calculate_training_memory`."""
-    from psdiff.training_memory import calculate_training_memory
+    """Calculates the parts of the memory."""
+    from training_memory import psdiff_training_memory
 
-    memory = calculate_training_memory(model, args.batch, tuple(args.size), amp=amp)
+    memory = psdiff_training_memory(model, args.batch, tuple(args.size), amp=amp)
     parts = {name: value / 2**30 for name, value in asdict(memory).items()}
     return parts | {"total": memory.total / 2**30}
 
 
 def measured_memory(model, args: argparse.Namespace, amp: bool) -> dict[str, float]:
-    """The most that two training steps allocate on the GPU."""
+    """Measures the peak memory of two training steps on the GPU."""
     import torch
 
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(model.device)
-    for _ in range(2):  # the optimizer's state exists from the second on
+    for _ in range(2):  # the state of the optimizer exists from the second step on
         loss = training_loss(model, args, amp)
         loss.backward()
         optimizer.step()
@@ -262,7 +281,7 @@ def measured_memory(model, args: argparse.Namespace, amp: bool) -> dict[str, flo
 
 
 def training_loss(model, args: argparse.Namespace, amp: bool):
-    """Loss of a batch of random images with a few random persons each."""
+    """Returns the loss of a batch of random images with a few random persons each."""
     import torch
     from detectron2.structures import Boxes, Instances
 
@@ -322,10 +341,11 @@ def show(result: Benchmark, args: argparse.Namespace) -> None:
         fits = "yes" if needed * 2**30 <= GPU_GIB * 1e9 else "no"
         table.add_row(name, *(f"{v:.2f}" for v in parts.values()), fits)
     console.print(table)
-    console.print(f"{RESERVE_GIB:.0f} GiB are kept for CUDA itself and for fragmentation.")
+    console.print(f"{RESERVE_GIB:.0f} GiB are reserved for the CUDA context and fragmentation.")
 
 
 def benchmark(args: argparse.Namespace) -> None:
+    """Runs all measurements."""
     model = build(args)
     result = measure_time(model, args)
     if args.profile:
@@ -337,8 +357,9 @@ def benchmark(args: argparse.Namespace) -> None:
         args.json.write_text(json.dumps(asdict(result), indent=2) + "\n")
 
 
-def main() -> int:
-    return run_program(benchmark, parse_args(), log=False)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program."""
+    return run_program(benchmark, parse_args(argv), log=False)
 
 
 if __name__ == "__main__":

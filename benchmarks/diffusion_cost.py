@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the frozen model costs at sizes that are too large to be tried: operations and memory."""
+"""Extrapolates operations and memory of the frozen model to image sizes that were not run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,30 +18,34 @@ _NUM_TOKENS = 77
 
 @dataclass(frozen=True)
 class MemoryCurve:
-    """Bytes as a polynomial of the number of cells of the latent, measured and extended."""
+    """Bytes as a polynomial of the number of cells of the latent, fitted to measurements.
+
+    Attributes:
+        coefficients: Coefficients of the powers 0, 1 and, with explicit attention, 2.
+    """
 
     coefficients: tuple[float, ...]
-    """Of the powers 0, 1 and, with explicit attention, 2."""
 
     @classmethod
     def fit(
         cls, sides: Sequence[int], measured: Sequence[float], explicit_attention: bool
     ) -> "MemoryCurve":
-        """Least squares.
+        """Fits the curve by least squares.
 
         Args:
-            sides: of square images, in pixels. measured: bytes at each.
-            explicit_attention: whether all pairs of cells are in memory.
+            sides: Sides of square images in pixels.
+            measured: Bytes at each side.
+            explicit_attention: Whether all pairs of cells are in memory.
         """
         cells = _cells(np.asarray(sides, np.float64))
-        unit = cells.max()  # powers of similar size, or the solution loses digits
+        unit = cells.max()  # scales the powers to similar size, for accuracy
         degree = 2 if explicit_attention else 1
         columns = np.stack([(cells / unit) ** power for power in range(degree + 1)], axis=1)
         solution = np.linalg.lstsq(columns, np.asarray(measured, np.float64), rcond=None)[0]
         return cls(tuple(float(c / unit**power) for power, c in enumerate(solution)))
 
     def at(self, side: int) -> float:
-        """Bytes for a square image of that side in pixels."""
+        """Returns the bytes for a square image of this side in pixels."""
         return sum(c * _cells(side) ** power for power, c in enumerate(self.coefficients))
 
     @property
@@ -50,10 +54,10 @@ class MemoryCurve:
         return self.coefficients[2]
 
     def from_float32_to_half(self) -> "MemoryCurve":
-        """The curve in float16, of one measured in float32.
+        """Converts a curve measured in float32 to float16.
 
-        Everything has half the bytes but for the explicit softmax, which autocast computes in
-        float32: a score and its probability have 2 + 4 bytes instead of 4 + 4.
+        Everything takes half the bytes except the explicit softmax, which autocast computes in
+        float32: a score and its probability take 2 + 4 bytes instead of 4 + 4.
         """
         factors = (1 / 2, 1 / 2, 6 / 8)
         return MemoryCurve(tuple(f * c for f, c in zip(factors, self.coefficients, strict=False)))
@@ -64,7 +68,12 @@ def _cells(side):
 
 
 def frozen_teraflops(family: str, side: int) -> dict[str, float]:
-    """Operations (2 x multiply-adds, in 1e12) of VAE, UNet and truncated UNet, for one image."""
+    """Counts operations of VAE, UNet and truncated UNet for one image, in 1e12.
+
+    Args:
+        family: Key of ``UNET_CONFIGS``.
+        side: Side of the square image in pixels.
+    """
     unet, vae = build_unet(family, "meta"), build_vae(family, "meta")
     use_fused_attention(unet)
     tap = ActivationTap(find_layers(["u3r1_k"], list_layers(unet), ""), _LATENT_STRIDE)
@@ -85,7 +94,7 @@ def frozen_teraflops(family: str, side: int) -> dict[str, float]:
 
 
 def teraflops(function: Callable[[], object]) -> float:
-    """Operations of a call, those of a backward pass in it included."""
+    """Counts operations (2 per multiply-add, in 1e12) of a call, backward passes included."""
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops() / 1e12

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that a call takes at its worst moment, measured."""
+"""Measures the peak memory of a call."""
 
 import os
 from collections.abc import Callable
@@ -8,14 +8,18 @@ from itertools import accumulate
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-_KINETO_SILENT = "6"  # beyond "error": that a machine without a GPU has none is no news
+_KINETO_SILENT = "6"  # above "error": no message that there is no GPU
 
 
 def peak_bytes(function: Callable[[], object], device: str | torch.device = "cpu") -> int:
-    """Calls a function and returns the most bytes held meanwhile, beyond those held before.
+    """Calls a function and returns its peak memory in bytes, beyond what was allocated before.
 
-    Counted is what PyTorch's allocators give out and take back. On a CPU its profiler tells; the
-    resident size of the process would depend on what its heap kept from earlier work.
+    Memory is that of PyTorch's allocators; on a CPU it is read from the profiler, because the
+    resident size of the process depends on what its heap kept from earlier work.
+
+    Args:
+        function: Function to call.
+        device: Device on which it allocates.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
@@ -29,5 +33,5 @@ def peak_bytes(function: Callable[[], object], device: str | torch.device = "cpu
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         function()
     events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())  # stable: the order they happened in
+    events.sort(key=lambda event: event.start_ns())  # stable, hence in order of occurrence
     return max([0, *accumulate(event.nbytes() for event in events)])

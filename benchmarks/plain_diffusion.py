@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen model run the plain way, which is how the release runs it.
+"""The frozen model computed as in the release, as a reference.
 
 Shape shorthand: B images, (H, W) pixels, (h, w) cells of a map, N query tokens (cells), T key
 tokens, E heads, C channels, F = C / E.
 
-It is what :class:`diffps.backbone.DiffusionBackbone` must equal, and what it is measured against:
+:class:`diffps.backbone.DiffusionBackbone` must give the same features and is compared in cost: here
 the VAE encodes every image, the UNet runs to its end, every attention is an explicit softmax, and
-of the attention map that is wanted all heads and tokens are kept. Nothing here is for use.
+all heads and tokens of the attention map are kept.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,13 @@ from diffps.hooks import Layer, list_layers
 
 
 class ExplicitAttention:
-    """Attention processor of diffusers that makes all probabilities, and may keep them.
+    """Attention processor of diffusers that computes all probabilities.
 
-    ``probabilities`` are those of the last call, (B, E, N, T); empty if there was none.
+    Args:
+        keep: Whether to keep the probabilities of the last call.
+
+    Attributes:
+        probabilities: (B, E, N, T); empty before the first call.
     """
 
     def __init__(self, keep: bool = False) -> None:
@@ -43,7 +47,7 @@ class ExplicitAttention:
             for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
-        # in float32, as autocast has it
+        # in float32, as under autocast
         probabilities = scores.softmax(dim=-1, dtype=torch.float32)
         del scores
         probabilities = probabilities.to(q.dtype)
@@ -54,7 +58,19 @@ class ExplicitAttention:
 
 
 class PlainBackbone(Backbone):
-    """The same features as ``DiffusionBackbone`` gives by default, for images of one size."""
+    """The default features of ``DiffusionBackbone``, for images of one size.
+
+    Args:
+        vae: VAE of diffusers.
+        unet: UNet of diffusers; its attention processors are replaced.
+        context: Encoded prompt, (1, T, D).
+        layers: Layers of queries, keys and values to return.
+        map_layer: Layer of the attention map.
+        head: Head of the map.
+        token: Token of the map.
+        timestep: Timestep given to the UNet.
+        alpha_bar: Share of signal power at ``timestep``.
+    """
 
     def __init__(
         self,
@@ -69,14 +85,6 @@ class PlainBackbone(Backbone):
         timestep: int,
         alpha_bar: float,
     ) -> None:
-        """
-        Args:
-            vae, unet: as diffusers makes them; the processors of the UNet are replaced.
-            context: (1, T, D) encoded prompt.
-            layers: queries, keys and values wanted. map_layer: attention map, of ``head`` and
-                ``token``.
-            alpha_bar: share of signal power at ``timestep``.
-        """
         super().__init__()
         self._frozen = [vae, unet]
         self.register_buffer("context", context, persistent=False)
@@ -90,10 +98,11 @@ class PlainBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
+        """Multiple that the sides of images must be."""
         return self._divisibility
 
     def _apply(self, fn, recurse: bool = True) -> "PlainBackbone":
-        """Takes the frozen weights along when the model is moved."""
+        """Also moves the frozen weights."""
         for module in self._frozen:
             module._apply(fn, recurse)
         return super()._apply(fn, recurse)
@@ -102,19 +111,19 @@ class PlainBackbone(Backbone):
     def forward(
         self, images: Tensor, image_sizes: object = None, keys: object = None
     ) -> dict[str, Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> name -> (B, C, h, w); nothing but the images is looked at."""
+        """Computes name -> (B, C, h, w) from images (B, 3, H, W) in [-1, 1]; ignores the rest."""
         return self.run_unet(self.encode(images))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> the latents (B, 4, H / 8, W / 8), without noise."""
+        """Encodes (B, 3, H, W) to latents (B, 4, H / 8, W / 8) without noise."""
         vae = self._frozen[0]
         mean = vae.encode(images.to(self.context.dtype)).latent_dist.mean
         return self.alpha_bar**0.5 * vae.config.scaling_factor * mean
 
     @torch.no_grad()
     def run_unet(self, latents: Tensor) -> dict[str, Tensor]:
-        """Latents -> name -> (B, C, h, w)."""
+        """Computes name -> (B, C, h, w) from latents."""
         unet, kept, handles = self._frozen[1], {}, []
         for layer in self.layers:
             module = unet.get_submodule(layer.module)
@@ -132,7 +141,7 @@ class PlainBackbone(Backbone):
         return features
 
     def _word_map(self, latent_size: Sequence[int]) -> Tensor:
-        """(B, 1, h, w) float32, stretched to [0, 1] per image."""
+        """Returns the map, (B, 1, h, w) float32, stretched to [0, 1] per image."""
         cells = [side * 8 // self.map_layer.stride for side in latent_size]
         column = self._keeping.probabilities[:, self.head, :, self.token].float()
         low, high = column.amin(dim=1, keepdim=True), column.amax(dim=1, keepdim=True)

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diffusion models of real shape with random weights: for measuring cost, without a download.
-
-What such a model gives means nothing, but takes the time and the memory of the real one.
-"""
+"""Diffusion models of real shape with random weights, to measure cost without a download."""
 
 import copy
 import functools
@@ -60,7 +57,7 @@ _NUM_TOKENS = 77
 
 @dataclass(frozen=True)
 class RandomParts:
-    """What a folder of Stable Diffusion would give."""
+    """Parts of a Stable Diffusion model."""
 
     vae: nn.Module
     unet: nn.Module
@@ -69,7 +66,7 @@ class RandomParts:
 
 
 def build_unet(family: str, device: str = "cpu") -> nn.Module:
-    """Builds a UNet of one of ``UNET_CONFIGS``; on ``meta`` it takes no memory."""
+    """Builds a UNet of ``UNET_CONFIGS``; on the device ``meta`` it takes no memory."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
@@ -95,7 +92,7 @@ def build_vae(family: str, device: str = "cpu") -> nn.Module:
 
 
 def _with_random_weights(model: nn.Module, device: str) -> nn.Module:
-    """Gives a model weights that keep activations in bounds; much faster than its own ones."""
+    """Initializes a model so that activations stay bounded, much faster than its own methods."""
     model = model.eval().requires_grad_(False)
     if device == "meta":
         return model
@@ -113,10 +110,13 @@ def _with_random_weights(model: nn.Module, device: str) -> nn.Module:
 def random_parts(
     family: str, dtype: torch.dtype, words: tuple[str, ...] = (), seed: int = 0
 ) -> RandomParts:
-    """Builds everything, on the CPU. The last model asked for is kept.
+    """Builds all parts on the CPU, and caches the last model.
 
     Args:
-        words: that get random text vectors.
+        family: Key of ``UNET_CONFIGS``.
+        dtype: Type of the weights.
+        words: Words with random text vectors.
+        seed: Seed of the weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -132,12 +132,12 @@ def random_parts(
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model that uses the very same weights."""
+    """Returns a copy of a model that shares its weights."""
     return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
 
 
 def _parts_of(cfg: CfgNode) -> RandomParts:
-    """With copies of VAE and UNet that may be changed."""
+    """Returns the parts with copies of VAE and UNet that may be changed."""
     config = cfg.MODEL.DIFFPS.BACKBONE
     words = (config.PROMPT, *cfg.MODEL.DIFFPS.SFAN.PARTS, *config.WORDS)
     parts = random_parts(config.FAMILY, parse_dtype(config.DTYPE), words)
@@ -146,7 +146,7 @@ def _parts_of(cfg: CfgNode) -> RandomParts:
 
 @BACKBONE_REGISTRY.register()
 def build_random_diffusion_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DiffusionBackbone:
-    """Builds the backbone that the config describes, of random weights.
+    """Builds the backbone that the config describes with random weights.
 
     The family is ``MODEL.DIFFPS.BACKBONE.FAMILY``; backbones of one process share their weights.
     """
@@ -156,7 +156,7 @@ def build_random_diffusion_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Dif
 
 
 def build_plain_backbone(cfg: CfgNode) -> PlainBackbone:
-    """The same model with the same weights, run the plain way."""
+    """Builds the reference with the same weights."""
     config, parts = cfg.MODEL.DIFFPS.BACKBONE, _parts_of(cfg)
     available = list_layers(parts.unet)
     (map_layer,) = find_layers([f"{config.ATTN.LAYERS[0]}_map"], available, "ATTN.LAYERS")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random test sets with predictions, of the size of CUHK-SYSU and PRW; for benchmarks.
+"""Random test sets with predictions, of the size of CUHK-SYSU and PRW.
 
-People are boxes at random places, an embedding is a direction per identity plus noise, and a
-detector finds 90 % of the people with boxes a little off. Only NumPy is needed.
+Persons are boxes at random positions, an embedding is a direction per identity plus noise, and a
+detector finds 90 % of the persons with slightly shifted boxes. Needs NumPy only.
 
 Shape shorthand: I images, M boxes, N detections, Q queries, D length of the embedding.
 """
@@ -17,20 +17,20 @@ from person_search.schema import UNLABELED_PID, Query, SearchProtocol
 
 FOUND_SHARE = 0.9
 NOISE = 1.6
-"""Length of the random part of an embedding, the identity's own part having length 1."""
+"""Length of the random part of an embedding; the part of the identity has length 1."""
 NUM_CAMERAS = 6
 
 
 @dataclass(frozen=True)
 class SimulatedSet:
-    """A test set and what a detector says about it.
+    """A test set and predictions for it.
 
-    Args:
-        boxes: (M, 4) XYXY, image i has ``offsets[i]:offsets[i + 1]``.
-        offsets: (I + 1,).
-        pids: (M,) identities, ``UNLABELED_PID`` for unknown people.
-        query_rows: (Q,) the box of each query.
-        predictions: with embeddings of queries and true boxes.
+    Attributes:
+        boxes: Ground truth boxes (M, 4) XYXY; image i has the rows ``offsets[i]:offsets[i + 1]``.
+        offsets: First row of each image (I + 1,).
+        pids: Identities (M,), ``UNLABELED_PID`` for unknown persons.
+        query_rows: Row of the box of each query (Q,).
+        predictions: Predictions, including embeddings of queries and ground truth boxes.
     """
 
     boxes: np.ndarray
@@ -41,11 +41,11 @@ class SimulatedSet:
 
     @property
     def images(self) -> np.ndarray:
-        """(M,) image of each box."""
+        """Image of each box (M,)."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
     def queries(self) -> list[Query]:
-        """One query per row of ``query_rows``, numbered by position."""
+        """Returns one query per entry of ``query_rows``, numbered by position."""
         images = self.images
         return [
             Query(number, int(images[row]), tuple(self.boxes[row].tolist()), int(self.pids[row]))
@@ -62,11 +62,11 @@ def simulate_cuhk_sysu(
     dim: int = 256,
     det_per_image: float = 6.0,
 ) -> SimulatedSet:
-    """One query per identity, who stands in 1 to 13 further images (1.9 on average)."""
+    """Simulates one query per identity, which is in 1 to 13 further images (1.9 on average)."""
     rng = np.random.default_rng(seed)
     times = 2 + np.minimum(rng.poisson(0.88, num_queries), 12)
     people = np.repeat(np.arange(num_queries), times)
-    # an identity stands in different images: a start and a step that is no divisor
+    # a start and a step that does not divide the number of images: each image is another one
     starts = np.repeat(rng.integers(0, num_images, num_queries), times)
     place = np.arange(len(people)) - np.repeat(np.cumsum(times) - times, times)
     images = (starts + place * 13) % num_images
@@ -84,11 +84,11 @@ def simulate_prw(
     dim: int = 256,
     det_per_image: float = 8.0,
 ) -> SimulatedSet:
-    """About 36 boxes per identity, several queries for each."""
+    """Simulates about 36 boxes and several queries per identity."""
     rng = np.random.default_rng(seed)
     people = rng.integers(0, num_pids, num_labeled)
     images = rng.integers(0, num_images, num_labeled)
-    _, once = np.unique(people * num_images + images, return_index=True)  # nobody twice in an image
+    _, once = np.unique(people * num_images + images, return_index=True)  # at most once per image
     people, images = people[once], images[once]
     is_query = np.zeros(len(people), bool)
     is_query[rng.choice(len(people), num_queries, replace=False)] = True
@@ -105,7 +105,7 @@ def _simulate(
     dim: int,
     det_per_image: float,
 ) -> SimulatedSet:
-    """Places the labelled people and fills up with others."""
+    """Places the labeled persons and adds unlabeled ones."""
     num_others = max(num_boxes - len(images), 0)
     images = np.concatenate([images, rng.integers(0, num_images, num_others)])
     pids = np.concatenate([people, np.full(num_others, UNLABELED_PID)])
@@ -134,7 +134,7 @@ def _simulate(
 
 
 def _embed(rng: np.random.Generator, pids: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """(n, D) float32 unit embeddings of people; unknown ones are all different."""
+    """Returns unit embeddings (n, D) float32; those of unknown persons are all different."""
     feats = unit(rng.standard_normal((len(pids), directions.shape[1]), np.float32))
     known = pids >= 0
     feats[known] = unit(directions[pids[known]] + NOISE * feats[known])
@@ -150,7 +150,7 @@ def _detect(
     num_images: int,
     per_image: float,
 ) -> dict[str, Any]:
-    """Boxes a little off for most people, and false detections up to the wanted number."""
+    """Returns shifted boxes for most persons, and false detections up to the wanted number."""
     found = np.flatnonzero(rng.random(len(boxes)) < FOUND_SHARE)
     num_false = max(int(num_images * per_image) - len(found), 0)
     corners = rng.uniform(0, 500, (num_false, 2))
@@ -171,19 +171,19 @@ def _detect(
 def listed_protocols(
     data: SimulatedSet, sizes: dict[str, int], num_queries: dict[str, int], seed: int = 0
 ) -> list[SearchProtocol]:
-    """Protocols with listed galleries, as CUHK-SYSU has them; a larger one holds the smaller.
+    """Returns protocols with listed galleries as in CUHK-SYSU; a larger one holds the smaller.
 
     Args:
-        data: the test set.
-        sizes: name -> gallery size.
-        num_queries: name -> number of queries, the first ones; all where it is not given.
-        seed: of the distractors.
+        data: Test set.
+        sizes: Gallery size of each protocol.
+        num_queries: Number of queries of a protocol, the first ones; all if it is not listed.
+        seed: Seed of the distractors.
     """
     rng = np.random.default_rng(seed)
     images, queries = data.images.astype(np.int32), data.queries()
     others = np.tile(np.arange(len(data.offsets) - 1, dtype=np.int32), (len(queries), 1))
     rng.permuted(others, axis=1, out=others)
-    rows = _rows_of_people(data)
+    rows = _rows_by_identity(data)
     listed, positives = [], []
     for number, query in enumerate(queries):
         own = rows[query.person_id]
@@ -203,8 +203,8 @@ def listed_protocols(
 
 
 def open_protocols(data: SimulatedSet) -> list[SearchProtocol]:
-    """``all`` and ``multi_view`` as PRW has them: everything but the own frame, or camera."""
-    images, queries, rows = data.images, data.queries(), _rows_of_people(data)
+    """Returns ``all`` and ``multi_view`` as in PRW: all images but the own frame, or camera."""
+    images, queries, rows = data.images, data.queries(), _rows_by_identity(data)
     camera = np.arange(len(data.offsets) - 1) % NUM_CAMERAS
     frames = [np.flatnonzero(camera == c).astype(np.int32) for c in range(NUM_CAMERAS)]
     longest = max(map(len, frames))
@@ -228,7 +228,7 @@ def open_protocols(data: SimulatedSet) -> list[SearchProtocol]:
     return protocols
 
 
-def _rows_of_people(data: SimulatedSet) -> list[np.ndarray]:
+def _rows_by_identity(data: SimulatedSet) -> list[np.ndarray]:
     order = np.argsort(data.pids, kind="stable")
     edges = np.searchsorted(data.pids[order], np.arange(data.pids.max() + 2))
     return [order[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
@@ -237,7 +237,7 @@ def _rows_of_people(data: SimulatedSet) -> list[np.ndarray]:
 def _positives(
     data: SimulatedSet, rows: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``positive_query``, ``positive_image`` and ``positive_box`` of a protocol."""
+    """Returns ``positive_query``, ``positive_image`` and ``positive_box`` of a protocol."""
     joined = np.concatenate(rows)
     owners = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
     images = data.images[joined].astype(np.int32)
@@ -245,5 +245,5 @@ def _positives(
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1."""
+    """Scales rows to length 1."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

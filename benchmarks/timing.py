@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares how long several ways to the same result take, also on a machine that is not idle."""
+"""Times functions and compares variants of one computation, also on a busy machine."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,7 +14,13 @@ CLOCKS = ("wall", "cpu")
 
 @dataclass
 class Timing:
-    """Milliseconds of one variant and of that which it is compared with, one per repeat."""
+    """Times of one variant and of its reference.
+
+    Attributes:
+        name: Name of the variant.
+        times: Milliseconds of the variant in each repeat.
+        against: Milliseconds of the reference in each repeat.
+    """
 
     name: str
     times: list[float]
@@ -21,21 +28,26 @@ class Timing:
 
     @property
     def median(self) -> float:
+        """Median time of the variant in milliseconds."""
         return statistics.median(self.times)
 
     @property
     def ratios(self) -> tuple[float, float, float]:
-        """How many times as fast: median, lowest and highest of the repeats."""
+        """Speed-up over the reference: median, minimum and maximum of the repeats."""
         ratios = [a / b for a, b in zip(self.against, self.times, strict=True)]
         return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def check_clock(clock: str, device: str | torch.device) -> None:
-    """Raises ValueError where the time of the process is not that of the work."""
+    """Checks that the clock measures the work.
+
+    Raises:
+        ValueError: If CPU time is asked for with several threads or on another device.
+    """
     if clock == "cpu" and (torch.device(device).type != "cpu" or torch.get_num_threads() > 1):
         raise ValueError(
-            f"--clock cpu with {torch.get_num_threads()} threads on {device}: the time of the "
-            "process is that of an image with one thread on a CPU only. Set OMP_NUM_THREADS=1."
+            f"--clock cpu with {torch.get_num_threads()} threads on {device}: CPU time is "
+            "meaningful for one thread on a CPU only. Set OMP_NUM_THREADS=1."
         )
 
 
@@ -48,12 +60,15 @@ def time_interleaved(
 ) -> dict[str, list[float]]:
     """Calls every variant once per repeat, in changing order.
 
-    Work of others then slows all alike, so that ratios within a repeat mean something. A GPU is
-    waited for before and after each call.
+    Other load of the machine then slows down all variants alike, so that the ratios within a
+    repeat are meaningful. A GPU is synchronized before and after each call.
 
     Args:
+        variants: Functions by name.
+        repeats: Number of timed calls of each variant.
+        device: Device on which the functions run.
         clock: ``wall``, or ``cpu`` for the time of this process alone.
-        warm_up: call each once before; not needed where they have run already.
+        warm_up: Calls each variant once before.
 
     Returns:
         Milliseconds of each variant in each repeat.
@@ -74,3 +89,10 @@ def time_interleaved(
             if repeat >= 0:
                 times[name].append(1e3 * (read() - start))
     return times
+
+
+def timed(function: Callable, *args: Any, **kwargs: Any) -> tuple[tuple[float, float], Any]:
+    """Calls a function; returns its wall-clock and CPU seconds, and its result."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = function(*args, **kwargs)
+    return (time.perf_counter() - wall, time.process_time() - cpu), result

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the core expects of a person search model: one protocol, and four optional hooks.
+"""What the core expects of a person search model: one protocol, and five optional hooks.
 
 A model is a ``torch.nn.Module`` in Detectron2's ``META_ARCH_REGISTRY``. It does not inherit from
 anything here; :class:`person_search.testing.PersonSearchModelTests` checks a model against
@@ -68,6 +68,19 @@ class LoadsInitialWeights(Protocol):
 
         Called after ``MODEL.WEIGHTS`` has been loaded; neither on resuming nor in an evaluation.
         """
+
+
+@runtime_checkable
+class NormalizesLosses(Protocol):
+    """Optional attribute of a model whose losses are sums with a common divisor.
+
+    With ``SOLVER.ACCUMULATION_STEPS``, the divisors of all parts of a batch are combined, so that
+    the step equals that of the whole batch.
+    """
+
+    loss_normalizer: tuple[Tensor, Tensor] | None
+    """Divisor of the last losses, and its share of that of the whole batch. The latter may be 0, in
+    a part without ground truths; if it is 0 in all parts, the sum of the divisors is used."""
 
 
 @runtime_checkable

@@ -11,35 +11,15 @@ Example::
 A name is a path below ``configs/``. Programs accept names for ``--config-file``, too.
 """
 
-import difflib
-from pathlib import Path
-
 from detectron2.config import CfgNode
 from torch import nn
 
+from person_search.config import config_folder, list_configs, nearest_configs
+
+__all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file", "list_configs"]
+
 WEIGHT_URLS: dict[str, str] = {}
 """Config name -> URL of trained weights. No weights have been published yet."""
-
-
-def config_folder() -> Path:
-    """Returns the folder of all configs: inside the package in a wheel, else of the checkout.
-
-    Raises:
-        FileNotFoundError: The installation contains no configs.
-    """
-    package = Path(__file__).resolve().parent
-    for folder in (package / "configs", package.parent / "configs"):
-        if (folder / "Base-PersonSearch.yaml").is_file():
-            return folder
-    raise FileNotFoundError(
-        f"there are no configs in {package} or beside it; install person-search again."
-    )
-
-
-def list_configs() -> list[str]:
-    """Returns the names of all configs, sorted."""
-    folder = config_folder()
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
 
 
 def get_config_file(name: str) -> str:
@@ -55,16 +35,6 @@ def get_config_file(name: str) -> str:
     if path.is_file():
         return str(path)
     raise FileNotFoundError(f"{name!r} is not in the model zoo.{nearest_configs(name)}")
-
-
-def nearest_configs(name: str) -> str:
-    """Returns a sentence with the names of similar configs, or "" if none is similar."""
-    by_file = {Path(known).name: known for known in reversed(list_configs())}
-    names = list_configs()
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    near += [by_file[x] for x in difflib.get_close_matches(Path(name).name, by_file, n=2)]
-    near = list(dict.fromkeys(near))[:3]
-    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def get_checkpoint_url(name: str) -> str:

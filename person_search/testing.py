@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks to inherit: a test class for a new data set or model gets all of them for two methods.
+"""Tests to inherit: a new data set or model implements two methods and gets all of these checks.
 
 Usage::
 
@@ -30,20 +30,24 @@ from person_search.schema import UNLABELED_PID, SearchProtocol, record_problems
 
 
 class PersonSearchDatasetTests:
-    """What every data set must keep to. Collected by pytest in subclasses named ``Test...``."""
+    """Checks for every data set, collected by pytest in subclasses named ``Test...``.
+
+    Attributes:
+        box_tolerance: Pixels by which boxes may exceed the image; 1 for 1-based boxes.
+    """
 
     box_tolerance = 0.0
-    """By how many pixels boxes may reach over the border; 1 where they are 1-based."""
 
     def load(self, split: str) -> list[dict]:
         """Returns the records of ``train`` or ``test``."""
-        raise NotImplementedError("return the records of the split")
+        raise NotImplementedError("implement load() and return the records of the split")
 
     def load_protocols(self) -> list[SearchProtocol]:
         """Returns every search protocol of the data set."""
-        raise NotImplementedError("return the search protocols")
+        raise NotImplementedError("implement load_protocols() and return the search protocols")
 
-    def test_records_keep_to_the_schema(self) -> None:
+    def test_records_follow_the_schema(self) -> None:
+        """Records have the keys and types of ``person_search.schema``."""
         for split in ("train", "test"):
             records = self.load(split)
             assert records, f"the {split} split is empty"
@@ -52,32 +56,37 @@ class PersonSearchDatasetTests:
                 assert not problems, f"{record['file_name']}: {problems}"
 
     def test_order_is_stable(self) -> None:
+        """Loading twice returns the same records in the same order."""
         for split in ("train", "test"):
             assert self.load(split) == self.load(split)
 
     def test_ids_and_files_are_unique(self) -> None:
+        """``image_id`` and ``file_name`` are unique within a split."""
         for split in ("train", "test"):
             records = self.load(split)
             for key in ("image_id", "file_name"):
                 assert len({record[key] for record in records}) == len(records), (split, key)
 
     def test_splits_share_no_image(self) -> None:
+        """No image is in both splits."""
         train, test = ({r["file_name"] for r in self.load(s)} for s in ("train", "test"))
         assert not train & test
 
     def test_train_pids_are_contiguous(self) -> None:
+        """Training identities are 0, 1, ... without gaps."""
         pids = {a["person_id"] for record in self.load("train") for a in record["annotations"]}
         pids.discard(UNLABELED_PID)
-        assert pids == set(range(len(pids))), "identities must be 0, 1, ... without gaps"
+        assert pids == set(range(len(pids))), "training identities must be 0, 1, ... without gaps"
 
-    def test_records_and_protocols_hold_the_same_queries(self) -> None:
+    def test_records_and_protocols_have_the_same_queries(self) -> None:
+        """The protocols together list exactly the queries of the records."""
         attached = {
             query["query_id"]: (record["image_id"], tuple(query["bbox"]))
             for record in self.load("test")
             for query in record["queries"]
         }
         all_listed: dict[int, tuple] = {}
-        for protocol in self.load_protocols():  # each may hold a part of the queries
+        for protocol in self.load_protocols():  # each may list a part of the queries
             listed = {q.query_id: (q.image_id, tuple(q.box)) for q in protocol.queries}
             assert len(listed) == len(protocol.queries), "query_id is not unique"
             assert listed.items() <= attached.items(), protocol.name
@@ -85,11 +94,13 @@ class PersonSearchDatasetTests:
         assert all_listed == attached
 
     def test_each_query_has_a_match(self) -> None:
+        """Every query has a positive in its gallery."""
         for protocol in self.load_protocols():
             found = set(protocol.positive_query.tolist())
             assert found == set(range(len(protocol.queries))), protocol.name
 
-    def test_matches_lie_in_the_gallery(self) -> None:
+    def test_matches_are_in_the_gallery(self) -> None:
+        """The image of every positive is in the gallery of its query."""
         for protocol in self.load_protocols():
             for query, image in zip(protocol.positive_query, protocol.positive_image, strict=True):
                 if protocol.gallery is None:
@@ -98,22 +109,20 @@ class PersonSearchDatasetTests:
                     assert image in protocol.gallery[query], protocol.name
 
     def test_matches_are_boxes_of_the_person(self) -> None:
+        """Every positive is an annotated box of the query's identity."""
         boxes_of: dict[tuple[int, int], list] = {}
         for record in self.load("test"):
             for annotation in record["annotations"]:
                 key = record["image_id"], annotation["person_id"]
                 boxes_of.setdefault(key, []).append(annotation["bbox"])
         for protocol in self.load_protocols():
-            for query, image, box in zip(
-                protocol.positive_query,
-                protocol.positive_image,
-                protocol.positive_box,
-                strict=True,
-            ):
+            columns = (protocol.positive_query, protocol.positive_image, protocol.positive_box)
+            for query, image, box in zip(*columns, strict=True):
                 held = boxes_of.get((int(image), protocol.queries[query].person_id), [])
                 assert any(np.allclose(box, other) for other in held), (protocol.name, query)
 
     def test_protocols_name_images_of_the_test_split(self) -> None:
+        """Queries and galleries refer to images of the test split."""
         images = {record["image_id"] for record in self.load("test")} | {-1}
         for protocol in self.load_protocols():
             assert {query.image_id for query in protocol.queries} <= images
@@ -123,24 +132,29 @@ class PersonSearchDatasetTests:
 
 
 class PersonSearchModelTests:
-    """What every model must keep to (docs/data_flow.md, section 3), checked at a tiny size."""
+    """Checks that a model implements :class:`~person_search.interface.PersonSearchModel`.
+
+    The model has a tiny size; ``docs/data_flow.md``, section 3, describes inputs and outputs.
+
+    Attributes:
+        image_size: (h, w) of the test images.
+        batch_tolerance: Allowed deviation of an image's output in a batch from that of the image
+            alone.
+    """
 
     image_size = (48, 64)
-    """(h, w) of the images that the model is tested on."""
-
     batch_tolerance = 1e-5
-    """By how much a batch may change the figures of an image."""
 
     def build(self, seed: int) -> nn.Module:
         """Returns a new tiny model, the same for the same seed."""
-        raise NotImplementedError("build the tiny model")
+        raise NotImplementedError("implement build() and return the tiny model")
 
     def training_input(self, persons: int) -> dict:
-        """Returns what the mapper gives in training, with 0 to 2 persons."""
-        raise NotImplementedError("return one training input")
+        """Returns an input as from the mapper in training, with 0 to 2 persons."""
+        raise NotImplementedError("implement training_input() and return one input")
 
     def image_input(self, image_id: int = 0, queries: int = 0) -> dict:
-        """What the mapper gives in testing, for an image of twice the size on disk."""
+        """Returns an input as from the mapper in testing, for an image twice as large on disk."""
         h, w = self.image_size
         generator = torch.Generator().manual_seed(image_id)
         image = torch.randint(0, 256, (3, h, w), generator=generator, dtype=torch.uint8)
@@ -158,15 +172,16 @@ class PersonSearchModelTests:
         }
 
     def predict(self, model: nn.Module, inputs: list[dict]) -> list[dict]:
-        """Outputs in eval mode, without a graph."""
+        """Returns the outputs in eval mode, without gradients."""
         with torch.no_grad():
             return model.eval()(inputs)
 
-    def test_follows_the_interface(self) -> None:
-        """See :mod:`person_search.interface`."""
+    def test_implements_the_interface(self) -> None:
+        """The model has the methods of the interface."""
         assert isinstance(self.build(0), PersonSearchModel)
 
     def test_losses_are_finite_and_reach_every_weight(self) -> None:
+        """Losses are named ``loss_*`` and every trainable weight has a finite gradient."""
         model = self.build(0).train()
         with EventStorage():
             losses = model([self.training_input(2), self.training_input(1)])
@@ -174,10 +189,11 @@ class PersonSearchModelTests:
         sum(losses.values()).backward()
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                assert parameter.grad is not None, f"{name} is not reached"
+                assert parameter.grad is not None, f"{name} has no gradient"
                 assert torch.isfinite(parameter.grad).all(), name
 
-    def test_an_image_without_people_trains(self) -> None:
+    def test_an_image_without_persons_trains(self) -> None:
+        """Losses of an image without persons are finite."""
         model = self.build(0).train()
         with EventStorage():
             losses = model([self.training_input(0)])
@@ -186,6 +202,7 @@ class PersonSearchModelTests:
         total.backward()
 
     def test_output_has_the_fields_and_the_frame_of_the_image(self) -> None:
+        """Detections have all fields and the size of the original image."""
         output = self.predict(self.build(0), [self.image_input(queries=2)])[0]
         found = output["instances"]
         h, w = self.image_size
@@ -196,12 +213,14 @@ class PersonSearchModelTests:
         assert output["query_feats"].shape == (2, dim) and found.reid_feats.shape[1] == dim
 
     def test_embeddings_are_float32_of_unit_length(self) -> None:
+        """Embeddings of detections and queries are normalized."""
         output = self.predict(self.build(0), [self.image_input(queries=2)])[0]
         for feats in (output["instances"].reid_feats, output["query_feats"]):
             assert feats.dtype == torch.float32
             torch.testing.assert_close(feats.norm(dim=1), torch.ones(len(feats)))
 
-    def test_a_batch_gives_what_single_images_give(self) -> None:
+    def test_a_batch_equals_single_images(self) -> None:
+        """A batch returns the outputs of its images."""
         model = self.build(0)
         inputs = [self.image_input(i, queries=i) for i in range(3)]
         close = {"atol": self.batch_tolerance, "rtol": 0.0}
@@ -214,6 +233,7 @@ class PersonSearchModelTests:
             torch.testing.assert_close(alone["query_feats"], together["query_feats"], **close)
 
     def test_the_same_seed_gives_the_same_output(self) -> None:
+        """Inference is repeatable."""
         first, again = (
             self.predict(self.build(3), [self.image_input(5, queries=1)])[0] for _ in range(2)
         )
@@ -221,6 +241,7 @@ class PersonSearchModelTests:
         torch.testing.assert_close(first["query_feats"], again["query_feats"])
 
     def test_given_boxes_get_the_embeddings_of_queries(self) -> None:
+        """``inference`` with given boxes returns the embeddings of queries with these boxes."""
         model, item = self.build(0), self.image_input(queries=2)
         boxes = item["queries"].pred_boxes
         given = Instances(self.image_size, pred_boxes=boxes, pred_classes=torch.zeros(2).long())
@@ -231,5 +252,6 @@ class PersonSearchModelTests:
         torch.testing.assert_close(result.reid_feats, expected)
 
     def test_no_queries_give_no_query_embeddings(self) -> None:
+        """An image without queries has no ``query_feats``."""
         output = self.predict(self.build(0), [self.image_input(queries=0)])[0]
         assert len(output["query_feats"]) == 0

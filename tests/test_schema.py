@@ -166,7 +166,7 @@ class Unstable(Tiny):
 
 
 BROKEN = {
-    "test_records_keep_to_the_schema": break_records("test", lambda r: r[1].pop("queries")),
+    "test_records_follow_the_schema": break_records("test", lambda r: r[1].pop("queries")),
     "test_order_is_stable": Unstable,
     "test_ids_and_files_are_unique": break_records("test", lambda r: r[0].update(image_id=1)),
     "test_splits_share_no_image": break_records(
@@ -175,11 +175,11 @@ BROKEN = {
     "test_train_pids_are_contiguous": break_records(
         "train", lambda r: r[1]["annotations"][0].update(person_id=5)
     ),
-    "test_records_and_protocols_hold_the_same_queries": break_records(
+    "test_records_and_protocols_have_the_same_queries": break_records(
         "test", lambda r: r[0]["queries"].clear()
     ),
     "test_each_query_has_a_match": break_protocol(positive_query=np.zeros(0, np.int32)),
-    "test_matches_lie_in_the_gallery": break_protocol(gallery=np.array([[0]], np.int32)),
+    "test_matches_are_in_the_gallery": break_protocol(gallery=np.array([[0]], np.int32)),
     "test_matches_are_boxes_of_the_person": break_protocol(
         positive_box=np.array([[0.0, 5, 28, 50]], np.float32)
     ),
@@ -198,7 +198,7 @@ def test_each_check_can_fail(check: str) -> None:
 def test_excluded_images_are_no_matches() -> None:
     broken = break_protocol(gallery=None, excluded=np.array([[0, 1]], np.int32))
     with pytest.raises(AssertionError):
-        broken().test_matches_lie_in_the_gallery()
+        broken().test_matches_are_in_the_gallery()
 
 
 def test_a_data_set_must_define_both_methods() -> None:

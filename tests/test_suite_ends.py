@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OTHER_FILES = 4  # more than workers: a dead worker has work left that nobody else was given
+OTHER_FILES = 4  # more than workers: the dead worker has files left that no other worker got
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,28 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Counts the parameters and the operations of a model, part by part.
+"""Counts the parameters and operations of a model, part by part.
 
     python tools/analyze_model.py --config-file configs/PSDiff/psdiff_r50_fpn_cuhk_sysu.yaml
     python tools/analyze_model.py --config-file ... --size 480 640 --steps 1 8 --json cost.json
 
-One GFLOP is 10^9 operations, a multiply-add is two of them (person_search/utils/flops.py has the
-rules). The image is padded as the model pads it, e.g. 800 x 1333 pixels to 800 x 1344. Weights have
-random values and no file of them is read. Nothing but the resizing of the image, NMS and the
-sampler's own arithmetic is left out; operators without a rule are named.
+One GFLOP is 10^9 operations; a multiply-add counts as two (rules: person_search/utils/flops.py).
+The image is padded as in the model, for example 800 x 1333 pixels to 800 x 1344. The weights are
+random; no weight file is read. Image resizing, NMS and the arithmetic of the sampler are not
+counted; operators without a rule are listed.
 
-Exit status: 0; 1 if an operator was left out that may be costly; 2 for wrong input.
+Exit status: 0; 1 if an operator was not counted that may be costly; 2 for wrong input.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from person_search.cli import run_program
+from person_search.cli import program_parser, run_program
 
-# First match counts; a parameter outside all of them belongs to the part of its first name.
+# the first match counts; other parameters belong to the part of their first name
 PARTS = (
     ("backbone: bottom-up", "backbone.bottom_up."),
     ("backbone: FPN", "backbone."),
@@ -44,7 +44,7 @@ PAPER_SIZE, PAPER_PROPOSALS = [800, 1333], 300
 
 @dataclass
 class Cost:
-    """What is written as JSON. Parameters are single numbers, operations in GFLOPs."""
+    """Content of the JSON file. Operations are in GFLOPs."""
 
     config: str
     image_size: list[int]
@@ -61,34 +61,32 @@ class Cost:
     suspicious: list[str] = field(default_factory=list)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True)
+    parser = program_parser(__doc__, config=True)
     parser.add_argument(
         "--size", type=int, nargs=2, default=PAPER_SIZE, metavar=("HEIGHT", "WIDTH"),
-        help="of the image that enters the model, in pixels (default: 800 1333)",
+        help="size of the model's input image in pixels, at least 32 (default: 800 1333)",
     )  # fmt: skip
     parser.add_argument(
-        "--steps", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of denoising steps"
+        "--steps", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N",
+        help="numbers of denoising steps (PSDiff), at least 1 (default: 1 2 4 8)",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the counts as JSON")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="also write the tables as Markdown"
     )
-    parser.add_argument("--json", type=Path, help="also write all figures to this file")
-    parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
-    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if min(args.size) < 32:
-        parser.error(f"--size is {args.size}; each side must be at least 32 pixels")
+        parser.error(f"--size is {args.size}, each side must be at least 32 pixels")
     if min(args.steps) < 1:
-        parser.error(f"--steps is {args.steps}; each must be at least 1")
+        parser.error(f"--steps is {args.steps}, each must be at least 1")
     args.steps = sorted(set(args.steps))
     return args
 
 
 def analyze(args: argparse.Namespace) -> Cost:
-    """Builds the model of a config and counts."""
+    """Builds the model of a config and counts its parameters and operations."""
     import torch
     from detectron2.modeling import build_model
 
@@ -116,31 +114,26 @@ def analyze(args: argparse.Namespace) -> Cost:
     return cost
 
 
-def part_of(name: str) -> str:
-    """Part to which a parameter or submodule belongs."""
-    found = (part for part, prefix in PARTS if f"{name}.".startswith(prefix))
-    return next(found, name.split(".")[0])
-
-
 def count_parameters(model) -> dict[str, int]:
-    """Part -> parameters, in the order of ``PARTS``, then the others."""
-    counts: dict[str, int] = {}
+    """Returns ``{part: number of parameters}``, in the order of ``PARTS``, then the others."""
+    counts = {part: 0 for part, _ in PARTS}
     for name, parameter in model.named_parameters():
-        part = part_of(name)
+        found = (part for part, prefix in PARTS if name.startswith(prefix))
+        part = next(found, name.split(".")[0])
         counts[part] = counts.get(part, 0) + parameter.numel()
-    order = [part for part, _ in PARTS]
-    return dict(sorted(counts.items(), key=lambda x: order.index(x[0]) if x[0] in order else 99))
+    return {part: count for part, count in counts.items() if count}
 
 
 # ---- operations --------------------------------------------------------------------------------
 def count_psdiff(cost: Cost, model, cfg, steps: list[int]) -> None:
-    """Backbone, one step by parts, and their sums for several numbers of steps."""
+    """Counts the backbone, one step by parts, and their sums for several numbers of steps."""
     import torch
 
     from person_search.utils.flops import count_flops, group_flops
 
     channels, (height, width) = len(cfg.MODEL.PIXEL_MEAN), cost.padded_size
-    backbone = count_flops(_tensors_out(model.backbone), (torch.zeros(1, channels, height, width),))
+    image = torch.zeros(1, channels, height, width)
+    backbone = count_flops(traceable(model.backbone, lambda m, x: m(x)), (image,))
     features = {
         name: torch.zeros(1, shape.channels, height // shape.stride, width // shape.stride)
         for name, shape in model.backbone.output_shape().items()
@@ -150,7 +143,11 @@ def count_psdiff(cost: Cost, model, cfg, steps: list[int]) -> None:
     noise = torch.randn(proposals, 4 + cfg.MODEL.REID.EMBED_DIM)
     boxes = model.head.codec.decode_boxes(noise[:, :4], tuple(cost.image_size))[None]
     inputs = (boxes, noise[None, :, 4:], torch.tensor([999]), *features.values())
-    step = count_flops(_tensors_out(model.head, list(features)), inputs)
+
+    def denoise(head, boxes, reid_signal, t, *maps):
+        return head(dict(zip(features, maps, strict=True)), boxes, reid_signal, t)
+
+    step = count_flops(traceable(model.head, denoise), inputs)
 
     groups: dict[str, tuple[str, ...]] = {}
     for name in dict.fromkeys(part for part, prefix in PARTS if prefix.startswith("head.")):
@@ -177,19 +174,23 @@ def count_psdiff(cost: Cost, model, cfg, steps: list[int]) -> None:
 
 
 def count_whole(cost: Cost, model) -> None:
-    """Any other model: its inference on one random image as a whole."""
+    """Counts any other model: its inference on one random image as a whole."""
     import torch
 
     from person_search.utils.flops import count_flops
 
+    def detect(model, image):
+        height, width = (int(side) for side in image.shape[1:])
+        return model([{"image": image, "height": height, "width": width}])
+
     image = torch.randint(0, 256, (3, *cost.image_size)).float()
-    count = count_flops(_image_in(model), (image,))
+    count = count_flops(traceable(model, detect), (image,))
     cost.total = {1: count.total / 1e9}
     cost.uncounted, cost.suspicious = count.uncounted, count.suspicious
 
 
 def flat_tensors(value) -> Iterator:
-    """All tensors in nested dicts, sequences and objects with attributes."""
+    """Yields all tensors in nested dicts, sequences and objects with attributes."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -206,12 +207,8 @@ def flat_tensors(value) -> Iterator:
         yield from flat_tensors(vars(value))
 
 
-def _tensors_out(module, feature_names: list[str] | None = None):
-    """Wraps a module for tracing: tensors in, a tuple of tensors out.
-
-    ``feature_names``: the inputs from the fourth on are the features of these names, which the
-    module takes as a dict before all others.
-    """
+def traceable(module, call):
+    """Wraps a module for tracing: ``call(module, *tensors)``, all tensors of its output out."""
     from torch import nn
 
     class Wrapper(nn.Module):
@@ -220,27 +217,7 @@ def _tensors_out(module, feature_names: list[str] | None = None):
             self.module = module
 
         def forward(self, *inputs):
-            if feature_names is not None:
-                features = dict(zip(feature_names, inputs[3:], strict=True))
-                inputs = (features, *inputs[:3])
-            return tuple(flat_tensors(self.module(*inputs)))
-
-    return Wrapper()
-
-
-def _image_in(model):
-    """Wraps a whole model for tracing: an image in, all tensors of its prediction out."""
-    from torch import nn
-
-    class Wrapper(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.module = model
-
-        def forward(self, image):
-            height, width = (int(side) for side in image.shape[1:])
-            outputs = self.module([{"image": image, "height": height, "width": width}])
-            return tuple(flat_tensors(outputs))
+            return tuple(flat_tensors(call(self.module, *inputs)))
 
     return Wrapper()
 
@@ -250,7 +227,7 @@ Rows = list[tuple[str, ...]]
 
 
 def tables(cost: Cost) -> list[tuple[str, Rows]]:
-    """(title, rows) of all tables; the first row is the head."""
+    """Returns (title, rows) of all tables; the first row is the header."""
     total = sum(cost.parameters.values())
     rows: Rows = [("part", "parameters"), *((k, f"{v:,}") for k, v in cost.parameters.items())]
     rows += [("total", f"{total:,}"), ("trainable", f"{cost.trainable:,}")]
@@ -276,59 +253,45 @@ def tables(cost: Cost) -> list[tuple[str, Rows]]:
 
 
 def describe_uncounted(cost: Cost) -> str:
-    """Names what has no rule, the possibly costly ones first."""
+    """Lists operators without a rule, the possibly costly ones first."""
     lines = []
     if cost.suspicious:
         names = ", ".join(sorted(set(cost.suspicious)))
-        lines.append(f"NOT COUNTED although they may be costly: {names}")
+        lines.append(f"NOT COUNTED although possibly costly: {names}")
     others = [k for k in sorted(cost.uncounted) if k not in cost.suspicious]
     names = ", ".join(f"{k.removeprefix('aten::')} ({cost.uncounted[k]})" for k in others)
     lines.append(f"Not counted, elementwise or copies (calls): {names or '-'}")
     return "\n".join(lines)
 
 
-def show(cost: Cost) -> None:
-    """Prints the tables."""
-    from rich.console import Console
-    from rich.table import Table
+def render(cost: Cost, table_format: str) -> str:
+    """Returns the tables in a format of ``tabulate``, and the operators without a rule."""
+    from tabulate import tabulate
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    parts = []
     for title, (head, *rows) in tables(cost):
-        console.print(f"\n[bold]{title}")
-        table = Table()
-        for index, name in enumerate(head):
-            table.add_column(name, justify="right" if index else "left")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    console.print("\n" + describe_uncounted(cost), markup=False)
-
-
-def to_markdown(cost: Cost) -> str:
-    """The same tables as Markdown."""
-    text = []
-    for title, (head, *rows) in tables(cost):
-        rule = ("---", *["---:"] * (len(head) - 1))
-        text.append(f"**{title}**\n")
-        text += ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
-        text.append("")
-    return "\n".join([*text, describe_uncounted(cost), ""])
+        align = ("left", *["right"] * (len(head) - 1))
+        table = tabulate(rows, head, table_format, colalign=align, disable_numparse=True)
+        parts.append(f"**{title}**\n\n{table}\n")
+    return "\n".join([*parts, describe_uncounted(cost), ""])
 
 
 def report(args: argparse.Namespace) -> int:
-    """Returns the exit status: 1 if a number of FLOPs cannot be right."""
+    """Prints and writes the counts; returns 1 if operators that may be costly were not counted."""
+    from person_search.utils.files import write_atomically
+
     cost = analyze(args)
-    show(cost)
+    print(render(cost, "simple"))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(asdict(cost), indent=2) + "\n")
+        write_atomically(args.json, (json.dumps(asdict(cost), indent=2) + "\n").encode())
     if args.markdown:
-        args.markdown.write_text(to_markdown(cost))
+        write_atomically(args.markdown, render(cost, "pipe").encode())
     return 1 if cost.suspicious else 0
 
 
-def main() -> int:
-    return run_program(report, parse_args(), log=False)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program and returns its exit status."""
+    return run_program(report, parse_args(argv), log=False)
 
 
 if __name__ == "__main__":

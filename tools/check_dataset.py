@@ -9,8 +9,9 @@ Examples::
     python tools/check_dataset.py synthetic_cuhk_sysu --limit 5
     python tools/check_dataset.py datasets/mine/train.json --decode
 
-The last line says what the data set is fit for: training, evaluation, or detection only (no
-identities). Exit status: 0 if it is fit for something, 1 if not, 2 for a wrong command line.
+The last line says what the data set is fit for: training, evaluation, or detection only (without
+identities, which training and evaluation need). Exit status: 0 if it is fit for one of them, 1 if
+not, 2 for a wrong command line.
 """
 
 import argparse

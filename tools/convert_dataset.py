@@ -155,9 +155,11 @@ def show_summary(splits) -> None:
         table.add_column(title, justify="left" if title in ("file", "protocols") else "right")
     lines = ["DATASETS:", "  PERSON_SEARCH_JSON:"]
     for one in splits:
-        counts = (one.images, one.boxes, one.labeled, one.persons, one.queries)
-        protocols = ", ".join(one.protocols)
-        table.add_row(escape(one.path.name), *(f"{n:,}" for n in counts), protocols)
+        content = one.table
+        queries = 0 if content.query_ids is None else len(content.query_ids)
+        counts = (len(content.names), len(content.boxes), len(content.labeled_rows))
+        shown = [f"{number:,}" for number in (*counts, content.num_pids, queries)]
+        table.add_row(escape(one.path.name), *shown, ", ".join(one.protocols))
         entry = [one.path.stem, config_path(one.path)]
         if one.image_root.resolve() != one.path.parent.resolve():
             entry.append(config_path(one.image_root))

@@ -31,8 +31,8 @@ QUICK_OVERRIDES = (
     "TEST.PERSON_SEARCH.PROTOCOLS \"('g50',)\" MODEL.PSDIFF.STEPS 1 MODEL.PSDIFF.QUERY_DRAWS 1 "
     "SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 4 SOLVER.STEPS ()"
 )
-# A CPU cannot train from scratch within the minutes of a demo. Training continues from small weights
-# that projects/PSDiff/tools/make_demo_weights.py trained on the same split at a high learning rate.
+# A CPU cannot train from scratch within the minutes of a demo. Training continues from weights that
+# projects/PSDiff/tools/make_demo_weights.py trained on the same split at a high learning rate.
 WEIGHTS = Path("projects/PSDiff/weights")
 TEACHER_WEIGHTS = WEIGHTS / "teacher_slim_synthetic.safetensors"
 PSDIFF_WEIGHTS = WEIGHTS / "psdiff_slim_synthetic.safetensors"

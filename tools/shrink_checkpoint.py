@@ -1,54 +1,68 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the weights of a checkpoint as float16, without optimizer and the rest.
+"""Writes the weights of a training checkpoint as float16, without the optimizer state.
 
     python tools/shrink_checkpoint.py output/diffps_tiny/model_final_ema.pth weights.safetensors
 
-The result serves as MODEL.WEIGHTS. Buffers that count (int64) keep their type.
+The result can be used as MODEL.WEIGHTS. Integer buffers keep their type.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
-
-from person_search.utils.weight_files import read_weights
+from person_search.cli import program_parser, run_program
 
 
 def shrink(checkpoint: Path, output: Path) -> int:
-    """Writes ``output`` (.safetensors); returns its size in bytes.
+    """Writes the weights of a checkpoint as float16.
+
+    Args:
+        checkpoint: Checkpoint of a training.
+        output: File to write (.safetensors).
+
+    Returns:
+        The size of ``output`` in bytes.
 
     Raises:
-        FileNotFoundError: no such checkpoint. ValueError: it has no ``model``, or a weight is too
-            large for float16.
+        FileNotFoundError: If the checkpoint does not exist.
+        ValueError: If the file holds no weights, or a weight exceeds the range of float16.
     """
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"no checkpoint {checkpoint}")
+    from safetensors.torch import save_file
+
+    from person_search.utils.weight_files import read_checkpoint
+
     half = {}
-    for name, value in read_weights(checkpoint).items():
+    for name, value in read_checkpoint(checkpoint)["model"].items():
         half[name] = value.half().contiguous() if value.is_floating_point() else value.contiguous()
         if value.is_floating_point() and not half[name].isfinite().all():
-            raise ValueError(f"{name} of {checkpoint} does not fit into float16.")
+            raise ValueError(f"{name} of {checkpoint} exceeds the range of float16")
     output.parent.mkdir(parents=True, exist_ok=True)
     save_file(half, output)
     return output.stat().st_size
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("output", type=Path, help="ends in .safetensors")
-    args = parser.parse_args()
-    try:
-        size = shrink(args.checkpoint, args.output)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = program_parser(__doc__)
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of a training (.pth)")
+    parser.add_argument("output", type=Path, help="file to write (.safetensors)")
+    args = parser.parse_args(argv)
+    if args.output.suffix != ".safetensors":
+        parser.error(f"output is {args.output}; its name must end in .safetensors")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Shrinks the checkpoint and prints the size of the result."""
+    size = shrink(args.checkpoint, args.output)
     print(f"{args.output}: {size / 1e6:.1f} MB")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program and returns the exit status."""
+    return run_program(run, parse_args(argv), log=False)
 
 
 if __name__ == "__main__":

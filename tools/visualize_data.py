@@ -67,7 +67,9 @@ def visualize(args: argparse.Namespace) -> None:
     read_image = RecordImageReader("RGB")
     args.output.mkdir(parents=True, exist_ok=True)
     for record in select(records, args.num, args.image_id):
-        drawing = draw_record(read_image(record), record, args.long_side)
+        pixels = read_image(record)
+        assert pixels is not None  # unreadable images are not skipped
+        drawing = draw_record(pixels, record, args.long_side)
         path = args.output / f"{Path(args.dataset).stem}_{record['image_id']:06d}.png"
         write_atomically(path, encode_image(drawing, ".png"))
         print(path)

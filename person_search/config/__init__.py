@@ -11,6 +11,7 @@ from person_search.config.build import (
     merge_run_config,
 )
 from person_search.config.defaults import add_person_search_config
+from person_search.config.files import config_folder, list_configs, nearest_configs
 from person_search.config.projects import ProjectError, add_all_project_configs, project_names
 
 __all__ = [
@@ -20,9 +21,12 @@ __all__ = [
     "build_config",
     "check_device",
     "check_model",
+    "config_folder",
     "default_config",
     "did_you_mean",
+    "list_configs",
     "merge_into",
     "merge_run_config",
+    "nearest_configs",
     "project_names",
 ]

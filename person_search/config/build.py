@@ -15,6 +15,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from person_search.config.defaults import add_person_search_config
+from person_search.config.files import config_folder, list_configs, nearest_configs
 from person_search.config.projects import add_all_project_configs
 
 
@@ -51,7 +52,7 @@ def merge_into(cfg: CfgNode, config_file: str | os.PathLike, opts: Sequence[str]
 
     Args:
         cfg: Config to change.
-        config_file: YAML file; "" for none.
+        config_file: YAML file, or the name of one below ``configs/``; "" for none.
         opts: Overrides, alternating keys and values.
 
     Raises:
@@ -62,10 +63,13 @@ def merge_into(cfg: CfgNode, config_file: str | os.PathLike, opts: Sequence[str]
     config_file = os.fspath(config_file)
     if config_file:
         if "://" not in config_file and not os.path.isfile(config_file):
-            kind = "is a folder" if os.path.isdir(config_file) else "does not exist"
-            hint = did_you_mean(config_file, _config_files(), key=lambda x: Path(x).stem)
-            raise FileNotFoundError(f"--config-file {config_file!r} {kind}.{hint}")
+            if config_file not in list_configs():
+                kind = "is a folder" if os.path.isdir(config_file) else "does not exist"
+                hint = nearest_configs(config_file)
+                raise FileNotFoundError(f"--config-file {config_file!r} {kind}.{hint}")
+            config_file = str(config_folder() / config_file)
         with _explained(cfg, config_file):
+            _check_yaml(config_file)
             cfg.merge_from_file(config_file)
     options = [opt for opt in opts if str(opt).startswith("--")]
     if options:
@@ -164,13 +168,40 @@ def _explained(cfg: CfgNode, source: str) -> Iterator[None]:
         raise ValueError(f"{source}: {text}.{hint}") from e
 
 
-def _config_files() -> list[str]:
-    """Returns the YAML files below ``configs/`` of the current folder or of this checkout."""
-    for root in (Path(), Path(__file__).parents[2]):
-        found = sorted(str(path) for path in (root / "configs").rglob("*.yaml"))
-        if found:
-            return found
-    return []
+def _check_yaml(path: str, below: tuple[str, ...] = ()) -> None:
+    """Checks a YAML file and its bases for what reading accepts silently or without a message."""
+    if "://" in path:
+        return
+    if os.path.abspath(path) in below:
+        raise ValueError(f"{path} is its own _BASE_, directly or through another file")
+    if not os.path.isfile(path):
+        raise ValueError(f"_BASE_ names {path}, which does not exist")
+    try:
+        root = yaml.compose(Path(path).read_text(encoding="utf-8-sig"), yaml.SafeLoader)
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path} is not UTF-8 text ({e}); save it as UTF-8") from e
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError(
+            f"{path} is not a YAML mapping of config keys; it is empty or a list or text"
+        )
+    nodes = [root]
+    while nodes:
+        seen: dict[str, int] = {}
+        for key, value in nodes.pop().value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise ValueError(
+                    f"{path} has the key {key.value} twice in one section, in line "
+                    f"{seen[key.value]} and {line}, of which the first would have no effect"
+                )
+            seen[key.value] = line
+            if isinstance(value, yaml.MappingNode):
+                nodes.append(value)
+    for key, value in root.value:
+        if key.value == "_BASE_":
+            for base in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                base = os.path.join(os.path.dirname(path), os.path.expanduser(base.value))
+                _check_yaml(base, (*below, os.path.abspath(path)))
 
 
 def _example(text: str) -> str:

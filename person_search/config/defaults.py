@@ -77,7 +77,7 @@ def add_person_search_config(cfg: CN) -> None:
     cfg.SOLVER.EMA = CN()
     cfg.SOLVER.EMA.ENABLED = False
     cfg.SOLVER.EMA.DECAY = 0.999
-    # On Ctrl-C or SIGTERM: finish the iteration and write a checkpoint first. False: end at once.
+    # On Ctrl-C, SIGTERM or SIGHUP: write a checkpoint after the iteration. False: end at once.
     cfg.SOLVER.CHECKPOINT_ON_SIGNAL = True
     # Accept weights that fill only a part of the model where all of it is needed (--resume,
     # --eval-only). A training may always start from partial weights.

@@ -10,15 +10,8 @@ from person_search.data.dataset_mapper import (
     build_mapper,
     check_training_files,
 )
-from person_search.data.datasets import (
-    AnnotationFileError,
+from person_search.data.datasets.builtin import (
     get_num_pids,
-    load_cuhk_sysu,
-    load_cuhk_sysu_protocol,
-    load_json_protocol,
-    load_person_search_json,
-    load_prw,
-    load_prw_protocol,
     not_person_search,
     register_builtin_datasets,
     register_config_datasets,
@@ -26,6 +19,11 @@ from person_search.data.datasets import (
     register_person_search_json,
     register_prw,
 )
+from person_search.data.datasets.common import IncompleteDatasetError, IrregularityLog
+from person_search.data.datasets.cuhk_sysu import load_cuhk_sysu, load_cuhk_sysu_protocol
+from person_search.data.datasets.json_dataset import load_json_protocol, load_person_search_json
+from person_search.data.datasets.json_document import AnnotationFileError
+from person_search.data.datasets.prw import load_prw, load_prw_protocol
 from person_search.data.image_io import BadImageError, RecordImageReader
 
 register_builtin_datasets()
@@ -34,6 +32,8 @@ __all__ = [
     "MAPPER_REGISTRY",
     "AnnotationFileError",
     "BadImageError",
+    "IncompleteDatasetError",
+    "IrregularityLog",
     "PersonSearchMapper",
     "RecordImageReader",
     "build_mapper",

@@ -232,7 +232,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def _find_resumable(self) -> str | Exception:
         candidates = []
         if self.save_dir and self.has_checkpoint():
-            candidates.append(self.get_checkpoint_file())
+            try:
+                candidates.append(self.get_checkpoint_file())
+            except UnicodeDecodeError:
+                self.logger.warning(
+                    "%s is damaged.", os.path.join(self.save_dir, "last_checkpoint")
+                )
         if self.save_dir and os.path.isdir(self.save_dir):
             others = [p for p in self.get_all_checkpoint_files() if p not in candidates]
             others = [p for p in others if _iteration(p) >= 0]

@@ -136,7 +136,7 @@ def stop_training(
             with open(os.path.join(output_dir, "last_checkpoint")) as file:
                 name = file.read().strip()
             message.append(f"The last checkpoint, {name}, is intact; --resume continues from it.")
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             message.append("There is no checkpoint yet.")
     message.append(_ADVICE + (_AMP_ADVICE if amp_scale else "") + ".")
     raise TrainingDivergedError(" ".join(message))

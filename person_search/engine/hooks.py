@@ -29,7 +29,7 @@ from person_search.engine.divergence import (
 )
 from person_search.engine.rng import get_rng_state, set_rng_state
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
 
 class ResumableCheckpointer(PeriodicCheckpointer):
@@ -41,7 +41,7 @@ class ResumableCheckpointer(PeriodicCheckpointer):
     - Weights that are not finite are not saved: the training ends with its last checkpoint intact.
     - A failed write (disk full) is logged as an error and the training continues, since the next
       write may succeed. At the last iteration, it ends the program.
-    - With ``stop_on_signal``, the first Ctrl-C or SIGTERM finishes the iteration, writes a
+    - With ``stop_on_signal``, the first Ctrl-C, SIGTERM or SIGHUP finishes the iteration, writes a
       checkpoint and exits with status 128 + signal. The second one exits at once.
 
     Args:

@@ -89,7 +89,17 @@ def setup_run(cfg: CfgNode, args: Any) -> None:
     Args:
         cfg: Config of the run.
         args: Parsed command line.
+
+    Raises:
+        OSError: If OUTPUT_DIR cannot be created.
     """
+    try:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    except OSError as e:
+        raise OSError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} cannot be created: {os.strerror(e.errno or 0)}. Set "
+            "OUTPUT_DIR to a folder, new or existing, that you may write to."
+        ) from e
     path = os.path.join(cfg.OUTPUT_DIR, CONFIG)
     writes = comm.is_main_process() and bool(cfg.OUTPUT_DIR)
     before = Path(path).read_bytes() if writes and os.path.isfile(path) else None

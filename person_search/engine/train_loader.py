@@ -77,8 +77,12 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper) -> DataLoader:
         mapper: Mapper for training.
 
     Raises:
-        ValueError: If the shared memory is too small for the workers' batches.
+        ValueError: If DATALOADER.NUM_WORKERS or TIMEOUT is negative, or the shared memory is too
+            small for the workers' batches.
     """
+    for key in ("NUM_WORKERS", "TIMEOUT"):
+        if cfg.DATALOADER[key] < 0:
+            raise ValueError(f"DATALOADER.{key} is {cfg.DATALOADER[key]}; it must be at least 0.")
     check_shared_memory(cfg)
     logger = logging.getLogger(__name__)
     name = cfg.DATALOADER.SAMPLER_TRAIN

@@ -36,8 +36,9 @@ class StepTrainer(SimpleTrainer):
     """Extends Detectron2's step by gradient accumulation and a check of the loss.
 
     With n images in k parts, a part of m images has the weight m/n. If the loss is a mean over
-    images, the step equals that of the whole batch. Losses with another normalization (such as the
-    number of boxes in the batch) and batch norm see the parts.
+    images, or the model has the hook ``loss_normalizer``
+    (:class:`person_search.interface.NormalizesLosses`), the step equals that of the whole batch.
+    Other losses and batch norm see the parts.
 
     A loss that is not finite in one process ends the training in all of them before the weights
     change, see :mod:`person_search.engine.divergence`. This costs one comparison per step, or one
@@ -74,15 +75,17 @@ class StepTrainer(SimpleTrainer):
         self.optimizer.zero_grad()
         done: list[Part] = []
         chunks = _split(data, self.parts)
+        self._counts: list[tuple[torch.Tensor, torch.Tensor]] = []
         for i, chunk in enumerate(chunks):
             with self._no_sync() if i < len(chunks) - 1 else nullcontext():
                 losses = self._forward_backward(chunk, len(chunk) / len(data))
             done.append((chunk, losses))
         self.after_backward()
+        scale = self._normalize_gradients()
 
-        totals = done[0][1]
+        totals = {k: v * scale for k, v in done[0][1].items()}
         for _, losses in done[1:]:
-            totals = {k: v + losses[k] for k, v in totals.items()}
+            totals = {k: v + losses[k] * scale for k, v in totals.items()}
         self._stop_unless_finite(sum(totals.values()), done)
         if (self.iter + 1) % self.gather_metric_period == 0:
             SimpleTrainer.write_metrics(totals, data_time, self.iter)
@@ -109,10 +112,33 @@ class StepTrainer(SimpleTrainer):
             if isinstance(losses, torch.Tensor):
                 losses = {"total_loss": losses}
             if share != 1:
-                losses = {k: v * share for k, v in losses.items()}
+                weight = self._part_weight(share)
+                losses = {k: v * weight for k, v in losses.items()}
             total = sum(losses.values())
         self._backward(total)
         return {k: v.detach() for k, v in losses.items()}
+
+    def _part_weight(self, share: float) -> torch.Tensor | float:
+        """Returns the weight of a part: its divisor over an estimate of that of the whole batch."""
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        normalizer = getattr(model, "loss_normalizer", None)
+        if normalizer is None:
+            return share
+        if not self._counts:
+            self._estimate = normalizer[0] / share
+        self._counts.append(normalizer)
+        return normalizer[0] / self._estimate
+
+    def _normalize_gradients(self) -> torch.Tensor | float:
+        """Replaces the estimate by the divisor of the whole batch; returns the factor."""
+        if not self._counts:
+            return 1.0
+        divisors, counts = (torch.stack(x).sum() for x in zip(*self._counts, strict=True))
+        scale = self._estimate / torch.where(counts > 0, counts, divisors)
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        return scale
 
     def _no_sync(self):
         """Returns the context of all parts but the last, whose gradients are not exchanged yet."""

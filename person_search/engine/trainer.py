@@ -90,6 +90,11 @@ class PersonSearchTrainer(DefaultTrainer):
                 f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; a training takes at least 1 iteration. "
                 "To evaluate without training, use --eval-only."
             )
+        if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
+            raise ValueError(
+                f"SOLVER.CHECKPOINT_PERIOD is {cfg.SOLVER.CHECKPOINT_PERIOD}; it must be at least "
+                "1. A period above SOLVER.MAX_ITER writes the final checkpoint only."
+            )
         if cfg.SOLVER.EMA.ENABLED and cfg.TEST.PRECISE_BN.ENABLED:
             raise ValueError(
                 "SOLVER.EMA.ENABLED and TEST.PRECISE_BN.ENABLED are both True: precise statistics "

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The search figures that the same detections get when the embeddings say nothing."""
+"""Search metrics that the same detections reach with random embeddings."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from person_search.evaluation.options import SearchOptions
 from person_search.evaluation.predictions import PooledPredictions
 from person_search.evaluation.search_metrics import evaluate_searches
+from person_search.evaluation.settings import SearchOptions
 from person_search.schema import SearchProtocol
 
 CHANCE_EMBED_DIM = 16
@@ -23,20 +23,23 @@ def chance_level(
     topk: Sequence[int] = (1, 5, 10),
     options: SearchOptions | None = None,
 ) -> dict[str, float]:
-    """Search figures for random unit embeddings of detections and queries.
+    """Computes the search metrics for random unit embeddings of detections and queries.
 
     Recall does not depend on embeddings; it is the same as with real ones.
 
     Args:
-        protocol: of the test set.
-        detections: their embeddings are not looked at.
-        seed: same seed, same figures.
-        num_draws: how often to draw; the figures are the mean.
-        topk: as in the evaluation compared with.
-        options: as in the evaluation compared with; None for the defaults.
+        protocol: Protocol of the test set.
+        detections: Predictions; their embeddings are ignored.
+        seed: Seed of the random embeddings.
+        num_draws: Number of draws; the metrics are averaged over them.
+        topk: The k of the top-k accuracies.
+        options: Options of the evaluation to compare with; None for the defaults.
 
     Returns:
         ``mAP``, ``top<k>``, ``recall`` in percent.
+
+    Raises:
+        ValueError: If ``num_draws`` is less than 1.
     """
     if num_draws < 1:
         raise ValueError(f"num_draws is {num_draws}, must be at least 1")

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COCO-style AP by pycocotools, for the same pooled detections.
-
-Given beside the field's own AP because it can be compared with other detectors.
+"""COCO-style AP by pycocotools for the pooled detections, comparable with other detectors.
 
 Shape shorthand: T IoU thresholds, R = 101 recall points, A ranges of area.
 """
@@ -17,50 +15,38 @@ from pycocotools.cocoeval import COCOeval
 COCO_MAX_DETS = 100
 COCO_IOU_THRESHS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
 COCO_AREAS = ("all", "small", "medium", "large")
-"""COCO's ranges: small below 32^2 square pixels, large from 96^2 on."""
+"""COCO's area ranges: small below 32^2 square pixels, large from 96^2 on."""
 _PERSON = 1  # COCO counts categories from 1
 
 
-def coco_average_precision(
-    gt_boxes: np.ndarray,
-    gt_offsets: np.ndarray,
-    det_boxes: np.ndarray,
-    det_scores: np.ndarray,
-    det_offsets: np.ndarray,
-    iou_thresh: float = 0.5,
-) -> float:
-    """AP with 101 recall points at one IoU threshold, all areas, 100 detections per image at most.
+def coco_average_precision(*arrays: np.ndarray, iou_thresh: float = 0.5) -> float:
+    """Computes AP with 101 recall points at one IoU threshold, at most 100 detections per image.
 
-    Args: as :func:`~person_search.evaluation.detection_metrics.evaluate_detection`.
+    Args:
+        *arrays: Arrays of :func:`~person_search.evaluation.detection_metrics.evaluate_detection`.
+        iou_thresh: Minimum IoU of a match.
 
     Returns:
-        percent; 0 without detections, nan without ground truth.
+        AP in percent; 0 without detections, nan without ground truth.
     """
-    arrays = (gt_boxes, gt_offsets, det_boxes, det_scores, det_offsets)
-    return float(_precisions(*arrays, [iou_thresh], ["all"])[0, 0])
+    return float(_precisions(*arrays, iou_threshs=[iou_thresh], areas=["all"])[0, 0])
 
 
-def coco_summary(
-    gt_boxes: np.ndarray,
-    gt_offsets: np.ndarray,
-    det_boxes: np.ndarray,
-    det_scores: np.ndarray,
-    det_offsets: np.ndarray,
-) -> dict[str, float]:
-    """COCO's figures: mean over ten IoU thresholds, at two of them, and by area of the person.
+def coco_summary(*arrays: np.ndarray) -> dict[str, float]:
+    """Computes COCO's metrics: AP over ten IoU thresholds, at two of them, and by area.
 
-    Args: as :func:`~person_search.evaluation.detection_metrics.evaluate_detection`.
+    Args:
+        *arrays: Arrays of :func:`~person_search.evaluation.detection_metrics.evaluate_detection`.
 
     Returns:
-        ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` in percent; nan for a range of area
-        that holds nobody.
+        ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` in percent; nan for an area range
+        without persons.
     """
-    arrays = (gt_boxes, gt_offsets, det_boxes, det_scores, det_offsets)
-    ap = _precisions(*arrays, COCO_IOU_THRESHS, COCO_AREAS)
+    ap = _precisions(*arrays, iou_threshs=COCO_IOU_THRESHS, areas=COCO_AREAS)
     at = {f"AP{100 * t:.0f}": ap[COCO_IOU_THRESHS.index(t), 0] for t in (0.5, 0.75)}
     by_area = {f"AP{name[0]}": ap[:, n].mean() for n, name in enumerate(COCO_AREAS) if n}
-    figures = {"AP": ap[:, 0].mean(), **at, **by_area}
-    return {name: float(value) for name, value in figures.items()}
+    metrics = {"AP": ap[:, 0].mean(), **at, **by_area}
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def _precisions(
@@ -69,10 +55,11 @@ def _precisions(
     det_boxes: np.ndarray,
     det_scores: np.ndarray,
     det_offsets: np.ndarray,
+    *,
     iou_threshs: Sequence[float],
     areas: Sequence[str],
 ) -> np.ndarray:
-    """AP (T, A) in percent."""
+    """Computes AP (T, A) in percent."""
     shape = (len(iou_threshs), len(areas))
     if len(gt_boxes) == 0:
         return np.full(shape, np.nan)
@@ -89,20 +76,20 @@ def _precisions(
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"][:, :, 0, :, 0]  # (T, R, A), -1 where nobody is
+    precision = evaluation.eval["precision"][:, :, 0, :, 0]  # (T, R, A), -1 without persons
     return 100.0 * np.where(precision < 0, np.nan, precision).mean(axis=1)
 
 
 def _build_coco(
     images: list[dict], boxes: np.ndarray, offsets: np.ndarray, scores: np.ndarray | None = None
 ) -> COCO:
-    """Wraps flat arrays in the in-memory form that COCOeval reads."""
+    """Converts flat arrays to the in-memory form that COCOeval reads."""
     xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
     areas = xywh[:, 2] * xywh[:, 3]
     owners = np.repeat(np.arange(len(images)), np.diff(offsets))
     columns = [xywh.tolist(), areas.tolist(), owners.tolist()]
     annotations = [
-        # ids start at 1: COCOeval takes a match with id 0 for no match
+        # ids start at 1: COCOeval takes a match with id 0 as unmatched
         {"id": i, "image_id": owner, "category_id": _PERSON, "bbox": b, "area": a, "iscrowd": 0}
         for i, (b, a, owner) in enumerate(zip(*columns, strict=True), start=1)
     ]

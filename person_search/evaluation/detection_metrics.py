@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detection figures of the person search field: recall, precision and AP times recall.
+"""Detection metrics of the person search field: recall, precision and AP times recall.
 
 Shape shorthand: N detections, M ground truth boxes, K true positives, I images.
 
@@ -9,7 +9,7 @@ score; and AP is the plain step-wise average precision, divided by the number of
 
     AP = (1 / M) * sum over true positives d of  TP(score >= s_d) / detections(score >= s_d)
 
-Detections of equal score share one precision, so that the figure does not depend on their order.
+Detections of equal score share one precision, so that the metric does not depend on their order.
 """
 
 import numpy as np
@@ -25,19 +25,19 @@ def evaluate_detection(
     det_offsets: np.ndarray,
     iou_thresh: float = 0.5,
 ) -> dict[str, float]:
-    """Scores pooled detections against all ground truth boxes, labelled or not.
+    """Scores pooled detections against all ground truth boxes, labeled or not.
 
     Args:
-        gt_boxes: (M, 4) XYXY, those of image i at ``gt_offsets[i]:gt_offsets[i + 1]``.
+        gt_boxes: (M, 4) XYXY; image i has the rows ``gt_offsets[i]:gt_offsets[i + 1]``.
         gt_offsets: (I + 1,) int64.
         det_boxes: (N, 4) XYXY in the same frame.
-        det_scores: (N,).
-        det_offsets: (I + 1,) int64.
-        iou_thresh: IoU from which a pair can match.
+        det_scores: (N,) scores.
+        det_offsets: (I + 1,) int64, like ``gt_offsets``.
+        iou_thresh: Minimum IoU of a match.
 
     Returns:
-        ``AP``, ``recall``, ``precision`` in percent, ``num_gt`` and ``num_det``. Without a single
-        detection all three are 0; without ground truth AP and recall are nan.
+        ``AP``, ``recall``, ``precision`` in percent, ``num_gt`` and ``num_det``. Without detections
+        all three are 0; without ground truth AP and recall are nan.
     """
     true_positives = match_mutual_best(gt_boxes, gt_offsets, det_boxes, det_offsets, iou_thresh)
     num_gt, num_det = len(gt_boxes), len(det_boxes)
@@ -61,14 +61,15 @@ def match_mutual_best(
 ) -> np.ndarray:
     """Finds the detections that are true positives.
 
-    A pair matches where the detection is the best one of the ground truth box, that box is the best
-    one of the detection, and their IoU reaches the threshold. Ties go to the lower index.
+    A pair matches if the detection is the best one of the ground truth box, that box is the best
+    one of the detection, and their IoU reaches the threshold. Ties go to the lower index. The
+    arguments are those of :func:`evaluate_detection`.
 
     Returns:
         (K,) indices of detections, K <= min(M, N).
     """
     gt_image = np.repeat(np.arange(len(gt_offsets) - 1), np.diff(gt_offsets))
-    # Pairs below the threshold cannot be anybody's best match *and* count, so they need no look.
+    # pairs below the threshold never count as a match, so they are not computed
     gt, det, iou = overlapping_pairs(gt_boxes, gt_image, iou_thresh, det_boxes, det_offsets)
     best_det_of_gt = first_of_each(gt, -iou, det)
     best_gt_of_det = first_of_each(det, -iou, gt)
@@ -76,34 +77,34 @@ def match_mutual_best(
 
 
 def average_precision(scores: np.ndarray, positive_scores: np.ndarray, num_gt: int) -> float:
-    """Step-wise average precision of a ranked list, times recall; no interpolation.
+    """Computes the step-wise average precision of a ranked list, times recall.
 
-    ``(1 / num_gt) * sum over positives p of positives(>= s_p) / all(>= s_p)``. Equal scores are one
-    step of the curve.
+    ``(1 / num_gt) * sum over positives p of positives(>= s_p) / all(>= s_p)``, without
+    interpolation. Equal scores are one step of the curve.
 
     Args:
-        scores: (N,) of all entries, positives included, in any order.
-        positive_scores: (K,) of the positive ones.
-        num_gt: number of things to be found, > 0 and >= K.
+        scores: (N,) scores of all entries, positives included, in any order.
+        positive_scores: (K,) scores of the positives.
+        num_gt: Number of objects to find, > 0 and >= K.
 
     Returns:
-        a number in [0, 1]; 0 without positives.
+        A value in [0, 1]; 0 without positives.
     """
     return float(precision_steps(scores, positive_scores).sum() / num_gt)
 
 
 def precision_steps(scores: np.ndarray, positive_scores: np.ndarray) -> np.ndarray:
-    """Precision of a ranked list at each of its positives, from the highest score down.
+    """Computes the precision of a ranked list at each positive, from the highest score down.
 
     ``positives(>= s_p) / all(>= s_p)``; equal scores share it. Only entries from the lowest
-    positive upwards are ever sorted.
+    positive upwards are sorted.
 
     Args:
-        scores: (N,) of all entries, positives included, in any order.
-        positive_scores: (K,) of the positive ones.
+        scores: (N,) scores of all entries, positives included, in any order.
+        positive_scores: (K,) scores of the positives.
 
     Returns:
-        (K,) in (0, 1].
+        (K,) precisions in (0, 1].
     """
     if len(positive_scores) == 0:
         return np.zeros(0)

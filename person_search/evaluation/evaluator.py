@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The person search evaluator for Detectron2's evaluation loop.
 
-One inference per test image gives everything: gallery detections, their embeddings, and the
-embeddings of the queries that the image holds. All protocols are scored from these.
+One inference per test image returns gallery detections, their embeddings, and the embeddings of
+the queries in the image. All protocols are scored from these.
 """
 
 import copy
@@ -24,14 +24,23 @@ from person_search.evaluation.coco_ap import coco_average_precision, coco_summar
 from person_search.evaluation.collector import PredictionCollector
 from person_search.evaluation.detection_metrics import evaluate_detection
 from person_search.evaluation.ground_truth import GroundTruth, collect_ground_truth
-from person_search.evaluation.options import Section
-from person_search.evaluation.prediction_file import read_predictions, write_predictions
-from person_search.evaluation.prediction_fit import fit_to_dataset
-from person_search.evaluation.predictions import PooledPredictions, find_rows, pool_predictions
+from person_search.evaluation.predictions import (
+    PooledPredictions,
+    find_rows,
+    fit_to_dataset,
+    pool_predictions,
+    read_predictions,
+    write_predictions,
+)
 from person_search.evaluation.protocol_index import check_protocol
 from person_search.evaluation.report import Results, summary_line, try_to_write, write_results
 from person_search.evaluation.search_metrics import SearchScores, evaluate_searches
-from person_search.evaluation.settings import EvaluationSettings, settings_from_config
+from person_search.evaluation.settings import (
+    EvaluationSettings,
+    SearchOptions,
+    Section,
+    settings_from_config,
+)
 from person_search.schema import NO_QUERY_ID, SearchProtocol
 from person_search.utils.backend import backend_name
 
@@ -39,12 +48,17 @@ logger = logging.getLogger(__name__)
 
 
 class PersonSearchEvaluator(DatasetEvaluator):
-    """Detection AP and recall, search mAP and top-k; percent.
+    """Computes detection AP and recall, and search mAP and top-k accuracy, in percent.
 
-    Results: ``detection`` with ``AP``, ``recall``, ``precision``, ``AP50`` (COCO style),
-    ``num_gt``, ``num_det``, and ``detection_...`` for further thresholds and COCO's own figures;
-    ``search`` with ``mAP``, ``top<k>``, ``recall`` for the first protocol, and ``search_...`` for
-    each further protocol and variant, see :mod:`person_search.evaluation.options`.
+    The results contain ``detection`` with ``AP``, ``recall``, ``precision``, ``AP50`` (COCO style),
+    ``num_gt`` and ``num_det``; ``detection_...`` for further thresholds and COCO's own metrics;
+    ``search`` with ``mAP``, ``top<k>`` and ``recall`` for the first protocol; and ``search_...``
+    for each further protocol and variant, see :mod:`person_search.evaluation.settings`.
+
+    Attributes:
+        settings: Settings of the evaluation.
+        sections: Search sections of the results.
+        search_scores: Result of every query for each search section, after scoring.
     """
 
     @configurable
@@ -57,30 +71,36 @@ class PersonSearchEvaluator(DatasetEvaluator):
         dump_predictions: bool = False,
         **settings: Any,
     ) -> None:
-        """
+        """Creates an evaluator, from arguments or from a config.
+
         Args:
-            dataset_name: a registered test set whose metadata holds ``search_protocols``.
-            output_dir: folder of the results file, or None to write none.
-            protocols: names of protocols; empty takes the data set's default.
-            dump_predictions: also write the pooled predictions into ``output_dir``.
-            **settings: see :meth:`EvaluationSettings.from_arguments`, e.g. ``score_thresh=0.5``,
-                ``topk=(1, 5)``, ``similarity="cws"``, ``variants=("cbgm", "gt")``.
+            dataset_name: Registered test set whose metadata has ``search_protocols``.
+            output_dir: Folder of the results file; None writes no file.
+            protocols: Names of protocols; empty selects the default of the data set.
+            dump_predictions: Also writes the pooled predictions into ``output_dir``.
+            **settings: Fields of :class:`EvaluationSettings`, for example ``topk=(1, 5)`` or
+                ``variants=("cbgm", "gt")``. ``cbgm_k1`` and ``cbgm_k2`` default to the values of
+                the data set, as does 0.
 
         Raises:
-            ValueError: a value that is not allowed, or a protocol that the data set does not have.
+            ValueError: If a value is not allowed or the data set lacks a protocol.
         """
         self._dataset_name = dataset_name
         self._output_dir = Path(output_dir) if output_dir is not None else None
         self._dump_predictions = dump_predictions
         metadata = MetadataCatalog.get(dataset_name)
-        self.settings = EvaluationSettings.from_arguments(settings, metadata.get("cbgm"))
+        default_cbgm = metadata.get("cbgm") or (SearchOptions.cbgm_k1, SearchOptions.cbgm_k2)
+        for name, value in zip(("cbgm_k1", "cbgm_k2"), default_cbgm, strict=True):
+            settings[name] = settings.get(name) or value
+        self.settings = EvaluationSettings(**settings)
         self._available = metadata.get("search_protocols", {})
         self._protocol_names = list(protocols or metadata.get("default_search_protocols", ()))
         self._check_protocol_names(self._protocol_names)
         self.sections: list[Section] = self.settings.sections(self._protocol_names)
+        self._needs_gt_boxes = self.settings.needs_gt_boxes
         self.search_scores: dict[str, SearchScores] = {}
         self._ground_truth: GroundTruth | None = None
-        self._row_of_image: dict[int, int] = {}
+        self._num_boxes: dict[int, int] = {}
         self._loaded_protocols: dict[str, SearchProtocol] = {}
         self._predictions: PooledPredictions | None = None
         self._collector = PredictionCollector(self.settings.score_thresh)
@@ -89,7 +109,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
     def from_config(
         cls, cfg: CfgNode, dataset_name: str, output_dir: str | os.PathLike | None = None
     ) -> dict[str, Any]:
-        """Reads ``cfg.TEST.PERSON_SEARCH``; None as folder is ``<cfg.OUTPUT_DIR>/inference``."""
+        """Reads ``cfg.TEST.PERSON_SEARCH``; the folder defaults to ``<OUTPUT_DIR>/inference``."""
         keys = cfg.TEST.PERSON_SEARCH
         return {
             "dataset_name": dataset_name,
@@ -101,12 +121,12 @@ class PersonSearchEvaluator(DatasetEvaluator):
 
     @property
     def ground_truth(self) -> GroundTruth:
-        """Boxes and queries of the test set; read from the catalog on first use."""
+        """Boxes and queries of the test set, read from the catalog on first use."""
         if self._ground_truth is None:
             records = DatasetCatalog.get(self._dataset_name)
-            self._ground_truth = collect_ground_truth(records, self._dataset_name)
-            ids = self._ground_truth.image_ids.tolist()
-            self._row_of_image = {image_id: row for row, image_id in enumerate(ids)}
+            self._ground_truth = truth = collect_ground_truth(records, self._dataset_name)
+            counts = np.diff(truth.offsets).tolist()
+            self._num_boxes = dict(zip(truth.image_ids.tolist(), counts, strict=True))
         return self._ground_truth
 
     @property
@@ -114,16 +134,16 @@ class PersonSearchEvaluator(DatasetEvaluator):
         """The pooled predictions of the last evaluation, on the main process."""
         if self._predictions is None:
             raise RuntimeError(
-                "there are no predictions: run evaluate() or load_predictions() first "
-                "(after evaluate() only the main process has them)"
+                "no predictions: call evaluate() or load_predictions() first (after evaluate() "
+                "only the main process has them)"
             )
         return self._predictions
 
     def reset(self) -> None:
         """Starts a new evaluation.
 
-        The main process reads and checks the protocols here, so that a missing or wrong protocol
-        file ends the run before the inference and not after it.
+        The main process reads and checks the protocols, so that a missing or wrong protocol file
+        raises its error before the inference and not after it.
         """
         self._collector = PredictionCollector(self.settings.score_thresh)
         self._predictions = None
@@ -132,17 +152,17 @@ class PersonSearchEvaluator(DatasetEvaluator):
                 self.protocol(name)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Takes over the outputs of one batch.
+        """Stores the outputs of one batch.
 
         Args:
-            inputs: of the data loader; ``image_id`` is read, and ``queries`` is compared with the
-                data set where it is there. Detections in a ``bad_image``, one that could not be
-                read, do not count.
-            outputs: per image ``instances`` (``pred_boxes`` in the frame of the original image,
-                ``scores``, ``reid_feats``) and ``query_feats`` in the order of the queries.
+            inputs: Inputs from the data loader. ``image_id`` is read, and ``queries``, if present,
+                is compared with the data set. Detections in a ``bad_image``, which the mapper could
+                not read, are ignored.
+            outputs: For each image ``instances`` (``pred_boxes`` in the frame of the original
+                image, ``scores``, ``reid_feats``) and ``query_feats`` in the order of the queries.
 
         Raises:
-            ValueError: naming the image, see :meth:`PredictionCollector.add`.
+            ValueError: Naming the image, see :meth:`PredictionCollector.add`.
         """
         for one_input, output in zip(inputs, outputs, strict=True):
             image_id = int(one_input["image_id"])
@@ -150,11 +170,9 @@ class PersonSearchEvaluator(DatasetEvaluator):
             if query_ids is None:
                 raise ValueError(
                     f"image_id {image_id} ({one_input.get('file_name', 'no file name')}) is not in "
-                    f"data set '{self._dataset_name}'; is the loader built for the same data set?"
+                    f"data set '{self._dataset_name}'; was the loader built for another one?"
                 )
-            num_gt = None
-            if self.settings.needs_gt_boxes:
-                num_gt = len(self.ground_truth.boxes_of(self._row_of_image[image_id]))
+            num_gt = self._num_boxes[image_id] if self._needs_gt_boxes else None
             _check_query_order(one_input, query_ids, image_id, num_gt or 0)
             instances = output["instances"]
             if one_input.get("bad_image"):  # the mapper put a black image in its place
@@ -163,13 +181,13 @@ class PersonSearchEvaluator(DatasetEvaluator):
             self._collector.add(image_id, instances, query_ids, feats, num_gt)
 
     def evaluate(self) -> Results:
-        """Gathers from all processes and scores.
+        """Gathers the outputs of all processes, writes them if requested, and scores them.
 
         Returns:
-            ``{task: {metric: number}}`` on the main process, ``{}`` on the others.
+            ``{task: {metric: value}}`` on the main process, ``{}`` on the others.
 
         Raises:
-            ValueError: an image came twice or never; it is named.
+            ValueError: If an image was processed twice or never.
         """
         comm.synchronize()
         parts = comm.gather(self._collector.arrays(), dst=0)
@@ -185,22 +203,22 @@ class PersonSearchEvaluator(DatasetEvaluator):
                 "backend": backend_name(),
             },
             image_names=truth.image_names,
-            gt_boxes=truth.boxes if self.settings.needs_gt_boxes else None,
+            gt_boxes=truth.boxes if self._needs_gt_boxes else None,
         )
         self._collector = PredictionCollector(self.settings.score_thresh)
+        if self._dump_predictions and self._output_dir is not None:  # before anything can fail
+            path = self._output_dir / f"{self._dataset_name}_predictions.npz"
+            try_to_write(path, self.save_predictions)
         return self.score()
 
     def score(self) -> Results:
-        """Scores the pooled predictions, logs one line and writes the results file.
-
-        ``search_scores`` then holds the figures of every query for each search section.
-        """
+        """Scores the pooled predictions, logs one line and writes the results file."""
         start = time.perf_counter()
         results = self._score_detection()
         jobs = [(self.protocol(s.protocol), s.options) for s in self.sections]
         scores = evaluate_searches(self.predictions, jobs)
         self._warn(scores)
-        self.search_scores = {s.task: one for s, one in zip(self.sections, scores, strict=True)}
+        self.search_scores = dict(zip((s.task for s in self.sections), scores, strict=True))
         for task, one in self.search_scores.items():
             results[task] = one.summary(self.settings.topk)
         info = {
@@ -209,27 +227,36 @@ class PersonSearchEvaluator(DatasetEvaluator):
             "num_images": len(self.predictions.image_ids),
             "seconds": time.perf_counter() - start,
         }
-        settings = self.settings.as_dict()
-        logger.info(summary_line(self._dataset_name, results, settings, info))
-        self._write(results, info)
+        logger.info(summary_line(self._dataset_name, results, self.settings, info))
+        if self._output_dir is not None:
+            content = {
+                "dataset": self._dataset_name,
+                "backend": backend_name(),
+                "results": results,
+                "settings": self.settings.as_dict(),
+                **info,
+            }
+            path = self._output_dir / f"{self._dataset_name}_results.json"
+            try_to_write(path, lambda p: write_results(p, content))
         return copy.deepcopy(results)
 
     def score_protocols(self, protocols: Sequence[SearchProtocol]) -> list[SearchScores]:
         """Scores any protocols of this data set, query by query, from the pooled predictions."""
-        scores = evaluate_searches(self.predictions, [(p, self.settings.search) for p in protocols])
+        options = self.settings.with_variant(None)
+        scores = evaluate_searches(self.predictions, [(p, options) for p in protocols])
         self._warn(scores)
         return scores
 
     def _warn(self, scores: Sequence[SearchScores]) -> None:
-        """Logs queries that cannot score, once per protocol and reason."""
-        told = set()
+        """Warns of queries that cannot score, once per protocol and reason."""
+        warned = set()
         for one in scores:
             for flags, reason in (
                 (one.num_gt == 0, "no match in the gallery"),
                 (~one.has_feat, "no detection in the query image to take the embedding from"),
             ):
-                if flags.any() and (one.name, reason) not in told:
-                    told.add((one.name, reason))
+                if flags.any() and (one.name, reason) not in warned:
+                    warned.add((one.name, reason))
                     logger.warning(
                         f"{self._dataset_name} [{one.name}]: {flags.sum()} of {len(flags)} "
                         f"queries have {reason} and score 0, first query_ids: "
@@ -237,10 +264,10 @@ class PersonSearchEvaluator(DatasetEvaluator):
                     )
 
     def protocol(self, name: str) -> SearchProtocol:
-        """Reads a protocol of the data set and checks it against the records, once.
+        """Returns a protocol of the data set, which is read and checked against the records once.
 
         Raises:
-            ValueError: the data set has none of that name, or it contradicts the records.
+            ValueError: If the data set has no such protocol or it contradicts the records.
         """
         if name not in self._loaded_protocols:
             self._check_protocol_names([name])
@@ -259,23 +286,23 @@ class PersonSearchEvaluator(DatasetEvaluator):
         write_predictions(self.predictions, path)
 
     def load_predictions(self, path: str | os.PathLike) -> None:
-        """Takes over saved predictions; :meth:`score` then gives the figures without a model.
+        """Loads saved predictions, so that :meth:`score` works without a model.
 
         Raises:
-            ValueError: the file is broken, belongs to other images, was cut at a higher score, or
-                lacks the embeddings of queries or true boxes where they are needed.
+            ValueError: If the file is damaged, belongs to other images, was made with a higher
+                score threshold, or lacks required embeddings of queries or ground truth boxes.
         """
         loaded = fit_to_dataset(read_predictions(path), self.ground_truth, self._dataset_name, path)
         wanted = self.settings.score_thresh
         if loaded.info.get("score_thresh", wanted) > wanted:
             raise ValueError(
-                f"{path} holds detections with score >= {loaded.info['score_thresh']} only, but "
+                f"{path} has detections with score >= {loaded.info['score_thresh']} only, but "
                 f"score_thresh is {wanted} (cfg.TEST.PERSON_SEARCH.SCORE_THRESH)"
             )
-        if self.settings.needs_gt_boxes and loaded.gt_arrays is None:
+        if self._needs_gt_boxes and loaded.gt_arrays is None:
             raise ValueError(
-                f"{path} holds no embeddings of the ground truth boxes, which "
-                "cfg.TEST.PERSON_SEARCH asks for with 'gt'; leave 'gt' out, or make the file anew "
+                f"{path} contains no embeddings of the ground truth boxes, which "
+                "cfg.TEST.PERSON_SEARCH requests by 'gt'; leave 'gt' out, or re-create the file "
                 "with it"
             )
         for section in self.sections:
@@ -294,30 +321,14 @@ class PersonSearchEvaluator(DatasetEvaluator):
             p = self.predictions
             p = p if score_thresh <= self.settings.score_thresh else p.above(score_thresh)
             arrays = (truth.boxes, truth.offsets, p.boxes, p.scores, p.det_offsets)
-            figures = evaluate_detection(*arrays, iou_thresh=iou_thresh)
-            counts = {name: figures.pop(name) for name in ("num_gt", "num_det")}
+            metrics = evaluate_detection(*arrays, iou_thresh=iou_thresh)
+            counts = {name: metrics.pop(name) for name in ("num_gt", "num_det")}
             if task == "detection":
-                figures |= {"AP50": coco_average_precision(*arrays, iou_thresh=0.5), **counts}
+                metrics |= {"AP50": coco_average_precision(*arrays, iou_thresh=0.5), **counts}
                 if self.settings.coco_ap:
                     results["detection_coco"] = coco_summary(*arrays)
-            results[task] = figures
+            results[task] = metrics
         return {"detection": results.pop("detection"), **results}
-
-    def _write(self, results: Results, info: dict[str, Any]) -> None:
-        if self._output_dir is None:
-            return
-        content = {
-            "dataset": self._dataset_name,
-            "backend": backend_name(),
-            "results": results,
-            "settings": self.settings.as_dict(),
-            **info,
-        }
-        path = self._output_dir / f"{self._dataset_name}_results.json"
-        try_to_write(path, lambda p: write_results(p, content))
-        if self._dump_predictions:
-            path = self._output_dir / f"{self._dataset_name}_predictions.npz"
-            try_to_write(path, self.save_predictions)
 
     def _check_protocol_names(self, names: Sequence[str]) -> None:
         if not self._available:
@@ -333,7 +344,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
 def _check_query_order(
     one_input: dict[str, Any], query_ids: list[int], image_id: int, num_gt: int
 ) -> None:
-    """The embeddings are joined by order, so the model must have seen the record's order."""
+    """Raises a ValueError if the model saw queries in another order than that of the record."""
     queries = one_input.get("queries")
     if queries is None or not hasattr(queries, "query_ids"):
         return
@@ -342,6 +353,6 @@ def _check_query_order(
     if seen != expected:
         boxes = f" and {num_gt} ground truth boxes ({NO_QUERY_ID})" if num_gt else ""
         raise ValueError(
-            f"image_id {image_id}: the loader gave the queries {seen}, the data set has "
+            f"image_id {image_id}: the loader returned the queries {seen}, the data set has "
             f"{query_ids}{boxes}"
         )

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is the person here at all? What a lowest similarity does to searches that should find nobody.
+"""Open-set metrics: errors of a minimum similarity where the person may be absent.
 
-The figures of search_metrics.py rank: somebody is always first. Who shows only what is similar
-enough makes two kinds of errors, which ISO/IEC 19795-1 measures for identification in an open set:
+The metrics of search_metrics.py rank: every list has a first entry. A minimum similarity makes two
+kinds of errors, which ISO/IEC 19795-1 measures for open-set identification:
 
-* FPIR, the false positive identification rate: searches for persons who are *not* there that show
-  somebody. Each query is searched in the gallery images without the person.
-* TPIR, the true positive identification rate: searches for persons who are there that show them, at
-  whatever rank.
+* FPIR, the false positive identification rate: searches for *absent* persons that return a person.
+  Each query is searched in the gallery images without the person.
+* TPIR, the true positive identification rate: searches for present persons that return them, at any
+  rank.
 
 Shape shorthand: Q queries of a protocol that have an embedding.
 """
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from person_search.evaluation.options import SearchOptions
 from person_search.evaluation.predictions import PooledPredictions
 from person_search.evaluation.protocol_index import check_protocol
 from person_search.evaluation.search_metrics import each_search
+from person_search.evaluation.settings import SearchOptions
 from person_search.schema import SearchProtocol
 
 FALSE_POSITIVE_RATES = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -30,11 +30,12 @@ _DECIMALS = 3
 
 @dataclass(frozen=True)
 class OpenSetRow:
-    """What one lowest similarity gives.
+    """Errors at one minimum similarity.
 
-    Args:
-        min_similarity: rounded up to three decimals.
-        fpir, tpir: see above, in [0, 1]; ``nan`` without a query that could show it.
+    Attributes:
+        min_similarity: Minimum similarity, rounded up to three decimals.
+        fpir: False positive identification rate in [0, 1].
+        tpir: True positive identification rate in [0, 1]; ``nan`` if no query's person is present.
     """
 
     min_similarity: float
@@ -45,14 +46,15 @@ class OpenSetRow:
 def best_similarities(
     predictions: PooledPredictions, protocol: SearchProtocol, options: SearchOptions | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The most similar right and the most similar wrong box of every query.
+    """Computes the similarity of the best right and the best wrong box of every query.
 
     Args:
-        predictions, protocol: as for :func:`~person_search.evaluation.evaluate_search`.
-        options: None for the defaults.
+        predictions: See :func:`~person_search.evaluation.evaluate_search`.
+        protocol: Protocol of the test set.
+        options: Options of the search; None for the defaults.
 
     Returns:
-        (Q,) similarity of the person, nan if the gallery does not hold the person and -inf if no
+        (Q,) similarity of the person, nan if the gallery does not show the person and -inf if no
         box overlaps; (Q,) similarity of the best box in the gallery images without the person, -inf
         if there is none.
     """
@@ -77,23 +79,27 @@ def best_similarities(
 def open_set_table(
     right: np.ndarray, wrong: np.ndarray, rates: Sequence[float] = FALSE_POSITIVE_RATES
 ) -> list[OpenSetRow]:
-    """For each rate, the lowest similarity at which FPIR does not exceed it.
+    """Finds, for each rate, the lowest similarity at which FPIR does not exceed it.
 
     Args:
-        right, wrong: of :func:`best_similarities`, at least one query.
-        rates: false positive identification rates in [0, 1).
+        right: (Q,) result of :func:`best_similarities`; Q is at least 1.
+        wrong: (Q,) result of :func:`best_similarities`.
+        rates: False positive identification rates in [0, 1).
+
+    Raises:
+        ValueError: If no query has an embedding or a rate is out of range.
     """
     if not len(wrong):
-        raise ValueError("no query has an embedding, so there is no similarity to choose.")
+        raise ValueError("no query has an embedding, so no minimum similarity can be chosen")
     falling = np.sort(wrong)[::-1]
     present = right[~np.isnan(right)]
     rows = []
     for rate in rates:
         if not 0 <= rate < 1:
-            raise ValueError(f"a false positive rate is {rate}; rates are from 0 to below 1.")
+            raise ValueError(f"a false positive rate is {rate}, must lie in [0, 1)")
         first_refused = falling[int(rate * len(falling))]
         bound = -1.0
-        if first_refused >= -1:  # the next similarity above it that three decimals can tell
+        if first_refused >= -1:  # the next similarity above it with three decimals
             bound = (math.floor(first_refused * 10**_DECIMALS) + 1) / 10**_DECIMALS
         tpir = float((present >= bound).mean()) if len(present) else math.nan
         rows.append(OpenSetRow(bound, float((wrong >= bound).mean()), tpir))

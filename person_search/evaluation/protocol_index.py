@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A search protocol checked against a data set and turned into row numbers of its arrays.
+"""A search protocol, checked against a data set and converted to row numbers of its arrays.
 
 Shape shorthand: Q queries, X gallery images, E excluded images, G lists of excluded images,
 P positives, S scored positives (one per query and image), H hits, I images, N detections.
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from person_search.evaluation.box_metrics import (
-    DEFAULT_IOU_THRESH,
     adaptive_iou_threshold,
     expand_ranges,
     overlapping_pairs,
@@ -20,55 +19,68 @@ from person_search.schema import SearchProtocol
 
 NO_IMAGE = -1
 _ELEMENTS_AT_ONCE = 1 << 22
-"""Numbers that are copied at once; 16 MB."""
+"""Numbers copied at once; 16 MB."""
+
+
+@dataclass(frozen=True)
+class CheckedProtocol:
+    """A consistent protocol, with rows of the data set in place of image ids.
+
+    Attributes:
+        protocol: The protocol itself.
+        gallery: (Q, X) image rows padded with -1, or None: all images but those in ``excluded``.
+        excluded: (G, E) image rows padded with -1.
+        excluded_row: (Q,) row of ``excluded`` of each query.
+        positive_image: (P,) image rows.
+    """
+
+    protocol: SearchProtocol
+    gallery: np.ndarray | None
+    excluded: np.ndarray
+    excluded_row: np.ndarray
+    positive_image: np.ndarray
 
 
 @dataclass(frozen=True)
 class ProtocolIndex:
-    """Row numbers instead of image ids, and which detections could be a positive.
+    """A protocol together with the detections that can be a positive.
 
-    Args:
-        name: of the protocol.
-        num_gt: (Q,) gallery images that hold the person (see ``duplicates``).
-        gallery: (Q, X) image rows padded with -1, or None: all images but those in ``excluded``.
-        excluded: (G, E) image rows padded with -1.
-        excluded_row: (Q,) row of ``excluded`` of each query.
-        det_offsets: (I + 1,) of the detections.
+    Attributes:
+        checked: The protocol in rows of the data set.
+        num_gt: (Q,) gallery images that show the person (see ``duplicates``).
+        det_offsets: (I + 1,) offsets of the detections.
         hit_offsets: (Q + 1,) slices of the two arrays below.
         hit_positive: (H,) number of the scored positive, ascending.
-        hit_det: (H,) a detection in its image that reaches the adaptive IoU threshold, ascending
-            within a positive.
+        hit_det: (H,) a detection in its image that reaches the IoU threshold, ascending within a
+            positive.
     """
 
-    name: str
+    checked: CheckedProtocol
     num_gt: np.ndarray
-    gallery: np.ndarray | None
-    excluded: np.ndarray
-    excluded_row: np.ndarray
     det_offsets: np.ndarray
     hit_offsets: np.ndarray
     hit_positive: np.ndarray
     hit_det: np.ndarray
 
     def hits_of(self, query: int) -> tuple[np.ndarray, np.ndarray]:
-        """``hit_positive`` and ``hit_det`` of one query."""
+        """Returns ``hit_positive`` and ``hit_det`` of one query."""
         hits = slice(self.hit_offsets[query], self.hit_offsets[query + 1])
         return self.hit_positive[hits], self.hit_det[hits]
 
     def gallery_detections(self, query: int) -> np.ndarray:
-        """Rows of the detections searched for one query, in gallery order, each once.
+        """Returns the rows of the detections searched for one query, in gallery order, each once.
 
-        An image listed twice is searched where it stands first.
+        An image listed twice is searched at its first position.
         """
-        num_images = len(self.det_offsets) - 1
-        if self.gallery is None:
+        checked = self.checked
+        if checked.gallery is None:
             keep = np.ones(self.det_offsets[-1], bool)
-            keep[self._detections_of(self.excluded[self.excluded_row[query]])] = False
+            keep[self._detections_of(checked.excluded[checked.excluded_row[query]])] = False
             return np.flatnonzero(keep)
-        images = self.gallery[query]
+        images = checked.gallery[query]
         images = images[images != NO_IMAGE]
         listing = np.arange(len(images))
-        first = np.zeros(num_images, np.int64)
+        first = np.zeros(len(self.det_offsets) - 1, np.int64)
         first[images[::-1]] = listing[::-1]  # the earliest listing is written last
         return self._detections_of(images[first[images] == listing])
 
@@ -79,38 +91,30 @@ class ProtocolIndex:
 
 
 def index_protocol(
-    protocol: SearchProtocol,
-    image_ids: np.ndarray,
+    checked: CheckedProtocol,
     det_boxes: np.ndarray,
     det_offsets: np.ndarray,
-    duplicates: str = "seqnet",
-    *,
-    iou_rule: str = "adaptive",
-    iou_thresh: float = DEFAULT_IOU_THRESH,
-    checked: "CheckedProtocol | None" = None,
+    duplicates: str,
+    iou_rule: str,
+    iou_thresh: float,
 ) -> ProtocolIndex:
-    """Prepares a protocol for detections; the similarities are not needed yet.
+    """Prepares a protocol for detections, whose similarities are not needed yet.
 
     Args:
-        protocol: what to search, and where.
-        image_ids: (I,) ids of the data set in its order.
+        checked: Result of :func:`check_protocol`.
         det_boxes: (N, 4) XYXY.
-        det_offsets: (I + 1,).
-        duplicates: one of ``seqnet``, ``strict``. An image listed twice as a positive of one
-            query: ``seqnet`` counts it twice as ground truth and scores it once, against the first
-            box; ``strict`` takes it once.
-        iou_rule, iou_thresh: see :class:`~person_search.evaluation.options.SearchOptions`.
-        checked: what :func:`check_protocol` gave, if it was called before.
-
-    Raises:
-        ValueError: the protocol contradicts itself or the data set, see :func:`check_protocol`.
+        det_offsets: (I + 1,) offsets of the images' detections.
+        duplicates: Rule for an image that is listed twice as a positive of one query: ``seqnet``
+            counts it twice as ground truth and scores it once, against the first box; ``strict``
+            takes it once.
+        iou_rule: See :class:`~person_search.evaluation.settings.SearchOptions`.
+        iou_thresh: See ``search_iou_thresh`` there.
     """
-    checked = checked or check_protocol(protocol, image_ids)
-    positive_image = checked.positive_image
+    protocol, positive_image = checked.protocol, checked.positive_image
     positive_query = np.asarray(protocol.positive_query, np.int64)
     num_queries = len(protocol.queries)
     # unique() returns the first occurrence and sorts by query, then image
-    keys = positive_query * len(image_ids) + positive_image
+    keys = positive_query * (len(det_offsets) - 1) + positive_image
     scored = np.unique(keys, return_index=True)[1]
     counted = positive_query if duplicates == "seqnet" else positive_query[scored]
     boxes = np.asarray(protocol.positive_box, np.float64).reshape(-1, 4)[scored]
@@ -120,11 +124,8 @@ def index_protocol(
     )
     hits_per_query = np.bincount(positive_query[scored][hit_positive], minlength=num_queries)
     return ProtocolIndex(
-        name=protocol.name,
+        checked=checked,
         num_gt=np.bincount(counted, minlength=num_queries),
-        gallery=checked.gallery,
-        excluded=checked.excluded,
-        excluded_row=checked.excluded_row,
         det_offsets=det_offsets,
         hit_offsets=np.concatenate([[0], np.cumsum(hits_per_query)]),
         hit_positive=hit_positive,
@@ -132,69 +133,18 @@ def index_protocol(
     )
 
 
-@dataclass(frozen=True)
-class CheckedProtocol:
-    """A protocol without faults, with rows of the data set in place of image ids.
+def check_protocol(protocol: SearchProtocol, image_ids: np.ndarray) -> CheckedProtocol:
+    """Checks everything in a protocol that would otherwise become a wrong metric.
 
     Args:
-        gallery, excluded, excluded_row: see :class:`ProtocolIndex`.
-        positive_image: (P,) image rows.
-    """
-
-    gallery: np.ndarray | None
-    excluded: np.ndarray
-    excluded_row: np.ndarray
-    positive_image: np.ndarray
-
-
-def check_protocol(protocol: SearchProtocol, image_ids: np.ndarray) -> CheckedProtocol:
-    """Checks what a wrong protocol would otherwise turn into a wrong figure.
+        protocol: Protocol to check.
+        image_ids: (I,) ids of the data set in its order.
 
     Raises:
-        ValueError: no queries, arrays of the wrong length, a query id used twice, an image that the
-            data set lacks, or a positive outside its query's gallery.
+        ValueError: If the protocol has no queries, arrays of the wrong length, a duplicate query
+            id, an image that the data set lacks, or a positive outside its query's gallery.
     """
     where = f"protocol '{protocol.name}'"
-    _check_queries_and_lengths(protocol, where)
-    find_rows(image_ids, np.array([q.image_id for q in protocol.queries]), "image_id", where)
-    num_queries = len(protocol.queries)
-    gallery, excluded, row_of = None, np.zeros((num_queries, 0), np.int32), np.arange(num_queries)
-    if protocol.gallery is not None:
-        gallery = _to_rows(protocol.gallery, image_ids, where)
-    elif np.size(protocol.excluded):
-        excluded = _to_rows(protocol.excluded, image_ids, where)
-        if protocol.excluded_row is not None:
-            row_of = _check_excluded_row(protocol, where)
-    listed = excluded if gallery is None else gallery
-    is_shared = gallery is None and protocol.excluded_row is not None
-    if len(listed) != num_queries and not is_shared:
-        raise ValueError(f"{where}: {len(listed)} gallery rows for {num_queries} queries")
-    positive_image = find_rows(image_ids, protocol.positive_image, "image_id", where)
-    positive_query = np.asarray(protocol.positive_query, np.int64)
-    is_listed = _row_holds(listed, row_of[positive_query], positive_image)
-    outside = np.flatnonzero(is_listed if gallery is None else ~is_listed)
-    if len(outside):
-        first = outside[0]
-        query = protocol.queries[protocol.positive_query[first]]
-        raise ValueError(
-            f"{where}: {len(outside)} positives lie outside the gallery of their query, first: "
-            f"image_id {protocol.positive_image[first]} of query_id {query.query_id}"
-        )
-    return CheckedProtocol(gallery, excluded, row_of, positive_image)
-
-
-def _check_excluded_row(protocol: SearchProtocol, where: str) -> np.ndarray:
-    rows = np.asarray(protocol.excluded_row, np.int64)
-    if rows.shape != (len(protocol.queries),):
-        raise ValueError(
-            f"{where}: excluded_row has the shape {rows.shape} for {len(protocol.queries)} queries"
-        )
-    if not (0 <= rows.min() and rows.max() < len(protocol.excluded)):
-        raise ValueError(f"{where}: excluded_row must lie in [0, {len(protocol.excluded)})")
-    return rows
-
-
-def _check_queries_and_lengths(protocol: SearchProtocol, where: str) -> None:
     num_queries = len(protocol.queries)
     if num_queries == 0:
         raise ValueError(f"{where} has no queries")
@@ -205,13 +155,44 @@ def _check_queries_and_lengths(protocol: SearchProtocol, where: str) -> None:
     lengths = [len(getattr(protocol, name)) for name in names]
     if len(set(lengths)) > 1:
         raise ValueError(f"{where}: {', '.join(names)} have lengths {lengths}; must be equal")
-    index = np.asarray(protocol.positive_query)
-    if len(index) and not (0 <= index.min() and index.max() < num_queries):
+    positive_query = np.asarray(protocol.positive_query, np.int64)
+    if len(positive_query) and not (
+        0 <= positive_query.min() <= positive_query.max() < num_queries
+    ):
         raise ValueError(f"{where}: positive_query must lie in [0, {num_queries})")
+    find_rows(image_ids, [q.image_id for q in protocol.queries], "image_id", where)
+    gallery, excluded, row_of = None, np.zeros((num_queries, 0), np.int32), np.arange(num_queries)
+    is_shared = False
+    if protocol.gallery is not None:
+        gallery = _to_rows(protocol.gallery, image_ids, where)
+    elif np.size(protocol.excluded):
+        excluded = _to_rows(protocol.excluded, image_ids, where)
+        if protocol.excluded_row is not None:
+            row_of, is_shared = np.asarray(protocol.excluded_row, np.int64), True
+            if row_of.shape != (num_queries,):
+                raise ValueError(
+                    f"{where}: excluded_row has the shape {row_of.shape} for {num_queries} queries"
+                )
+            if not 0 <= row_of.min() <= row_of.max() < len(excluded):
+                raise ValueError(f"{where}: excluded_row must lie in [0, {len(excluded)})")
+    listed = excluded if gallery is None else gallery
+    if len(listed) != num_queries and not is_shared:
+        raise ValueError(f"{where}: {len(listed)} gallery rows for {num_queries} queries")
+    positive_image = find_rows(image_ids, protocol.positive_image, "image_id", where)
+    is_listed = _row_holds(listed, row_of[positive_query], positive_image)
+    outside = np.flatnonzero(is_listed if gallery is None else ~is_listed)
+    if len(outside):
+        first = outside[0]
+        query = protocol.queries[protocol.positive_query[first]]
+        raise ValueError(
+            f"{where}: {len(outside)} positives are outside the gallery of their query, first: "
+            f"image_id {protocol.positive_image[first]} of query_id {query.query_id}"
+        )
+    return CheckedProtocol(protocol, gallery, excluded, row_of, positive_image)
 
 
 def _to_rows(listed: np.ndarray, image_ids: np.ndarray, where: str) -> np.ndarray:
-    """Turns (Q, X) image ids into int32 rows of the data set; the padding stays."""
+    """Converts (Q, X) image ids to int32 rows of the data set; the padding stays."""
     padding = len(image_ids)
     rows = find_rows(np.append(image_ids, NO_IMAGE), listed, "image_id", where, np.int32)
     rows[rows == padding] = NO_IMAGE
@@ -219,7 +200,7 @@ def _to_rows(listed: np.ndarray, image_ids: np.ndarray, where: str) -> np.ndarra
 
 
 def _row_holds(matrix: np.ndarray, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(P,) bool: whether ``values[p]`` stands in ``matrix[rows[p]]``."""
+    """Returns (P,) bool: whether ``values[p]`` occurs in ``matrix[rows[p]]``."""
     held = np.zeros(len(rows), bool)
     at_once = max(_ELEMENTS_AT_ONCE // max(matrix.shape[1], 1), 1)
     for first in range(0, len(rows), at_once):

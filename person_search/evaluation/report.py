@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation leaves behind: one log line and a results file."""
+"""Output of an evaluation: log line, tables and results file."""
 
 import json
 import logging
@@ -11,6 +11,7 @@ from typing import Any
 from tabulate import tabulate
 
 from person_search.evaluation.open_set import OpenSetRow
+from person_search.evaluation.settings import EvaluationSettings
 from person_search.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -19,14 +20,14 @@ Results = dict[str, dict[str, float]]
 
 
 def summary_line(
-    dataset_name: str, results: Results, settings: dict[str, Any], info: dict[str, Any]
+    dataset_name: str, results: Results, settings: EvaluationSettings, info: dict[str, Any]
 ) -> str:
-    """Puts the figures, what they depend on, and the time taken into one line.
+    """Formats the metrics, their settings and the time taken as one line.
 
     Args:
-        dataset_name: registered name.
-        results: ``{task: {metric: number}}``, percent.
-        settings: constructor arguments of the evaluator that the figures depend on.
+        dataset_name: Registered name of the data set.
+        results: ``{task: {metric: value}}`` in percent.
+        settings: Settings of the evaluation.
         info: ``protocols`` {task: name}, ``num_queries`` {task: number}, ``num_images``,
             ``seconds``.
     """
@@ -34,70 +35,65 @@ def summary_line(
     parts = [
         f"{dataset_name}: detection AP {det['AP']:.2f} recall {det['recall']:.2f} "
         f"precision {det['precision']:.2f} AP50 {det['AP50']:.2f} "
-        f"({det['num_det']} detections with score >= {settings['score_thresh']:g}, "
+        f"({det['num_det']} detections with score >= {settings.score_thresh:g}, "
         f"{det['num_gt']} boxes in {info['num_images']} images, "
-        f"IoU >= {settings['det_iou_thresh']:g})"
+        f"IoU >= {settings.det_iou_thresh:g})"
     ]
     task, protocol = next(iter(info["protocols"].items()))
-    figures = " ".join(f"{name} {value:.2f}" for name, value in results[task].items())
-    parts.append(f"{task} [{protocol}, {info['num_queries'][task]} queries] {figures}")
-    # of all others only the beginning: there may be dozens of them
+    metrics = " ".join(f"{name} {value:.2f}" for name, value in results[task].items())
+    parts.append(f"{task} [{protocol}, {info['num_queries'][task]} queries] {metrics}")
+    # two metrics of each other section: there may be dozens of sections
     parts += [
-        f"{task} " + " ".join(f"{name} {value:.2f}" for name, value in list(figures.items())[:2])
-        for task, figures in results.items()
+        f"{task} " + " ".join(f"{name} {value:.2f}" for name, value in list(metrics.items())[:2])
+        for task, metrics in results.items()
         if task not in ("detection", "search")
     ]
     shown = ("similarity", "matching", "query_source", "duplicates", "gallery_boxes")
-    options = ", ".join(str(settings[k]) for k in shown)
-    overlap = f"{settings['iou_rule']} IoU >= {settings['search_iou_thresh']:g}"
+    options = ", ".join(getattr(settings, name) for name in shown)
+    overlap = f"{settings.iou_rule} IoU >= {settings.search_iou_thresh:g}"
     return f"{'; '.join(parts)} ({options}, {overlap}); {info['seconds']:.1f} s"
 
 
 def results_table(results: Results) -> str:
-    """Two tables of text, detection and search, one row per section; percent."""
+    """Formats two tables, detection and search, with one row per section; percent."""
     tables = []
     for kind in ("detection", "search"):
-        rows = {task: figures for task, figures in results.items() if task.split("_")[0] == kind}
-        names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
-        lines = [[task, *(figures.get(name) for name in names)] for task, figures in rows.items()]
+        rows = {task: metrics for task, metrics in results.items() if task.split("_")[0] == kind}
+        names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
+        lines = [[task, *(metrics.get(name) for name in names)] for task, metrics in rows.items()]
         formats = ["", *("d" if name.startswith("num_") else ".2f" for name in names)]
         tables.append(tabulate(lines, [kind, *names], floatfmt=formats, tablefmt="simple"))
     return "\n\n".join(tables)
 
 
 def open_set_text(task: str, rows: Sequence[OpenSetRow], num_queries: int) -> str:
-    """A table of lowest similarities and the two errors of searches in an open set; percent."""
+    """Formats a table of minimum similarities and the open-set errors; percent."""
     names = [
-        "similarity\nat least",
-        "absent persons for whom\nsomebody is shown (FPIR)",
-        "present persons\nwho are shown (TPIR)",
+        "minimum\nsimilarity",
+        "searches for absent persons\nthat return a person (FPIR)",
+        "searches for present persons\nthat return them (TPIR)",
     ]
-    title = f"{task}, {num_queries} queries for persons who may not be there"
+    title = f"{task}, {num_queries} queries for persons who may be absent"
     lines = [[row.min_similarity, 100 * row.fpir, 100 * row.tpir] for row in rows]
     table = tabulate(lines, names, floatfmt=(".3f", ".1f", ".1f"), tablefmt="simple")
     return f"{title}\n\n{table}"
 
 
 def write_results(path: Path, content: dict[str, Any]) -> None:
-    """Writes a results file as JSON; an undefined figure (nan) becomes null."""
+    """Writes a results file as JSON; an undefined metric (nan) becomes null."""
     text = json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
     write_atomically(path, text.encode())
 
 
-def try_to_write(path: Path, write: Callable[[Path], None]) -> bool:
-    """Calls ``write(path)``; a failure is logged, not raised.
-
-    Hours of inference must not be lost because a disk is full: the caller still holds the figures.
-    """
+def try_to_write(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls ``write(path)`` and logs an OSError, so that a full disk does not lose the results."""
     try:
         write(path)
     except OSError as e:
         logger.warning(
-            f"could not write {path}: {e}. The results above are complete and are returned; "
-            "make room or pass another output folder to get the file."
+            f"could not write {path}: {e.strerror or e}. The evaluation continues without this "
+            "file and returns its results; free disk space or choose another output folder."
         )
-        return False
-    return True
 
 
 def _without_nan(value: Any) -> Any:

@@ -140,18 +140,24 @@ class PersonEmbedder:
         return result.reid_feats.cpu().numpy()
 
     @torch.no_grad()
-    def detect(self, image: np.ndarray) -> Instances:
+    def detect(self, image: np.ndarray | str | os.PathLike) -> Instances:
         """Detects and embeds all persons above the score threshold.
 
         Boxes with a side below ``MIN_SIDE`` are dropped: a sparse detector can shrink a box to a
         line, which shows no person.
 
         Args:
-            image: Array (H, W, 3) uint8 in ``image_format``.
+            image: Array (H, W, 3) uint8 in ``image_format``, or an image file.
 
         Returns:
             Instances on the CPU in the frame of the image, with ``reid_feats``.
+
+        Raises:
+            FileNotFoundError: If the image file does not exist.
+            BadImageError: If the image file is unreadable.
         """
+        if not isinstance(image, np.ndarray):
+            image = read_image(image, self.image_format)
         item, _ = self.model_input(image)
         item["height"], item["width"] = image.shape[:2]
         instances = self.model([item])[0]["instances"].to("cpu")

@@ -22,8 +22,7 @@ from person_search.search.table import Match, SearchFilter, count, format_time
 from person_search.utils.files import write_atomically
 from person_search.vis import SheetCell, draw_search_sheet, encode_image
 from person_search.vis.html_report import ReportCell, html_report
-from person_search.vis.ranked_list import QUERY_TITLE
-from person_search.vis.search_sheet import MAX_QUERY_CROPS
+from person_search.vis.search_sheet import MAX_QUERY_CROPS, QUERY_TITLE
 
 RESULTS, SHEET, REPORT = "results.jsonl", "sheet.png", "report.html"
 TITLE = "Who is this, and where else?"

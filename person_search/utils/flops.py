@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floating point operations of a module, counted from its trace by fvcore with our own rules.
+"""Floating point operations of a module, counted from its trace by fvcore with additional rules.
 
-fvcore leaves out what it has no rule for, in eval mode also the whole of fused attention. Here
+fvcore ignores operators without a rule, in eval mode also fused attention. Here
 
 - a multiply-add of a convolution or matrix product is two operations (fvcore: one);
 - fused attention (``scaled_dot_product_attention`` and the fast path of
-  ``nn.MultiheadAttention``) counts as much as the products it stands for;
+  ``nn.MultiheadAttention``) counts like the matrix products that it computes;
 - RoIAlign counts the four weighted corners of each of its samples, two operations each;
 - norms and upsampling count as in fvcore (2 to 5 per element);
 - everything else is elementwise, copies or sorts; it is not counted, but reported by name.
@@ -33,10 +33,10 @@ _SUSPICIOUS = re.compile(
 class FlopCount:
     """Operations of one call.
 
-    Args:
-        by_operator: operator -> operations.
-        by_module: dotted name of a submodule -> operations in it and below; "" is the whole.
-        uncounted: operator without a rule -> number of its calls.
+    Attributes:
+        by_operator: Operator -> operations.
+        by_module: Dotted name of a submodule -> operations in it and below; "" is the whole.
+        uncounted: Operator without a rule -> number of its calls.
     """
 
     by_operator: dict[str, float]
@@ -50,22 +50,23 @@ class FlopCount:
 
     @property
     def suspicious(self) -> list[str]:
-        """Uncounted operators whose name tells that they are not merely elementwise."""
+        """Uncounted operators whose names suggest that they are not elementwise."""
         return [name for name in self.uncounted if _SUSPICIOUS.search(name)]
 
 
 def count_flops(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> FlopCount:
-    """Counts one call ``module(*inputs)``, which is run once, without gradients.
+    """Counts the operations of ``module(*inputs)``, which is run once, without gradients.
 
     Args:
-        module: takes tensors and returns a tensor or a tuple of tensors. Its mode is left alone.
-        inputs: of the size to count for.
+        module: Module that takes tensors and returns a tensor or a tuple of tensors. Its training
+            mode is not changed.
+        inputs: Inputs of the size to count for.
     """
     adaptive: list[str] = []
 
     def roi_align(inputs: list[Any], outputs: list[Any]) -> float:
         samples = inputs[5].toIValue()
-        if samples <= 0:  # as many as the box is large: not known from the shapes
+        if samples <= 0:  # adaptive: the number depends on the size of the box
             adaptive.append("torchvision::roi_align")
         return _roi_align_flops(get_shape(outputs[0]), max(samples, 0))
 
@@ -83,14 +84,14 @@ def count_flops(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> FlopCoun
 
 
 def group_flops(count: FlopCount, groups: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
-    """Operations of named groups of submodules, and under "rest" of what is in none of them."""
+    """Returns the operations of named groups of submodules, and of the others as "rest"."""
     sums = {name: sum(count.by_module.get(m, 0.0) for m in mods) for name, mods in groups.items()}
     return sums | {"rest": count.total - sum(sums.values())}
 
 
 # ---- rules -------------------------------------------------------------------------------------
 def _product(operand: int) -> Rule:
-    """Matrix product: every entry of the result sums over the last axis of that operand."""
+    """Returns the rule of a matrix product, which sums over the last axis of an operand."""
 
     def rule(inputs: list[Any], outputs: list[Any]) -> float:
         return 2.0 * prod(get_shape(outputs[0])) * get_shape(inputs[operand])[-1]
@@ -110,20 +111,20 @@ def _einsum(inputs: list[Any], outputs: list[Any]) -> float:
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> float:
-    """Scores of all queries and keys, and the weighted sum of the values."""
+    """Counts the scores of all queries and keys, and the weighted sum of the values."""
     query, key, value = (get_shape(x) for x in inputs[:3])
     return 2.0 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _multi_head_attention(inputs: list[Any], outputs: list[Any]) -> float:
-    """The fast path of ``nn.MultiheadAttention``: four projections, scores and weighted sum."""
+    """Counts ``nn.MultiheadAttention``'s fast path: four projections, scores, weighted sum."""
     (batch, queries, dim), keys = get_shape(inputs[0]), get_shape(inputs[1])[1]
     projections = (2 * queries + 2 * keys) * dim * dim
     return 2.0 * batch * (projections + 2 * queries * keys * dim)
 
 
 def _roi_align_flops(output_shape: list[int], samples: int) -> float:
-    """(boxes, C, h, w) values, each from samples x samples points of four weighted corners."""
+    """Counts (boxes, C, h, w) values, each from samples^2 points of four weighted corners."""
     return 2.0 * prod(output_shape) * samples**2 * 4
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images for people: what was searched for and what was found, and what a data set holds."""
+"""Visualizations: sheets of a search and its results, and the records of a data set."""
 
 from person_search.vis.encoding import encode_image
 from person_search.vis.records import draw_record

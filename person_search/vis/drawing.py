@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all images share: colors, text, boxes, crops, marks of right and wrong.
+"""Drawing primitives: colors, text, boxes, crops, marks of right and wrong.
 
-Boxes are XYXY pixels of the image that they lie in. An *area* is (left, top, width, height) in
-whole pixels of the image that is drawn on.
+Boxes are XYXY in pixels of their image. An *area* is (left, top, width, height) in integer pixels
+of the canvas.
 """
 
 import functools
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Right and wrong also differ in their mark, for people who cannot tell green from red.
+# right and wrong also differ in their mark, for color-blind readers
 QUERY_COLOR = (31, 78, 158)
 RIGHT_COLOR = (0, 122, 82)
 WRONG_COLOR = (214, 69, 10)
@@ -24,39 +24,39 @@ EMPTY_COLOR = (236, 236, 240)
 WHITE = (255, 255, 255)
 
 CROP_MARGIN = 0.08
-"""Share of a box's width and height that is shown around a person on each side."""
+"""Margin of a crop on each side, as a share of the box's width and height."""
 MIN_CROP_SHAPE = 0.3
-"""Smallest shorter side of a crop, as a share of the box's longer side."""
+"""Minimum shorter side of a crop, as a share of the box's longer side."""
 
 Color = tuple[int, int, int]
 Area = tuple[int, int, int, int]
 
 
 def to_image(image: np.ndarray) -> Image.Image:
-    """Turns an RGB array into an image.
+    """Converts an RGB array to an image.
 
     Raises:
-        ValueError: not (H, W, 3) of uint8, or empty.
+        ValueError: If the array is not (H, W, 3) of uint8 or is empty.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(
-            "an image must be an RGB array (height, width, 3) of uint8, but it is "
-            f"{image.shape} of {image.dtype}."
+            "an image must be an RGB array (height, width, 3) of uint8, not "
+            f"{image.shape} of {image.dtype}"
         )
     return Image.fromarray(image)
 
 
 @functools.cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which Matplotlib brings along: the same on every machine, and any alphabet."""
-    import matplotlib  # takes a while, and only drawing needs it
+    """Returns DejaVu Sans from Matplotlib: the same on every machine, with most alphabets."""
+    import matplotlib  # slow to import
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return ImageFont.truetype(folder / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"), size)
 
 
 def shorten(text: str, face: ImageFont.FreeTypeFont, width: float) -> str:
-    """Cuts the middle out of a text that is wider than ``width`` pixels."""
+    """Replaces the middle of a text wider than ``width`` pixels by an ellipsis."""
     if face.getlength(text) <= width:
         return text
     for kept in range(len(text) - 1, 0, -1):
@@ -67,7 +67,7 @@ def shorten(text: str, face: ImageFont.FreeTypeFont, width: float) -> str:
 
 
 def wrap(text: str, face: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """Breaks a text at blanks into lines of at most ``width`` pixels; a longer word is cut."""
+    """Wraps a text at spaces into lines of at most ``width`` pixels; a longer word is shortened."""
     lines: list[str] = []
     for word in text.split():
         if lines and face.getlength(f"{lines[-1]} {word}") <= width:
@@ -78,15 +78,15 @@ def wrap(text: str, face: ImageFont.FreeTypeFont, width: float) -> list[str]:
 
 
 def fitted_size(size: tuple[int, int], room: tuple[int, int]) -> tuple[int, int]:
-    """Largest (width, height) of the same shape as ``size`` inside ``room``; at least one pixel."""
+    """Scales ``size`` (width, height) to fit into ``room``; each side has at least one pixel."""
     scale = min(room[0] / size[0], room[1] / size[1])
     return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
 
 
 def crop_person(image: Image.Image, box: Sequence[float]) -> Image.Image:
-    """The person with a small margin; at least one pixel even if the box lies outside.
+    """Crops a person with a small margin; at least one pixel even if the box is outside.
 
-    A sliver of a box gets more of what is beside it, so that one can see what it lies on.
+    A very narrow box gets more of its surroundings, so that its place can be recognized.
     """
     x1, y1, x2, y2 = box
     least = MIN_CROP_SHAPE * max(x2 - x1, y2 - y1)
@@ -101,10 +101,10 @@ def crop_person(image: Image.Image, box: Sequence[float]) -> Image.Image:
 
 
 def paste_fitted(sheet: Image.Image, image: Image.Image, area: Area) -> Area:
-    """Scales an image into the middle of an area, without changing its shape.
+    """Scales an image into the middle of an area and keeps its aspect ratio.
 
     Returns:
-        the part of the area that it covers.
+        The part of the area that the image covers.
     """
     left, top, width, height = area
     ImageDraw.Draw(sheet).rectangle((left, top, left + width - 1, top + height - 1), EMPTY_COLOR)
@@ -115,27 +115,28 @@ def paste_fitted(sheet: Image.Image, image: Image.Image, area: Area) -> Area:
 
 
 def draw_box(
-    picture: Image.Image,
+    image: Image.Image,
     box: Sequence[float],
     color: Color,
     width: int = 3,
     dashed: bool = False,
     rim: int = 1,
 ) -> None:
-    """Draws a box with a white rim, which lifts it off any ground; clipped to the image.
+    """Draws a box with a white rim, visible on any background; clipped to the image.
 
     Args:
-        image: that is drawn on.
-        box: its outer edge, rim included.
-        color: of the line.
-        width: of the line, and ``rim`` of the white on each side of it, in pixels.
-        dashed: a broken line.
+        image: Image to draw on.
+        box: Outer edge of the box, rim included.
+        color: Color of the line.
+        width: Width of the line in pixels.
+        dashed: Draws a dashed line.
+        rim: Width of the white rim on each side of the line in pixels.
     """
-    limits = (picture.width - 1, picture.height - 1) * 2
+    limits = (image.width - 1, image.height - 1) * 2
     left, top, right, bottom = (
         int(min(max(round(v), 0), most)) for v, most in zip(box, limits, strict=True)
     )
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(image)
     draw.rectangle((left, top, right, bottom), outline=WHITE, width=width + 2 * rim)
     if not dashed:
         inside = (left + rim, top + rim, max(right - rim, left + rim), max(bottom - rim, top + rim))
@@ -167,10 +168,10 @@ def draw_mark(draw: ImageDraw.ImageDraw, right: bool, center: tuple[int, int], r
 def label(
     draw: ImageDraw.ImageDraw, text: str, left_top: tuple[float, float], color: Color, size: int
 ) -> tuple[int, int, int, int]:
-    """Writes white text on a ground of the given color; returns the corners of the ground."""
+    """Writes white text on a colored background; returns the corners of the background."""
     face = font(size, bold=True)
     x, y = round(left_top[0]), round(left_top[1])
-    ground = (x, y, x + round(face.getlength(text)) + 6, y + size + 6)
-    draw.rectangle(ground, color)
+    background = (x, y, x + round(face.getlength(text)) + 6, y + size + 6)
+    draw.rectangle(background, color)
     draw.text((x + 3, y + 3 + size / 2), text, WHITE, face, anchor="lm")
-    return ground
+    return background

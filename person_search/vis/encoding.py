@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as files of bounded size, so that they can be mailed, put into a report or a README."""
+"""Image files of bounded size, for mail, reports and READMEs."""
 
 import io
 from collections.abc import Iterator
@@ -14,43 +14,51 @@ _SHRINK = 0.85
 _SMALLEST_SIDE = 64
 
 
-def encode_image(picture: Image.Image, suffix: str, max_bytes: int = MAX_BYTES) -> bytes:
-    """The content of a ``.png`` or ``.jpg`` file of at most ``max_bytes``.
+def encode_image(image: Image.Image, suffix: str, max_bytes: int = MAX_BYTES) -> bytes:
+    """Encodes an image as a ``.png`` or ``.jpg`` file of at most ``max_bytes``.
 
-    First the quality is lowered (PNG: 256 colors), then the size. An image of 64 pixels is not
-    made smaller any more, whatever it takes.
+    First the quality is reduced (PNG: 256 colors), then the size, down to a shorter side of about
+    64 pixels. An image of that size may exceed the limit.
+
+    Args:
+        image: Image to encode.
+        suffix: ``.png`` or ``.jpg``.
+        max_bytes: Maximum size of the file.
+
+    Returns:
+        Content of the file.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: If the suffix is another one.
     """
     if suffix not in (".png", ".jpg"):
-        raise ValueError(f"images are written as .png or .jpg, not as '{suffix}'.")
-    picture = picture.convert("RGB")
+        raise ValueError(f"images are written as .png or .jpg, not as '{suffix}'")
+    image = image.convert("RGB")
     while True:
-        for content in _variants(picture, suffix):
+        for content in _variants(image, suffix):
             if len(content) <= max_bytes:
                 return content
-        if min(picture.size) * _SHRINK < _SMALLEST_SIDE:
+        if min(image.size) * _SHRINK < _SMALLEST_SIDE:
             return content
-        width, height = (round(side * _SHRINK) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+        width, height = (round(side * _SHRINK) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _variants(picture: Image.Image, suffix: str) -> Iterator[bytes]:
-    """The file at falling quality."""
+def _variants(image: Image.Image, suffix: str) -> Iterator[bytes]:
+    """Yields the file at decreasing quality."""
     if suffix == ".jpg":
         for quality in _JPEG_QUALITIES:
-            yield _save(picture, "JPEG", quality=quality, optimize=True, comment=MARK)
+            yield _save(image, "JPEG", quality=quality, optimize=True, comment=MARK)
     else:
         text = PngImagePlugin.PngInfo()
         text.add_text("Software", MARK)
-        yield _save(picture, "PNG", pnginfo=text)
-        yield _save(picture.quantize(256, dither=Image.Dither.NONE), "PNG", pnginfo=text)
+        yield _save(image, "PNG", pnginfo=text)
+        yield _save(image.quantize(256, dither=Image.Dither.NONE), "PNG", pnginfo=text)
 
 
-def _save(picture: Image.Image, kind: str, **options) -> bytes:
+def _save(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A search as one HTML file without scripts or further files; for phones, and for the night too.
+"""A search as one HTML file without scripts or further files; responsive, with a dark mode.
 
-Boxes are XYXY pixels of the scene that they lie in.
+Boxes are XYXY in pixels of their scene.
 """
 
 import base64
@@ -55,15 +55,15 @@ footer { margin: 28px 0; font-size: .875rem; color: var(--quiet); }
 
 @dataclass(frozen=True)
 class ReportCell:
-    """One scene with one person in it.
+    """One scene with one person.
 
-    Args:
-        image: (H, W, 3) uint8 RGB; None if it cannot be read any more.
-        box: the person.
-        title: e.g. the rank.
-        alt: what the image shows, for those who do not see it.
-        facts: (name, value), shown below the scene.
-        sim: cosine similarity; None for a query.
+    Attributes:
+        image: (H, W, 3) uint8 RGB; None if the file is no longer readable.
+        box: Box of the person.
+        title: Title, for example the rank.
+        alt: Text alternative of the image.
+        facts: (name, value) pairs below the scene.
+        sim: Cosine similarity; None for a query.
     """
 
     image: np.ndarray | None
@@ -85,10 +85,12 @@ def html_report(
     """Returns the HTML document.
 
     Args:
-        queries: images of the person who was searched for.
-        results: best first; may be empty. Taken one after another, so that their scenes need not
-            all be in memory.
-        title, summary, footer: plain text.
+        queries: Images of the person to search for.
+        results: Results, best first; may be empty. They are consumed one by one, so that their
+            scenes need not all be in memory.
+        title: Title of the document, plain text.
+        summary: Sentence below the title, plain text.
+        footer: Last line, plain text.
     """
     found = "".join(_card(cell, "match") for cell in results)
     heading = "Most similar first" if found else "No person was found."
@@ -123,14 +125,14 @@ def _card(cell: ReportCell, kind: str) -> str:
 def _images(cell: ReportCell, kind: str) -> str:
     if cell.image is None:
         return '<p class="title quiet">The image is no longer readable.</p>'
-    picture = to_image(cell.image)
-    size = fitted_size(picture.size, SCENE_SIZE)
-    scene = picture.resize(size, Image.Resampling.LANCZOS)  # small ones too: the box has to fit
-    x1, y1, x2, y2 = np.asarray(cell.box, float) * np.array(size * 2) / (picture.size * 2)
+    image = to_image(cell.image)
+    size = fitted_size(image.size, SCENE_SIZE)
+    scene = image.resize(size, Image.Resampling.LANCZOS)  # small ones too, for the box
+    x1, y1, x2, y2 = np.asarray(cell.box, float) * np.array(size * 2) / (image.size * 2)
     color = STATUS_COLORS["query" if kind == "query" else "unknown"]
-    # thick: the browser shows the scene at well under half this size
+    # thick: the browser shows the scene at less than half this size
     draw_box(scene, (x1 - 8, y1 - 8, x2 + 8, y2 + 8), color, width=7, rim=3)
-    crop = crop_person(picture, cell.box)
+    crop = crop_person(image, cell.box)
     crop.thumbnail(CROP_SIZE, Image.Resampling.LANCZOS)
     alt = html.escape(cell.alt)
     return (
@@ -140,7 +142,7 @@ def _images(cell: ReportCell, kind: str) -> str:
     )
 
 
-def _uri(picture: Image.Image) -> str:
+def _uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    image.convert("RGB").save(buffer, "JPEG", quality=QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

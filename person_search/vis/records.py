@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A data set record as an image: boxes with their identities, and the queries.
 
-Boxes are XYXY pixels of the scene.
+Boxes are XYXY in pixels of the scene.
 """
 
 import colorsys
@@ -25,15 +25,15 @@ from person_search.vis.drawing import (
 )
 
 HEAD = 40
-"""Height in pixels of the line of text above the scene."""
+"""Height of the text above the scene in pixels."""
 LABEL_SIZE = 15
 
 
 def color_of(person_id: int) -> Color:
-    """One color per identity, the same everywhere, never the queries' blue; gray: unknown."""
+    """Returns the color of an identity, never the blue of queries; gray for unlabeled persons."""
     if person_id == UNLABELED_PID:
         return NEUTRAL_COLOR
-    # turning the hue by the golden ratio keeps neighbors apart
+    # steps of the golden ratio in hue keep successive identities apart
     hue = (0.72 + 0.8 * (person_id * 0.618033988749895 % 1)) % 1
     red, green, blue = (round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.85, 0.72))
     return red, green, blue
@@ -44,12 +44,12 @@ def draw_record(image: np.ndarray, record: dict, long_side: int = 1000) -> Image
 
     Args:
         image: (H, W, 3) uint8 RGB, the image of the record.
-        record: see docs/data_flow.md; ``queries`` may be absent.
-        long_side: to which the scene is scaled.
+        record: Record, see docs/data_flow.md; ``queries`` may be missing.
+        long_side: Longer side of the scaled scene in pixels.
 
     Returns:
-        The scaled scene below a line that says what is in it. Solid boxes are people of known
-        identity, dashed gray ones of unknown identity, wide blue ones queries.
+        The scaled scene below a line that summarizes it. Solid boxes are labeled persons, dashed
+        gray boxes are unlabeled persons, wide blue boxes are queries.
     """
     scene = to_image(image)
     scale = long_side / max(scene.size)
@@ -62,14 +62,19 @@ def draw_record(image: np.ndarray, record: dict, long_side: int = 1000) -> Image
         draw_box(scene, (x1 - 6, y1 - 6, x2 + 6, y2 + 6), QUERY_COLOR, width=5)
     for person_id, box in boxes:
         draw_box(scene, box.tolist(), color_of(person_id), dashed=person_id == UNLABELED_PID)
-    draw = ImageDraw.Draw(scene)  # texts last: no box covers one
+    draw = ImageDraw.Draw(scene)  # labels last, so that no box covers them
     for person_id, box in boxes:
         text = "unlabeled" if person_id == UNLABELED_PID else f"id {person_id}"
         _label_at(draw, text, box[0], box[1] - LABEL_SIZE - 7, color_of(person_id), scene.size)
     for query in queries:
         x, _, _, y = _xyxy(query) * scale
         _label_at(draw, f"query {query['query_id']}", x - 6, y + 7, QUERY_COLOR, scene.size)
-    return _with_head(scene, _summary(record))
+    sheet = Image.new("RGB", (width, height + HEAD), WHITE)
+    sheet.paste(scene, (0, HEAD))
+    face = font(18)
+    text = shorten(_summary(record), face, width - 16)
+    ImageDraw.Draw(sheet).text((8, HEAD / 2), text, TEXT_COLOR, face, anchor="lm")
+    return sheet
 
 
 def _xyxy(entry: dict) -> np.ndarray:
@@ -79,7 +84,7 @@ def _xyxy(entry: dict) -> np.ndarray:
 def _label_at(
     draw: ImageDraw.ImageDraw, text: str, x: float, y: float, color: Color, size: tuple[int, int]
 ) -> None:
-    """Writes a label, moved so far that all of it lies in the image."""
+    """Writes a label, moved into the image."""
     room = size[0] - font(LABEL_SIZE, bold=True).getlength(text) - 7, size[1] - LABEL_SIZE - 7
     place = max(0.0, min(x, room[0])), max(0.0, min(y, room[1]))
     label(draw, text, place, color, LABEL_SIZE)
@@ -95,12 +100,3 @@ def _summary(record: dict) -> str:
     if "queries" in record:
         parts.append(f"{len(record['queries'])} queries")
     return ", ".join(parts)
-
-
-def _with_head(scene: Image.Image, text: str) -> Image.Image:
-    picture = Image.new("RGB", (scene.width, scene.height + HEAD), WHITE)
-    face = font(18)
-    draw = ImageDraw.Draw(picture)
-    draw.text((8, HEAD / 2), shorten(text, face, scene.width - 16), TEXT_COLOR, face, anchor="lm")
-    picture.paste(scene, (0, HEAD))
-    return picture

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image of one search: the query on the left, the ranked scenes on the right.
+"""A search as one image: the query on the left, the ranked scenes on the right.
 
-Boxes are XYXY pixels of the scene that they lie in; all other numbers are pixels of the sheet.
+Boxes are XYXY in pixels of their scene; all other numbers are pixels of the sheet.
 """
 
 from collections.abc import Sequence
@@ -38,33 +38,35 @@ STATUS_COLORS = {
 }
 LEGEND = {
     "match": "the same person",
-    "other": "somebody else, or a box that misses the person",
-    "repeat": "the same person in the same image once more (counts as wrong)",
+    "other": "another person, or a box that misses the person",
+    "repeat": "the same person again in the same image (counts as wrong)",
 }
 MARKS = {"match": True, "other": False}
 """Statuses with a check mark (True) or a cross (False)."""
+QUERY_TITLE = "Query: where is this person?"
 
 MARGIN, GAP, BORDER = 20, 14, 4
-STRIP, NOTE = 36, 22  # height of a card's colored head and of the line at its foot
+STRIP, NOTE = 36, 22  # height of a card's colored title and of its note
 SCENE = (292, 219)
 CROP_WIDTH = 100
 CARD = (SCENE[0] + CROP_WIDTH + 3 * BORDER, STRIP + SCENE[1] + NOTE + BORDER)
 QUERY_WIDTH = 380
 QUERY_SCENE_HEIGHT = 280
-MAX_QUERY_ROWS = 3  # beyond that the query would be larger than it needs to be
-MAX_QUERY_CROPS = 4  # of several images of the same person; more would be too small
+MAX_QUERY_ROWS = 3  # height limit of the query in rows of cards
+MAX_QUERY_CROPS = 4  # more images of the person would be too small
 
 
 @dataclass(frozen=True)
 class SheetCell:
-    """One scene with one person in it.
+    """One scene with one person.
 
-    Args:
-        image: (H, W, 3) uint8 RGB. box: the person.
-        title: in the colored strip above the scene, e.g. the similarity.
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        box: Box of the person.
+        title: Text in the colored strip above the scene, for example the similarity.
         status: ``query``, ``match`` (right), ``other`` (wrong), ``repeat`` (found a second time) or
             ``unknown``.
-        note: small, below the scene, e.g. a file name.
+        note: Small text below the scene, for example a file name.
     """
 
     image: np.ndarray
@@ -75,17 +77,17 @@ class SheetCell:
 
     def __post_init__(self) -> None:
         if self.status not in STATUS_COLORS:
-            raise ValueError(
-                f"status is '{self.status}'; it must be one of {sorted(STATUS_COLORS)}."
-            )
+            raise ValueError(f"status is '{self.status}', must be one of {sorted(STATUS_COLORS)}")
 
 
 @dataclass(frozen=True)
 class SheetLayout:
-    """Where everything lies on a sheet; computed from the number of results alone.
+    """Layout of a sheet, computed from the number of results alone.
 
-    Args:
-        size: of the sheet. query: area of the query's card. cards: areas of the results' cards.
+    Attributes:
+        size: (width, height) of the sheet.
+        query: Area of the query's card.
+        cards: Areas of the results' cards.
     """
 
     size: tuple[int, int]
@@ -94,7 +96,7 @@ class SheetLayout:
 
     @classmethod
     def of(cls, count: int, columns: int, head: int) -> "SheetLayout":
-        """Layout for ``count`` results below ``head`` pixels of text."""
+        """Returns the layout for ``count`` results below ``head`` pixels of text."""
         rows = max(2, -(-count // columns))
         height = rows * CARD[1] + (rows - 1) * GAP
         left = MARGIN + QUERY_WIDTH + 2 * GAP
@@ -110,28 +112,28 @@ class SheetLayout:
 
 
 def scene_area(card: Area) -> Area:
-    """Where the scene of a result lies."""
+    """Returns the area of a result's scene."""
     return card[0] + BORDER, card[1] + STRIP, *SCENE
 
 
 def crop_area(card: Area) -> Area:
-    """Where the enlarged person of a result lies."""
+    """Returns the area of a result's enlarged person."""
     return card[0] + 2 * BORDER + SCENE[0], card[1] + STRIP, CROP_WIDTH, SCENE[1]
 
 
 def query_scene_area(card: Area) -> Area:
-    """Where the scene of the query lies."""
+    """Returns the area of the query's scene."""
     return card[0] + BORDER, card[1] + STRIP, card[2] - 2 * BORDER, QUERY_SCENE_HEIGHT
 
 
 def query_crop_area(card: Area) -> Area:
-    """Where the enlarged query lies."""
+    """Returns the area of the enlarged query."""
     top = STRIP + QUERY_SCENE_HEIGHT + BORDER
     return card[0] + BORDER, card[1] + top, card[2] - 2 * BORDER, card[3] - top - NOTE - BORDER
 
 
 def split_area(area: Area, count: int) -> list[Area]:
-    """``count`` parts of an area, side by side with a gap between them."""
+    """Splits an area into ``count`` parts side by side, with a gap between them."""
     left, top, width, height = area
     part = (width - (count - 1) * BORDER) // count
     return [(left + i * (part + BORDER), top, part, height) for i in range(count)]
@@ -149,12 +151,12 @@ def draw_search_sheet(
     """Draws a search.
 
     Args:
-        query: whom was searched for.
-        results: best first; may be empty.
-        more_queries: further images of the same person; of the first few the person is shown.
-        title: one line above everything.
-        caption: sentences below the title: what is seen here.
-        columns: results per row.
+        query: Image of the person to search for.
+        results: Results, best first; may be empty.
+        more_queries: Further images of the same person; the first few are shown as crops.
+        title: Line at the top.
+        caption: Sentences below the title.
+        columns: Number of results per row.
 
     Returns:
         An RGB image.
@@ -198,7 +200,7 @@ def _draw_legend(
 
 
 def _draw_query(sheet: Image.Image, card: Area, cells: Sequence[SheetCell]) -> None:
-    """The scene of the first image, and the person in all of them."""
+    """Draws the scene of the first image, and the person in all of them."""
     _draw_card(sheet, card, cells[0])
     _draw_scene(sheet, query_scene_area(card), cells[0])
     shown = cells[:MAX_QUERY_CROPS]
@@ -213,7 +215,7 @@ def _draw_result(sheet: Image.Image, card: Area, cell: SheetCell) -> None:
 
 
 def _draw_card(sheet: Image.Image, card: Area, cell: SheetCell) -> None:
-    """Frame, strip with mark and title, note."""
+    """Draws the frame, the strip with mark and title, and the note."""
     draw = ImageDraw.Draw(sheet)
     left, top, width, height = card
     color = STATUS_COLORS[cell.status]
@@ -237,7 +239,7 @@ def _draw_scene(sheet: Image.Image, area: Area, cell: SheetCell) -> None:
     covered = paste_fitted(sheet, image, area)
     scale = np.array(covered[2:] * 2) / (image.size * 2)
     scene = sheet.crop((covered[0], covered[1], covered[0] + covered[2], covered[1] + covered[3]))
-    # the rim lies around the person, not on it
+    # the rim surrounds the person
     x1, y1, x2, y2 = np.asarray(cell.box, float) * scale
     draw_box(scene, (x1 - 3, y1 - 3, x2 + 3, y2 + 3), STATUS_COLORS[cell.status])
     sheet.paste(scene, covered[:2])

@@ -1,21 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark of the frozen part at tiny size, and what it calculates with.
+"""The benchmark of the frozen part at tiny size, and its helpers; times must only exist."""
 
-Times are not asserted, beyond that they exist.
-"""
-
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from diffusion_cost import MemoryCurve, frozen_teraflops, teraflops
 from peak_memory import peak_bytes
+from programs import load_program
 from timing import Timing, check_clock, time_interleaved
 
-TOOL = Path(__file__).resolve().parents[2] / "benchmarks" / "benchmark_diffps.py"
 SMALL_HEADS = [
     *("MODEL.DIFFPS.MSFRN.DIM", "32"),  # as wide as the text vectors
     *("MODEL.DIFFPS.DET_AGG.DIM", "16"),
@@ -26,29 +20,24 @@ SMALL_HEADS = [
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("benchmark_diffps", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_diffps"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["benchmark_diffps"]
+    return load_program("benchmarks/benchmark_diffps.py")
 
 
 def test_all_parts_at_tiny_size(tool, tmp_path, capsys):
-    path = tmp_path / "figures.json"
+    path = tmp_path / "results.json"
     arguments = ["--family", "tiny", "--size", "64", "--repeats", "2", "--device", "cpu"]
     arguments += ["--memory-sizes", "64", "128", "192", "--json", str(path)]
     arguments += ["--parts", "frozen", "memory", "step", "--traceback"]
     assert tool.main([*arguments, *SMALL_HEADS]) == 0
-    figures, shown = json.loads(path.read_text()), capsys.readouterr().out
-    assert max(figures["differences"].values()) < 1e-4
-    assert all(row["median"] > 0 for row in figures["rows"] if "median" in row)
-    names = [row["name"] for row in figures["rows"]]
+    results, shown = json.loads(path.read_text()), capsys.readouterr().out
+    assert max(results["differences"].values()) < 1e-4
+    assert all(row["median"] > 0 for row in results["rows"] if "median" in row)
+    names = [row["name"] for row in results["rows"]]
     for variant in ("(a)", "(b)", "(c)", "(d)", "compact", "latent cache", "feature cache"):
         assert any(variant in name for name in names) and variant in shown
-    assert figures["cache_mb"]["compact"] < figures["cache_mb"]["feature"]
-    assert {row["part"] for row in figures["memory"]} > {"UNet, way of the release", "VAE"}
-    assert figures["teraflops"]["UNet, truncated"] < figures["teraflops"]["UNet"]
+    assert results["cache_mb"]["compact"] < results["cache_mb"]["feature"]
+    assert {row["part"] for row in results["memory"]} > {"UNet, as in the release", "VAE"}
+    assert results["teraflops"]["UNet, truncated"] < results["teraflops"]["UNet"]
     assert "GB less" in shown and "Training step" in shown
 
 
@@ -60,13 +49,13 @@ def test_all_parts_at_tiny_size(tool, tmp_path, capsys):
         (["--repeats", "0"], "must be at least 1"),
     ],
 )
-def test_wrong_arguments_are_named(tool, arguments, message, capsys):
+def test_invalid_arguments_are_named(tool, arguments, message, capsys):
     with pytest.raises(SystemExit):
         tool.parse_args(arguments)
     assert message in capsys.readouterr().err
 
 
-def test_features_that_differ_end_the_benchmark(tool):
+def test_different_features_end_the_benchmark(tool):
     plain = {"u3r0_k": torch.ones(4), "attn": torch.zeros(4)}
     fast = {"u3r0_k": torch.ones(4) * 1.01, "attn": torch.ones(4)}
     with pytest.raises(RuntimeError, match="differ"):
@@ -112,7 +101,7 @@ def test_peak_of_a_call_whose_memory_is_known():
     assert peak_bytes(lambda: None) == 0
 
 
-def test_a_polynomial_is_found_again():
+def test_a_polynomial_is_recovered():
     cells = lambda side: (side // 8) ** 2  # noqa: E731
     sides = [256, 320, 512, 640]
     measured = [5e7 + 3e4 * cells(side) + 40 * cells(side) ** 2 for side in sides]

@@ -50,16 +50,18 @@ def test_misspelt_key_names_the_nearest() -> None:
         build_config(SLIM, ["MODEL.PSDIFF.STEP", "3"])
 
 
-def test_missing_file_names_the_nearest(tmp_path, monkeypatch) -> None:
+def test_missing_file_names_the_nearest(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="'nowhere.yaml' does not exist.$"):
         build_config("nowhere.yaml")
-    monkeypatch.chdir(ROOT)
-    nearest = r"Did you mean configs/PSDiff/tiny/psdiff_slim_synthetic.yaml\?$"
+    nearest = "Did you mean PSDiff/tiny/psdiff_slim_synthetic.yaml"
     with pytest.raises(FileNotFoundError, match=nearest):
         build_config("configs/PSDiff/psdiff_slim_synthetic.yaml")
-    monkeypatch.chdir(tmp_path)  # then they are those of the checkout, if there is one
     with pytest.raises(FileNotFoundError, match=r"is a folder"):
         build_config(tmp_path)
+
+
+def test_a_name_of_the_model_zoo_is_a_config_file() -> None:
+    assert build_config("PSDiff/tiny/psdiff_slim_synthetic.yaml") == build_config(SLIM)
 
 
 def test_a_project_outside_of_this_repository(tmp_path, monkeypatch) -> None:
@@ -140,10 +142,21 @@ def test_wrong_overrides(opts, text, file) -> None:
     [
         ("VERSION: 2\nSOLVER:\n  OPTIMISER: SGD\n", "OPTIMISER. Did you mean SOLVER.OPTIMIZER?"),
         ("VERSION: 2\nSOLVER: [1\n", "a.yaml: while parsing"),
+        ("VERSION: 2\nSOLVER:\n\tMAX_ITER: 1\n", "a.yaml: while scanning"),
+        ("", "a.yaml is not a YAML mapping"),
+        ("- 1\n", "a.yaml is not a YAML mapping"),
+        (
+            "VERSION: 2\nSOLVER: {MAX_ITER: 1}\nSEED: 1\nSOLVER: {BASE_LR: 1.0}\n",
+            "has the key SOLVER twice in one section, in line 2 and 4",
+        ),
+        ("TEST:\n  EVAL_PERIOD: 1\n  EVAL_PERIOD: 2\n", "the key EVAL_PERIOD twice"),
+        ("_BASE_: absent.yaml\n", "absent.yaml, which does not exist"),
+        ("_BASE_: a.yaml\n", "a.yaml is its own _BASE_"),
+        ("# caf\udce9\nVERSION: 2\n", "is not UTF-8 text"),
     ],
 )
 def test_wrong_config_file(tmp_path, content, text) -> None:
-    (tmp_path / "a.yaml").write_text(content)
+    (tmp_path / "a.yaml").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError) as error:
         merged("--config-file", str(tmp_path / "a.yaml"))
     assert text in str(error.value)
@@ -155,3 +168,9 @@ def test_absent_gpu(file) -> None:
     add_person_search_config(cfg)
     with pytest.raises(ValueError, match="MODEL.DEVICE is 'cuda'.*--num-gpus 0"):
         merge_run_config(cfg, parse_args(["--config-file", file]))
+
+
+def test_byte_order_mark_and_windows_line_ends(tmp_path) -> None:
+    content = "\ufeff" + CONTENT.replace("\n", "\r\n")
+    (tmp_path / "a.yaml").write_bytes(content.encode())
+    assert merged("--config-file", str(tmp_path / "a.yaml")).SOLVER.MAX_ITER == 7

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files named by configs are shipped, downloaded, or written by a documented command."""
 
-import importlib
 import re
 import shlex
 import subprocess
 from pathlib import Path
+from string import Template
 
 import pytest
 from detectron2.config import CfgNode
+from programs import load_program
 
 from person_search.config import default_config, merge_into
 
@@ -33,12 +34,14 @@ def commands() -> set[str]:
     found: set[str] = set()
     for document in DOCUMENTS:
         for block in re.findall(r"^```bash\n(.*?)^```", (ROOT / document).read_text(), re.M | re.S):
-            found |= set(re.findall(r"^python (.*)$", block.replace("\\\n", " "), re.M))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "tools"))
-        demo, trends, tables = map(
-            importlib.import_module, ("demo", "reproduce_trends", "paper_tables")
-        )
+            text = block.replace("\\\n", " ")
+            lines = re.findall(r"^[A-Z]=.*$", text, re.M)
+            variables = dict(word.split("=", 1) for line in lines for word in shlex.split(line))
+            for command in re.findall(r"^python (.*)$", text, re.M):
+                found.add(Template(command).safe_substitute(variables))
+    demo = load_program("tools/demo.py")
+    trends = load_program("projects/PSDiff/tools/reproduce_trends.py")
+    tables = load_program("projects/PSDiff/tools/paper_tables.py")
 
     class Noted(demo.Steps):
         def run(self, name, title, command, done=None):
@@ -59,7 +62,9 @@ def commands() -> set[str]:
 def written_by(command: str) -> set[str]:
     """The teacher's weights or embeddings that a command writes."""
     script, *words = shlex.split(command, comments=True)
-    if script not in (f"projects/PSDiff/{x}.py" for x in ("train_teacher", "compute_embeddings")):
+    if script not in (
+        f"projects/PSDiff/tools/{x}.py" for x in ("train_teacher", "compute_embeddings")
+    ):
         return set()
     config = words[words.index("--config-file") + 1]
     keys = [i for i, word in enumerate(words) if re.match(r"[A-Z]+(_DIR|\.)", word)]

@@ -13,8 +13,7 @@ from json_trees import write_json_set
 from PIL import Image
 
 from person_search.config import add_person_search_config
-from person_search.data import BadImageError, build_mapper, load_person_search_json
-from person_search.data.datasets import IrregularityLog
+from person_search.data import BadImageError, IrregularityLog, build_mapper, load_person_search_json
 from person_search.data.datasets.check import check_json_dataset
 from person_search.data.image_io import look_at_image, read_image_file
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The synthetic data on disk: format, determinism, quirks, reuse, and the readers' view of it."""
+"""Synthetic data on disk: format, determinism, quirks, reuse, and the readers on it."""
 
 import dataclasses
 import hashlib
@@ -65,9 +65,9 @@ def test_cuhk_tree(cuhk):
         "annotation/test/subset/Occlusion.mat",
         "annotation/test/subset/Resolution.mat",
     }
-    pictures = sorted((cuhk / "Image/SSM").iterdir())
-    assert len(pictures) == 18
-    assert all(cv2.imread(str(p)).shape == (96, 128, 3) for p in pictures)
+    images = sorted((cuhk / "Image/SSM").iterdir())
+    assert len(images) == 18
+    assert all(cv2.imread(str(p)).shape == (96, 128, 3) for p in images)
 
 
 def test_cuhk_values_have_the_types_of_the_real_files(cuhk):
@@ -147,7 +147,7 @@ def test_no_quirks_without_the_option(tmp_path):
 
 
 def test_reader_returns_what_was_drawn(tmp_path, monkeypatch):
-    """Records of both splits equal the drawn people, box by box."""
+    """Records of both splits equal the drawn persons, box by box."""
     from person_search.data.synthetic import cuhk_sysu as writer
 
     drawn = {}
@@ -264,11 +264,10 @@ def test_same_options_give_same_bytes_with_any_number_of_processes(cuhk, prw, tm
 def test_another_seed_gives_other_images(cuhk, tmp_path):
     write_cuhk_sysu(tmp_path / "set", dataclasses.replace(TINY, seed=1), progress=False)
     ours, theirs = digest(tmp_path / "set"), digest(cuhk)
-    pictures = [name for name in ours if name.endswith(".jpg")]
-    assert all(ours[name] != theirs[name] for name in pictures)
+    assert all(ours[name] != theirs[name] for name in ours if name.endswith(".jpg"))
 
 
-def test_a_whole_set_is_reused_and_a_damaged_one_rewritten(tmp_path):
+def test_a_complete_set_is_reused_and_a_damaged_one_rewritten(tmp_path):
     root = tmp_path / "set"
     assert write_cuhk_sysu(root, TINY, progress=False)
     before = digest(root)
@@ -284,7 +283,7 @@ def test_a_whole_set_is_reused_and_a_damaged_one_rewritten(tmp_path):
     assert json.loads((root / MANIFEST).read_text())["options"]["seed"] == 5
 
 
-def test_an_interrupted_run_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
+def test_an_interrupted_run_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
     from person_search.data.synthetic import store
 
     original, calls = store.render_scene, []
@@ -332,14 +331,18 @@ def test_command_line(tmp_path, capsys):
                  "--train-images", "4", "--test-images", "6", "--train-ids", "2",
                  "--test-ids", "2", "--people", "2", "3", "--difficulty", "hard"]  # fmt: skip
     assert main(arguments) == 0
-    assert "wrote" in capsys.readouterr().out
+    assert "Wrote" in capsys.readouterr().out
     assert json.loads((tmp_path / "PRW" / MANIFEST).read_text())["options"]["difficulty"] == 0.8
     assert main(arguments) == 0
-    assert "there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
 
 
 def test_command_line_reports_bad_options(tmp_path, capsys):
-    assert main(["--root", str(tmp_path), "--difficulty", "7"]) == 1
-    assert "difficulty is 7.0" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["--difficulty", "brutal"])
+    for value, message in (
+        ("7", "difficulty is 7.0"),
+        ("brutal", "'brutal' is not a number or one of easy, medium, hard"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["--root", str(tmp_path), "--difficulty", value])
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drawing of the synthetic data: looks, figures, images and who appears where."""
+"""Drawing of the synthetic data: looks, persons, images and the plan of a split."""
 
 import dataclasses
 import itertools
@@ -21,9 +21,8 @@ from person_search.data.synthetic.looks import (
     sample_look,
     sample_looks,
 )
-from person_search.data.synthetic.people import draw_person
+from person_search.data.synthetic.person import Pose, draw_person, sample_pose
 from person_search.data.synthetic.plan import make_casts, plan_split
-from person_search.data.synthetic.pose import Pose, sample_pose
 from person_search.data.synthetic.props import PROPS, draw_prop
 from person_search.data.synthetic.scene import SceneSpec, render_scene
 
@@ -81,7 +80,7 @@ def test_every_garment_can_be_drawn_and_named():
 
 
 @pytest.mark.parametrize("height", [20, 75.5, 260])
-def test_figure_has_the_height_asked_for(height):
+def test_a_person_has_the_requested_height(height):
     look = dataclasses.replace(sample_look(np.random.default_rng(2)), hat="none", hair="short")
     _, alpha, _ = draw_person(look, STANDING, height, 0.5, 0.0, 0.2, (0, 0))
     rows = np.flatnonzero((alpha > 0.5).any(axis=1))
@@ -126,10 +125,10 @@ def test_scene_is_a_function_of_its_spec():
 
 
 @pytest.mark.parametrize("index", range(6))
-def test_boxes_lie_inside_and_hold_everybody_with_an_identity(index):
+def test_boxes_lie_inside_and_include_every_identity(index):
     spec = make_spec(5, index=index, camera=index, difficulty=1.0)
-    picture, people = render_scene(spec)
-    assert picture.shape == (120, 160, 3) and picture.dtype == np.uint8
+    image, people = render_scene(spec)
+    assert image.shape == (120, 160, 3) and image.dtype == np.uint8
     assert [person.person_id for person in people] == [0, 1, 2, 3, 4]
     for person in people:
         x1, y1, x2, y2 = person.box
@@ -138,7 +137,7 @@ def test_boxes_lie_inside_and_hold_everybody_with_an_identity(index):
 
 
 def test_person_lies_inside_the_box():
-    """Other clothes on the same person change no pixel outside of the box."""
+    """Other clothes on the same person change no pixel outside the box."""
     spec = make_spec(1, difficulty=0.0)
     with_person, people = render_scene(spec)
     x1, y1, x2, y2 = people[0].box
@@ -174,7 +173,7 @@ def test_left_border_cuts_the_first_person():
 
 
 def test_a_crowd_is_never_lost():
-    """Too many people for the image: the last attempt lines everybody up."""
+    """Too many persons for the image: the last attempt places them side by side."""
     _, people = render_scene(make_spec(12, difficulty=1.0))
     assert [person.person_id for person in people] == list(range(12))
 
@@ -214,17 +213,17 @@ def test_too_many_identities_are_refused_with_the_counts():
         plan(cfg, [0] * 12)
 
 
-def test_passers_by_are_nobody():
+def test_passers_by_differ_from_every_identity():
     plans, cast = plan(dataclasses.replace(TINY, difficulty=1.0, labeled_share=0.3), [0] * 12)
     strangers = [look for p in plans for pid, look in p.people if pid < 0]
     assert strangers
     assert min(look_distance(s, look) for s in strangers for look in cast.looks) >= 1
 
 
-def test_train_and_test_people_differ():
+def test_training_and_test_identities_differ():
     train, test = make_casts(TINY, 1)
     assert min(look_distance(a, b) for a in train.looks for b in test.looks) >= 1
-    assert make_casts(TINY, 2)[0].looks != train.looks  # the second layout has its own people
+    assert make_casts(TINY, 2)[0].looks != train.looks  # the second layout has its own identities
 
 
 def test_difficulty_sets_the_look_alike_share():

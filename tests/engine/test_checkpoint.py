@@ -217,7 +217,7 @@ def test_without_tag_the_newest_is_found(three, tmp_path) -> None:
     (tmp_path / "last_checkpoint").unlink()
     assert three.find_resumable() == str(tmp_path / "model_0000199.pth")
     three.save("model_final")
-    (tmp_path / "last_checkpoint").unlink()
+    (tmp_path / "last_checkpoint").write_bytes(b"\xff\xfe")
     assert three.find_resumable() == str(tmp_path / "model_final.pth")
 
 

@@ -91,7 +91,7 @@ def test_an_ignored_signal_stays_ignored(make_cfg, heard_signals) -> None:
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_with_a_checkpoint_to_resume_from(
     make_cfg, heard_signals, number: int
 ) -> None:

@@ -81,6 +81,11 @@ def test_an_unreadable_image_is_one_message(run, tmp_path, capfd) -> None:
         (["DATASETS.TRAIN", "('cuhk_train',)"], "cuhk_train"),
         (["SOLVER.OPTIMIZER", "LAMB"], "SOLVER.OPTIMIZER is 'LAMB'"),
         (["DATALOADER.MAPPER", "Nothing"], "DATALOADER.MAPPER is 'Nothing'"),
+        (["OUTPUT_DIR", "/dev/null"], "OUTPUT_DIR '/dev/null' cannot be created: File exists"),
+        (["OUTPUT_DIR", "/dev/null/x"], "cannot be created: Not a directory. Set OUTPUT_DIR"),
+        (["OUTPUT_DIR", ""], "OUTPUT_DIR '' cannot be created"),
+        (["SOLVER.CHECKPOINT_PERIOD", "0"], "SOLVER.CHECKPOINT_PERIOD is 0; it must be at least 1"),
+        (["DATALOADER.NUM_WORKERS", "-1"], "DATALOADER.NUM_WORKERS is -1; it must be at least 0"),
     ],
     ids=lambda x: x[-1] if isinstance(x, list) else "",
 )

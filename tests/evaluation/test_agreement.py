@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fast implementation gives the figures of the literal one."""
+"""The fast implementation gives the metrics of the literal one."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_reference import detection_reference, search_reference
 
-from person_search.evaluation import evaluate_detection, evaluate_search, similarities
+from person_search.evaluation import evaluate_detection, evaluate_search, search_metrics
 from person_search.evaluation.box_metrics import overlapping_pairs
 
 TOLERANCE = 1e-6
@@ -62,7 +62,7 @@ def test_search_equals_the_literal_implementation(seed, ties, option, num_images
 def test_search_under_any_iou_threshold(seed, ties, rule, iou_thresh):
     case = random_case(seed, ties=ties)
     protocols = list(case.protocols.values())
-    options = {"iou_rule": rule, "iou_thresh": iou_thresh}
+    options = {"iou_rule": rule, "search_iou_thresh": iou_thresh}
     found = evaluate_search(case.pooled(), protocols, **options)
     for protocol, scores in zip(protocols, found, strict=True):
         expected = search_reference(
@@ -76,9 +76,9 @@ def test_search_under_any_iou_threshold(seed, ties, rule, iou_thresh):
 def test_detection_equals_the_literal_implementation(seed, ties, iou_thresh):
     case = random_case(seed, ties=ties)
     expected = detection_reference(case.gt, case.dets, iou_thresh)
-    figures = fast_detection(case, iou_thresh)
-    assert {k: figures[k] for k in expected} == pytest.approx(expected, abs=TOLERANCE)
-    assert 0 <= figures["AP"] <= figures["recall"] + TOLERANCE <= 100 + TOLERANCE
+    metrics = fast_detection(case, iou_thresh)
+    assert {k: metrics[k] for k in expected} == pytest.approx(expected, abs=TOLERANCE)
+    assert 0 <= metrics["AP"] <= metrics["recall"] + TOLERANCE <= 100 + TOLERANCE
 
 
 def test_the_random_cases_hold_what_they_promise():
@@ -92,7 +92,7 @@ def test_the_random_cases_hold_what_they_promise():
     assert any(((s.ap > 0) & (s.ap < 1)).any() for s in scores)
     own = [(p.gallery[:, :] == [[q.image_id] for q in p.queries]).any() for p in listed]
     assert any(own), "a query's own image in its gallery"
-    # a fixed threshold of 0.5 would give other figures, so the adaptive rule is exercised
+    # a fixed threshold of 0.5 would give other metrics, so the adaptive rule is exercised
     sides = [np.diff(p.positive_box.reshape(-1, 2, 2), axis=1) for p in listed]
     assert any((s < 20).any() for s in sides)
 
@@ -102,8 +102,8 @@ def test_block_sizes_change_nothing(monkeypatch, block, chunk):
     case = random_case(7, ties=False)
     protocols = list(case.protocols.values())
     whole = evaluate_search(case.pooled(), protocols)
-    monkeypatch.setattr(similarities, "MAX_BLOCK_QUERIES", block)
-    monkeypatch.setattr(similarities, "GALLERY_CHUNK", chunk)
+    monkeypatch.setattr(search_metrics, "MAX_BLOCK_QUERIES", block)
+    monkeypatch.setattr(search_metrics, "GALLERY_CHUNK", chunk)
     for a, b in zip(whole, evaluate_search(case.pooled(), protocols), strict=True):
         np.testing.assert_array_equal(a.ap, b.ap)
         np.testing.assert_array_equal(a.best_rank, b.best_rank)

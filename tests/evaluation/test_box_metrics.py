@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IoU, the threshold for small people, and the helpers that pair boxes image by image."""
+"""IoU, the threshold for small persons, and the helpers that pair boxes image by image."""
 
 import numpy as np
 import pytest

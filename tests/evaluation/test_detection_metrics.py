@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detection figures on cases that can be worked out on paper."""
+"""Detection metrics on cases that can be worked out on paper."""
 
 import numpy as np
 import pytest
@@ -31,24 +31,24 @@ def test_three_images_by_hand():
     gt = [[A, B], [A], [C]]
     dets = [[A, FAR], [A], []]
     # ranked: FAR 0.9 wrong, A 0.8 right, A 0.7 right; C and B are missed
-    figures = evaluate(gt, dets, [0.8, 0.9, 0.7])
-    assert figures["AP"] == pytest.approx(100 * (1 / 2 + 2 / 3) / 4)
-    assert figures["recall"] == pytest.approx(50)
-    assert figures["precision"] == pytest.approx(200 / 3)
-    assert (figures["num_gt"], figures["num_det"]) == (4, 3)
+    metrics = evaluate(gt, dets, [0.8, 0.9, 0.7])
+    assert metrics["AP"] == pytest.approx(100 * (1 / 2 + 2 / 3) / 4)
+    assert metrics["recall"] == pytest.approx(50)
+    assert metrics["precision"] == pytest.approx(200 / 3)
+    assert (metrics["num_gt"], metrics["num_det"]) == (4, 3)
 
 
 def test_equal_scores_share_one_precision():
-    # one right and one wrong detection of equal score: precision 1/2 whichever stands first
+    # one right and one wrong detection of equal score: precision 1/2 in either order
     assert evaluate([[A]], [[A, FAR]], [0.5, 0.5])["AP"] == pytest.approx(50)
     assert evaluate([[A]], [[FAR, A]], [0.5, 0.5])["AP"] == pytest.approx(50)
 
 
 def test_second_detection_of_a_person_is_wrong_even_with_the_higher_score():
     shifted = [0, 1, 10, 20]  # IoU 0.95, the score does not decide
-    figures = evaluate([[A]], [[shifted, A]], [0.9, 0.6])
-    assert figures["precision"] == 50
-    assert figures["AP"] == pytest.approx(50)
+    metrics = evaluate([[A]], [[shifted, A]], [0.9, 0.6])
+    assert metrics["precision"] == 50
+    assert metrics["AP"] == pytest.approx(50)
     # COCO goes by score: the first to come takes the box
     assert evaluate_coco([[A]], [[shifted, A]], [0.9, 0.6]) == pytest.approx(100)
 
@@ -79,16 +79,16 @@ def test_no_detections_and_no_boxes():
 
 def test_perfect_detections():
     gt = [[A, B], [], [C]]
-    figures = evaluate(gt, gt, [0.6, 0.9, 0.7])
-    assert [figures[k] for k in ("AP", "recall", "precision")] == [100, 100, 100]
+    metrics = evaluate(gt, gt, [0.6, 0.9, 0.7])
+    assert [metrics[k] for k in ("AP", "recall", "precision")] == [100, 100, 100]
     assert evaluate_coco(gt, gt, [0.6, 0.9, 0.7]) == pytest.approx(100)
 
 
 def test_coco_by_hand():
     # 4 boxes; ranked wrong, right, right: recall 1/4 at precision 2/3 (interpolated), 2/4 at 2/3.
     # The 51 recall points 0, 0.01, ..., 0.50 get 2/3, the others 0.
-    figure = evaluate_coco([[A, B], [A], [C]], [[A, FAR], [A], []], [0.8, 0.9, 0.7])
-    assert figure == pytest.approx(100 * 51 * (2 / 3) / 101)
+    metric = evaluate_coco([[A, B], [A], [C]], [[A, FAR], [A], []], [0.8, 0.9, 0.7])
+    assert metric == pytest.approx(100 * 51 * (2 / 3) / 101)
 
 
 def test_coco_prints_nothing(capsys):

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluator in Detectron2's loop: figures, several processes, files, bad input."""
+"""The evaluator in Detectron2's loop: metrics, several processes, files, bad input."""
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,14 +12,13 @@ from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from evaluation_cases import ReplayModel, random_case, registered
-from evaluation_processes import SEED, WORLD_SIZE
+from evaluation_processes import SEED, evaluate_every_second_image
 from slow_reference import ImageDetections, detection_reference, search_reference
+from two_processes import run_in_two_processes
 
 from person_search.config import add_person_search_config
 from person_search.evaluation import PersonSearchEvaluator, evaluator, report
 from person_search.utils import backend_name
-
-PROCESSES = Path(__file__).resolve().parents[1] / "helpers" / "evaluation_processes.py"
 
 
 @pytest.fixture
@@ -74,8 +69,8 @@ def test_through_the_loop_of_detectron2(case, name, tmp_path, caplog):
         "search_listed": search_reference(dets, case.query_feats, case.protocols["listed"]),
     }
     assert list(results) == list(expected)
-    for task, figures in expected.items():
-        assert {k: results[task][k] for k in figures} == pytest.approx(figures, abs=1e-6)
+    for task, metrics in expected.items():
+        assert {k: results[task][k] for k in metrics} == pytest.approx(metrics, abs=1e-6)
     assert results["detection"]["num_gt"] == sum(len(r["annotations"]) for r in case.records)
     assert results["detection"]["num_det"] == sum(len(d.boxes) for d in dets.values())
     (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
@@ -88,21 +83,9 @@ def test_through_the_loop_of_detectron2(case, name, tmp_path, caplog):
     print_csv_format(results)
 
 
-def test_two_processes_equal_one(case, name, tmp_path, child_env):
-    # the test folder is no installed package, so the child finds it under a name of its own
-    child_env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(tmp_path), *sys.path]))
-    command = [sys.executable, str(PROCESSES), str(tmp_path)]
-    children = [
-        subprocess.Popen([*command, str(rank)], env=child_env, stderr=subprocess.PIPE, text=True)
-        for rank in range(WORLD_SIZE)
-    ]
-    try:
-        errors = [child.communicate(timeout=300)[1] for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert [child.returncode for child in children] == [0, 0], "\n".join(errors)
-    results = [json.loads((tmp_path / f"result_{r}.json").read_text()) for r in range(WORLD_SIZE)]
+def test_two_processes_equal_one(case, name, tmp_path):
+    run_in_two_processes(evaluate_every_second_image, str(tmp_path))
+    results = [json.loads((tmp_path / f"result_{rank}.json").read_text()) for rank in range(2)]
     one = run(case, PersonSearchEvaluator(name, score_thresh=0.5, protocols=["all", "listed"]))
     assert results[1] == {}
     assert set(results[0]) == set(one)
@@ -262,6 +245,7 @@ BAD_OUTPUTS = [
     ("dets", spoil("reid_feats", lambda f: 2 * f), "norm 2; the model must return unit vectors"),
     ("dets", spoil("reid_feats", lambda f: f[:, 0]), r"expected \(n, D\)"),
     ("dets", spoil("scores", set_nan), "score is not finite"),
+    ("dets", spoil("scores", lambda s: s + 3), r"score is 3\.\d+, must lie in \[0, 1\].*logits"),
     ("dets", lambda o: o["instances"].remove("reid_feats"), r"lack \['reid_feats'\]"),
     ("dets", lambda o: o["instances"].pred_boxes.tensor.fill_(np.nan), "box is not finite"),
     ("queries", lambda o: o.pop("query_feats"), r"0 query_feats for \d+ queries \(query_ids"),
@@ -289,7 +273,9 @@ def test_embeddings_of_another_length(case, name):
     output = case.output(second)
     instances = output["instances"]
     instances.reid_feats = torch.nn.functional.normalize(torch.ones(len(instances), 7))
-    with pytest.raises(ValueError, match=f"image_id {second}.*length 7, before it was 4"):
+    with pytest.raises(
+        ValueError, match=f"image_id {second}.*length 7, earlier ones have length 4"
+    ):
         judge.process([{"image_id": second}], [output])
 
 
@@ -311,7 +297,7 @@ def test_queries_in_another_order(case, name):
     one["queries"].query_ids = one["queries"].query_ids + 1
     judge = PersonSearchEvaluator(name)
     judge.reset()
-    with pytest.raises(ValueError, match=f"image_id {one['image_id']}: the loader gave"):
+    with pytest.raises(ValueError, match=f"image_id {one['image_id']}: the loader returned"):
         judge.process([one], [case.output(one["image_id"])])
 
 
@@ -334,8 +320,11 @@ def test_wrong_options(name, options, message):
 
 
 def test_data_set_without_protocols():
-    with pytest.raises(ValueError, match="no search protocol"):
-        PersonSearchEvaluator("a_data_set_nobody_registered")
+    with pytest.raises(
+        ValueError,
+        match="no search protocols.*register_person_search_json",
+    ):
+        PersonSearchEvaluator("an_unregistered_data_set")
 
 
 def test_wrong_protocol_fails_before_the_inference(case):
@@ -351,7 +340,7 @@ def test_wrong_protocol_fails_before_the_inference(case):
     [
         (lambda records: records.clear(), "has no records"),
         (lambda records: records[0].pop("queries"), "has no 'queries'"),
-        (lambda records: records.append(records[0]), "stands twice"),
+        (lambda records: records.append(records[0]), "duplicate image_id"),
     ],
 )
 def test_wrong_records(case, spoil_records, message):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lowest similarities for searches of persons who may not be there."""
+"""Minimum similarities for searches of persons who may be absent."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from person_search.evaluation import SearchOptions
 from person_search.evaluation.open_set import best_similarities, open_set_table
-from person_search.evaluation.ranking import rank_query
+from person_search.evaluation.ranking import rank_gallery
 
 from .test_search_metrics import BOX, SECOND, THREE_IMAGES, make_case
 
@@ -21,7 +21,7 @@ def best_of(dets, gallery, positives) -> tuple[float, float]:
 
 
 def test_best_similarities_by_hand():
-    # the stranger of 0.9 stands in an image of the person: gone when the person is
+    # the stranger of 0.9 is in an image of the person, which is excluded when the person is absent
     assert best_of(THREE_IMAGES, [0, 1, 2], [0, 2]) == pytest.approx((0.8, 0.1))
     assert best_of(THREE_IMAGES, [0, 1, 2], [0]) == pytest.approx((0.6, 0.8))
     right, wrong = best_of(THREE_IMAGES, [0, 1, 2], [])
@@ -34,12 +34,12 @@ def test_best_similarities_by_hand():
 def test_equals_the_ranked_lists(variant):
     """An entry is right if it is a match, wrong if no entry of the list's true images has it."""
     case = random_case(21, num_images=7)
-    options = SearchOptions().changed(variant) if variant else SearchOptions()
+    options = SearchOptions().with_variant(variant) if variant else SearchOptions()
     predictions = with_gt(case)
     for protocol in case.protocols.values():
         right, wrong = [], []
         for query in range(len(protocol.queries)):
-            entries = rank_query(predictions, protocol, query, options)
+            entries = rank_gallery(predictions, protocol, query, options)
             own = set(protocol.positive_image[protocol.positive_query == query].tolist())
             if not entries and variant == "best_det":
                 continue
@@ -63,7 +63,7 @@ def test_table_by_hand():
     assert (alone.min_similarity, alone.fpir) == (-1.0, 0.0)
     with pytest.raises(ValueError, match="no query has an embedding"):
         open_set_table(np.zeros(0), np.zeros(0))
-    with pytest.raises(ValueError, match="rate is 1"):
+    with pytest.raises(ValueError, match="rate is 1, must lie"):
         open_set_table(right, wrong, (1,))
 
 

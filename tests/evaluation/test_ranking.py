@@ -1,18 +1,121 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranked lists of test queries must be those that the evaluator scored."""
+"""Ranked lists match the metrics, whatever the protocol and the options; choice of examples."""
+
+import dataclasses
+import itertools
 
 import numpy as np
 import pytest
+from evaluation_cases import random_case, registered, with_gt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slow_reference import ranked_ap
 
 from person_search.evaluation import (
+    PersonSearchEvaluator,
     PooledPredictions,
     SearchOptions,
     SearchScores,
-    evaluate_search,
+    rank_gallery,
+    write_predictions,
 )
-from person_search.evaluation.ranking import choose_examples, rank_query
+from person_search.evaluation.ranking import choose_examples
+from person_search.evaluation.search_metrics import evaluate_searches
+from person_search.evaluation.settings import OPTION_VALUES
 from person_search.schema import Query, SearchProtocol
-from person_search.vis.ranked_list import describe_options, describe_outcome
+
+EVERY_VARIANT = ["+".join(values) for values in itertools.product(*OPTION_VALUES.values())]
+
+
+def check_lists(predictions, protocol, options, scores) -> int:
+    """Works every metric out again from the ranked lists; returns the number of positives."""
+    num_positives = 0
+    for query in range(len(protocol.queries)):
+        entries = rank_gallery(predictions, protocol, query, options)
+        sims = [entry.sim for entry in entries]
+        assert sims == sorted(sims, reverse=True)
+        assert [entry.rank for entry in entries] == list(range(1, len(entries) + 1))
+        ranks = [entry.rank for entry in entries if entry.verdict == "match"]
+        num_gt = int(scores.num_gt[query])
+        flags = [(entry.sim, entry.verdict == "match") for entry in entries]
+        assert ranked_ap(flags, num_gt) == pytest.approx(scores.ap[query], abs=1e-9)
+        assert scores.best_rank[query] == (ranks[0] if ranks else 0)
+        assert scores.recall[query] == pytest.approx(len(ranks) / num_gt if num_gt else 0)
+        assert bool(scores.has_feat[query]) or not entries
+        num_positives += len(ranks)
+    return num_positives
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_every_variant_on_a_case(variant):
+    case = random_case(21, num_images=7)
+    predictions, options = with_gt(case), SearchOptions().with_variant(variant)
+    jobs = [(protocol, options) for protocol in case.protocols.values()]
+    found = evaluate_searches(predictions, jobs)
+    counts = [
+        check_lists(predictions, protocol, options, scores)
+        for (protocol, _), scores in zip(jobs, found, strict=True)
+    ]
+    assert sum(counts) > 3
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    ties=st.booleans(),
+    variant=st.sampled_from(EVERY_VARIANT),
+    iou_thresh=st.sampled_from([0.3, 0.5, 0.8]),
+    cbgm=st.tuples(st.integers(1, 12), st.integers(1, 3), st.sampled_from(["max", "mean"])),
+)
+def test_lists_of_random_cases(seed, ties, variant, iou_thresh, cbgm):
+    case = random_case(seed, ties=ties)
+    predictions = with_gt(case)
+    base = SearchOptions(
+        search_iou_thresh=iou_thresh, cbgm_k1=cbgm[0], cbgm_k2=cbgm[1], cbgm_mode=cbgm[2]
+    )
+    options = base.with_variant(variant)
+    jobs = [(protocol, options) for protocol in case.protocols.values()]
+    for (protocol, _), scores in zip(jobs, evaluate_searches(predictions, jobs), strict=True):
+        check_lists(predictions, protocol, options, scores)
+
+
+def test_lists_of_an_evaluation(tmp_path):
+    """The metrics of every section of the evaluator itself, all made at once."""
+    case = random_case(3, ties=False)
+    variants = ["cws", "cbgm", "cws+cbgm", "best_det", "gt", "strict", "fixed", "gt+cbgm+strict"]
+    with registered(case, "rank_case") as name:
+        judge = PersonSearchEvaluator(
+            name, protocols=["listed", "all", "others"], variants=variants, score_thresh=0.0
+        )
+        write_predictions(
+            dataclasses.replace(with_gt(case), info={"dataset": name}), tmp_path / "p.npz"
+        )
+        judge.load_predictions(tmp_path / "p.npz")
+        judge.score()
+        assert len(judge.sections) == 27
+        for section in judge.sections:
+            scores, protocol = judge.search_scores[section.task], judge.protocol(section.protocol)
+            check_lists(judge.predictions, protocol, section.options, scores)
+
+
+def test_context_and_true_boxes_change_the_list():
+    """The options are not just accepted: the lists differ."""
+    case = random_case(8, ties=False)
+    predictions, protocol = with_gt(case), case.protocols["all"]
+    plain, cbgm, gt = (
+        [
+            [
+                (e.image_id, e.box, e.sim)
+                for e in rank_gallery(predictions, protocol, query, options)
+            ]
+            for query in range(len(protocol.queries))
+        ]
+        for options in (None, SearchOptions(matching="cbgm"), SearchOptions(gallery_boxes="gt"))
+    )
+    assert plain != cbgm and plain != gt
+    boxes_of = {i: [tuple(box) for box in boxes] for i, boxes in case.gt.items()}
+    assert all(box in boxes_of[image] for row in gt for image, box, _ in row)
+
 
 PERSON = [10.0, 10.0, 50.0, 110.0]
 NEAR = [12.0, 10.0, 52.0, 110.0]
@@ -25,7 +128,7 @@ def unit(angle: float) -> list[float]:
 
 @pytest.fixture
 def predictions() -> PooledPredictions:
-    """Image 10 holds the query; 11 the person twice and somebody; 12 somebody; 13 nothing."""
+    """Image 10 has the query; 11 the person twice and a stranger; 12 a stranger; 13 nothing."""
     boxes = [PERSON, PERSON, NEAR, ELSEWHERE, ELSEWHERE]
     feats = [unit(a) for a in (0, 30, 20, 10, 40)]
     return PooledPredictions(
@@ -53,7 +156,7 @@ def protocol() -> SearchProtocol:
 
 
 def test_list_of_a_query(predictions, protocol) -> None:
-    entries = rank_query(predictions, protocol, 0)
+    entries = rank_gallery(predictions, protocol, 0)
     assert [(e.rank, e.image_id, e.verdict) for e in entries] == [
         (1, 11, "other"),  # elsewhere in the right image
         (2, 11, "match"),  # of the two boxes on the person the more similar one
@@ -65,7 +168,7 @@ def test_list_of_a_query(predictions, protocol) -> None:
 
 
 def test_similarity_weighted_by_score(predictions, protocol) -> None:
-    entries = rank_query(predictions, protocol, 0, SearchOptions(similarity="cws"))
+    entries = rank_gallery(predictions, protocol, 0, SearchOptions(similarity="cws"))
     # 0.9 cos 30 = 0.78, 0.8 cos 20 = 0.75, 0.7 cos 10 = 0.69, 0.6 cos 40 = 0.46
     assert [e.verdict for e in entries] == ["match", "repeat", "other", "other"]
     assert entries[0].sim == pytest.approx(0.9 * np.cos(np.radians(30)), abs=1e-6)
@@ -74,49 +177,7 @@ def test_similarity_weighted_by_score(predictions, protocol) -> None:
 def test_query_without_embedding(predictions, protocol) -> None:
     far = Query(5, 13, tuple(PERSON), 1)  # image 13 has no detection to take it from
     moved = SearchProtocol(**{**vars(protocol), "queries": [far]})
-    assert rank_query(predictions, moved, 0, SearchOptions(query_source="best_det")) == []
-
-
-@pytest.mark.parametrize("similarity", ["cosine", "cws"])
-@pytest.mark.parametrize("seed", range(5))
-def test_agrees_with_the_evaluator(seed: int, similarity: str) -> None:
-    """Rank of the first match, recall and average precision follow from the list."""
-    predictions, protocol = random_case(np.random.default_rng(seed))
-    (scores,) = evaluate_search(predictions, [protocol], similarity=similarity)
-    for query in range(len(protocol.queries)):
-        options = SearchOptions(similarity=similarity)
-        entries = rank_query(predictions, protocol, query, options)
-        ranks = np.array([e.rank for e in entries if e.verdict == "match"])
-        assert scores.best_rank[query] == (ranks[0] if len(ranks) else 0)
-        num_gt = scores.num_gt[query]
-        precision = np.arange(1, len(ranks) + 1) / ranks if len(ranks) else np.zeros(0)
-        assert scores.ap[query] == pytest.approx(precision.sum() / num_gt, abs=1e-6)
-
-
-def random_case(rng: np.random.Generator) -> tuple[PooledPredictions, SearchProtocol]:
-    """Six images with four detections each near the same few places, three queries."""
-    images, per_image, queries = 6, 4, 3
-    places = np.array([PERSON, ELSEWHERE, [100, 10, 150, 110]], np.float32)
-    boxes = places[rng.integers(0, 3, images * per_image)] + rng.normal(0, 2, (24, 1))
-    feats = rng.normal(size=(images * per_image + queries, 4))
-    feats /= np.linalg.norm(feats, axis=1, keepdims=True)
-    predictions = PooledPredictions(
-        np.arange(images), np.arange(images + 1) * per_image, boxes.astype(np.float32),
-        rng.uniform(0.5, 1, len(boxes)).astype(np.float32), feats[:-queries].astype(np.float32),
-        np.arange(queries), feats[-queries:].astype(np.float32),
-    )  # fmt: skip
-    positive_query = np.repeat(np.arange(queries), 2)
-    positive_image = np.array([(q + k) % images for q in range(queries) for k in (1, 2)])
-    protocol = SearchProtocol(
-        "all",
-        [Query(q, q, tuple(PERSON), q) for q in range(queries)],
-        None,
-        positive_query,
-        positive_image,
-        places[rng.integers(0, 3, 2 * queries)],
-        np.arange(queries)[:, None],
-    )
-    return predictions, protocol
+    assert rank_gallery(predictions, moved, 0, SearchOptions(query_source="best_det")) == []
 
 
 def scores_of(ap: list[float], best_rank: list[int]) -> SearchScores:
@@ -137,21 +198,3 @@ def test_examples_differ() -> None:
     assert choose_examples(scores_of([1.0, 1.0, 1.0], [1, 1, 1])) == [("success", 1), ("median", 0)]
     assert choose_examples(scores_of([0.0], [0])) == [("failure", 0)]
     assert choose_examples(scores_of([0.5, 0.4], [1, 2])) == [("success", 0), ("failure", 1)]
-
-
-@pytest.mark.parametrize(
-    ("rank", "text"),
-    [(1, "comes at place 1. Average"), (12, "place 12, which is beyond what is shown."),
-     (0, "none of them was found.")],
-)  # fmt: skip
-def test_outcome_in_words(rank: int, text: str) -> None:
-    outcome = describe_outcome(scores_of([0.456], [rank]), 0, 50)
-    assert text in outcome and outcome.startswith("3 of the 50 searched images show")
-    assert outcome.endswith("Average precision: 46 %.")
-
-
-def test_options_in_words() -> None:
-    assert describe_options(SearchOptions()) == ""
-    words = describe_options(SearchOptions().changed("cws+best_det"))
-    assert "multiplied with the score" in words and "described by the detection" in words
-    assert describe_options(SearchOptions(iou_thresh=0.3)).endswith("IoU of 0.3 on.")

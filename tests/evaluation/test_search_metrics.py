@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Search figures on cases that can be worked out on paper."""
+"""Search metrics on cases that can be worked out on paper."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from evaluation_cases import Case, make_record, random_case
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from slow_reference import ImageDetections
 
 from person_search.evaluation import chance_level, evaluate_search
+from person_search.evaluation.box_metrics import expand_ranges
 from person_search.schema import Query, SearchProtocol
 
 BOX, SECOND = [0.0, 0.0, 50.0, 100.0], [100.0, 0.0, 150.0, 100.0]
@@ -41,7 +44,7 @@ def make_case(dets, gallery, positives, query_image=0):
     return Case(records, found, {1: [1.0, 0.0]}, {"hand": protocol})
 
 
-def figures(case, **options):
+def metrics(case, **options):
     (scores,) = evaluate_search(case.pooled(), [case.protocols["hand"]], **options)
     return scores.summary((1, 2, 3))
 
@@ -62,8 +65,8 @@ def test_three_images_by_hand():
         "top3": 100.0,
         "recall": 200 / 3,
     }
-    assert figures(make_case(THREE_IMAGES, [0, 1, 2], [0, 1, 2])) == pytest.approx(expected)
-    assert figures(make_case(THREE_IMAGES, None, [0, 1, 2])) == pytest.approx(expected)
+    assert metrics(make_case(THREE_IMAGES, [0, 1, 2], [0, 1, 2])) == pytest.approx(expected)
+    assert metrics(make_case(THREE_IMAGES, None, [0, 1, 2])) == pytest.approx(expected)
 
 
 def test_excluded_images_are_not_searched():
@@ -71,7 +74,7 @@ def test_excluded_images_are_not_searched():
     protocol = replace(case.protocols["hand"], excluded=np.array([[0, -1]], np.int32))
     case.protocols["hand"] = protocol
     # ranked: 0.8 yes, 0.7 no, 0.1 no; 2 images hold the person
-    assert figures(case) == pytest.approx(
+    assert metrics(case) == pytest.approx(
         {"mAP": 50.0, "top1": 100.0, "top2": 100.0, "top3": 100.0, "recall": 50.0}
     )
 
@@ -79,17 +82,17 @@ def test_excluded_images_are_not_searched():
 def test_image_listed_twice():
     case = make_case([[(BOX, 0.9, 0.8)], [(SECOND, 0.9, 0.9)]], [0, 1, 0], [0, 0])
     # seqnet: scored once (rank 2 of 2), counted twice
-    assert figures(case)["mAP"] == pytest.approx(25)
-    assert figures(case)["recall"] == pytest.approx(50)
-    assert figures(case, duplicates="strict")["mAP"] == pytest.approx(50)
-    assert figures(case, duplicates="strict")["recall"] == pytest.approx(100)
+    assert metrics(case)["mAP"] == pytest.approx(25)
+    assert metrics(case)["recall"] == pytest.approx(50)
+    assert metrics(case, duplicates="strict")["mAP"] == pytest.approx(50)
+    assert metrics(case, duplicates="strict")["recall"] == pytest.approx(100)
 
 
 def test_tied_entries_rank_by_gallery_order_but_share_the_precision():
     dets = [[(SECOND, 0.9, 0.5)], [(BOX, 0.9, 0.5)]]
     behind, ahead = make_case(dets, [0, 1], [1]), make_case(dets, [1, 0], [1])
-    assert figures(behind)["top1"] == 0 and figures(ahead)["top1"] == 100
-    assert figures(behind)["mAP"] == figures(ahead)["mAP"] == pytest.approx(50)
+    assert metrics(behind)["top1"] == 0 and metrics(ahead)["top1"] == 100
+    assert metrics(behind)["mAP"] == metrics(ahead)["mAP"] == pytest.approx(50)
 
 
 def test_of_tied_hits_in_an_image_the_first_is_the_positive():
@@ -102,8 +105,8 @@ def test_of_tied_hits_in_an_image_the_first_is_the_positive():
 def test_confidence_weighting_changes_the_order():
     dets = [[(SECOND, 0.5, 0.9)], [(BOX, 0.9, 0.8)]]
     case = make_case(dets, [0, 1], [1])
-    assert figures(case)["top1"] == 0
-    assert figures(case, similarity="cws")["top1"] == 100  # 0.45 against 0.72
+    assert metrics(case)["top1"] == 0
+    assert metrics(case, similarity="cws")["top1"] == 100  # 0.45 against 0.72
 
 
 def test_small_person_needs_less_overlap():
@@ -111,11 +114,11 @@ def test_small_person_needs_less_overlap():
     case = make_case([[(shifted, 0.9, 0.8)]], [0], [0])
     protocol = case.protocols["hand"]
     case.protocols["hand"] = replace(protocol, positive_box=np.array([small], np.float32))
-    assert figures(case)["mAP"] == 100  # threshold 100 / 400
+    assert metrics(case)["mAP"] == 100  # threshold 100 / 400
     large = [[0.0, 0.0, 100.0, 100.0]]
     case = make_case([[([40.0, 0.0, 140.0, 100.0], 0.9, 0.8)]], [0], [0])
     case.protocols["hand"] = replace(protocol, positive_box=np.array(large, np.float32))
-    assert figures(case)["mAP"] == 0  # the same IoU, threshold 0.5
+    assert metrics(case)["mAP"] == 0  # the same IoU, threshold 0.5
 
 
 def test_threshold_of_the_overlap_by_hand():
@@ -129,21 +132,24 @@ def test_threshold_of_the_overlap_by_hand():
         box = size * np.array([small], np.float32)
         case.protocols["hand"] = replace(case.protocols["hand"], positive_box=box)
         for (rule, thresh), value in expected.items():
-            assert figures(case, iou_rule=rule, iou_thresh=thresh)["mAP"] == value, (size, rule)
-    # above 0.5 the rule for small people acts on larger ones: 100 x 100 needs 0.83, not 1
+            assert metrics(case, iou_rule=rule, search_iou_thresh=thresh)["mAP"] == value, (
+                size,
+                rule,
+            )
+    # above 0.5 the adaptive rule acts on larger persons: 100 x 100 needs 0.83, not 1
     nearly = [5.0, 0.0, 105.0, 100.0]  # IoU 95 / 105 = 0.905
     case = make_case([[(nearly, 0.9, 0.8)]], [0], [0])
     box = np.array([[0.0, 0.0, 100.0, 100.0]], np.float32)
     case.protocols["hand"] = replace(case.protocols["hand"], positive_box=box)
-    assert figures(case, iou_thresh=1.0)["mAP"] == 100
-    assert figures(case, iou_thresh=0.95, iou_rule="fixed")["mAP"] == 0
+    assert metrics(case, search_iou_thresh=1.0)["mAP"] == 100
+    assert metrics(case, search_iou_thresh=0.95, iou_rule="fixed")["mAP"] == 0
 
 
 @pytest.mark.parametrize("value", [0.0, -0.1, 1.01, float("nan")])
 def test_wrong_threshold_of_the_overlap(value):
     case = make_case(THREE_IMAGES, [0, 1, 2], [0])
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\].*SEARCH_IOU_THRESH"):
-        figures(case, iou_thresh=value)
+        metrics(case, search_iou_thresh=value)
 
 
 def test_queries_share_a_list_of_excluded_images():
@@ -166,8 +172,8 @@ def test_best_detection_as_query():
         [(BOX, 0.9, 0.6), (SECOND, 0.9, 0.9)],
     ]
     case = make_case(dets, [1], [1])
-    assert figures(case)["top1"] == 0  # the embedding of the query box is closer to the stranger
-    assert figures(case, query_source="best_det")["top1"] == 100
+    assert metrics(case)["top1"] == 0  # the embedding of the query box is closer to the stranger
+    assert metrics(case, query_source="best_det")["top1"] == 100
     blind = make_case([[], dets[1]], [1], [1])
     (scores,) = evaluate_search(blind.pooled(), [blind.protocols["hand"]], query_source="best_det")
     assert scores.has_feat.tolist() == [False]
@@ -176,14 +182,14 @@ def test_best_detection_as_query():
 
 def test_nothing_to_find_scores_zero():
     case = make_case(THREE_IMAGES, [0, 1, 2], [])
-    assert set(figures(case).values()) == {0.0}
+    assert set(metrics(case).values()) == {0.0}
     empty = make_case([[], [], []], [0, 1, 2], [0, 1, 2])
-    assert set(figures(empty).values()) == {0.0}
+    assert set(metrics(empty).values()) == {0.0}
 
 
 def test_gallery_of_one_image():
     case = make_case([[(BOX, 0.9, 0.3)]], [0], [0])
-    assert set(figures(case).values()) == {100.0}
+    assert set(metrics(case).values()) == {100.0}
 
 
 def test_oracle_is_perfect():
@@ -194,7 +200,7 @@ def test_oracle_is_perfect():
     for record in case.records:
         seen: set[int] = set()
         for annotation in record["annotations"]:
-            if annotation["person_id"] in seen:  # clean data: nobody twice in an image
+            if annotation["person_id"] in seen:  # clean data: no identity twice in an image
                 annotation["person_id"] = -1
             seen.add(annotation["person_id"])
         found = case.dets[record["image_id"]]
@@ -209,7 +215,7 @@ def test_oracle_is_perfect():
 
 
 def oracle_protocol(case):
-    """One query per identity that stands in several images; the first image holds the query."""
+    """One query per identity with several images, taken from the first one."""
     owners: dict[int, list] = {}
     for record in case.records:
         for a in record["annotations"]:
@@ -239,7 +245,7 @@ def test_chance_level_is_the_expectation():
     assert chance["top2"] == pytest.approx(50, abs=5)
     assert chance["mAP"] == pytest.approx(100 * (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4, abs=3)
     assert chance["recall"] == 100
-    assert figures(case)["top1"] == 100
+    assert metrics(case)["top1"] == 100
 
 
 def test_chance_level_repeats_and_needs_a_draw():
@@ -287,3 +293,103 @@ def test_wrong_protocols_are_refused(change, message):
     protocol = replace(case.protocols["hand"], **change)
     with pytest.raises(ValueError, match=message):
         evaluate_search(case.pooled(), [protocol])
+
+
+# ---- what holds for any test set ----
+seeds = st.integers(0, 10**6)
+matchings = st.sampled_from(["plain", "cbgm"])
+
+
+def in_other_order(pooled, order):
+    """The same predictions with image ``order[i]`` in place i."""
+    counts = np.diff(pooled.det_offsets)[order]
+    _, rows = expand_ranges(pooled.det_offsets[order], counts)
+    return replace(
+        pooled,
+        image_ids=pooled.image_ids[order],
+        det_offsets=np.concatenate([[0], np.cumsum(counts)]),
+        **{name: getattr(pooled, name)[rows] for name in ("boxes", "scores", "reid_feats")},
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=seeds, matching=matchings)
+def test_order_of_images_does_not_matter(seed, matching):
+    case = random_case(seed, ties=False)
+    pooled, protocols = case.pooled(), list(case.protocols.values())
+    order = np.random.default_rng(seed).permutation(len(pooled.image_ids))
+    before = evaluate_search(pooled, protocols, matching=matching)
+    after = evaluate_search(in_other_order(pooled, order), protocols, matching=matching)
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_allclose(a.ap, b.ap)
+        np.testing.assert_array_equal(a.best_rank, b.best_rank)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=seeds, matching=matchings)
+def test_order_of_queries_and_gallery_does_not_matter(seed, matching):
+    case = random_case(seed, ties=False)
+    listed, rng = case.protocols["listed"], np.random.default_rng(seed)
+    order = rng.permutation(len(listed.queries))
+    place = np.argsort(order)
+    moved = replace(
+        listed,
+        queries=[listed.queries[i] for i in order],
+        gallery=rng.permuted(listed.gallery[order], axis=1),
+        positive_query=place[listed.positive_query],
+    )
+    options = {"matching": matching, "duplicates": "strict"}
+    (before,) = evaluate_search(case.pooled(), [listed], **options)
+    (after,) = evaluate_search(case.pooled(), [moved], **options)
+    np.testing.assert_allclose(before.ap[order], after.ap)
+    np.testing.assert_array_equal(before.best_rank[order], after.best_rank)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=seeds, ties=st.booleans())
+def test_more_distractors_never_raise_ap(seed, ties):
+    """True of the plain similarity; CBGM may gain from one of its k1 images being another."""
+    case = random_case(seed, ties=ties)
+    larger = case.protocols["listed"]
+    rows = zip(larger.positive_query.tolist(), larger.positive_image.tolist(), strict=True)
+    matches = set(rows)
+    smaller = larger.gallery.copy()
+    rng = np.random.default_rng(seed)
+    for query, row in enumerate(smaller):
+        for place, image in enumerate(row.tolist()):
+            if (query, image) not in matches and rng.random() < 0.5:
+                row[place] = -1
+    less = replace(larger, gallery=smaller)
+    few, many = evaluate_search(case.pooled(), [less, larger])
+    assert (many.ap <= few.ap + 1e-12).all()
+    assert (many.recall == few.recall).all()
+    found = few.best_rank > 0
+    assert (many.best_rank[found] >= few.best_rank[found]).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=seeds, source=st.sampled_from(["gt_box", "best_det"]))
+def test_strict_equals_seqnet_where_nothing_is_listed_twice(seed, source):
+    case = random_case(seed)
+    protocol = case.protocols["listed"]
+    gallery = protocol.gallery.copy()
+    for row in gallery:
+        _, first = np.unique(row, return_index=True)
+        again = np.setdiff1d(np.arange(len(row)), first)
+        row[again] = -1
+    keys = np.stack([protocol.positive_query, protocol.positive_image])
+    _, first = np.unique(keys, axis=1, return_index=True)
+    names = ("positive_query", "positive_image", "positive_box")
+    once = replace(
+        protocol, gallery=gallery, **{name: getattr(protocol, name)[first] for name in names}
+    )
+    seqnet, strict = (
+        evaluate_search(case.pooled(), [once], duplicates=rule, query_source=source)[0]
+        for rule in ("seqnet", "strict")
+    )
+    np.testing.assert_array_equal(seqnet.ap, strict.ap)
+    # and strict does not see the difference at all
+    (listed_twice,) = evaluate_search(
+        case.pooled(), [protocol], duplicates="strict", query_source=source
+    )
+    np.testing.assert_array_equal(listed_twice.ap, strict.ap)

@@ -68,7 +68,7 @@ def tiny_model(folder, seed=0, **overrides):
 
 
 def training_input(persons=2, seed=0, pids=(0, UNLABELED_PID)):
-    """What the mapper gives in training, with 0 to 2 persons."""
+    """Output of the mapper in training, with 0 to 2 persons."""
     h, w = IMAGE_SIZE
     generator = torch.Generator().manual_seed(seed)
     boxes = torch.tensor([[8.0, 8.0, 40.0, 60.0], [70.0, 10.0, 96.0, 56.0]])[:persons]
@@ -84,7 +84,7 @@ def training_input(persons=2, seed=0, pids=(0, UNLABELED_PID)):
 
 
 def run_cfg(folder, dataset, output_dir, **overrides):
-    """Config of a short training of the tiny model on a data set that is registered."""
+    """Config of a short training of the tiny model on a registered dataset."""
     cfg = tiny_cfg(folder, **overrides)
     cfg.MODEL.WEIGHTS = ""
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (dataset,)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen UNet run the plain way: whole forward, explicit attention, every map kept.
+"""The frozen UNet with a whole forward pass, explicit attention and all maps.
 
-The reference that the fast path of DiffPS is compared with.
+The reference for the fast path of DiffPS.
 """
 
 from diffusers.models.attention_processor import AttnProcessor
@@ -36,7 +36,7 @@ class KeepingMaps(AttnProcessor):
 
 
 def plain_features(unet, latents, timestep, context, paths, map_path=None):
-    """Runs the whole UNet with hooks; its attention processors are left as they are.
+    """Runs the whole UNet with hooks; its attention processors do not change.
 
     Returns:
         Path -> (B, HW, C) for ``paths``, and the (B, heads, HW, T) maps of the attention at

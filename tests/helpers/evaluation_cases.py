@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small test sets with predictions, in memory: drawn at random, full of ties and odd cases."""
+"""Small random test sets with predictions, in memory, with many ties and corner cases."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -51,12 +51,12 @@ class Case:
         return pool_predictions([part], part["image_ids"], {"dataset": "case", "score_thresh": 0.0})
 
     def on_gt_boxes(self) -> dict[int, ImageDetections]:
-        """The true boxes as detections of score 1, each with an embedding of its own."""
+        """The ground truth boxes as detections of score 1, each with its own embedding."""
         gt = self.gt
         return {i: ImageDetections(gt[i], [1.0] * len(gt[i]), _gt_feats(i, len(gt[i]))) for i in gt}
 
     def inputs(self, with_gt: bool = False) -> list[dict[str, Any]]:
-        """What the test mapper gives, without pixels."""
+        """Inputs as from the test mapper, without pixels."""
         return [
             {
                 "image_id": r["image_id"],
@@ -67,7 +67,7 @@ class Case:
         ]
 
     def output(self, image_id: int, with_gt: bool = False) -> dict[str, Any]:
-        """What a person search model returns for an image."""
+        """Output of a person search model for an image."""
         found = self.dets[image_id]
         record = next(r for r in self.records if r["image_id"] == image_id)
         feats = [self.query_feats[q["query_id"]] for q in record["queries"]]
@@ -83,7 +83,7 @@ class Case:
 
 
 class ReplayModel(torch.nn.Module):
-    """A real module that returns known detections, shifted by nothing but their image id."""
+    """A module that returns known detections by image id."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class ReplayModel(torch.nn.Module):
 
 @contextmanager
 def registered(case: Case, name: str = "evaluation_case") -> Iterator[str]:
-    """Registers a case as a data set for the time of a ``with`` block."""
+    """Registers a case as a data set within a ``with`` block."""
     DatasetCatalog.register(name, lambda: case.records)
     metadata = MetadataCatalog.get(name)
     metadata.evaluator_type = "person_search"
@@ -142,7 +142,7 @@ def make_record(
 def random_case(seed: int, *, ties: bool = True, num_images: int = 8, num_pids: int = 3) -> Case:
     """Draws a test set with the protocols ``listed``, ``all`` and ``others``.
 
-    It holds images without boxes or detections, people smaller than the adaptive IoU rule's limit,
+    It holds images without boxes or detections, persons smaller than the adaptive IoU rule's limit,
     two boxes of a person in one image, images that a gallery lists twice, queries without a match,
     several detections on a person, and, with ``ties``, many equal similarities and scores.
     """
@@ -268,7 +268,7 @@ def _queries(record: dict[str, Any], with_gt: bool = False) -> Instances:
 
 
 def with_gt(case):
-    """The case's predictions with embeddings of the true boxes."""
+    """The case's predictions with embeddings of the ground truth boxes."""
     found = list(case.on_gt_boxes().values())
     return dataclasses.replace(
         case.pooled(),

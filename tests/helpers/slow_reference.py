@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluation rules written out literally, loop by loop; the judge of the fast implementation.
+"""Literal implementation of the evaluation rules, the reference for the fast one.
 
-Nothing here is clever on purpose. Images are visited one by one, boxes are compared one by one, and
-every ranked list is really sorted. Hundreds of times slower than what it judges.
+Simple on purpose: images are visited one by one, boxes are compared one by one, and every ranked
+list is sorted. Hundreds of times slower than the fast implementation.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from person_search.schema import Query, SearchProtocol
 
 @dataclass
 class ImageDetections:
-    """Detections of one image as lists, box and score and embedding of the same person aligned."""
+    """Detections of one image as parallel lists."""
 
     boxes: list[list[float]]
     scores: list[float]
@@ -118,8 +118,8 @@ def search_reference(
         recalls.append(recall)
         for k in topk:
             hits[k].append(any(flags[:k]))
-    figures = {"mAP": aps, **{f"top{k}": hits[k] for k in topk}, "recall": recalls}
-    return {name: 100 * sum(values) / len(values) for name, values in figures.items()}
+    metrics = {"mAP": aps, **{f"top{k}": hits[k] for k in topk}, "recall": recalls}
+    return {name: 100 * sum(values) / len(values) for name, values in metrics.items()}
 
 
 def rank_gallery(
@@ -180,7 +180,7 @@ def rank_gallery(
 def companions(
     found: ImageDetections, query: Query, k2: int, query_det: int | None
 ) -> list[list[float]]:
-    """Embeddings of the other people in the query image, the most certain first."""
+    """Embeddings of the other persons in the query image, the most certain first."""
     others = [
         d
         for d, box in enumerate(found.boxes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Painted people and a tiny teacher config, shared by the tests of the teachers."""
+"""Painted persons and a tiny teacher config, shared by the tests of the teachers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,32 +9,34 @@ import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from psdiff_tiny import tiny_cfg
+from psdiff_tiny import EMBED_DIM, tiny_cfg
 
 from person_search.schema import UNLABELED_PID
+from psdiff.teachers.embeddings import TeacherEmbeddings, describe_source
 
-NAME = "colored_people"
+NAME = "colored_persons"
 COLORS = [(220, 40, 40), (40, 220, 40), (40, 40, 220), (220, 220, 40)]
-NOBODY = (20, 20, 20)
+UNLABELED_COLOR = (20, 20, 20)
 METHODS = ("hhcl", "s_reid", "mgn", "agw", "pplr")
 
 
-def paint_people(folder: Path, unlabeled: bool = False) -> list[dict]:
-    """Twelve scenes with two persons each; an identity is a color.
+def paint_persons(folder: Path, unlabeled: bool = False) -> list[dict]:
+    """Paints twelve scenes with two persons each; an identity is a color.
 
     Args:
-        unlabeled: whether every third scene also shows a dark person without identity.
+        folder: Folder of the images.
+        unlabeled: Every third scene also contains a dark person without identity.
     """
     rng = np.random.default_rng(0)
     records = []
     for index in range(12):
         image = rng.integers(90, 130, (48, 84, 3), dtype=np.uint8)
-        people = [((index + slot * (1 + index % 3)) % 4, left) for slot, left in ((0, 6), (1, 34))]
+        persons = [((index + slot * (1 + index % 3)) % 4, left) for slot, left in ((0, 6), (1, 34))]
         if unlabeled and index % 3 == 0:
-            people.append((UNLABELED_PID, 62))
+            persons.append((UNLABELED_PID, 62))
         annotations = []
-        for pid, left in people:
-            image[8:40, left : left + 16] = NOBODY if pid == UNLABELED_PID else COLORS[pid]
+        for pid, left in persons:
+            image[8:40, left : left + 16] = UNLABELED_COLOR if pid == UNLABELED_PID else COLORS[pid]
             annotations.append(
                 {
                     "bbox": [left, 8, left + 16, 40],
@@ -60,7 +62,7 @@ def paint_people(folder: Path, unlabeled: bool = False) -> list[dict]:
 
 @contextmanager
 def registered(records: list[dict]) -> Iterator[list[dict]]:
-    """Makes records available as the data set ``NAME``."""
+    """Registers records as the data set ``NAME``."""
     DatasetCatalog.register(NAME, lambda: records)
     try:
         yield records
@@ -70,7 +72,7 @@ def registered(records: list[dict]) -> Iterator[list[dict]]:
 
 
 def teacher_cfg(folder: Path, name: str = "hhcl", **teacher):
-    """Config of a teacher of a few thousand weights; keywords are keys of MODEL.PSDIFF.TEACHER."""
+    """Returns the config of a tiny teacher; keywords are keys of MODEL.PSDIFF.TEACHER."""
     cfg = tiny_cfg()
     settings = {
         "NAME": name,
@@ -95,4 +97,21 @@ def teacher_cfg(folder: Path, name: str = "hhcl", **teacher):
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.INPUT.FORMAT = "RGB"
     cfg.SEED = 1
+    return cfg
+
+
+def count_embeddings(records: list[dict], folder: Path):
+    """Writes embeddings that identify box and flip; returns a config of PSDiff with them.
+
+    Entry 0 counts the boxes, entry 1 is the flip.
+    """
+    count = sum(len(r["annotations"]) for r in records)
+    feats = np.zeros((count, 2, EMBED_DIM))
+    feats[..., 0] = np.arange(count)[:, None]
+    feats[:, 1, 1] = 1
+    cfg = teacher_cfg(folder, EMBEDDINGS=str(folder / "e.safetensors"))
+    source = describe_source(NAME, records, "abc", "hhcl", "some")
+    TeacherEmbeddings.save(cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS, records, feats, source)
+    cfg.INPUT.MIN_SIZE_TRAIN = (48,)
+    cfg.DATALOADER.MAPPER = "PSDiffMapper"
     return cfg

@@ -5,9 +5,12 @@ import multiprocessing
 from collections.abc import Callable
 from typing import Any
 
+from person_search.config import project_names
 from person_search.engine import launch
 
-multiprocessing.set_forkserver_preload(["person_search.engine", "person_search.testing"])
+multiprocessing.set_forkserver_preload(
+    ["person_search.engine", "person_search.testing", *project_names()]
+)
 
 
 def run_in_two_processes(function: Callable[..., Any], *args: Any) -> None:

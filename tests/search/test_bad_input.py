@@ -201,7 +201,7 @@ def test_a_path_that_leaves_the_folder(name, search_tool, tmp_path, shown) -> No
         return
     assert search_tool("query") == 0, "the others are shown"
     report = (tmp_path / "out" / "report.html").read_text()
-    assert report.count("no <img here") == 0
+    assert report.count("The image is no longer readable") == 1
     assert report.count("<img") == 2 + 2 * 2, "the query and the two other images"
 
 

@@ -218,10 +218,10 @@ def test_a_missing_image(tmp_path: Path) -> None:
         assert answer.status == 404 and "the image 'c.png' does not exist" in answer.json["error"]
         person = {"image": key_of(page, "a.png"), "person": 0}
         report = page.post("/api/search/report.html", {"persons": [person]})
-        assert b"no longer readable" in report.body
+        assert b"is no longer readable" in report.body
         gone = {"persons": [{"image": key, "person": 0}]}  # known without its file
         report = page.post("/api/search/report.html", gone)
-        assert report.status == 200 and report.body.count(b"no longer readable") == 1
+        assert report.status == 200 and report.body.count(b"is no longer readable") == 1
 
 
 def test_an_empty_gallery(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_equal_names_in_two_folders_differ_in_the_report(embedder, image, tmp_pa
 def test_a_missing_scene(result, tmp_path) -> None:
     Path(result.matches[0].path).unlink()
     write_results(result, tmp_path / "out", 2)
-    assert "readable" in (tmp_path / "out" / "report.html").read_text()
+    assert "is no longer readable" in (tmp_path / "out" / "report.html").read_text()
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:
         assert min(sheet.size) > 500
 

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/evaluate_predictions.py: tables, files and plots from saved predictions, and wrong use."""
+"""Tables, files and plots from saved predictions, and wrong use."""
 
 import dataclasses
-import importlib.util
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +11,13 @@ import pytest
 from detectron2.data import MetadataCatalog
 from evaluation_cases import random_case, registered, with_gt
 from PIL import Image
+from programs import run_program_file
 from slow_reference import search_reference
 
 from person_search.evaluation import PersonSearchEvaluator, write_predictions
 
-ROOT = Path(__file__).resolve().parents[2]
 NAME = "tool_case"
-ALL = ("--set", "TEST.PERSON_SEARCH.SCORE_THRESH", 0.0)
+ALL = ("--", "TEST.PERSON_SEARCH.SCORE_THRESH", 0.0)
 
 
 @pytest.fixture
@@ -43,21 +41,10 @@ def file(case, tmp_path) -> Path:
 
 @pytest.fixture
 def run(capsys):
-    """Returns ``run(*arguments)``: exit status, output and errors of the tool."""
+    """Returns ``run(*arguments)``: exit status, output and errors of the program."""
 
     def run(*arguments) -> tuple[int, str, str]:
-        path = ROOT / "tools" / "evaluate_predictions.py"
-        spec = importlib.util.spec_from_file_location("evaluate_predictions", path)
-        tool = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(tool)
-        argv, sys.argv = sys.argv, [path.name, *map(str, arguments)]
-        try:
-            tool.main()
-            code = 0
-        except SystemExit as e:
-            code = e.code
-        finally:
-            sys.argv = argv
+        code = run_program_file("tools/evaluate_predictions.py", "--predictions", *arguments)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -70,11 +57,9 @@ def test_table_of_the_default_protocol(run, file):
     assert f"mine on {NAME}" in printed
     judge = PersonSearchEvaluator(NAME)
     judge.load_predictions(file)
-    figures = judge.score()["search"]
-    (row,) = [line.split() for line in printed.splitlines() if line.startswith("search ")][1:] or [
-        line.split() for line in printed.splitlines() if line.startswith("search  ")
-    ][-1:]
-    assert [float(value) for value in row[1:]] == pytest.approx(list(figures.values()), abs=0.006)
+    metrics = judge.score()["search"]
+    row = [line.split() for line in printed.splitlines() if line.startswith("search ")][-1]
+    assert [float(value) for value in row[1:]] == pytest.approx(list(metrics.values()), abs=0.006)
 
 
 def test_several_files_protocols_and_options_with_plots(run, file, case, tmp_path):
@@ -84,7 +69,7 @@ def test_several_files_protocols_and_options_with_plots(run, file, case, tmp_pat
     out = tmp_path / "out"
     code, printed, errors = run(
         file, other, "--names", "mine", "theirs", "--protocols", "every", "--variants", "cbgm",
-        "gt", "--output", out, "--plots", "--set", "TEST.PERSON_SEARCH.SCORE_THRESH", 0.0,
+        "gt", "--output", out, "--plots", "TEST.PERSON_SEARCH.SCORE_THRESH", 0.0,
         "TEST.PERSON_SEARCH.DET_IOU_THRESHS", "[0.75]", "TEST.PERSON_SEARCH.COCO_AP", "True",
     )  # fmt: skip
     assert code == 0, errors
@@ -99,13 +84,13 @@ def test_several_files_protocols_and_options_with_plots(run, file, case, tmp_pat
     for plot in ("gallery_size", "search_precision_recall", "detection_precision_recall"):
         content = (out / f"{plot}.png").read_bytes()
         assert f"{plot}.png" in printed
-        with Image.open(io.BytesIO(content)) as picture:
-            assert picture.format == "PNG" and min(picture.size) > 600
-            assert len(picture.convert("RGB").getcolors(1 << 20)) > 50
+        with Image.open(io.BytesIO(content)) as image:
+            assert image.format == "PNG" and min(image.size) > 600
+            assert len(image.convert("RGB").getcolors(1 << 20)) > 50
 
 
 def test_threshold_of_the_overlap(run, file, case, tmp_path):
-    """Chosen on the command line, used for the figures and written beside them."""
+    """Chosen on the command line, used for the metrics and stored with them."""
     found = {}
     for name, options in (
         ("half", ()),
@@ -116,8 +101,8 @@ def test_threshold_of_the_overlap(run, file, case, tmp_path):
         code, _, errors = run(file, "--variants", "fixed", "--output", out, *options, *ALL)
         assert code == 0, errors
         content = json.loads((out / "mine" / f"{NAME}_results.json").read_text())
-        figures = content["results"]["search"], content["results"]["search_g7_fixed"]
-        found[name] = content["settings"]["search_iou_thresh"], *[f["recall"] for f in figures]
+        metrics = content["results"]["search"], content["results"]["search_g7_fixed"]
+        found[name] = content["settings"]["search_iou_thresh"], *[f["recall"] for f in metrics]
     for name, thresh in (("half", 0.5), ("lax", 0.1), ("hard", 0.9)):
         expected = [
             search_reference(case.dets, case.query_feats, case.protocols["g7"], overlap=overlap)
@@ -127,13 +112,13 @@ def test_threshold_of_the_overlap(run, file, case, tmp_path):
     assert found["lax"][2] > found["hard"][2]
 
 
-def test_protocols_whose_files_are_absent_are_passed_over(run, file):
+def test_protocols_without_files_are_skipped(run, file):
     def absent():
         raise FileNotFoundError("TestG4000.mat does not exist")
 
     MetadataCatalog.get(NAME).search_protocols["g4000"] = absent
     code, printed, _ = run(file, "--protocols", "every")
-    assert code == 0 and "no protocol g4000" in printed and "search_g9" in printed
+    assert code == 0 and "skipping protocol g4000" in printed and "search_g9" in printed
     code, _, errors = run(file, "--protocols", "g4000")
     assert code == 2 and "TestG4000.mat does not exist" in errors
 
@@ -142,16 +127,16 @@ def test_protocols_whose_files_are_absent_are_passed_over(run, file):
     ("arguments", "text"),
     [
         (["absent.npz"], "absent.npz"),
-        (["FILE", "--dataset", "nobodys_test"], "no test set 'nobodys_test'"),
-        (["FILE", "--dataset", "nobodys_test"], NAME),
+        (["FILE", "--dataset", "no_such_test"], "unknown test set 'no_such_test'"),
+        (["FILE", "--dataset", "no_such_test"], NAME),
         (["FILE", "--protocols", "g50"], "has no search protocol ['g50']"),
-        (["FILE", "--variants", "cbgn"], "'cbgn' is not known"),
-        (["FILE", "--plots"], "--plots needs --output"),
+        (["FILE", "--variants", "cbgn"], "unknown value 'cbgn'"),
+        (["FILE", "--plots"], "--plots requires --output"),
         (["FILE", "--search-iou", "0"], "must lie in (0, 1]"),
         (["FILE", "FILE"], "different names are needed"),
         (["FILE", "--names", "a", "b"], "1 different names are needed"),
-        (["FILE", "--set", "TEST.PERSON_SEARCH.CBMG.K1", "3"], "Did you mean"),
-        (["FILE", "--set", "TEST.PERSON_SEARCH.CBGM.K1", "-1", "--variants", "cbgm"], "k1 is -1"),
+        (["FILE", "--", "TEST.PERSON_SEARCH.CBMG.K1", "3"], "Did you mean"),
+        (["FILE", "--variants", "cbgm", "--", "TEST.PERSON_SEARCH.CBGM.K1", "-1"], "k1 is -1"),
     ],
 )
 def test_wrong_use(run, file, arguments, text, monkeypatch):
@@ -161,19 +146,26 @@ def test_wrong_use(run, file, arguments, text, monkeypatch):
     assert text in errors and "Traceback" not in errors
 
 
-def test_a_file_of_nobody_knows_what(run, case, tmp_path):
+def test_a_file_of_an_unknown_data_set(run, case, tmp_path):
     path = tmp_path / "p.npz"
     write_predictions(case.pooled(), path)  # made on 'case'
     code, _, errors = run(path)
-    assert code == 2 and "there is no test set 'case'" in errors and "--dataset" in errors
+    assert code == 2 and "unknown test set 'case'" in errors and "--dataset" in errors
 
 
-def test_table_of_lowest_similarities(run, file):
+def test_table_of_minimum_similarities(run, file):
     code, printed, errors = run(file, "--open-set")
     assert code == 0, errors
-    assert "queries for persons who may not be there" in printed
+    assert "queries for persons who may be absent" in printed
     assert "(FPIR)" in printed and "(TPIR)" in printed
     rows = [line.split() for line in printed.strip().splitlines()]
-    figures = [[float(cell) for cell in row] for row in rows[-6:-1] if len(row) == 3]
-    assert len(figures) == 5 and figures == sorted(figures, key=lambda row: -row[0])
-    assert all(fpir <= most for (_, fpir, _), most in zip(figures, (1, 5, 10, 20, 50), strict=True))
+    metrics = [[float(cell) for cell in row] for row in rows[-6:-1] if len(row) == 3]
+    assert len(metrics) == 5 and metrics == sorted(metrics, key=lambda row: -row[0])
+    assert all(fpir <= most for (_, fpir, _), most in zip(metrics, (1, 5, 10, 20, 50), strict=True))
+
+
+def test_an_output_that_is_a_file(run, file, tmp_path):
+    """The metrics are printed all the same."""
+    code, printed, errors = run(file, "--output", file)
+    assert code == 2 and f"mine on {NAME}" in printed
+    assert f"the results of ['mine'] could not be written to {file}" in errors

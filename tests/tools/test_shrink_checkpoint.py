@@ -1,29 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of a checkpoint in half precision."""
-
-import importlib.util
-from pathlib import Path
+"""tools/shrink_checkpoint.py: weights in half precision, and files it refuses."""
 
 import pytest
 import torch
+from programs import run_program_file
 from safetensors.torch import load_file
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "shrink_checkpoint.py"
+PROGRAM = "tools/shrink_checkpoint.py"
 
 
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("shrink_checkpoint", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_floats_become_half_and_counters_stay(tool, tmp_path) -> None:
+def test_floats_become_half_and_counters_stay(tmp_path, capsys) -> None:
     source, target = tmp_path / "model.pth", tmp_path / "new" / "small.safetensors"
     model = {"weight": torch.tensor([[1.0, 0.1]]).t(), "seen": torch.tensor(70_000)}
     torch.save({"model": model, "optimizer": {"state": {}}}, source)
-    assert tool.shrink(source, target) == target.stat().st_size
+    assert run_program_file(PROGRAM, source, target) == 0
+    assert capsys.readouterr().out.strip() == f"{target}: 0.0 MB"
     small = load_file(target)
     assert small.keys() == model.keys()
     assert torch.equal(small["weight"], model["weight"].half())
@@ -33,10 +24,21 @@ def test_floats_become_half_and_counters_stay(tool, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [({"weights": {}}, "instead of a state dict"), ({"model": {"a": torch.tensor([1e6])}}, "a of .*fit")],
+    [
+        ({"epoch": 3}, "model.pth"),
+        ({"model": {"a": torch.tensor([1e6])}}, "exceeds the range of float16"),
+        (None, "model.pth"),
+    ],
+    ids=["no-weights", "range", "missing"],
 )
-def test_what_cannot_be_shrunk(tool, tmp_path, content, message) -> None:
-    torch.save(content, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match=message):
-        tool.shrink(tmp_path / "model.pth", tmp_path / "small.safetensors")
+def test_unusable_checkpoints_are_refused(tmp_path, content, message, capsys) -> None:
+    if content is not None:
+        torch.save(content, tmp_path / "model.pth")
+    assert run_program_file(PROGRAM, tmp_path / "model.pth", tmp_path / "small.safetensors") == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "small.safetensors").exists()
+
+
+def test_other_suffixes_are_refused(tmp_path, capsys) -> None:
+    assert run_program_file(PROGRAM, tmp_path / "model.pth", tmp_path / "small.pth") == 2
+    assert "must end in .safetensors" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from programs import run_program_file
 from tiny_model import register_tiny_dataset, unregister_dataset
 
 DATASET = "tiny_to_draw"
@@ -17,19 +18,25 @@ def records(tmp_path: Path) -> Iterator[list[dict]]:
     unregister_dataset(DATASET)
 
 
-def test_images_of_a_data_set(run_tool, records, tmp_path, capsys) -> None:
+def test_images_of_a_data_set(records, tmp_path, capsys) -> None:
     out = tmp_path / "data"
-    assert run_tool("tools/visualize_data.py", DATASET, "--num", 2, "--output", out) == 0
+    assert run_program_file("tools/visualize_data.py", DATASET, "--num", 2, "--output", out) == 0
     names = [f"{DATASET}_000000.png", f"{DATASET}_000003.png"]  # of six, evenly spaced
     assert sorted(p.name for p in out.iterdir()) == names
     with Image.open(out / names[0]) as image:
         assert image.format == "PNG" and image.width == 1000
     small = ("--long-side", 200)
     assert (
-        run_tool("tools/visualize_data.py", DATASET, "--image-id", 5, "--output", out, *small) == 0
+        run_program_file(
+            "tools/visualize_data.py", DATASET, "--image-id", 5, "--output", out, *small
+        )
+        == 0
     )
     assert (out / f"{DATASET}_000005.png").is_file()
-    assert run_tool("tools/visualize_data.py", DATASET, "--num", 99, "--output", out, *small) == 0
+    assert (
+        run_program_file("tools/visualize_data.py", DATASET, "--num", 99, "--output", out, *small)
+        == 0
+    )
     assert len(list(out.iterdir())) == 6
 
 
@@ -41,7 +48,9 @@ def test_images_of_a_data_set(run_tool, records, tmp_path, capsys) -> None:
         ((DATASET, "--num", 0), "--num must be at least 1"),
     ],
 )
-def test_wrong_input_for_images(arguments, text, run_tool, records, tmp_path, capsys) -> None:
-    assert run_tool("tools/visualize_data.py", *arguments, "--output", tmp_path / "data") == 2
+def test_wrong_input_for_images(arguments, text, records, tmp_path, capsys) -> None:
+    assert (
+        run_program_file("tools/visualize_data.py", *arguments, "--output", tmp_path / "data") == 2
+    )
     errors = capsys.readouterr().err
     assert text in errors and "Traceback" not in errors

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/visualize_search.py on a tiny data set."""
+"""Sheets of searches from saved predictions of a tiny data set."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from programs import run_program_file
 from tiny_model import register_tiny_dataset, tiny_cfg, tiny_protocol, unregister_dataset
 
 from person_search.evaluation import PooledPredictions, chance_level, write_predictions
 
-DATASET = "tiny_for_pictures"
+DATASET = "tiny_for_sheets"
 
 
 @pytest.fixture
@@ -22,11 +23,11 @@ def records(tmp_path: Path) -> Iterator[list[dict]]:
 
 
 def perfect_predictions(records: list[dict], dataset: str = DATASET) -> PooledPredictions:
-    """All ground truth boxes; the embedding says who it is, with a little noise."""
+    """All ground truth boxes, with embeddings of the identities and a little noise."""
     rng = np.random.default_rng(0)
     annotations = [a for record in records for a in record["annotations"]]
-    people = np.array([a["person_id"] for a in annotations])
-    feats = np.eye(3)[people] + rng.normal(0, 0.1, (len(people), 3))
+    pids = np.array([a["person_id"] for a in annotations])
+    feats = np.eye(3)[pids] + rng.normal(0, 0.1, (len(pids), 3))
     feats = (feats / np.linalg.norm(feats, axis=1, keepdims=True)).astype(np.float32)
     counts = [len(record["annotations"]) for record in records]
     offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -34,7 +35,7 @@ def perfect_predictions(records: list[dict], dataset: str = DATASET) -> PooledPr
         image_ids=np.array([record["image_id"] for record in records]),
         det_offsets=offsets,
         boxes=np.array([a["bbox"] for a in annotations], np.float32),
-        scores=np.ones(len(people), np.float32),
+        scores=np.ones(len(pids), np.float32),
         reid_feats=feats,
         query_ids=np.array([record["queries"][0]["query_id"] for record in records]),
         query_feats=feats[offsets[:-1]],
@@ -43,13 +44,13 @@ def perfect_predictions(records: list[dict], dataset: str = DATASET) -> PooledPr
 
 
 @pytest.fixture
-def visualize(run_tool, records, tmp_path) -> Callable[..., int]:
-    """Returns ``run(*more)``: tools/visualize_search.py on predictions without a mistake."""
+def visualize(records, tmp_path) -> Callable[..., int]:
+    """Returns ``run(*more)``: the program on predictions without errors."""
     (tmp_path / "config.yaml").write_text(tiny_cfg(tmp_path, DATASET).dump())
     write_predictions(perfect_predictions(records), tmp_path / "p.npz")
 
     def run(*more: object, predictions: str = "p.npz") -> int:
-        return run_tool(
+        return run_program_file(
             "tools/visualize_search.py", "--config-file", tmp_path / "config.yaml",
             "--predictions", tmp_path / predictions, "--output", tmp_path / "out", *more,
         )  # fmt: skip
@@ -60,7 +61,7 @@ def visualize(run_tool, records, tmp_path) -> Callable[..., int]:
 def test_sheets_and_chance(visualize, records, tmp_path, capsys) -> None:
     assert visualize() == 0
     out = tmp_path / "out"
-    # nothing fails here, so there is no failure to be shown
+    # no query fails, so there is no example of a failure
     assert sorted(p.name for p in out.iterdir()) == ["chance.json", "search_1.jpg", "search_2.jpg"]
     for path in out.glob("*.jpg"):
         with Image.open(path) as sheet:
@@ -69,10 +70,10 @@ def test_sheets_and_chance(visualize, records, tmp_path, capsys) -> None:
     chance = json.loads((out / "chance.json").read_text())
     assert chance == chance_level(tiny_protocol(records), perfect_predictions(records))
     printed = capsys.readouterr().out
-    assert "query" in printed and "success" in printed and "place 1." in printed
+    assert "query" in printed and "success" in printed and "rank 1." in printed
     before = (out / "search_1.jpg").read_bytes()
     assert visualize() == 0
-    assert (out / "search_1.jpg").read_bytes() == before, "the same again"
+    assert (out / "search_1.jpg").read_bytes() == before
 
 
 def test_chosen_queries(visualize, tmp_path, capsys) -> None:
@@ -88,21 +89,21 @@ def test_another_section(visualize, records, tmp_path, capsys) -> None:
     gt = {
         "gt_offsets": predictions.det_offsets,
         "gt_boxes": predictions.boxes,
-        "gt_feats": np.roll(predictions.reid_feats, 1, axis=1),  # all look like somebody else
+        "gt_feats": np.roll(predictions.reid_feats, 1, axis=1),  # all look like another person
     }
     write_predictions(PooledPredictions(**{**vars(predictions), **gt}), tmp_path / "gt.npz")
     assert visualize("--protocol", "all", "--variant", "cws+cbgm", predictions="gt.npz") == 0
     printed = capsys.readouterr().out
-    assert "success" in printed and "other people of the query's image" in printed
+    assert "success" in printed and "other persons of the query image" in printed
     assert visualize("--variant", "gt", predictions="gt.npz") == 0
     printed = capsys.readouterr().out
-    assert "failure" in printed and "success" not in printed and "true ones" in printed
+    assert "failure" in printed and "success" not in printed and "are the ground truth" in printed
     assert json.loads((tmp_path / "out" / "chance.json").read_text())["recall"] == 100
 
 
-def test_a_failure_is_called_one(visualize, records, tmp_path, capsys) -> None:
+def test_failures_are_named(visualize, records, tmp_path, capsys) -> None:
     predictions = perfect_predictions(records)
-    wrong = np.roll(predictions.query_feats, 1, axis=1)  # every query looks like somebody else
+    wrong = np.roll(predictions.query_feats, 1, axis=1)  # every query looks like another person
     write_predictions(
         PooledPredictions(**{**vars(predictions), "query_feats": wrong}), tmp_path / "wrong.npz"
     )
@@ -114,14 +115,14 @@ def test_a_failure_is_called_one(visualize, records, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("more", "predictions", "text"),
     [
-        (("--query-id", 77), "p.npz", "--query-id: 1 query_id(s) are not there"),
+        (("--query-id", 77), "p.npz", "--query-id: 1 query_id(s) are missing"),
         (("--top", 0), "p.npz", "--top is 0"),
         ((), "absent.npz", "absent.npz"),
         ((), "config.yaml", "is not a complete predictions file"),
-        (("DATASETS.TEST", "('a','b')"), "p.npz", "name the one that was evaluated"),
+        (("DATASETS.TEST", "('a','b')"), "p.npz", "must name the evaluated set"),
         (("TEST.PERSON_SEARCH.PROTOCOLS", "['g7']"), "p.npz", "has no search protocol ['g7']"),
         (("--protocol", "g7"), "p.npz", "has no search protocol ['g7']"),
-        (("--variant", "cbgn"), "p.npz", "'cbgn' is not known"),
+        (("--variant", "cbgn"), "p.npz", "unknown value 'cbgn'"),
         (("--variant", "gt"), "p.npz", "no embeddings of the ground truth boxes"),
     ],
 )

@@ -28,28 +28,28 @@ BLACK = (0, 0, 0)
 RED = (255, 0, 0)
 
 
-def pixels_of(picture: Image.Image, color: tuple[int, int, int]) -> set[tuple[int, int]]:
+def pixels_of(image: Image.Image, color: tuple[int, int, int]) -> set[tuple[int, int]]:
     """(x, y) of all pixels of exactly this color."""
-    ys, xs = np.nonzero((np.asarray(picture) == color).all(axis=2))
+    ys, xs = np.nonzero((np.asarray(image) == color).all(axis=2))
     return set(zip(xs.tolist(), ys.tolist(), strict=True))
 
 
 def test_box_is_drawn_where_it_is() -> None:
-    picture = Image.new("RGB", (60, 50), BLACK)
-    draw_box(picture, (10, 5, 40, 30), RED, width=2)
-    painted = pixels_of(picture, RED) | pixels_of(picture, WHITE)
+    image = Image.new("RGB", (60, 50), BLACK)
+    draw_box(image, (10, 5, 40, 30), RED, width=2)
+    painted = pixels_of(image, RED) | pixels_of(image, WHITE)
     xs, ys = zip(*painted, strict=True)
     assert (min(xs), min(ys), max(xs), max(ys)) == (10, 5, 40, 30)
-    assert picture.getpixel((10, 17)) == WHITE  # rim
-    assert picture.getpixel((11, 17)) == picture.getpixel((12, 17)) == RED
-    assert picture.getpixel((13, 17)) == WHITE
-    assert picture.getpixel((25, 17)) == BLACK  # the person stays visible
+    assert image.getpixel((10, 17)) == WHITE  # rim
+    assert image.getpixel((11, 17)) == image.getpixel((12, 17)) == RED
+    assert image.getpixel((13, 17)) == WHITE
+    assert image.getpixel((25, 17)) == BLACK  # the person stays visible
 
 
 def test_a_thick_box_has_a_thick_rim() -> None:
-    picture = Image.new("RGB", (60, 60))
-    draw_box(picture, (10, 10, 49, 49), QUERY_COLOR, width=5, rim=2)
-    row = [picture.getpixel((x, 30)) for x in range(9, 21)]
+    image = Image.new("RGB", (60, 60))
+    draw_box(image, (10, 10, 49, 49), QUERY_COLOR, width=5, rim=2)
+    row = [image.getpixel((x, 30)) for x in range(9, 21)]
     white, black = (255, 255, 255), (0, 0, 0)
     assert row == [black, *[white] * 2, *[QUERY_COLOR] * 5, *[white] * 2, black, black]
 
@@ -65,9 +65,9 @@ def test_dashed_box_has_gaps() -> None:
 def test_any_box_can_be_drawn_and_cropped(values, dashed) -> None:
     x1, x2 = sorted(values[:2])
     y1, y2 = sorted(values[2:])
-    picture = Image.new("RGB", (40, 30))
-    draw_box(picture, (x1, y1, x2, y2), RED, dashed=dashed)
-    crop = crop_person(picture, (x1, y1, x2, y2))
+    image = Image.new("RGB", (40, 30))
+    draw_box(image, (x1, y1, x2, y2), RED, dashed=dashed)
+    crop = crop_person(image, (x1, y1, x2, y2))
     assert 1 <= crop.width <= 40 and 1 <= crop.height <= 30
 
 
@@ -110,10 +110,10 @@ def test_paste_fitted_fills_the_rest_with_gray() -> None:
 def test_marks_differ_in_shape() -> None:
     marks = []
     for right, color in ((True, RIGHT_COLOR), (False, WRONG_COLOR)):
-        picture = Image.new("RGB", (41, 41))
-        draw_mark(ImageDraw.Draw(picture), right, (20, 20), 15)
-        assert picture.getpixel((20, 6)) == WHITE, "the disk"
-        marks.append(pixels_of(picture, color))
+        image = Image.new("RGB", (41, 41))
+        draw_mark(ImageDraw.Draw(image), right, (20, 20), 15)
+        assert image.getpixel((20, 6)) == WHITE, "the disk"
+        marks.append(pixels_of(image, color))
     check, cross = marks
     assert check and cross
     # a cross is its own mirror image to within a pixel, a check mark is not at all

@@ -24,14 +24,14 @@ def test_even_noise_stays_below_the_limit(suffix: str) -> None:
 
 
 def test_png_that_fits_is_exact() -> None:
-    picture = noise(40, 30)
-    read = Image.open(io.BytesIO(encode_image(picture, ".png"))).convert("RGB")
-    assert (np.asarray(read) == np.asarray(picture)).all()
+    image = noise(40, 30)
+    read = Image.open(io.BytesIO(encode_image(image, ".png"))).convert("RGB")
+    assert (np.asarray(read) == np.asarray(image)).all()
 
 
 def test_colors_are_given_up_before_the_size() -> None:
-    picture = noise(200, 150)
-    read = Image.open(io.BytesIO(encode_image(picture, ".png", max_bytes=50_000)))
+    image = noise(200, 150)
+    read = Image.open(io.BytesIO(encode_image(image, ".png", max_bytes=50_000)))
     assert read.size == (200, 150) and read.mode == "P"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sheet of a search: everything where the layout says, whatever the shapes."""
+"""The sheet of a search: positions follow the layout, whatever the shapes."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_right_and_wrong_have_color_and_mark() -> None:
     assert tuple(strips[0][2, 2]) == RIGHT_COLOR and tuple(strips[1][2, 2]) == WRONG_COLOR
     disks = [is_color(strip, (255, 255, 255), 5).sum() for strip in strips]
     assert disks[0] > 300 and disks[1] > 300, "white disks that carry the marks"
-    assert disks[2] < 150, "nobody knows: text only"
+    assert disks[2] < 150, "unknown: text only"
 
 
 def test_legend_names_what_is_on_the_sheet(monkeypatch) -> None:
@@ -115,10 +115,10 @@ def test_odd_shapes_stay_inside_their_card(box, size) -> None:
     odd, _ = sheet_and_layout([cell(box=box, **size)])
     assert odd.size == usual.size
     left, top, width, height = layout.cards[0]
-    pictures = [np.asarray(x).copy() for x in (usual, odd)]
-    for picture in pictures:
-        picture[top : top + height, left : left + width] = 0
-    assert (pictures[0] == pictures[1]).all()
+    images = [np.asarray(x).copy() for x in (usual, odd)]
+    for image in images:
+        image[top : top + height, left : left + width] = 0
+    assert (images[0] == images[1]).all()
     card = part(odd, layout.cards[0])
     assert is_color(card[:, :4], RIGHT_COLOR, 0).all() and card.shape[:2] == CARD[::-1]
 
@@ -132,10 +132,10 @@ def test_long_texts_do_not_leave_the_sheet() -> None:
     assert layout.cards[0][1] > 150, "the caption needs several lines"
 
 
-def test_nobody_found_is_said() -> None:
+def test_a_search_without_results() -> None:
     sheet, layout = sheet_and_layout([])
     right = part(sheet, (layout.query[0] + layout.query[2] + 5, layout.query[1], 800, 400))
-    assert (right.max(axis=2) < 120).sum() > 500, "a text stands there"
+    assert (right.max(axis=2) < 120).sum() > 500
 
 
 @pytest.mark.parametrize("count", [2, 4, 6])

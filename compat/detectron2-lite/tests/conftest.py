@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Set-up of the tests of detectron2-lite: where the package and the shared inputs are found.
+"""Paths of the tests of detectron2-lite.
 
-A Detectron2 that is already importable, real or lite, is what gets tested; a checkout without any
-installation tests its own sources. The recordings in data/ come from the real one.
+The tests run on an installed Detectron2, real or lite, or else on the sources of this folder.
 """
 
 import importlib.util
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 TESTS = Path(__file__).resolve().parent
-# Recorder scripts and shared inputs are imported by name.
+# recorders and inputs are imported by name
 sys.path.insert(0, str(TESTS))
 if importlib.util.find_spec("detectron2") is None:
     sys.path.insert(0, str(TESTS.parent / "src"))
@@ -21,7 +20,7 @@ if importlib.util.find_spec("detectron2") is None:
 
 @pytest.fixture(autouse=True)
 def _few_threads():
-    """The tensors are tiny: threads would cost more than they give."""
+    """Uses one thread, which is faster for tiny tensors."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

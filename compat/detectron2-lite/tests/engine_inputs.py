@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny training with DefaultTrainer, and forms in which its traces can be compared.
-
-Shared by `record_engine.py`, which runs it on the real Detectron2, and the parity test.
-"""
+"""A tiny training with DefaultTrainer, and conversion of its results to JSON."""
 
 import logging
 import re
@@ -19,7 +16,7 @@ from torch import nn
 
 @contextmanager
 def log_lines(name="detectron2"):
-    """Collect messages of a logger's children, with times and paths made equal."""
+    """Collects the messages of a logger, with placeholders for times and paths."""
     lines = []
 
     class Handler(logging.Handler):
@@ -42,7 +39,7 @@ def log_lines(name="detectron2"):
 
 
 def to_json(value):
-    """Nested containers and tensors as JSON types; tensors keep their type."""
+    """Converts nested tensors to JSON types."""
     if isinstance(value, torch.Tensor):
         return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, dict):
@@ -53,7 +50,7 @@ def to_json(value):
 
 
 def from_json(value):
-    """The inverse of `to_json`."""
+    """Inverts ``to_json``."""
     if isinstance(value, list):
         return [from_json(item) for item in value]
     if isinstance(value, dict) and "tensor" in value:
@@ -84,7 +81,7 @@ if "EngineParityNet" not in META_ARCH_REGISTRY:
 
 
 class _Noise:
-    """Batches of four random vectors, the same in each run."""
+    """Yields seeded batches of four random vectors."""
 
     def __init__(self, length=None):
         self.length = length
@@ -129,7 +126,7 @@ class Trainer(DefaultTrainer):
 
 
 def train(folder, max_iter, resume):
-    """One training with DefaultTrainer; gives the trainer and its log lines."""
+    """Trains with DefaultTrainer; returns the trainer and its log lines."""
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "EngineParityNet", "cpu", ""
     cfg.OUTPUT_DIR = str(folder)

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs of the tests of `detectron2.modeling`, and how their results become JSON.
-
-Everything is drawn from seeds, so that a case has the same input on every back end. Not a test:
-`record_modeling.py` and the test files load it by path.
-"""
+"""Seeded inputs of the tests of ``detectron2.modeling``, and conversion of results to JSON."""
 
 import hashlib
 
@@ -14,7 +10,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 
 
 def numbers(value):
-    """Tensors, boxes and containers -> what JSON can hold, floats with 7 digits."""
+    """Converts nested tensors, boxes and instances to JSON types, floats to 7 digits."""
     if isinstance(value, Boxes):
         value = value.tensor
     if isinstance(value, Instances):
@@ -31,7 +27,7 @@ def numbers(value):
 
 
 def digest(value):
-    """A tensor -> its shape and two sums; the second one feels the order of the elements."""
+    """Returns the shape, the sum, and a sum weighted by position of a tensor."""
     flat = value.detach().double().flatten()
     ramp = torch.linspace(-1, 1, len(flat), dtype=torch.float64)
     return {
@@ -42,7 +38,7 @@ def digest(value):
 
 
 def state(module):
-    """Names and shapes by hash, values by the sum over each tensor."""
+    """Returns a hash of names and shapes, and the sum of each tensor."""
     names = hashlib.sha256()
     sums = []
     for name, value in module.state_dict().items():
@@ -53,14 +49,14 @@ def state(module):
 
 
 def random_boxes(count, size, generator, smallest=4.0):
-    """(count, 4) boxes with sides of at least `smallest` inside a square of side `size`."""
+    """Returns (count, 4) boxes with sides of at least ``smallest`` in a square of side ``size``."""
     corner = torch.rand(count, 2, generator=generator) * (size - smallest)
     side = smallest + torch.rand(count, 2, generator=generator) * (size - smallest - corner)
     return torch.cat([corner, corner + side], dim=1)
 
 
 def stage_inputs():
-    """Images, features, their shapes and targets for the two stages alone."""
+    """Returns images, features, their shapes and targets for RPN and ROI heads."""
     g = torch.Generator().manual_seed(7)
     sizes = [(64, 96), (80, 80)]
     images = ImageList(torch.rand(2, 3, 80, 96, generator=g), sizes)
@@ -79,7 +75,7 @@ def stage_inputs():
 
 
 def stage_cfg():
-    """RPN and ROI heads that fit `stage_inputs`."""
+    """Returns a config of RPN and ROI heads for ``stage_inputs``."""
     cfg = get_cfg()
     cfg.MODEL.RPN.update(
         IN_FEATURES=["f"], CONV_DIMS=[8, -1], BATCH_SIZE_PER_IMAGE=64, PRE_NMS_TOPK_TRAIN=200
@@ -95,7 +91,7 @@ def stage_cfg():
 
 
 def small_cfg(backbone="build_resnet_fpn_backbone"):
-    """A R50 with FPN of an eighth of the usual width, normalized so that features stay small."""
+    """Returns a config of a Faster R-CNN R50-FPN with an eighth of the usual width."""
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.PIXEL_STD = [57.0, 57.0, 57.0]
@@ -116,7 +112,7 @@ def small_cfg(backbone="build_resnet_fpn_backbone"):
 
 
 def faster_rcnn_r50_fpn_cfg():
-    """The usual Faster R-CNN R50-FPN at full width."""
+    """Returns the config of the usual Faster R-CNN R50-FPN."""
     cfg, default = small_cfg(), get_cfg()
     cfg.MODEL.BACKBONE.FREEZE_AT = 2
     for key in ("NORM", "STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS", "WIDTH_PER_GROUP"):
@@ -131,7 +127,7 @@ def faster_rcnn_r50_fpn_cfg():
 
 
 def batch(empty=True):
-    """Two images with boxes, and one without."""
+    """Returns two images with boxes, and one without."""
     g = torch.Generator().manual_seed(17)
     out = []
     for (height, width), count in (((64, 96), 3), ((70, 50), 2), ((64, 64), 0))[: 2 + empty]:

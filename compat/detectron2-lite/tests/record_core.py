@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Record config, structures and layers of the real Detectron2 for the parity test of lite.
+"""Records config, structures and layers of the real Detectron2 for ``test_parity.py``.
 
-Run it where the real package comes first:
+Run it with the real package:
 
     PYTHONPATH=<checkout of Detectron2> python record_core.py
 
-It writes data/core.json: for each function in ``CASES`` what it returned. The test runs the same
-functions on detectron2-lite. Inputs come from seeds and constants in this file.
+It writes the results of the functions in ``CASES`` to data/core.json.
 """
 
 import json
@@ -14,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, downgrade_config, get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import (
-    CycleBatchNormList,
     FrozenBatchNorm2d,
     ROIAlign,
     batched_nms,
@@ -32,7 +30,6 @@ from detectron2.structures import (
     ImageList,
     Instances,
     PolygonMasks,
-    RotatedBoxes,
     pairwise_ioa,
     pairwise_iou,
     pairwise_point_box_distance,
@@ -44,7 +41,7 @@ DATA_FILE = Path(__file__).parent / "data" / "core.json"
 
 
 def plain(value):
-    """Nests of tensors and arrays -> what JSON can hold, floats with 7 digits."""
+    """Converts nested tensors and arrays to JSON types, floats to 7 digits."""
     if isinstance(value, torch.Tensor):
         value = value.detach().numpy()
     if isinstance(value, (np.ndarray, np.generic)):
@@ -67,7 +64,7 @@ def random_boxes(count, seed):
 
 
 def flat_config(cfg, prefix=""):
-    """{dotted key: [type, value]}, with types, because a list is not merged into a tuple."""
+    """Returns {dotted key: [type, value]}; a list cannot be merged into a tuple."""
     flat = {}
     for key, value in cfg.items():
         if isinstance(value, CfgNode):
@@ -79,10 +76,6 @@ def flat_config(cfg, prefix=""):
 
 def default_config():
     return flat_config(get_cfg())
-
-
-def older_configs():
-    return {version: flat_config(downgrade_config(get_cfg(), version)) for version in (0, 1)}
 
 
 def box_modes():
@@ -131,17 +124,6 @@ def boxes_methods():
         "scaled": scaled.tensor,
         "text": str(Boxes([[1.0, 2.0, 3.0, 4.0]])),
     }
-
-
-def rotated_boxes():
-    boxes = RotatedBoxes(
-        torch.tensor([[10, 10, 4, 2, 30.0], [0, 0, 10, 20, 200], [5, 5, 20, 20, 0.5]])
-    )
-    inside = boxes.inside_box((30, 30))
-    boxes.scale(2.0, 0.5)
-    scaled = boxes.tensor.clone()
-    boxes.clip((10, 10))
-    return {"inside": inside, "scaled": scaled, "clipped": boxes.tensor, "area": boxes.area()}
 
 
 def image_lists():
@@ -204,7 +186,7 @@ def roi_align():
 
 
 def layer_text(layer):
-    """What a layer prints, without what newer versions of torch add for a normalization."""
+    """Returns the text of a layer without the additions of newer versions of torch."""
     return str(layer).replace("affine=True, bias=True", "affine=True")
 
 
@@ -227,15 +209,13 @@ def frozen_norm():
 
 
 def norms():
-    names = ["BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"]
-    cycle = CycleBatchNormList(2, num_features=3)
+    names = ["BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN"]
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(12))
     return {
         "text": [layer_text(get_norm(name, 64)) for name in names],
         "names": {name: list(get_norm(name, 64).state_dict()) for name in names},
         "none": [get_norm("", 4), get_norm(None, 4)],
         "layer": get_norm("LN", 3)(x),
-        "cycle": [cycle(x).sum(dim=(2, 3)), cycle(x * 2).sum(dim=(2, 3)), cycle._pos],
     }
 
 
@@ -248,11 +228,9 @@ CASES = {
     f.__name__: f
     for f in (
         default_config,
-        older_configs,
         box_modes,
         overlaps,
         boxes_methods,
-        rotated_boxes,
         image_lists,
         instances_text,
         masks,
@@ -267,7 +245,7 @@ CASES = {
 
 
 def write_record(data_file, cases):
-    """Runs the cases on the real Detectron2 and writes what they return."""
+    """Runs the cases on the real Detectron2 and writes their results."""
     import detectron2
 
     if hasattr(detectron2, "__lite__"):

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Record solver, checkpoints, engine, evaluation and utils of the real Detectron2.
+"""Records solver, checkpoints, engine, evaluation and utils of the real Detectron2.
 
-Two steps, because checkpoints have to be read in both directions:
+It has two steps, because checkpoints are loaded in both directions:
 
     PYTHONPATH=<src of detectron2-lite> python record_engine.py --checkpoint
     PYTHONPATH=<checkout of Detectron2> python record_engine.py
 
 The first writes data/engine_lite_checkpoint.json, a checkpoint saved by lite. The second writes
-data/engine.json: for each function in `CASES` what it returned, and a checkpoint saved by the real
-one. The test runs the same functions on lite. Tensors are kept as nested lists.
+the results of the functions in ``CASES``, and a checkpoint of the real one, to data/engine.json,
+for ``test_parity.py``. Tensors are stored as nested lists.
 """
 
 import json
@@ -25,20 +25,13 @@ from detectron2.checkpoint.c2_model_loading import (
     convert_c2_detectron_names,
 )
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer, SimpleTrainer, default_argument_parser, hooks
-from detectron2.evaluation import (
-    COCOEvaluator,
-    inference_on_dataset,
-    print_csv_format,
-)
+from detectron2.evaluation import print_csv_format
 from detectron2.solver import (
     build_lr_scheduler,
     build_optimizer,
     get_default_optimizer_params,
 )
-from detectron2.structures import Boxes, BoxMode, Instances
-from detectron2.utils.colormap import colormap
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter
 from detectron2.utils.logger import create_small_table
@@ -52,7 +45,7 @@ LITE_CHECKPOINT = DATA / "engine_lite_checkpoint.json"
 
 
 def metric_lines():
-    """What CommonMetricPrinter prints, with and without times, rates and an end."""
+    """Returns the lines of CommonMetricPrinter with and without times, rates and max_iter."""
     values = {
         "total_loss": 1.5,
         "loss_b": 0.25,
@@ -66,7 +59,6 @@ def metric_lines():
     lines = []
     for names in (list(values), ["total_loss"], ["lr", "[metric]acc"], ["time", "data_time"]):
         for max_iter in (40, None):
-            # The printer estimates the remaining time from its own clock without "time".
             with log_lines() as got, EventStorage(3) as storage:
                 printer = CommonMetricPrinter(max_iter, window_size=4)
                 for step in range(8):
@@ -82,7 +74,7 @@ def metric_lines():
 
 
 def json_lines():
-    """What JSONWriter writes for values of different periods and hints."""
+    """Returns the lines of JSONWriter for scalars with different periods and hints."""
     with tempfile.TemporaryDirectory() as folder, EventStorage() as storage:
         path = Path(folder) / "metrics.json"
         writer = JSONWriter(str(path), window_size=6)
@@ -100,7 +92,7 @@ def json_lines():
 
 
 def schedules():
-    """Learning rates of each schedule of the config."""
+    """Returns the learning rates of each scheduler of the config."""
     rates = {}
     for name in ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"):
         for method, rescale in (("linear", False), ("constant", True)):
@@ -121,7 +113,7 @@ def schedules():
 
 
 class TinyNet(nn.Module):
-    """Linear and normalization layers, one parameter shared, one frozen."""
+    """Linear and normalization layers, with a shared and a frozen parameter."""
 
     def __init__(self):
         super().__init__()
@@ -145,7 +137,7 @@ def _group_names(model, groups):
 
 
 def optimizer_groups():
-    """Parameter groups under various settings, and those of the config's optimizer."""
+    """Returns parameter groups for several settings, and those of the config."""
     model = TinyNet()
     options = [
         {},
@@ -163,7 +155,7 @@ def optimizer_groups():
 
 
 def clipped_steps():
-    """Weights after one step under each kind of gradient clipping."""
+    """Returns the weights after one step with each type of gradient clipping."""
     result = {}
     for kind in ("value", "norm"):
         cfg = get_cfg()
@@ -193,7 +185,7 @@ C2_NAMES = (
 
 
 def caffe2_names():
-    """Names and values of Caffe2 weights after their conversion."""
+    """Returns names and values of Caffe2 weights after their conversion."""
     shapes = {
         "bbox_pred_w": (8, 2),
         "bbox_pred_b": (8,),
@@ -216,7 +208,7 @@ def caffe2_names():
 
 
 def matched_names():
-    """Which weight each parameter takes, by the ending of its name."""
+    """Returns the weight matched with each parameter."""
     model = {
         "backbone.stem.conv1.weight": 2,
         "backbone.res2.0.conv1.weight": 2,
@@ -245,76 +237,8 @@ def matched_names():
     return [lines, {name: value.tolist() for name, value in sorted(result.items())}]
 
 
-BOX_RECORDS = [
-    {
-        "file_name": f"{index}.jpg",
-        "image_id": index,
-        "height": 200,
-        "width": 300,
-        "annotations": [
-            {
-                "bbox": [10.0 * j + index, 5.0, 10.0 * j + 21 * index + 30, 60.0 + j],
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": j % 2,
-                "iscrowd": int(j == 3),
-            }
-            for j in range(index)
-        ],
-    }
-    for index in range(6)
-]
-
-
-class _Jitter:
-    """A detector that finds the annotated boxes, roughly."""
-
-    def __init__(self):
-        self.generator = torch.Generator().manual_seed(0)
-
-    def __call__(self, records):
-        outputs = []
-        for record in records:
-            boxes = torch.tensor([a["bbox"] for a in record["annotations"]]).reshape(-1, 4)
-            instances = Instances((200, 300))
-            noise = torch.randn(len(boxes), 4, generator=self.generator)
-            instances.pred_boxes = Boxes(boxes + 4 * noise)
-            instances.scores = torch.rand(len(boxes), generator=self.generator)
-            classes = [a["category_id"] for a in record["annotations"]]
-            instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
-            proposals = Instances((200, 300))
-            proposals.proposal_boxes = instances.pred_boxes
-            proposals.objectness_logits = instances.scores
-            outputs.append({"instances": instances, "proposals": proposals})
-        return outputs
-
-
-def coco_results():
-    """Figures of COCOEvaluator on a small data set, also with another detection limit."""
-    name = "engine_parity_boxes"
-    if name not in DatasetCatalog.list():
-        DatasetCatalog.register(name, lambda: BOX_RECORDS)
-        MetadataCatalog.get(name).set(thing_classes=["cat", "dog"])
-    MetadataCatalog.get(name).__dict__.pop("json_file", None)
-    results = []
-    with tempfile.TemporaryDirectory() as folder:
-        for options in ({}, {"max_dets_per_image": 3}):
-            evaluator = COCOEvaluator(
-                name, distributed=False, output_dir=folder, use_fast_impl=False, **options
-            )
-            figures = inference_on_dataset(_Jitter(), [[r] for r in BOX_RECORDS], evaluator)
-            results.append(
-                {
-                    task: {key: round(float(value), 9) for key, value in metrics.items()}
-                    for task, metrics in figures.items()
-                }
-            )
-        written = json.loads((Path(folder) / "coco_instances_results.json").read_text())
-    MetadataCatalog.get(name).__dict__.pop("json_file", None)
-    return [results, written[:2]]
-
-
 def small_things():
-    """Printed results, tables, the palette, random boxes, seeds, command line defaults."""
+    """Returns printed results, tables, random boxes, seeds and command line defaults."""
     with log_lines() as lines:
         print_csv_format({"bbox": {"AP": 1.5, "AP50": 2.0, "AP-cat": 3.0}, "number": 4.0})
     seed_all_rng(7)
@@ -326,7 +250,6 @@ def small_things():
     return {
         "csv": lines,
         "table": create_small_table({"a": 1.23456, "b": 2}),
-        "colormap": [colormap().tolist(), colormap(rgb=True, maximum=1).tolist()[:5]],
         "boxes": boxes,
         "arguments": {k: v for k, v in arguments.items() if k != "dist_url"},
         "scaled": {k: scaled.SOLVER[k] for k in ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "STEPS")},
@@ -343,7 +266,7 @@ class _OneLoss(nn.Module):
 
 
 def best_checkpoints():
-    """What BestCheckpointer says and saves for rising, falling, missing and nan metrics."""
+    """Returns the log and files of BestCheckpointer, also for missing and nan metrics."""
     result = []
     for mode, metrics in (("max", [0.3, 0.2, math.nan, 0.5]), ("min", [1.0, None, 0.5, 0.7])):
         values = iter(metrics)
@@ -374,7 +297,7 @@ def _weights(trainer):
 
 
 def training():
-    """A training: files, metrics without times, log lines, checkpoint, weights."""
+    """Returns files, metrics without times, log lines, checkpoint and weights of a training."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         trainer, lines = train(folder, 14, resume=False)
@@ -385,12 +308,11 @@ def training():
             "files": sorted(path.name for path in folder.iterdir()),
             "last_checkpoint": (folder / "last_checkpoint").read_text(),
             "metrics": [{k: None if k in times else v for k, v in m.items()} for m in metrics],
-            # Whether tensorboard is installed is not a matter of the engine, and neither is what
-            # newer versions of torch print of a normalization.
+            # without the text of newer versions of torch, and whether tensorboard is installed
             "lines": [
                 x.replace("affine=True, bias=True", "affine=True")
                 for x in lines
-                if "iter: " not in x and "TensorBoard" not in x
+                if "iter: " not in x and "tensorboard" not in x.lower()
             ],
             "checkpoint": to_json(checkpoint),
             "weights": _weights(trainer),
@@ -398,7 +320,7 @@ def training():
 
 
 def resume_from(checkpoint):
-    """Go on with a training whose checkpoint is given; where it starts, and the weights."""
+    """Resumes a training from a checkpoint; returns its first iteration and final weights."""
     with tempfile.TemporaryDirectory() as folder:
         torch.save(from_json(checkpoint), Path(folder) / "model_final.pth")
         (Path(folder) / "last_checkpoint").write_text("model_final.pth")
@@ -414,7 +336,6 @@ CASES = [
     clipped_steps,
     caffe2_names,
     matched_names,
-    coco_results,
     small_things,
     best_checkpoints,
     training,
@@ -422,7 +343,7 @@ CASES = [
 
 
 def main():
-    """Write the recordings; see above."""
+    """Writes the recordings."""
     import detectron2
 
     is_lite = hasattr(detectron2, "__lite__")

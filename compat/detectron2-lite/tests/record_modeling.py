@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Record what the models of the real Detectron2 compute, for the parity test of detectron2-lite.
+"""Records the models of the real Detectron2 for ``test_parity.py``.
 
-Run it where the real package comes first:
+Run it with the real package:
 
     PYTHONPATH=<checkout of Detectron2> python record_modeling.py
 
-It writes data/modeling.json: for each function in `CASES` the numbers it returned. The test runs
-the same functions on detectron2-lite. Inputs come from seeds; see also
-`modeling_inputs.py`.
+It writes the results of the functions in ``CASES`` to data/modeling.json. See also
+``modeling_inputs.py``.
 """
 
 import json
@@ -21,7 +20,6 @@ from detectron2.modeling.backbone import ResNet, build_backbone
 from detectron2.modeling.backbone.resnet import BasicStem
 from detectron2.modeling.box_regression import (
     Box2BoxTransform,
-    Box2BoxTransformLinear,
     _dense_box_regression_loss,
 )
 from detectron2.modeling.matcher import Matcher
@@ -53,16 +51,10 @@ def box_codes():
     src, dst = random_boxes(6, 100, g), random_boxes(6, 100, g)
     deltas = torch.randn(6, 8, generator=g) * 3
     code = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
-    linear = Box2BoxTransformLinear(normalize_by_size=True)
-    absolute = Box2BoxTransformLinear(normalize_by_size=False)
     return {
         "deltas": code.get_deltas(src, dst),
         "boxes": code.apply_deltas(deltas, src),
         "clamped": code.apply_deltas(deltas * 100, src),
-        "linear_deltas": linear.get_deltas(src, dst),
-        "linear_boxes": linear.apply_deltas(deltas[:, :4], src),
-        "absolute_deltas": absolute.get_deltas(src, dst),
-        "absolute_boxes": absolute.apply_deltas(deltas[:, :4], src),
     }
 
 
@@ -178,12 +170,6 @@ def output_layers():
         "plain": {"smooth_l1_beta": 0.1},
         "agnostic giou": {"cls_agnostic_bbox_reg": True, "box_reg_loss_type": "giou"},
         "sigmoid": {"use_sigmoid_ce": True, "loss_weight": {"loss_cls": 3.0}},
-        "federated": {
-            "use_sigmoid_ce": True,
-            "use_fed_loss": True,
-            "get_fed_loss_cls_weights": lambda: torch.tensor([0.2, 0.5, 0.3]),
-            "fed_loss_num_classes": 4,
-        },
     }
     out = {}
     for name, kwargs in variants.items():
@@ -233,7 +219,7 @@ TRUNCATED_NORMAL = "truncated normal numbers"
 
 
 def new_swin():
-    """Weights of a new model, and what they depend on besides the seed: torch's initializer."""
+    """Returns the weights of new models, and random numbers of the initializer of torch."""
     generator = torch.Generator().manual_seed(10)
     out = {TRUNCATED_NORMAL: torch.nn.init.trunc_normal_(torch.zeros(8), generator=generator)}
     for name, kwargs in SWIN_VARIANTS.items():
@@ -266,13 +252,11 @@ def backbones():
     out = {"classifier": state(classifier)}
     out["logits"] = {k: digest(v) for k, v in classifier.eval()(x).items()}
 
-    cfg = small_cfg("build_retinanet_resnet_fpn_backbone")
+    cfg = small_cfg("build_resnet_backbone")
     cfg.MODEL.RESNETS.RES5_DILATION = 2
     cfg.MODEL.RESNETS.NUM_GROUPS = 2
-    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
     torch.manual_seed(16)
-    backbone = build_backbone(cfg)
-    assert isinstance(backbone, FPN)
+    backbone = FPN(build_backbone(cfg), ["res3", "res4"], 16, fuse_type="avg")
     out["dilated"] = state(backbone)
     out["strides"] = {k: [v.channels, v.stride] for k, v in backbone.output_shape().items()}
     out["pyramid"] = {k: digest(v) for k, v in backbone(x).items()}
@@ -310,13 +294,6 @@ def model_small_giou():
     return _run_model(cfg, batch())
 
 
-def model_cascade():
-    cfg = small_cfg()
-    cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
-    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
-    return _run_model(cfg, batch())
-
-
 def model_c4():
     cfg = small_cfg("build_resnet_backbone")
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res4"]
@@ -326,13 +303,6 @@ def model_c4():
     cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
-    return _run_model(cfg, batch())
-
-
-def model_proposals_only():
-    cfg = small_cfg()
-    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
-    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 6
     return _run_model(cfg, batch())
 
 
@@ -353,9 +323,7 @@ CASES = {
         backbones,
         model_r50_fpn,
         model_small_giou,
-        model_cascade,
         model_c4,
-        model_proposals_only,
     )
 }
 

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Record parameter names of the real Detectron2's public functions, classes and methods.
+"""Records the parameters of the public functions, classes and methods of the real Detectron2.
 
-Run it where the real package comes first:
+Run it with the real package:
 
     PYTHONPATH=<checkout of Detectron2> python record_surface.py
 
-It writes data/surface.json: for each module that lite has, name -> parameters of the public
-functions, of the constructors of classes, and of the public methods these define themselves; the
-members of enumerations.
+It writes data/surface.json: for each module of lite, the parameters of the public functions, of the
+constructors and methods of classes, and the members of enumerations.
 """
 
 import importlib
@@ -23,7 +22,7 @@ SOURCES = HERE.parent / "src"
 
 
 def lite_modules() -> list[str]:
-    """Dotted names of all modules of lite."""
+    """Returns the dotted names of all modules of lite."""
     names = []
     for path in sorted(SOURCES.glob("detectron2/**/*.py")):
         parts = path.relative_to(SOURCES).with_suffix("").parts
@@ -32,7 +31,7 @@ def lite_modules() -> list[str]:
 
 
 def parameters(function) -> list[str] | None:
-    """Names of the parameters, * and ** included; None if they cannot be known."""
+    """Returns the names of the parameters with * and **; None if they are unknown."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -45,7 +44,7 @@ def parameters(function) -> list[str] | None:
 
 
 def public_surface(module_name: str) -> dict[str, list[str] | None]:
-    """name -> parameters of what a module offers; methods are named Class.method."""
+    """Returns the parameters of the public names of a module; methods are named Class.method."""
     module = importlib.import_module(module_name)
     surface = {}
     for name, member in vars(module).items():
@@ -53,7 +52,7 @@ def public_surface(module_name: str) -> dict[str, list[str] | None]:
         if name.startswith("_") or not callable(member) or not defined_in.startswith("detectron2"):
             continue
         if type(member).__name__ == "_AbsentMeta":
-            continue  # lite's place holder for a class that it lacks
+            continue  # placeholder of an absent class
         if isinstance(member, EnumMeta):
             surface[name] = sorted(member.__members__)  # how it is called depends on the Python
         else:
@@ -69,7 +68,7 @@ def public_surface(module_name: str) -> dict[str, list[str] | None]:
 
 
 def main():
-    """Write the recording; see above."""
+    """Writes the recording."""
     import detectron2
 
     assert not hasattr(detectron2, "__lite__"), "Record with the real Detectron2 on PYTHONPATH"
@@ -79,7 +78,7 @@ def main():
         try:
             recorded[name] = public_surface(name)
         except ImportError:
-            continue  # lite splits some files; or the real module needs something compiled
+            continue  # a module that only lite has, or that needs a compiled extension
     lines = [f"{json.dumps(name)}: {json.dumps(surface)}" for name, surface in recorded.items()]
     DATA_FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 

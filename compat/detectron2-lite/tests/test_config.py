@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config files, versions of keys, and classes built from a config."""
-
-import logging
+"""Config files, and classes built from a config."""
 
 import pytest
 from detectron2.config import (
     CfgNode,
     configurable,
-    downgrade_config,
     get_cfg,
     global_cfg,
     instantiate,
     set_global_cfg,
-    upgrade_config,
 )
 
 
@@ -43,6 +39,7 @@ def test_base_files_are_merged_first_and_relative_to_the_file(tmp_path):
         ("VERSION: 2\nNO_SUCH_KEY: 1\n", KeyError, "NO_SUCH_KEY"),
         ("VERSION: 2\nSOLVER: {MAX_ITER: many}\n", ValueError, "Type mismatch"),
         ("VERSION: 9\n", AssertionError, "VERSION 9"),
+        ("VERSION: 1\n", ImportError, "VERSION 1 is not in detectron2-lite; install Detectron2"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, text, error, words):
@@ -55,38 +52,10 @@ def test_missing_file_is_named(tmp_path):
         get_cfg().merge_from_file(str(tmp_path / "nothing.yaml"))
 
 
-def test_file_of_version_1_is_upgraded(tmp_path, caplog):
-    text = "VERSION: 1\nMODEL: {WEIGHT: x.pth, RPN: {ANCHOR_SIZES: [[8]]}}\nTEST: {AUG_ON: True}\n"
+def test_file_without_version(tmp_path):
     cfg = get_cfg()
-    with caplog.at_level(logging.WARNING):
-        cfg.merge_from_file(write(tmp_path, "old.yaml", text))
-    assert cfg.MODEL.WEIGHTS == "x.pth" and "WEIGHT" not in cfg.MODEL
-    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[8]]
-    assert cfg.TEST.AUG.ENABLED and cfg.VERSION == 2
-    assert "old.yaml" in caplog.text
-
-
-def test_version_is_guessed(tmp_path):
-    cfg = get_cfg()
-    cfg.merge_from_file(write(tmp_path, "a.yaml", "MODEL: {WEIGHT: x.pth}\n"))
-    cfg.merge_from_file(write(tmp_path, "b.yaml", "MODEL: {DEVICE: cpu}\n"))
-    assert (cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE) == ("x.pth", "cpu")
-
-
-def test_anchors_of_retinanet_survive_the_upgrade():
-    old = downgrade_config(get_cfg(), 1)
-    old.MODEL.META_ARCHITECTURE = "RetinaNet"
-    old.MODEL.RETINANET.ANCHOR_SIZES = [[7]]
-    assert upgrade_config(old).MODEL.ANCHOR_GENERATOR.SIZES == [[7]]
-
-
-def test_down_and_up_is_the_identity():
-    cfg = get_cfg()
-    cfg.OWN_KEY = 3
-    for version in (0, 1, 2):
-        assert upgrade_config(downgrade_config(cfg, version)) == cfg
-    with pytest.raises(AssertionError):
-        downgrade_config(downgrade_config(cfg, 0), 1)
+    cfg.merge_from_file(write(tmp_path, "a.yaml", "MODEL: {DEVICE: cpu}\n"))
+    assert (cfg.MODEL.DEVICE, cfg.VERSION) == ("cpu", 2)
 
 
 def test_global_cfg_is_shared():

@@ -3,10 +3,10 @@
 
 import itertools
 import json
-import os
 import pickle
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -25,15 +25,14 @@ from detectron2.data import (
     samplers,
 )
 from detectron2.data.common import AspectRatioGroupedDataset
-from detectron2.data.datasets import convert_to_coco_json, load_coco_json, register_coco_instances
-from detectron2.data.datasets.pascal_voc import load_voc_instances
+from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.structures import BoxMode
 from PIL import Image
 
 
 @pytest.fixture
 def catalogs():
-    """Lets a test register data sets, which are forgotten afterwards."""
+    """Removes the data sets that a test registers."""
     before = set(DatasetCatalog), set(MetadataCatalog)
     yield DatasetCatalog, MetadataCatalog
     for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
@@ -75,7 +74,7 @@ class TestCatalogs:
             _ = metadata.colors
         assert metadata.get("colors", 3) == 3
         assert metadata.as_dict() == {"name": "zoo", "thing_classes": ["ape"]}
-        assert metadata.class_names == ["ape"]  # the name of before
+        assert metadata.class_names == ["ape"]
 
     def test_records_are_filtered_and_joined(self, catalogs):
         DatasetCatalog.register("a", lambda: [make_record(1), make_record(2, iscrowd=1)])
@@ -198,7 +197,7 @@ class TestLoaders:
         dataset = DatasetFromList([1, 2])
         with pytest.raises(AssertionError):
             build_batch_data_loader(dataset, samplers.InferenceSampler(2), 0)
-        with pytest.raises(ValueError, match="exclude"):
+        with pytest.raises(ValueError, match="mutually exclusive"):
             build_batch_data_loader(
                 dataset, samplers.InferenceSampler(2), 2, single_gpu_batch_size=2
             )
@@ -254,23 +253,6 @@ class TestMapper:
 
 
 class TestCoco:
-    def test_there_and_back(self, catalogs, tmp_path):
-        records = [make_record(1, category_id=1), make_record(2, bbox=[0.5, 1, 4, 6.25])]
-        DatasetCatalog.register("source", lambda: records)
-        MetadataCatalog.get("source").thing_classes = ["ape", "bee"]
-        path = str(tmp_path / "out" / "set.json")
-        convert_to_coco_json("source", path)
-        os_time = os.path.getmtime(path)
-        convert_to_coco_json("source", path)  # is there already
-        assert os.path.getmtime(path) == os_time
-
-        register_coco_instances("copy", {"note": 1}, path, "images")
-        loaded = DatasetCatalog.get("copy")
-        assert MetadataCatalog.get("copy").thing_classes == ["ape", "bee"]
-        assert loaded[1]["file_name"] == "images/2.png"
-        assert loaded[0]["annotations"][0]["category_id"] == 1
-        assert loaded[1]["annotations"][0]["bbox"] == [0.5, 1, 3.5, 5.25]
-
     def content(self, **annotation):
         annotation = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [0, 0, 2, 2]} | annotation
         return {
@@ -283,6 +265,20 @@ class TestCoco:
         path = tmp_path / "set.json"
         path.write_text(json.dumps(content))
         return load_coco_json(str(path), "", name)
+
+    def test_registered(self, catalogs, tmp_path):
+        path = tmp_path / "set.json"
+        path.write_text(json.dumps(self.content(bbox=[0.5, 1, 3.5, 5.25])))
+        register_coco_instances("own", {"note": 1}, path, "images")
+        (record,) = DatasetCatalog.get("own")
+        assert record["file_name"] == "images/1.png" and record["image_id"] == 1
+        (annotation,) = record["annotations"]
+        assert annotation["bbox"] == [0.5, 1, 3.5, 5.25]
+        assert annotation["bbox_mode"] == BoxMode.XYWH_ABS
+        metadata = MetadataCatalog.get("own")
+        assert (metadata.json_file, metadata.evaluator_type, metadata.note) == (path, "coco", 1)
+        with pytest.raises(AssertionError, match="not a path"):
+            register_coco_instances("other", {}, None, "images")
 
     def test_categories_are_numbered_by_id(self, catalogs, tmp_path):
         records = self.load(tmp_path, self.content())
@@ -308,16 +304,60 @@ class TestCoco:
             self.load(tmp_path, self.content(**change))
 
 
-def test_voc_counts_pixels_from_one(tmp_path):
-    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
-        (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "ImageSets/Main/val.txt").write_text("000001\n")
-    (tmp_path / "Annotations/000001.xml").write_text(
-        "<annotation><size><width>9</width><height>7</height></size><object><name>bee</name>"
-        "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>4</xmax><ymax>5</ymax></bndbox></object>"
-        "</annotation>"
-    )
-    (record,) = load_voc_instances(str(tmp_path), "val", ["ape", "bee"])
-    assert (record["image_id"], record["height"], record["width"]) == ("000001", 7, 9)
-    assert record["annotations"][0]["bbox"] == [0, 1, 4, 5]
-    assert record["annotations"][0]["category_id"] == 1
+@pytest.mark.parametrize("options", [{"min_keypoints": 1}, {"proposal_files": ["x.pkl"]}])
+def test_absent_options_say_so(catalogs, options):
+    DatasetCatalog.register("a", lambda: [make_record(1)])
+    with pytest.raises(ImportError, match="install Detectron2"):
+        get_detection_dataset_dicts("a", **options)
+
+
+def test_precomputed_proposals_are_absent(catalogs):
+    DatasetCatalog.register("a", lambda: [make_record(1)])
+    cfg = get_cfg()
+    cfg.MODEL.LOAD_PROPOSALS = True
+    for build in (build_detection_train_loader, build_detection_test_loader):
+        with pytest.raises(ImportError, match="LOAD_PROPOSALS = True is not in detectron2-lite"):
+            build(cfg, "a") if build is build_detection_test_loader else build(cfg)
+
+
+class TestMasksAndKeypoints:
+    square = [[1.0, 1, 5, 1, 5, 5, 1, 5]]
+
+    @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+    def test_polygons(self, mask_format):
+        annotation = make_record(segmentation=self.square)["annotations"][0]
+        flip = [detection_utils.T.HFlipTransform(8)]
+        out = detection_utils.transform_instance_annotations(annotation, flip, (8, 8))
+        instances = detection_utils.annotations_to_instances([out], (8, 8), mask_format)
+        assert instances.gt_masks.get_bounding_boxes().tensor.tolist() == [[3, 1, 7, 5]]
+        kept, mask = detection_utils.filter_empty_instances(instances, return_mask=True)
+        assert len(kept) == 1 and mask.tolist() == [True]
+
+    def test_run_lengths(self):
+        mask = np.zeros((8, 8), dtype=np.uint8, order="F")
+        mask[:, :2] = 1
+        annotation = make_record(segmentation=mask_util.encode(mask))["annotations"][0]
+        flip = [detection_utils.T.HFlipTransform(8)]
+        out = detection_utils.transform_instance_annotations(annotation, flip, (8, 8))
+        assert out["segmentation"][:, 6:].all() and not out["segmentation"][:, :6].any()
+        instances = detection_utils.annotations_to_instances([out, out], (8, 8), "bitmask")
+        assert instances.gt_masks.tensor.shape == (2, 8, 8)
+        with pytest.raises(ValueError, match="MASK_FORMAT"):
+            detection_utils.annotations_to_instances([out], (8, 8), "polygon")
+
+    def test_keypoints_are_flipped(self, catalogs):
+        MetadataCatalog.get("points").set(
+            keypoint_names=["left", "nose", "right"], keypoint_flip_map=[("left", "right")]
+        )
+        indices = detection_utils.create_keypoint_hflip_indices("points")
+        assert indices == [2, 1, 0]
+        annotation = make_record(keypoints=[1, 2, 2, 4, 4, 1, 20, 3, 2])["annotations"][0]
+        flip = [detection_utils.T.HFlipTransform(8)]
+        with pytest.raises(ValueError, match="keypoint_hflip_indices"):
+            detection_utils.transform_instance_annotations(dict(annotation), flip, (8, 8))
+        out = detection_utils.transform_instance_annotations(
+            annotation, flip, (8, 8), keypoint_hflip_indices=indices
+        )
+        assert out["keypoints"].tolist() == [[0, 0, 0], [4, 4, 1], [7, 2, 2]]
+        instances = detection_utils.annotations_to_instances([out], (8, 8))
+        assert instances.gt_keypoints.tensor.shape == (1, 3, 3)

@@ -14,7 +14,7 @@ from detectron2.modeling.poolers import (
     assign_boxes_to_levels,
     convert_boxes_to_pooler_format,
 )
-from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator.proposal_utils import (
     add_ground_truth_to_proposals,
     find_top_rpn_proposals,
@@ -265,9 +265,3 @@ class TestPostprocess:
     def test_needs_boxes(self):
         with pytest.raises((ValueError, AssertionError), match="boxes"):
             detector_postprocess(Instances((5, 5), scores=torch.ones(1)), 10, 10)
-
-    def test_semantic_scores_lose_their_padding(self):
-        scores = torch.zeros(1, 8, 8)
-        scores[:, :4, :6] = 1
-        out = sem_seg_postprocess(scores, (4, 6), 12, 10)
-        assert out.shape == (1, 12, 10) and (out == 1).all()

@@ -8,8 +8,6 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.solver import (
     LRMultiplier,
-    WarmupCosineLR,
-    WarmupMultiStepLR,
     WarmupParamScheduler,
     build_lr_scheduler,
     build_optimizer,
@@ -52,17 +50,6 @@ def test_schedule_goes_on_from_its_state():
     assert rates(second, 5) == pytest.approx(whole[5:])
 
 
-def test_classic_schedules_equal_the_configs():
-    cfg = get_cfg()
-    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = 20, (8, 12), 3
-    classic = WarmupMultiStepLR(sgd(), [8, 12], warmup_iters=3)
-    assert rates(classic, 15) == pytest.approx(rates(build_lr_scheduler(cfg, sgd()), 15))
-    cosine = rates(WarmupCosineLR(sgd(), 20, warmup_iters=0), 20)
-    assert cosine[0] == 1.0 and cosine[10] == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="increasing"):
-        WarmupMultiStepLR(sgd(), [12, 8])
-
-
 def test_bad_settings_are_named():
     cfg = get_cfg()
     cfg.SOLVER.LR_SCHEDULER_NAME = "Nope"
@@ -72,9 +59,9 @@ def test_bad_settings_are_named():
         LRMultiplier(sgd(), 0.1, 10)
     with pytest.raises(ValueError, match="Unknown warmup method"):
         WarmupParamScheduler(ConstantParamScheduler(1.0), 0.1, 0.1, "quadratic")
-    with pytest.raises(ValueError, match="needs a base_lr"):
+    with pytest.raises(ValueError, match="needs base_lr"):
         get_default_optimizer_params(nn.Linear(1, 1), bias_lr_factor=2.0)
-    with pytest.raises(ValueError, match="'bias' is in overrides"):
+    with pytest.raises(ValueError, match="'bias' has settings in overrides"):
         get_default_optimizer_params(
             nn.Linear(1, 1), weight_decay_bias=0.1, overrides={"bias": {"lr": 1.0}}
         )

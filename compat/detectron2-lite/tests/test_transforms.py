@@ -30,7 +30,6 @@ def box_in(image):
         T.ResizeShortestEdge(20),
         T.ResizeScale(2.0, 2.0, 40, 60),
         T.FixedSizeCrop((50, 70), pad_value=0),
-        T.RandomExtent((1.0, 1.0), (0.1, 0.1)),
     ],
     ids=str,
 )
@@ -162,13 +161,13 @@ def test_color_keeps_boxes_and_bytes():
 def test_refusals():
     with pytest.raises(ValueError, match="two RandomFlips"):
         T.RandomFlip(vertical=True)
-    with pytest.raises(ValueError, match="mirrors one axis"):
+    with pytest.raises(ValueError, match="flips one axis"):
         T.RandomFlip(horizontal=False)
     with pytest.raises(AssertionError):
         T.RandomApply(T.NoOpTransform(), prob=1.5)
     with pytest.raises(AssertionError, match="NumPy"):
         T.AugInput([[1, 2]])
-    with pytest.raises(ImportError, match="install Detectron2"):
+    with pytest.raises(AttributeError, match="MinIoURandomCrop.*install Detectron2"):
         T.MinIoURandomCrop()
 
 

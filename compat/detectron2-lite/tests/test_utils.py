@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Utilities: processes, logging, events, registry, drawing, and their errors."""
+"""Utilities: processes, logging, events, registry, and their errors."""
 
 import json
 import logging
@@ -8,17 +8,14 @@ import pickle
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import detectron2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
-from detectron2.utils.develop import create_dummy_class, create_dummy_func
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage, JSONWriter, get_event_storage
 from detectron2.utils.logger import log_every_n, log_first_n, setup_logger
@@ -26,9 +23,6 @@ from detectron2.utils.memory import retry_if_cuda_oom
 from detectron2.utils.registry import Registry, locate
 from detectron2.utils.serialize import PicklableWrapper
 from detectron2.utils.testing import assert_instances_allclose
-from detectron2.utils.visualizer import ColorMode, Visualizer
-
-HERE = Path(__file__).resolve().parent
 
 
 def test_one_process_needs_no_group():
@@ -75,9 +69,7 @@ def test_two_processes_exchange_objects_and_gradients(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], env=environment, check=True, timeout=240
-    )
+    subprocess.run([sys.executable, str(script), str(tmp_path)], env=environment, check=True)
     results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [r["local"] for r in results] == [[0, 2, 2], [1, 2, 2]]
     assert [r["gathered"] for r in results] == [[{"rank": 0}, {"rank": 1}], []]
@@ -168,13 +160,6 @@ def test_registry_and_locate():
         locate("no.such.thing")
 
 
-def test_dummies_name_the_dependency():
-    dummy = create_dummy_class("Thing", "some_package", "Install it.")
-    for use in (dummy, lambda: dummy.attribute, create_dummy_func("thing", "some_package")):
-        with pytest.raises(ImportError, match="'some_package'"):
-            use()
-
-
 def test_lambdas_travel():
     wrapper = PicklableWrapper(lambda x: x + 1)
     assert pickle.loads(pickle.dumps(wrapper))(1) == 2
@@ -220,53 +205,3 @@ def test_environment_says_which_detectron2():
     assert "torchvision" in text
     if hasattr(detectron2, "__lite__"):
         assert f"detectron2-lite {detectron2.__lite__}" in text
-
-
-def predictions():
-    instances = Instances((60, 80))
-    instances.pred_boxes = Boxes(torch.tensor([[5.0, 5.0, 75.0, 55.0], [20.0, 20.0, 30.0, 30.0]]))
-    instances.scores = torch.tensor([0.9, 0.25])
-    instances.pred_classes = torch.tensor([0, 1])
-    return instances
-
-
-def test_box_outline_lies_on_its_edge():
-    image = np.zeros((60, 80, 3))
-    picture = Visualizer(image).draw_box((10, 20, 50, 40), edge_color="w", alpha=1).get_image()
-    assert picture.shape == image.shape and picture.dtype == np.uint8
-    ys, xs = picture.sum(axis=2).nonzero()
-    assert (abs(np.array([xs.min(), ys.min(), xs.max(), ys.max()]) - [10, 20, 50, 40]) <= 3).all()
-    assert picture[30, 30].sum() == 0
-
-
-@pytest.mark.parametrize("mode", list(ColorMode))
-@pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_predictions_are_drawn_in_every_mode(mode, scale):
-    metadata = MetadataCatalog.get(f"utils_test_{mode.name}_{scale}")
-    metadata.set(thing_classes=["cat", "dog"], thing_colors=[(255, 0, 0), (0, 255, 0)])
-    image = np.full((60, 80, 3), 127.0)
-    visualizer = Visualizer(image, metadata, scale=scale, instance_mode=mode)
-    picture = visualizer.draw_instance_predictions(predictions())
-    texts = sorted(text.get_text() for text in picture.ax.texts)
-    assert texts == ["cat 90%", "dog 25%"]
-    assert picture.get_image().shape == (60 * scale, 80 * scale, 3)
-    empty = Visualizer(image, metadata, instance_mode=mode)
-    assert not empty.draw_instance_predictions(predictions()[:0]).ax.texts
-
-
-def test_annotations_are_drawn_with_their_boxes():
-    record = {
-        "annotations": [
-            {
-                "bbox": [10, 10, 20, 30],
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": 0,
-                "iscrowd": 1,
-            }
-        ]
-    }
-    output = Visualizer(np.zeros((60, 80, 3))).draw_dataset_dict(record)
-    (box,) = output.ax.patches
-    assert (box.get_xy(), box.get_width(), box.get_height()) == ((10, 10), 20, 30)
-    assert [text.get_text() for text in output.ax.texts] == ["0|crowd"]
-    assert not Visualizer(np.zeros((60, 80, 3))).draw_dataset_dict({}).ax.patches

@@ -105,6 +105,11 @@ class AnnotationTable:
         """Usable annotations with an identity."""
         return np.flatnonzero(self.usable & (self.labels >= 0))
 
+    @cached_property
+    def row_of_image(self) -> dict[int, int]:
+        """Row of each image id."""
+        return {image_id: row for row, image_id in enumerate(self.image_ids.tolist())}
+
     def count_images(self) -> np.ndarray:
         """Returns (num_pids,): the number of images that show each person."""
         rows, num_images = self.labeled_rows, len(self.names)

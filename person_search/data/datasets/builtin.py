@@ -68,6 +68,31 @@ def _register(
     )
 
 
+def _register_splits(
+    name_prefix: str,
+    root: Root,
+    load: Callable,
+    count_pids: Callable,
+    load_protocol: Callable,
+    protocols: Sequence[str],
+    **metadata: object,
+) -> None:
+    """Registers the training and the test split of a data set, the latter with ``metadata``."""
+    _register(
+        f"{name_prefix}_train",
+        root,
+        partial(_call, load, root, "train"),
+        count_pids=partial(_call, count_pids, root),
+    )
+    _register(
+        f"{name_prefix}_test",
+        root,
+        partial(_call, load, root, "test"),
+        search_protocols={name: partial(_call, load_protocol, root, name) for name in protocols},
+        **metadata,
+    )
+
+
 def register_cuhk_sysu(
     name_prefix: str, root: Root, gallery_sizes: tuple[int, ...] = GALLERY_SIZES
 ) -> None:
@@ -80,19 +105,13 @@ def register_cuhk_sysu(
             them, else the first.
     """
     names = [f"g{size}" for size in gallery_sizes]
-    _register(
-        f"{name_prefix}_train",
+    _register_splits(
+        name_prefix,
         root,
-        partial(_call, load_cuhk_sysu, root, "train"),
-        count_pids=partial(_call, count_cuhk_sysu_pids, root),
-    )
-    _register(
-        f"{name_prefix}_test",
-        root,
-        partial(_call, load_cuhk_sysu, root, "test"),
-        search_protocols={
-            name: partial(_call, load_cuhk_sysu_protocol, root, name) for name in (*names, *SUBSETS)
-        },
+        load_cuhk_sysu,
+        count_cuhk_sysu_pids,
+        load_cuhk_sysu_protocol,
+        (*names, *SUBSETS),
         default_search_protocols=("g100" if "g100" in names else names[0],),
         cbgm=CBGM_CUHK_SYSU,
     )
@@ -105,19 +124,13 @@ def register_prw(name_prefix: str, root: Root) -> None:
         name_prefix: Prefix of the names, for example ``prw``.
         root: Folder with ``frames`` and ``annotations``.
     """
-    _register(
-        f"{name_prefix}_train",
+    _register_splits(
+        name_prefix,
         root,
-        partial(_call, load_prw, root, "train"),
-        count_pids=partial(_call, count_prw_pids, root),
-    )
-    _register(
-        f"{name_prefix}_test",
-        root,
-        partial(_call, load_prw, root, "test"),
-        search_protocols={
-            name: partial(_call, load_prw_protocol, root, name) for name in PRW_PROTOCOLS
-        },
+        load_prw,
+        count_prw_pids,
+        load_prw_protocol,
+        PRW_PROTOCOLS,
         default_search_protocols=("all",),
         cbgm=CBGM_PRW,
     )

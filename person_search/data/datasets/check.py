@@ -400,29 +400,23 @@ def check_json_dataset(
             places = [f"{path}: {name}, query {query.query_id}" for query in protocol.queries]
             log_galleries(protocol, name_of, places, report.irregularities)
     report.counts = [Count(what, number, None) for what, number in counts.items()]
-    _judge_use(report, document)
-    return report
-
-
-def _judge_use(report: CheckReport, document: dict) -> None:
-    """Adds what an annotation file without faults can be used for, and advice."""
-    counts = report.found
-    if not counts["boxes with identity"]:
+    if not sound:
+        return report
+    if not len(labeled):
         hint = identity_hint(document)
         report.notes.append(
-            f"{report.root}: no annotation has a person_id, which training and search evaluation "
-            f"need{'. ' + hint[0].upper() + hint[1:] if hint else ''}"
+            f"{path}: no annotation has a person_id, which training and search evaluation need"
+            + f"; {hint}" * bool(hint)
         )
-    elif not counts.get("queries", 1):
+    elif not counts.get("queries"):
         report.notes.append(
-            f"{report.root}: no person is labeled in two images, so no query can be evaluated"
+            f"{path}: no person is labeled in two images, so no query can be evaluated"
         )
-    if report.errors:
-        return
-    report.uses += ["training"] * bool(counts["boxes with identity"])
-    report.uses += ["evaluation"] * bool(counts.get("queries"))
-    if not report.uses and counts["boxes"]:
-        report.uses.append("detection only")
+    if not report.errors:
+        report.uses += ["training"] * bool(len(labeled))
+        report.uses += ["evaluation"] * bool(counts.get("queries"))
+        report.uses += ["detection only"] * bool(counts["boxes"] and not report.uses)
+    return report
 
 
 def _check_sizes(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from person_search.data.datasets.annotations import AnnotationTable
 from person_search.data.datasets.check import FORMATS
 from person_search.data.datasets.common import IrregularityLog
 from person_search.data.datasets.json_document import parse_document
@@ -12,7 +13,6 @@ from person_search.data.datasets.json_writer import make_document, write_documen
 from person_search.data.datasets.mot import MotOptions, load_mot
 from person_search.data.datasets.protocols import default_query_rows, protocol_names
 from person_search.data.datasets.prw import read_prw_pids
-from person_search.schema import UNLABELED_PID
 
 Report = Callable[[str], None]
 """Receives a short description of each step."""
@@ -26,22 +26,14 @@ class ConvertedSplit:
         split: ``train`` or ``test``.
         path: Annotation file.
         image_root: Folder to which its file names are relative.
-        images: Number of images.
-        boxes: Number of boxes.
-        labeled: Number of boxes with an identity.
-        persons: Number of identities.
-        queries: Number of queries.
+        table: Its content.
         protocols: Names of the protocols, the default first; empty for the training split.
     """
 
     split: str
     path: Path
     image_root: Path
-    images: int
-    boxes: int
-    labeled: int
-    persons: int
-    queries: int
+    table: AnnotationTable
     protocols: tuple[str, ...]
 
 
@@ -126,14 +118,5 @@ def _write(split: str, path: Path, image_root: Path, document: dict) -> Converte
     if faults:
         raise AssertionError(f"{path} would be faulty: {faults[:3]}")
     write_document(path, document)
-    return ConvertedSplit(
-        split=split,
-        path=path,
-        image_root=image_root,
-        images=len(table.names),
-        boxes=len(table.boxes),
-        labeled=int((table.labels != UNLABELED_PID).sum()),
-        persons=table.num_pids,
-        queries=len(document.get("queries", ())),
-        protocols=protocol_names(table) if split == "test" else (),
-    )
+    protocols = protocol_names(table) if split == "test" else ()
+    return ConvertedSplit(split, path, image_root, table, protocols)

@@ -105,12 +105,12 @@ def _label_boxes(
     for row, (name, box) in enumerate(zip(names, images["boxes"].tolist(), strict=True)):
         row_of.setdefault((name, tuple(box)), row)
     for label, key, where in claims:
-        row = row_of.get(key)
-        if row is None:
+        hit = row_of.get(key)
+        if hit is None:
             log.add("unmatched_label", where, f"{key[0]} box {list(key[1])}")
-        elif labels[row] == UNLABELED_PID:
-            labels[row] = label
-        elif labels[row] != label:
+        elif labels[hit] == UNLABELED_PID:
+            labels[hit] = label
+        elif labels[hit] != label:
             log.add("claimed_twice", where, f"{key[0]} box {list(key[1])}")
     return labels
 

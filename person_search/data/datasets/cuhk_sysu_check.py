@@ -81,7 +81,7 @@ def check_subsets(root: Path, log: IrregularityLog) -> tuple[list[str], list[str
         for part, rows in (("query", queries), ("gallery", positives)):
             for number, key in rows:
                 where = f"{path}: entry {number + 1}, {part}"
-                errors += _compare_box(where, *key, boxes_of.get(key[0], []), log)
+                errors += _compare_box(where, key[0], key[1], boxes_of.get(key[0], []), log)
         person_of = {number: identities.get(key) for number, key in queries}
         for number, key in positives:
             person, expected = identities.get(key), person_of[number]
@@ -118,9 +118,7 @@ def _compare_box(
     """Returns an error if a box is not one of its image; a slightly different one is logged."""
     if any(tuple(other.tolist()) == box for other in boxes):
         return []
-    mine, others = (
-        Boxes(torch.from_numpy(xywh_to_xyxy(np.array(b)))) for b in (box, boxes or [[]])
-    )
+    mine, others = (Boxes(torch.from_numpy(xywh_to_xyxy(np.array(b)))) for b in (box, boxes))
     overlap = max(pairwise_iou(mine, others)[0].tolist(), default=0.0)
     if overlap >= SAME_BOX_IOU:
         log.add("subset_box", where, f"{name} box {list(box)}, IoU {overlap:.2f}")

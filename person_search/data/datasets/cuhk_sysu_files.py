@@ -81,7 +81,6 @@ def existing_subsets(root: str | Path) -> list[str]:
 
 
 def _read_images_mat(path: Path) -> dict[str, np.ndarray]:
-    """Returns names (N,), box_image (B,) index into them, boxes (B, 4) x, y, w, h, hard (B,)."""
     names, box_image, boxes, hard = [], [], [], []
     rows = struct_rows(load_variable(path, ["Img"]), ["imname", "box"], str(path))
     for index, (imname, persons) in enumerate(rows):
@@ -105,7 +104,6 @@ def _read_images_mat(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_train_mat(path: Path) -> dict[str, np.ndarray]:
-    """Returns pids (S,), names (S,), boxes (S, 4) x, y, w, h, and num_pids ()."""
     cells = load_variable(path, ["Train"]).reshape(-1)
     pids, names, boxes = [], [], []
     for pid, cell in enumerate(cells):
@@ -126,13 +124,13 @@ def _read_train_mat(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_images(root: Path) -> dict[str, np.ndarray]:
-    """Reads ``Images.mat``; see ``_read_images_mat`` for the arrays."""
+    """Returns names (N,), box_image (B,) index into them, boxes (B, 4), hard (B,)."""
     path = root / IMAGES_MAT
     return cached_arrays(root, "images", [path], lambda: _read_images_mat(path))
 
 
 def read_train_identities(root: Path) -> dict[str, np.ndarray]:
-    """Reads ``Train.mat``; see ``_read_train_mat`` for the arrays."""
+    """Returns pids (S,), names (S,), boxes (S, 4), and num_pids ()."""
     path = root / TRAIN_MAT
     return cached_arrays(root, "train_identities", [path], lambda: _read_train_mat(path))
 

@@ -149,14 +149,14 @@ def box_faults(table: AnnotationTable, sizes: np.ndarray) -> list[str]:
         ]
     kept = table.left_out == KEPT
     faults += _outside("annotations", table.boxes, table.box_image, kept, table, sizes)
-    boxes, images = table.query_boxes, table.query_image
-    if boxes is not None and images is not None:
+    queries, images = table.query_boxes, table.query_image
+    if queries is not None and images is not None:
         faults += [
-            f"queries[{row}]: the box {show_box(boxes[row])} has no area"
-            for row in np.flatnonzero((boxes[:, 2:] == boxes[:, :2]).any(axis=1))
+            f"queries[{row}]: the box {show_box(queries[row])} has no area"
+            for row in np.flatnonzero((queries[:, 2:] == queries[:, :2]).any(axis=1))
         ]
-        faults += _negative_sizes("queries", boxes)
-        faults += _outside("queries", boxes, images, np.ones(len(boxes), bool), table, sizes)
+        faults += _negative_sizes("queries", queries)
+        faults += _outside("queries", queries, images, np.ones(len(queries), bool), table, sizes)
     return faults
 
 

@@ -86,7 +86,11 @@ def read_json(path: Path) -> dict:
     except json.JSONDecodeError as e:
         if not content.strip():
             raise AnnotationFileError(path, [f"the file is empty ({len(content)} bytes)"]) from e
-        hint = "; the file is truncated: copy it again" * (e.pos >= len(content.rstrip()) - 1)
+        hint = ""
+        if content.startswith(b"version https://git-lfs"):
+            hint = "; it is a pointer of Git LFS: fetch the file with git lfs pull"
+        elif e.pos >= len(e.doc.rstrip()) or e.msg.startswith("Unterminated string"):
+            hint = "; the file is truncated: copy it again"
         place = f"line {e.lineno}, column {e.colno}"
         raise AnnotationFileError(path, [f"the file is not JSON: {e.msg}, {place}{hint}"]) from e
     except RecursionError as e:
@@ -290,8 +294,9 @@ def _parse_images(images: _Section) -> dict[str, Any]:
     ids = images.ids()
     names = images.column("file_name", {str}, "the name of a file", "")
     for row, (entry, name) in enumerate(zip(images.entries, names, strict=True)):
-        if "\0" in name or (not name.strip() and type(entry.get("file_name")) is str):
+        if type(entry.get("file_name")) is str and not _is_file_name(name):
             images.add(row, f"file_name is {name!r}; the name of a file is expected")
+            names[row] = ""
     plain = [posixpath.normpath(name) if name.strip() else name for name in names]
     rows = [row for row, name in enumerate(plain) if name.strip()]
     images.duplicates("file_name", [plain[row] for row in rows], rows)
@@ -312,6 +317,13 @@ def _parse_images(images: _Section) -> dict[str, Any]:
             cams[row] = None
     cam_ids = np.array([NO_CAMERA if cam is None else cam for cam in cams], np.int64)
     return {"image_ids": ids, "names": plain, "sizes": sizes, "cam_ids": cam_ids}
+
+
+def _is_file_name(name: str) -> bool:
+    try:
+        return bool(name.strip()) and b"\0" not in name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def _number_persons(

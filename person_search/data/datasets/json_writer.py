@@ -61,7 +61,12 @@ def make_document(
         ]
     listed = [protocol for protocol in protocols if protocol.name not in RULE_PROTOCOLS]
     if listed:
-        held = _first_boxes(records)
+        # (image id, identity) -> first box, which the reader takes as the match
+        held: dict[tuple[int, int], list[float]] = {}
+        for record in records:
+            for annotation in record["annotations"]:
+                key = (record["image_id"], annotation["person_id"])
+                held.setdefault(key, annotation["bbox"])
         document["protocols"] = {
             protocol.name: _protocol_entry(protocol, [q.query_id for q in queries], held)
             for protocol in listed
@@ -115,15 +120,6 @@ def _exact_difference(low: float, high: float) -> float:
         if low + float(candidate) == high:
             return float(candidate)
     return difference
-
-
-def _first_boxes(records: Sequence[dict]) -> dict[tuple[int, int], list[float]]:
-    """Returns (image id, identity) -> first box, which the reader takes as the match."""
-    held: dict[tuple[int, int], list[float]] = {}
-    for record in records:
-        for annotation in record["annotations"]:
-            held.setdefault((record["image_id"], annotation["person_id"]), annotation["bbox"])
-    return held
 
 
 def _protocol_entry(protocol: SearchProtocol, query_ids: list[int], held: Mapping) -> dict:

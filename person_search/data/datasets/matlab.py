@@ -131,12 +131,11 @@ def stream_struct(path: Path, variable: str, fields: Sequence[str]) -> Iterator[
         yield from struct_rows(load_variable(path, [variable]), fields, str(path))
 
 
-class _Element:
-    """Reads the content of a top-level element, decompressing it if necessary."""
+class _MatReader:
+    """Reads the parts of a top-level element of a file, decompressing it if necessary."""
 
-    def __init__(self, file: BinaryIO, length: int, compressed: bool):
-        self._file = file
-        self._left = length
+    def __init__(self, file: BinaryIO, length: int, compressed: bool, order: str):
+        self._file, self._left, self._order = file, length, order
         self._inflate = zlib.decompressobj() if compressed else None
         self._buffer = bytearray()
 
@@ -152,17 +151,9 @@ class _Element:
         del self._buffer[:count]
         return taken
 
-
-class _MatReader:
-    """Walks the parts of a variable in the byte order of the file."""
-
-    def __init__(self, element: _Element, order: str):
-        self._element = element
-        self._order = order
-
     def tag(self) -> tuple[int, int, bytes]:
         """Returns type, length and, in the short form, the content stored in the tag."""
-        raw = self._element.read(8)
+        raw = self.read(8)
         kind, length = struct.unpack(f"{self._order}II", raw)
         if kind >> 16:  # up to 4 bytes of content: length and type share one number
             return kind & 0xFFFF, kind >> 16, raw[4 : 4 + (kind >> 16)]
@@ -173,7 +164,7 @@ class _MatReader:
         _, length, content = self.tag()
         if content:
             return content
-        return self._element.read(length + -length % 8)[:length]
+        return self.read(length + -length % 8)[:length]
 
     def matrix(self) -> bytes:
         """Returns the next matrix with its tag, as SciPy expects it."""
@@ -181,7 +172,7 @@ class _MatReader:
         if kind != _TYPE_MATRIX:
             raise ValueError(f"an element of type {kind} was found where a matrix is expected")
         tag = struct.pack(f"{self._order}II", kind, length)
-        return tag + self._element.read(length)
+        return tag + self.read(length)
 
     def matrix_head(self) -> tuple[int, int, str]:
         """Reads the start of a matrix: its class, number of elements and name."""
@@ -225,7 +216,7 @@ def _walk(file: BinaryIO, header: bytes, order: str, variable: str) -> Iterator[
     while tag := file.read(8):
         kind, length = struct.unpack(f"{order}II", tag)
         after = file.tell() + length
-        reader = _MatReader(_Element(file, length, kind == _TYPE_COMPRESSED), order)
+        reader = _MatReader(file, length, kind == _TYPE_COMPRESSED, order)
         if kind == _TYPE_COMPRESSED:
             reader.tag()
         mat_class, count, name = reader.matrix_head()

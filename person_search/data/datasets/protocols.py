@@ -89,18 +89,14 @@ def protocol_names(table: AnnotationTable) -> tuple[str, ...]:
     ``multi_view`` is offered if at least one query has a match in another camera.
     """
     names = (*table.galleries, "all")
-    places, row_of = _Places(table), _rows_of_images(table)
+    places = _Places(table)
     matched = any(
         _in_other_camera(
-            table, row_of[q.image_id], table.box_image[places.rows_of(q.person_id)]
+            table, table.row_of_image[q.image_id], table.box_image[places.rows_of(q.person_id)]
         ).any()
         for q in make_queries(table)
     )
     return (*names, "multi_view") if matched else names
-
-
-def _rows_of_images(table: AnnotationTable) -> dict[int, int]:
-    return {image_id: row for row, image_id in enumerate(table.image_ids.tolist())}
 
 
 def make_protocol(table: AnnotationTable, name: str) -> SearchProtocol:
@@ -122,12 +118,12 @@ def rule_protocol(
     """
     if name not in RULE_PROTOCOLS:
         raise ValueError(f"unknown protocol {name!r}; allowed: {list(RULE_PROTOCOLS)}")
-    places, row_of = _Places(table), _rows_of_images(table)
+    places = _Places(table)
     kept: list[Query] = []
     own_images: list[int] = []
     positives: list[np.ndarray] = []
     for query in make_queries(table):
-        own = row_of[query.image_id]
+        own = table.row_of_image[query.image_id]
         rows = places.rows_of(query.person_id)
         if name == "all":
             searched = table.box_image[rows] != own
@@ -175,7 +171,8 @@ def _listed_protocol(table: AnnotationTable, name: str, listed: GalleryTable) ->
     all_queries = make_queries(table)
     queries = [all_queries[row] for row in taking_part]
     gallery = listed.gallery[taking_part]
-    if listed.match_query is None:  # each listing of an image that shows the person
+    if listed.match_query is None or listed.match_image is None or listed.match_boxes is None:
+        # each listing of an image that shows the person
         places = _Places(table)
         positives, images = [], []
         for query, row in zip(queries, gallery, strict=True):

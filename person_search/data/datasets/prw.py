@@ -12,6 +12,7 @@ Shape shorthand: I frames, B boxes of all frames, Q queries.
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -152,7 +153,7 @@ def _read_table(root: Path, split: str, log: IrregularityLog) -> AnnotationTable
     clipped = _clip(boxes, sizes[image])
     outside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     outside &= (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
-    columns = {
+    columns: dict[str, Any] = {
         "image_ids": np.arange(len(frames)),
         "names": [str(path) for path in paths],
         "sizes": sizes,

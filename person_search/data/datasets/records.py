@@ -13,6 +13,19 @@ from person_search.data.datasets.annotations import AnnotationTable
 from person_search.schema import PERSON_CATEGORY_ID, Query
 
 
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Disables the garbage collector, which doubles the time of creating millions of objects."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_no_garbage_collection()
 def make_records(
     table: AnnotationTable,
     paths: Sequence[str | os.PathLike],
@@ -32,17 +45,6 @@ def make_records(
     Returns:
         Records in the order of the images, see ``docs/data_flow.md``.
     """
-    with _no_garbage_collection():
-        return _make_records(table, paths, sizes, queries, extra or {})
-
-
-def _make_records(
-    table: AnnotationTable,
-    paths: Sequence[str | os.PathLike],
-    sizes: np.ndarray,
-    queries: Sequence[Query] | None,
-    extra: Mapping[str, np.ndarray],
-) -> list[dict]:
     rows = np.flatnonzero(table.usable)
     order = rows[np.argsort(table.box_image[rows], kind="stable")]
     counts = np.bincount(table.box_image[order], minlength=len(paths))
@@ -57,7 +59,7 @@ def _make_records(
             table.boxes[order].tolist(), table.labels[order].tolist(), strict=True
         )
     ]
-    for key, values in extra.items():
+    for key, values in (extra or {}).items():
         for annotation, value in zip(annotations, values[order].tolist(), strict=True):
             annotation[key] = value
     image_ids, cams = table.image_ids.tolist(), table.cam_ids.tolist()
@@ -82,9 +84,8 @@ def _make_records(
         return records
     for record in records:
         record["queries"] = []
-    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
     for query in queries:
-        records[row_of[query.image_id]]["queries"].append(
+        records[table.row_of_image[query.image_id]]["queries"].append(
             {
                 "query_id": query.query_id,
                 "bbox": [float(value) for value in query.box],
@@ -92,15 +93,3 @@ def _make_records(
             }
         )
     return records
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Disables the garbage collector, which doubles the time of creating millions of objects."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

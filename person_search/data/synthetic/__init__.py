@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Procedurally drawn person search data in the on-disk formats of CUHK-SYSU and PRW.
 
-``python -m person_search.data.synthetic --help`` writes it from the command line.
+Command line: ``python -m person_search.data.synthetic --help``. Nothing in the core imports this
+package.
 """
 
 from .config import SyntheticConfig

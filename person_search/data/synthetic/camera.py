@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cameras: a place seen from one spot, with the image faults of one device.
+"""Cameras: a place seen from one position, with the image defects of one device.
 
 Shape shorthand: H, W pixels of the final image.
 """
@@ -11,29 +11,29 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .painter import View
-from .scenery import KINDS, OUTDOORS, PlacePainter
+from .config import random_stream
+from .scenery import KINDS, OUTDOORS, PlacePainter, View
 
 _MARGIN = 1.10
-"""The place is painted this much larger; each image looks at another part of it."""
+"""Factor by which the painted place is larger than an image, which shows a part of it."""
 
 
 @dataclass(frozen=True)
 class Camera:
     """One camera.
 
-    Args:
-        view: geometry of the painted place, which is larger than an image.
-        size: (width, height) of an image.
-        place: (H', W', 3) uint8 BGR painting without people.
-        outdoors: whether there is sun and a cast shadow.
-        light: horizontal light direction, -1..1.
-        ambient: 0..1, flatness of the light.
-        pitch: how far the camera looks down, radians.
-        cast: (3,) gain of B, G, R.
-        blur: sigma in pixels.
-        noise: (H + 64, W + 64) float32 sensor noise, of which each image cuts a part.
-        vignette: (H, W, 1) float32 falloff towards the corners.
+    Attributes:
+        view: Geometry of the painted place, which is larger than an image.
+        size: Width and height of an image.
+        place: Painting (H', W', 3) uint8 BGR without persons.
+        outdoors: Whether there is sun with cast shadows.
+        light: Horizontal light direction, -1 to 1.
+        ambient: Flatness of the light, 0 to 1.
+        pitch: Downward tilt in radians.
+        cast: Gain (3,) of B, G and R.
+        blur: Sigma in pixels.
+        noise: Sensor noise (H + 64, W + 64) float32, of which each image uses a part.
+        vignette: Falloff (H, W, 1) float32 towards the corners.
     """
 
     view: View
@@ -49,7 +49,7 @@ class Camera:
     vignette: np.ndarray
 
     def shift(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Where in the painting an image's top left corner lies."""
+        """Samples the position (x, y) of the top left corner of an image in the painting."""
         free_x = self.view.width - self.size[0]
         free_y = self.view.height - self.size[1]
         return int(rng.integers(free_x + 1)), int(rng.integers(free_y + 1))
@@ -59,9 +59,8 @@ class Camera:
 def build_camera(
     seed: int, stream: int, index: int, size: tuple[int, int], difficulty: float
 ) -> Camera:
-    """Builds camera ``index``; equal arguments give equal cameras in every process."""
-    sequence = np.random.SeedSequence(seed, spawn_key=(stream, index))
-    rng = np.random.Generator(np.random.PCG64(sequence))
+    """Builds a camera; equal arguments give equal cameras in every process."""
+    rng = random_stream(seed, stream, index)
     kind = KINDS[(index + int(rng.integers(2)) * 2) % len(KINDS)]
     width, height = round(size[0] * _MARGIN), round(size[1] * _MARGIN)
     horizon = rng.uniform(0.16, 0.36) * height
@@ -74,6 +73,8 @@ def build_camera(
     noise: np.ndarray = rng.standard_normal((size[1] + 64, size[0] + 64)).astype(np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), 0.6)
     noise *= (1.2 + 6.0 * difficulty * rng.random()) / noise.std()
+    x = np.linspace(-1, 1, size[0], dtype=np.float32)[None, :]
+    y = np.linspace(-1, 1, size[1], dtype=np.float32)[:, None]
     return Camera(
         view=view,
         size=size,
@@ -85,29 +86,23 @@ def build_camera(
         cast=np.exp(rng.normal(0, 0.03 + 0.05 * difficulty, 3)).astype(np.float32),
         blur=float(rng.uniform(0.0, 0.35 + 0.6 * difficulty)),
         noise=noise,
-        vignette=_vignette(size, rng.uniform(0.05, 0.28)),
+        vignette=(1 - rng.uniform(0.05, 0.28) * 0.5 * (x * x + y * y))[..., None],
     )
-
-
-def _vignette(size: tuple[int, int], strength: float) -> np.ndarray:
-    x = np.linspace(-1, 1, size[0], dtype=np.float32)[None, :]
-    y = np.linspace(-1, 1, size[1], dtype=np.float32)[:, None]
-    return (1 - strength * 0.5 * (x * x + y * y))[..., None]
 
 
 def expose(
     camera: Camera, rng: np.random.Generator, frame: np.ndarray, difficulty: float
 ) -> np.ndarray:
-    """Turns the ideal image into what the camera records.
+    """Turns an ideal image into the image that the camera records.
 
     Args:
-        camera: gives color cast, blur, noise and vignette.
-        rng: stream of this image: time of day, white balance, exposure.
-        frame: (H, W, 3) float32 BGR in 0..255; overwritten.
-        difficulty: 0..1, scales the spread.
+        camera: Camera with color cast, blur, noise and vignette.
+        rng: Random stream of the image, for exposure, gamma and white balance.
+        frame: Image (H, W, 3) float32 BGR in 0..255; overwritten.
+        difficulty: Scale of the variation, 0 to 1.
 
     Returns:
-        (H, W, 3) uint8 BGR.
+        Image (H, W, 3) uint8 BGR.
     """
     gain = math.exp(rng.normal(0.07, 0.06 + 0.16 * difficulty))
     gamma = math.exp(rng.normal(0, 0.05 + 0.14 * difficulty))

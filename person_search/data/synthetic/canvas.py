@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawing surface of one figure: a map of materials plus a map of light, merged at the end.
+"""Canvas of one figure: a map of materials and a map of light, merged at the end.
 
-Drawing into two single-channel maps is quick and lets a pattern be laid on a garment after the
-folds and limbs are known. Smooth edges come from drawing large and reducing by area.
+Two single-channel maps are quick to draw, and a pattern can be applied to a garment after folds
+and limbs are drawn. Smooth edges come from drawing large and reducing by area.
 
 Shape shorthand: H, W pixels of the surface; N points. Points are (x, y) pixels, y down.
 """
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 NEUTRAL = 128
-"""Light level that leaves the material's color as it is; 255 would nearly double it."""
+"""Light level that keeps the color of the material; 255 nearly doubles it."""
 
 _SHIFT = 4  # OpenCV's fixed-point bits for sub-pixel coordinates
 _HALF_CIRCLE = np.exp(1j * np.linspace(-0.5 * math.pi, 0.5 * math.pi, 7))
@@ -33,7 +33,7 @@ def smooth_outline(points: np.ndarray, rounds: int = 2) -> np.ndarray:
 
 
 def ellipse_outline(center, radii, angle: float = 0.0, count: int = 20) -> np.ndarray:
-    """Outline (count, 2) of an ellipse; ``angle`` in radians turns it clockwise on screen."""
+    """Returns the outline (count, 2) of an ellipse; ``angle`` rotates it clockwise, in radians."""
     turn = np.linspace(0.0, 2 * math.pi, count, endpoint=False)
     x, y = radii[0] * np.cos(turn), radii[1] * np.sin(turn)
     c, s = math.cos(angle), math.sin(angle)
@@ -41,7 +41,7 @@ def ellipse_outline(center, radii, angle: float = 0.0, count: int = 20) -> np.nd
 
 
 def limb_outline(start, end, radius_start: float, radius_end: float) -> np.ndarray:
-    """Outline (14, 2) of a tapered rod with round ends."""
+    """Returns the outline (14, 2) of a tapered rod with round ends."""
     # complex numbers: one multiplication turns both half circles into the rod's direction
     first, last = complex(start[0], start[1]), complex(end[0], end[1])
     along = last - first
@@ -54,7 +54,7 @@ def limb_outline(start, end, radius_start: float, radius_end: float) -> np.ndarr
 
 @functools.lru_cache(maxsize=1)
 def _fold_texture() -> np.ndarray:
-    """Soft, slightly slanted gray waves (512, 512) float32 around 0, the same in every process."""
+    """Returns soft gray waves (512, 512) float32 around 0, the same in every process."""
     noise = np.random.Generator(np.random.PCG64(7)).standard_normal((512, 512)).astype(np.float32)
     wide = cv2.GaussianBlur(noise, (0, 0), sigmaX=9, sigmaY=3.5, borderType=cv2.BORDER_REFLECT)
     fine = cv2.GaussianBlur(noise, (0, 0), sigmaX=1.2, borderType=cv2.BORDER_REFLECT)
@@ -65,9 +65,9 @@ class FigureCanvas:
     """Material and light maps of one figure, (H, W) uint8 each; material 0 is empty.
 
     Args:
-        size: (width, height) in pixels.
-        light: horizontal direction of the light, -1 from the left to 1 from the right.
-        unit: pixels per body height; outlines and blur scale with it.
+        size: Width and height in pixels.
+        light: Horizontal direction of the light, -1 (from the left) to 1 (from the right).
+        unit: Pixels per body height; outlines and blur scale with it.
     """
 
     def __init__(self, size: tuple[int, int], light: float, unit: float) -> None:
@@ -78,24 +78,24 @@ class FigureCanvas:
         self.unit = unit
 
     def fill(self, outline: np.ndarray, material: int, shade: int = NEUTRAL) -> None:
-        """Fills an outline (N, 2) flatly."""
+        """Fills an outline (N, 2) with one material and light level."""
         points = [np.round(outline * (1 << _SHIFT)).astype(np.int32)]
         cv2.fillPoly(self.material, points, material, cv2.LINE_8, _SHIFT)
         cv2.fillPoly(self.shade, points, shade, cv2.LINE_8, _SHIFT)
 
     def tone(self, outline: np.ndarray, shade: int) -> None:
-        """Changes the light inside an outline, not the material."""
+        """Sets the light inside an outline and keeps the material."""
         points = [np.round(outline * (1 << _SHIFT)).astype(np.int32)]
         cv2.fillPoly(self.shade, points, shade, cv2.LINE_8, _SHIFT)
 
     def edge(self, outline: np.ndarray, shade: int = 74) -> None:
-        """Darkens a thin line around an outline, so that a limb stands out from what is behind."""
+        """Darkens a thin line around an outline, so that a limb stands out from its background."""
         points = [np.round(outline * (1 << _SHIFT)).astype(np.int32)]
         thickness = max(1, round(0.008 * self.unit))
         cv2.polylines(self.shade, points, True, shade, thickness, cv2.LINE_8, _SHIFT)
 
     def line(self, points: np.ndarray, width: float, material: int | None, shade: int) -> None:
-        """Draws an open line of the given width in pixels; material None changes light only."""
+        """Draws an open line of a width in pixels; material None changes the light only."""
         fixed = [np.round(np.asarray(points) * (1 << _SHIFT)).astype(np.int32)]
         thickness = max(1, round(width))
         if material is not None:
@@ -105,7 +105,7 @@ class FigureCanvas:
     def solid(self, outline: np.ndarray, material: int, edge: bool = True, lift: int = 0) -> None:
         """Fills an outline as a round body: dark rim, lit side, bright core.
 
-        ``lift`` raises (or lowers) all levels; limbs on the far side use a negative one.
+        ``lift`` is added to all light levels; it is negative for limbs on the far side.
         """
         if edge:
             self.edge(outline)
@@ -138,22 +138,22 @@ class FigureCanvas:
             self.tone(inner, level + lift)
 
     def pattern(self, mask: np.ndarray, source: int, target: int) -> None:
-        """Turns ``source`` into ``target`` where the boolean mask (H, W) is set."""
+        """Replaces the material ``source`` by ``target`` where the boolean mask (H, W) is set."""
         self.material[(self.material == source) & mask] = target
 
     def render(
         self, palette: np.ndarray, folds: tuple[int, int], ambient: float
     ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-        """Merges the maps and cuts off the empty border.
+        """Merges the maps and crops the empty border.
 
         Args:
-            palette: (M, 3) float32 color of each material.
-            folds: offset into the texture of cloth folds.
-            ambient: 0..1, how much light reaches the shaded side.
+            palette: Color (M, 3) float32 of each material.
+            folds: Offset into the texture of cloth folds.
+            ambient: Amount of light on the shaded side, 0 to 1.
 
         Returns:
             Color (h, w, 3) float32 in 0..255, black where empty; alpha (h, w) float32; and the
-            (x, y) of the cut's first pixel on this surface.
+            (x, y) of the top left pixel of the crop on this canvas.
         """
         x, y, width, height = cv2.boundingRect(self.material)
         material = self.material[y : y + height, x : x + width]

@@ -6,8 +6,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+import numpy as np
+
 GENERATOR_VERSION = 2
-"""Goes up whenever the same options would give other bytes; part of the manifest's hash."""
+"""Increased whenever the same options would give other bytes; part of the fingerprint."""
 
 DIFFICULTY_NAMES = {"easy": 0.1, "medium": 0.4, "hard": 0.8}
 
@@ -17,27 +19,27 @@ _MIN_SIZE = 64
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """What to draw. Equal options give equal bytes on equal library versions.
+    """Options of a data set. Equal options give equal bytes with equal library versions.
 
-    Args:
-        seed: root of all random streams.
+    Attributes:
+        seed: Root of all random streams.
         difficulty: 0 (clean) to 1; scales look-alikes, lighting, noise, occlusion and distance.
-        width: image width in pixels.
-        height: image height in pixels.
-        train_images: number of training images.
-        test_images: number of test images; the gallery pool.
-        train_ids: number of labeled training identities.
-        test_ids: number of test identities, none of them in training; each has a query.
-        people: fewest and most people per image.
-        labeled_share: share of the people who belong to a labeled identity; the rest are
-            passers-by, boxed without identity.
-        gallery_sizes: CUHK-SYSU protocols to write (``TestG<X>``); those above
-            ``test_images - 1`` are left out.
-        cameras: number of places in the CUHK-SYSU set; PRW always has six.
-        look_alike_share: share of the identities that copy another one but for one or two
+        width: Image width in pixels.
+        height: Image height in pixels.
+        train_images: Number of training images.
+        test_images: Number of test images, which form the gallery pool.
+        train_ids: Number of labeled training identities.
+        test_ids: Number of test identities, none of them in training; each has a query.
+        people: Minimum and maximum number of persons per image.
+        labeled_share: Share of the persons with a labeled identity; the others are passers-by,
+            annotated with a box but without an identity.
+        gallery_sizes: CUHK-SYSU protocols to write (``TestG<X>``); sizes above
+            ``test_images - 1`` are omitted.
+        cameras: Number of places in the CUHK-SYSU set; PRW always has six cameras.
+        look_alike_share: Share of the identities that copy another one but for one or two
             attributes; None derives it from ``difficulty``.
-        quirks: put the known irregularities of the real files in on purpose.
-        jpeg_quality: 1 to 100.
+        quirks: Adds the known irregularities of the real files.
+        jpeg_quality: JPEG quality, 1 to 100.
     """
 
     seed: int = 0
@@ -63,7 +65,7 @@ class SyntheticConfig:
         for name in ("train_images", "test_images"):
             self._check(name, getattr(self, name) >= 4, "at least 4")
         for name in ("train_ids", "test_ids"):
-            self._check(name, getattr(self, name) >= 2, "at least 2 (peers squeeze one away)")
+            self._check(name, getattr(self, name) >= 2, "at least 2")
         ordered = len(self.people) == 2 and 1 <= self.people[0] <= self.people[1]
         self._check("people", ordered, "(fewest, most) with 1 <= fewest <= most")
         self._check("labeled_share", 0 < self.labeled_share <= 1, "above 0, at most 1")
@@ -81,16 +83,21 @@ class SyntheticConfig:
 
     @property
     def alike_share(self) -> float:
-        """Share of identities that are look-alikes, after the rule for None."""
+        """Share of the identities that are look-alikes, with the default filled in."""
         if self.look_alike_share is not None:
             return self.look_alike_share
         return 0.6 * self.difficulty
 
     def usable_gallery_sizes(self) -> list[int]:
-        """The sizes of ``gallery_sizes`` that the pool of test images can fill, ascending."""
+        """Returns the gallery sizes that the test images can fill, in ascending order."""
         return sorted({size for size in self.gallery_sizes if size <= self.test_images - 1})
 
     def fingerprint(self, layout: str) -> str:
-        """Hash of all options, the generator's version and the on-disk layout's name."""
+        """Returns a hash of all options, the generator's version and the name of the layout."""
         options = dataclasses.asdict(self) | {"version": GENERATOR_VERSION, "layout": layout}
         return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+
+
+def random_stream(seed: int, *key: int) -> np.random.Generator:
+    """Returns an independent random stream for one purpose, identified by ``key``."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))

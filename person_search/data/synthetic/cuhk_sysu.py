@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a synthetic set in CUHK-SYSU's on-disk format.
+"""Writes a data set in the on-disk format of CUHK-SYSU.
 
-Numbers in the files are taken as they are by every reader known, none subtracts MATLAB's 1. So
-a box is written as (x, y, w, h) of continuous pixel coordinates, with x and y never below 1.
+All known readers use the numbers in the files as they are and do not subtract MATLAB's 1. A box is
+therefore written as (x, y, w, h) in continuous pixel coordinates, with x and y of at least 1.
 """
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from . import matlab
-from .config import SyntheticConfig
-from .plan import TWINS_PER_TEST_SET, Cast, ImagePlan, generator, make_casts, plan_split
+from .config import SyntheticConfig, random_stream
+from .plan import TWINS_PER_TEST_SET, make_casts, plan_split, write_attributes
 from .scene import DrawnPerson, SceneSpec
 from .store import draw_images, write_data_set
 
@@ -24,7 +23,7 @@ _SUBSET_GALLERY = 100
 
 @dataclass
 class _Appearance:
-    """One boxed person in one image; ``box`` is (x, y, w, h) as written."""
+    """A person in one image; ``box`` is (x, y, w, h) as written."""
 
     image: str
     box: tuple[int, int, int, int]
@@ -34,7 +33,7 @@ class _Appearance:
 
 @dataclass
 class _Split:
-    """Everything known about train or test: names, boxes per image, images per identity."""
+    """Training or test split: image names, boxes of each image, appearances of each identity."""
 
     names: list[str]
     boxes: dict[str, list[tuple[tuple[int, int, int, int], bool]]] = field(default_factory=dict)
@@ -44,26 +43,23 @@ class _Split:
 def write_cuhk_sysu(
     root: str | Path, cfg: SyntheticConfig, workers: int = 1, progress: bool = True
 ) -> bool:
-    """Writes the set to ``root`` (the folder that holds ``Image`` and ``annotation``).
+    """Writes a data set to ``root``, the folder of ``Image`` and ``annotation``.
 
     Args:
-        root: target folder; reused if it holds the set of the same options.
-        cfg: what to draw.
-        workers: processes that draw; the bytes do not depend on it.
-        progress: whether to show a progress bar.
+        root: Folder of the data set; kept if it holds a data set of the same options.
+        cfg: Options of the data set.
+        workers: Number of drawing processes; the bytes do not depend on it.
+        progress: Shows a progress bar.
 
     Returns:
-        True if it was written, False if it was there.
+        Whether the data set was written.
 
     Raises:
-        FileExistsError: ``root`` holds something else.
-        ValueError: more identities than the images can show.
+        FileExistsError: If ``root`` holds anything else.
+        ValueError: If there are more identities than the images can show.
     """
-
-    def fill(folder: Path) -> dict:
-        return _write(folder, cfg, workers, progress)
-
-    return write_data_set(Path(root), cfg.fingerprint("CUHK-SYSU"), dataclasses.asdict(cfg), fill)
+    fill = partial(_write, cfg=cfg, workers=workers, progress=progress)
+    return write_data_set(root, cfg, "CUHK-SYSU", fill)
 
 
 def _write(folder: Path, cfg: SyntheticConfig, workers: int, progress: bool) -> dict:
@@ -72,16 +68,26 @@ def _write(folder: Path, cfg: SyntheticConfig, workers: int, progress: bool) -> 
     for number, (cast, count) in enumerate(
         zip(casts, (cfg.train_images, cfg.test_images), strict=True)
     ):
-        rng = generator(cfg, STREAM, 3_000_000 + number)
+        rng = random_stream(cfg.seed, STREAM, 3_000_000 + number)
         cameras = [int(c) for c in rng.integers(cfg.cameras, size=count)]
         twins = (1 if number == 0 else TWINS_PER_TEST_SET) if cfg.quirks else 0
         plans.append(plan_split(cfg, rng, cast, cameras, twins))
-    order = generator(cfg, STREAM, 3_000_009).permutation(cfg.train_images + cfg.test_images)
+    order = random_stream(cfg.seed, STREAM, 3_000_009).permutation(
+        cfg.train_images + cfg.test_images
+    )
     names = [f"s{number + 1}.jpg" for number in order]
-    everyone = plans[0] + plans[1]
     specs = [
-        _spec(cfg, name, i, plan)
-        for i, (name, plan) in enumerate(zip(names, everyone, strict=True))
+        SceneSpec(
+            file_name=name,
+            seed=cfg.seed,
+            stream=STREAM,
+            index=index,
+            camera=plan.camera,
+            size=(cfg.width, cfg.height),
+            difficulty=cfg.difficulty,
+            people=tuple(plan.people),
+        )
+        for index, (name, plan) in enumerate(zip(names, plans[0] + plans[1], strict=True))
     ]
     drawn = draw_images(specs, folder / "Image" / "SSM", cfg, workers, progress, "CUHK-SYSU")
     train = _collect(names[: cfg.train_images], drawn[: cfg.train_images])
@@ -92,31 +98,17 @@ def _write(folder: Path, cfg: SyntheticConfig, workers: int, progress: bool) -> 
     queries = _choose_queries(cfg, test)
     for size in cfg.usable_gallery_sizes():
         galleries = _galleries(cfg, test, queries, list(queries), size)
-        name = f"TestG{size}"
-        _write_protocol(
-            annotation / "test" / "train_test" / f"{name}.mat", name, queries, galleries
-        )
+        path = annotation / "test" / "train_test" / f"TestG{size}.mat"
+        _write_protocol(path, path.stem, queries, galleries, list(queries))
     _write_subsets(annotation, cfg, test, queries)
-    _write_attributes(folder, casts)
+    ids = [[f"p{pid + 1}" for pid in range(len(cast.looks))] for cast in casts]
+    write_attributes(folder, casts, ids)
     return {
         "images": len(names),
         "boxes": sum(len(boxes) for split in (train, test) for boxes in split.boxes.values()),
         "train_ids": len(train.seen),
         "queries": len(queries),
     }
-
-
-def _spec(cfg: SyntheticConfig, name: str, index: int, plan: ImagePlan) -> SceneSpec:
-    return SceneSpec(
-        file_name=name,
-        seed=cfg.seed,
-        stream=STREAM,
-        index=index,
-        camera=plan.camera,
-        size=(cfg.width, cfg.height),
-        difficulty=cfg.difficulty,
-        people=tuple(plan.people),
-    )
 
 
 def _collect(names: list[str], drawn: list[list[DrawnPerson]]) -> _Split:
@@ -140,7 +132,7 @@ def _write_images(annotation: Path, cfg: SyntheticConfig, train: _Split, test: _
     rows = []
     for name in sorted(boxes, key=lambda n: int(n[1:-4])):
         entries = list(boxes[name])
-        if name in flat:  # the real file has boxes without width, too
+        if name in flat:  # as the real file, which has boxes without width
             x, y, _, h = entries[0][0]
             entries.append(((x, y, 0, h), False))
         cells = [(matlab.box_array(box), matlab.flag(hard)) for box, hard in entries]
@@ -165,11 +157,11 @@ def _write_train(annotation: Path, train: _Split) -> None:
 
 
 def _choose_queries(cfg: SyntheticConfig, test: _Split) -> dict[int, _Appearance]:
-    """One well visible appearance per test identity, in another image than a twin's if any.
+    """Chooses a well visible appearance of each test identity, if possible not beside its twin.
 
-    With quirks, the last identity that stands twice in an image is queried from that image.
+    With quirks, the query of the last identity that appears twice in an image is in that image.
     """
-    rng = generator(cfg, STREAM, 3_000_010)
+    rng = random_stream(cfg.seed, STREAM, 3_000_010)
     queries, twins = {}, []
     for pid in sorted(test.seen):
         images = [a.image for a in test.seen[pid]]
@@ -191,28 +183,19 @@ def _galleries(
     chosen: list[int],
     size: int,
 ) -> list[list[_Appearance | str]]:
-    """Per query: positives, then names of images without the person, ``size`` in all."""
+    """Returns for each query its positives, then images without the person, ``size`` in all."""
     own_listed = -1
-    if cfg.quirks:  # one query whose own box is listed as a positive
-        own_listed = next(
-            (
-                pid
-                for pid in chosen
-                if len({a.image for a in test.seen[pid]}) == len(test.seen[pid])
-            ),
-            -1,
-        )
+    if cfg.quirks:  # the own box of one query is listed as a positive
+        single = (p for p in chosen if len({a.image for a in test.seen[p]}) == len(test.seen[p]))
+        own_listed = next(single, -1)
     galleries = []
     for pid in chosen:
-        rng = generator(cfg, STREAM, 3_000_011, pid, size)
+        rng = random_stream(cfg.seed, STREAM, 3_000_011, pid, size)
         query = queries[pid]
-        positives = [a for a in test.seen[pid] if a is not query or pid == own_listed]
-        if len(positives) > size:
-            positives = positives[:size]
+        positives = [a for a in test.seen[pid] if a is not query or pid == own_listed][:size]
         holders = {a.image for a in test.seen[pid]}
         others = [name for name in test.names if name not in holders and name != query.image]
-        missing = size - len(positives)
-        picked = rng.permutation(len(others))[:missing]
+        picked = rng.permutation(len(others))[: size - len(positives)]
         galleries.append([*positives, *(others[i] for i in picked)])
     return galleries
 
@@ -222,10 +205,10 @@ def _write_protocol(
     name: str,
     queries: dict[int, _Appearance],
     galleries: list[list[_Appearance | str]],
-    chosen: list[int] | None = None,
+    chosen: list[int],
 ) -> None:
     rows = []
-    for pid, gallery in zip(chosen or list(queries), galleries, strict=True):
+    for pid, gallery in zip(chosen, galleries, strict=True):
         query = queries[pid]
         head = (query.image, matlab.box_array(query.box), matlab.flag(query.hard), f"p{pid + 1}")
         entries = [
@@ -246,7 +229,7 @@ def _write_protocol(
 def _write_subsets(
     annotation: Path, cfg: SyntheticConfig, test: _Split, queries: dict[int, _Appearance]
 ) -> None:
-    """The protocols of occluded and of small queries: an eighth of the identities each."""
+    """Writes the protocols of occluded and of small queries, an eighth of all identities each."""
     count = max(2, len(queries) // 8)
     size = min(_SUBSET_GALLERY, cfg.test_images - 1)
     covered = {pid: max(test.seen[pid], key=lambda a: a.hidden) for pid in queries}
@@ -260,21 +243,3 @@ def _write_subsets(
         galleries = _galleries(cfg, test, subset, chosen, size)
         path = annotation / "test" / "subset" / f"{file}.mat"
         _write_protocol(path, variable, subset, galleries, chosen)
-
-
-def _write_attributes(folder: Path, casts: tuple[Cast, Cast]) -> None:
-    """What each identity looks like, in words and as attributes, under its ``idname``."""
-    content = {}
-    for split, cast in zip(("train", "test"), casts, strict=True):
-        content[split] = {
-            f"p{pid + 1}": attributes(cast, pid)
-            | {"look_alike_of": None if alike is None else f"p{alike + 1}"}
-            for pid, alike in enumerate(cast.alike)
-        }
-    (folder / "attributes.json").write_text(json.dumps(content, indent=1) + "\n")
-
-
-def attributes(cast: Cast, index: int) -> dict:
-    """Caption and attributes of one identity."""
-    look = cast.looks[index]
-    return {"caption": look.describe(), **dataclasses.asdict(look)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person looks like: attributes, how identities are told apart, and words for them."""
+"""Appearance of a person: its attributes, the distance of two looks, and a caption."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -53,10 +53,10 @@ BAGS = ("none", "backpack", "handbag", "shoulder bag")
 
 @dataclass(frozen=True)
 class Look:
-    """All that stays the same about one person from image to image.
+    """Attributes of an identity that are the same in all images.
 
-    ``stature`` is in meters, ``build`` a factor on the widths (1 = average), ``skin`` an index
-    into ``SKIN_COLORS``; ``tint`` shifts the named colors by so many gray levels, per garment.
+    ``stature`` is in meters, ``build`` is a factor on the widths (1 = average) and ``skin`` an
+    index into ``SKIN_COLORS``. ``tint`` shifts the named color of each garment by gray levels.
     """
 
     top: str
@@ -79,7 +79,7 @@ class Look:
     tint: tuple[int, ...]
 
     def describe(self) -> str:
-        """The look in one English phrase, e.g. for a caption."""
+        """Returns the look as one English phrase, for example for a caption."""
         top = f"{self.top_color} {self.top}"
         if self.top == "open jacket":
             top += f" over {self.second_color}"
@@ -106,7 +106,7 @@ def _pick(rng: np.random.Generator, options: tuple, weights: tuple | None = None
 
 
 def sample_look(rng: np.random.Generator) -> Look:
-    """Draws a look; second colors always contrast with the garment they sit on."""
+    """Samples a look; the second color always contrasts with the garment."""
     cloth = tuple(CLOTH_COLORS)
     top = _pick(rng, TOPS, (4, 3, 2, 1.5))
     top_color = _pick(rng, cloth)
@@ -158,7 +158,7 @@ def look_distance(a: Look, b: Look) -> int:
 
 
 def alter_look(rng: np.random.Generator, look: Look, changes: int) -> Look:
-    """Copies a look and changes just so many attributes that can be seen (1 to 4)."""
+    """Returns a copy of a look with exactly ``changes`` (1 to 4) different visible attributes."""
     fresh = look
     for _ in range(200):
         other = sample_look(rng)
@@ -175,13 +175,19 @@ def alter_look(rng: np.random.Generator, look: Look, changes: int) -> Look:
 def sample_looks(
     rng: np.random.Generator, count: int, alike_share: float, taken: tuple[Look, ...] = ()
 ) -> tuple[list[Look], list[int | None]]:
-    """Looks for ``count`` identities.
+    """Samples the looks of ``count`` identities.
 
-    Identities that are no look-alikes differ from each other, and from ``taken``, in at least
-    three visible attributes as long as 60 draws find such a look.
+    Identities that are not look-alikes differ from each other and from ``taken`` in at least
+    three visible attributes, as far as 60 draws find such a look.
+
+    Args:
+        rng: Random stream.
+        count: Number of identities.
+        alike_share: Share of the identities that copy another one but for 1 or 2 attributes.
+        taken: Looks of other identities.
 
     Returns:
-        The looks, and for each identity the index of the one it copies, or None.
+        The looks, and for each identity the index of the one that it copies, or None.
     """
     copies = round(alike_share * count) if count > 1 else 0
     copies = min(copies, count - 1)

@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides before anything is drawn who appears in which image."""
+"""Decides which persons appear in which image, before anything is drawn."""
 
+import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from .config import SyntheticConfig
+from .config import SyntheticConfig, random_stream
 from .looks import Look, alter_look, look_distance, sample_look, sample_looks
 
 TWINS_PER_TEST_SET = 2
-"""Test identities that stand twice in one image when quirks are on (and ids suffice)."""
+"""Test identities that appear twice in one image if quirks are on and ids suffice."""
 
 
 @dataclass(frozen=True)
 class Cast:
     """Identities of one split.
 
-    ``alike[i]`` is the index of the identity that identity i copies but for one or two
-    attributes, or None.
+    Attributes:
+        looks: Look of each identity.
+        alike: Index of the identity that each identity copies but for one or two attributes, or
+            None.
     """
 
     looks: list[Look]
@@ -26,21 +31,15 @@ class Cast:
 
 @dataclass
 class ImagePlan:
-    """One image: its camera and everyone in it, as (identity index or -1, look)."""
+    """One image: its camera and all persons in it, as (identity index or -1, look)."""
 
     camera: int
     people: list[tuple[int, Look]]
 
 
-def generator(cfg: SyntheticConfig, *key: int) -> np.random.Generator:
-    """An independent random stream for one purpose."""
-    sequence = np.random.SeedSequence(cfg.seed, spawn_key=key)
-    return np.random.Generator(np.random.PCG64(sequence))
-
-
 def make_casts(cfg: SyntheticConfig, stream: int) -> tuple[Cast, Cast]:
-    """Looks of the training and of the test identities; no test look is a training look."""
-    rng = generator(cfg, stream, 2_000_000)
+    """Samples the training and the test identities; no look is in both."""
+    rng = random_stream(cfg.seed, stream, 2_000_000)
     train = Cast(*sample_looks(rng, cfg.train_ids, cfg.alike_share))
     test = Cast(*sample_looks(rng, cfg.test_ids, cfg.alike_share, tuple(train.looks)))
     return train, test
@@ -49,22 +48,22 @@ def make_casts(cfg: SyntheticConfig, stream: int) -> tuple[Cast, Cast]:
 def plan_split(
     cfg: SyntheticConfig, rng: np.random.Generator, cast: Cast, cameras: list[int], twins: int
 ) -> list[ImagePlan]:
-    """Deals the identities of a split into its images.
+    """Distributes the identities of a split over its images.
 
-    Every identity gets at least two images and, where there are several cameras, two cameras.
+    Every identity gets at least two images and, if there are several cameras, two cameras.
 
     Args:
-        cfg: counts and shares.
-        rng: stream of this split.
-        cast: the split's identities.
-        cameras: camera of each image.
-        twins: number of images in which one identity stands twice.
+        cfg: Counts and shares.
+        rng: Random stream of this split.
+        cast: Identities of the split.
+        cameras: Camera of each image.
+        twins: Number of images in which one identity appears twice.
 
     Returns:
         One plan per image. With quirks, one image has passers-by only.
 
     Raises:
-        ValueError: the people of all images do not suffice for two appearances per identity.
+        ValueError: If there are too few persons in all images for two appearances per identity.
     """
     count = len(cameras)
     low, high = cfg.people
@@ -78,24 +77,23 @@ def plan_split(
     dealt = _deal(rng, labeled, cameras, len(cast.looks))
     crowd = [i for i in range(count) if totals[i] - len(dealt[i]) > 0 and dealt[i]]
     doubled: set[int] = set()
-    for picture in rng.permutation(crowd):
-        fresh = [pid for pid in dealt[picture] if pid not in doubled]
+    for image in rng.permutation(crowd):
+        fresh = [pid for pid in dealt[image] if pid not in doubled]
         if len(doubled) < twins and fresh:
             doubled.add(fresh[0])
-            dealt[picture].append(fresh[0])
+            dealt[image].append(fresh[0])
     plans = []
-    for picture in range(count):
-        people = [(pid, cast.looks[pid]) for pid in dealt[picture]]
-        for _ in range(int(totals[picture]) - len(people)):
-            people.append((-1, _passer_by(rng, cfg, cast)))
-        plans.append(ImagePlan(cameras[picture], people))
+    for camera, pids, total in zip(cameras, dealt, totals, strict=True):
+        people = [(pid, cast.looks[pid]) for pid in pids]
+        people += [(-1, _passer_by(rng, cfg, cast)) for _ in range(int(total) - len(pids))]
+        plans.append(ImagePlan(camera, people))
     return plans
 
 
 def _raise_to(
     labeled: np.ndarray, totals: np.ndarray, least: int, empty: int, most: int
 ) -> np.ndarray:
-    """Raises the labeled counts, evenly, until their sum reaches ``least``."""
+    """Raises the labeled counts evenly until their sum reaches ``least``."""
     labeled = labeled.copy()
     room = np.minimum(totals, most)
     while labeled.sum() < least:
@@ -103,7 +101,7 @@ def _raise_to(
         if not open_images:
             raise ValueError(
                 f"{least // 2} identities need two appearances each, {least} in all, but the "
-                f"{len(labeled)} images hold {int(labeled.sum())} labeled people at most. "
+                f"{len(labeled)} images hold at most {int(labeled.sum())} labeled persons. "
                 "Lower train_ids/test_ids, or raise train_images/test_images or people."
             )
         for i in open_images:
@@ -115,7 +113,7 @@ def _raise_to(
 def _deal(
     rng: np.random.Generator, labeled: np.ndarray, cameras: list[int], ids: int
 ) -> list[list[int]]:
-    """Identity indices of each image; the first two rounds hold everybody, in two cameras."""
+    """Returns the identity indices of each image; the first two rounds use every identity."""
     several = len(set(cameras)) > 1
     for _ in range(200):
         frequency = rng.uniform(0.4, 1.0, size=ids)
@@ -123,10 +121,10 @@ def _deal(
         dealt: list[list[int]] = [[] for _ in labeled]
         deck: list[int] = []
         rounds = 0
-        for picture in rng.permutation(len(labeled)):
-            camera = cameras[picture]
-            while len(dealt[picture]) < labeled[picture]:
-                options = [pid for pid in deck if pid not in dealt[picture]]
+        for image in rng.permutation(len(labeled)):
+            camera = cameras[image]
+            while len(dealt[image]) < labeled[image]:
+                options = [pid for pid in deck if pid not in dealt[image]]
                 if not options:
                     fresh = rng.permutation(ids)
                     if rounds >= 2:
@@ -138,20 +136,20 @@ def _deal(
                     (p for p in options if not several or set(seen[p]) != {camera}), options[0]
                 )
                 deck.remove(pid)
-                dealt[picture].append(pid)
+                dealt[image].append(pid)
                 seen[pid].append(camera)
         twice = min(map(len, seen)) >= 2
         if twice and (not several or all(len(set(cams)) >= 2 for cams in seen)):
             return dealt
     raise ValueError(
-        f"found no way to show each of {ids} identities in two images"
+        f"cannot show each of the {ids} identities in two images"
         + (" of two cameras" if several else "")
         + "; raise train_images/test_images or people, or lower train_ids/test_ids"
     )
 
 
 def _passer_by(rng: np.random.Generator, cfg: SyntheticConfig, cast: Cast) -> Look:
-    """A stranger; some of them resemble an identity of the split, none equals one."""
+    """Samples the look of a passer-by; some resemble an identity of the split, none equals it."""
     if rng.random() < cfg.alike_share:
         look = cast.looks[int(rng.integers(len(cast.looks)))]
         stranger = alter_look(rng, look, 2)
@@ -162,3 +160,15 @@ def _passer_by(rng: np.random.Generator, cfg: SyntheticConfig, cast: Cast) -> Lo
             break
         stranger = sample_look(rng)
     return stranger
+
+
+def write_attributes(folder: Path, casts: tuple[Cast, Cast], names: list[list[str]]) -> None:
+    """Writes attributes.json: caption and attributes of each identity, under its name."""
+    content = {}
+    for split, cast, ids in zip(("train", "test"), casts, names, strict=True):
+        content[split] = {
+            name: {"caption": look.describe(), **dataclasses.asdict(look)}
+            | {"look_alike_of": None if alike is None else ids[alike]}
+            for name, look, alike in zip(ids, cast.looks, cast.alike, strict=True)
+        }
+    (folder / "attributes.json").write_text(json.dumps(content, indent=1) + "\n")

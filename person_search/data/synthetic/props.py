@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Street furniture that stands between the people and hides parts of them."""
+"""Draws street furniture that stands between persons and hides parts of them."""
 
 import math
 
@@ -9,17 +9,13 @@ import numpy as np
 from .canvas import FigureCanvas, ellipse_outline, smooth_outline
 
 PROPS = {"pole": 2.9, "bollard": 0.95, "bench": 0.9, "planter": 1.25, "bin": 1.0, "sign": 2.2}
-"""Kinds, with their heights in meters."""
+"""Heights of all kinds of furniture in meters."""
 
 _OVERSAMPLING = 2
 
 
-def _rectangle(x1: float, y1: float, x2: float, y2: float) -> np.ndarray:
-    return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64)
-
-
 def _prop_palette(rng: np.random.Generator) -> np.ndarray:
-    """Metal (1), wood (2), leaves (3), paint (4)."""
+    """Samples the colors of metal (1), wood (2), leaves (3) and paint (4)."""
     palette = np.zeros((13, 3), np.float32)
     palette[1] = rng.uniform(40, 110) + rng.normal(0, 8, 3)
     palette[2] = np.array((58, 88, 128)) * rng.uniform(0.8, 1.25)
@@ -34,9 +30,10 @@ def _draw_parts(
     unit = canvas.unit
 
     def box(x1: float, y1: float, x2: float, y2: float) -> np.ndarray:
-        """Outline of a box given in meters to the right of the middle and above ground."""
+        """Returns the outline of a box in meters, to the right of the middle and above ground."""
         left, right = middle + x1 * unit, middle + x2 * unit
-        return _rectangle(left, ground - y2 * unit, right, ground - y1 * unit)
+        top, low = ground - y2 * unit, ground - y1 * unit
+        return np.array([(left, top), (right, top), (right, low), (left, low)], np.float64)
 
     if kind == "pole":
         canvas.solid(box(-0.065, 0, 0.065, 2.86), 1)
@@ -69,7 +66,18 @@ def _draw_parts(
 def draw_prop(
     kind: str, rng: np.random.Generator, pixels_per_meter: float, light: float, ambient: float
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Draws one thing; returns color, alpha and ground point like ``people.draw_person``."""
+    """Draws one piece of furniture.
+
+    Args:
+        kind: Key of ``PROPS``.
+        rng: Random stream for colors and details.
+        pixels_per_meter: Scale of the final image.
+        light: Horizontal light direction, -1 to 1.
+        ambient: Flatness of the light, 0 to 1.
+
+    Returns:
+        Color, alpha and ground point, as :func:`.person.draw_person` returns them.
+    """
     unit = _OVERSAMPLING * pixels_per_meter
     half = 1.05 if kind == "bench" else 0.55
     width, height = math.ceil(2 * half * unit), math.ceil((PROPS[kind] + 0.1) * unit)

@@ -1,34 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a synthetic set in PRW's on-disk format: six cameras that the same people pass."""
+"""Writes a data set in the on-disk format of PRW: six cameras that see the same persons."""
 
-import dataclasses
-import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from . import matlab
-from .config import SyntheticConfig
-from .cuhk_sysu import attributes
-from .plan import ImagePlan, generator, make_casts, plan_split
+from .config import SyntheticConfig, random_stream
+from .plan import ImagePlan, make_casts, plan_split, write_attributes
 from .scene import DrawnPerson, SceneSpec
 from .store import draw_images, write_data_set
 
 STREAM = 2
 CAMERAS = 6
 UNLABELED_RAW = -2
-"""What PRW's files call a person without identity."""
+"""Id of a person without identity in the files of PRW."""
 
 _VARIABLES = ("box_new", "anno_file", "anno_previous")
 _TRAIN_ID_IN_TEST = 0.25
-"""Share of the test frames in which a training identity passes, as 94 do in the real set."""
+"""Share of the test frames with a training identity; 94 frames of the real set have one."""
 
 
 def raw_ids(train_ids: int, test_ids: int) -> tuple[list[int], list[int]]:
-    """Raw numbers of the identities, with the gaps of the real set.
+    """Returns the raw ids of the training and test identities, with gaps as in the real set.
 
-    There, training holds 1..478, 480..483 and 932, test the rest of 479..933. Here, training
-    misses one number near its end, which is a test id, and owns one near the end of test's.
+    The real training ids are 1..478, 480..483 and 932, the test ids the rest of 479..933. Here, one
+    id near the end of the training ids is a test id, and vice versa.
     """
     if train_ids < 3 or test_ids < 3:
         first = train_ids + 1
@@ -42,20 +40,18 @@ def raw_ids(train_ids: int, test_ids: int) -> tuple[list[int], list[int]]:
 def write_prw(
     root: str | Path, cfg: SyntheticConfig, workers: int = 1, progress: bool = True
 ) -> bool:
-    """Writes the set to ``root`` (the folder that holds ``frames`` and ``annotations``).
+    """Writes a data set to ``root``, the folder of ``frames`` and ``annotations``.
 
-    Args, return value and errors are those of ``write_cuhk_sysu``; ``gallery_sizes`` and
-    ``cameras`` are not used. Camera 6 has images of another size, as in the real set.
+    Arguments, return value and errors are those of :func:`.cuhk_sysu.write_cuhk_sysu`. The options
+    ``gallery_sizes`` and ``cameras`` are not used. Images of camera 6 have another size, as in the
+    real set.
     """
-
-    def fill(folder: Path) -> dict:
-        return _write(folder, cfg, workers, progress)
-
-    return write_data_set(Path(root), cfg.fingerprint("PRW"), dataclasses.asdict(cfg), fill)
+    fill = partial(_write, cfg=cfg, workers=workers, progress=progress)
+    return write_data_set(root, cfg, "PRW", fill)
 
 
 def frame_size(cfg: SyntheticConfig, camera: int) -> tuple[int, int]:
-    """(width, height) of the images of a camera (1..6); the sixth is 5:4 and smaller."""
+    """Returns (width, height) of the images of a camera (1 to 6); the sixth is smaller, 5:4."""
     if camera < CAMERAS:
         return cfg.width, cfg.height
     return round(1.125 * cfg.height), round(0.9 * cfg.height)
@@ -67,13 +63,14 @@ def _write(folder: Path, cfg: SyntheticConfig, workers: int, progress: bool) -> 
     specs: list[SceneSpec] = []
     counts = (cfg.train_images, cfg.test_images)
     for part, (cast, count) in enumerate(zip(casts, counts, strict=True)):
-        rng = generator(cfg, STREAM, 3_000_000 + part)
+        rng = random_stream(cfg.seed, STREAM, 3_000_000 + part)
         cameras = [1 + (i + part) % CAMERAS for i in range(count)]
         plans = plan_split(cfg, rng, cast, cameras, 1 if cfg.quirks and part == 0 else 0)
-        number = [_with_raw_ids(plan, raw[part]) for plan in plans]
+        for plan in plans:
+            plan.people = [(raw[part][pid] if pid >= 0 else -1, look) for pid, look in plan.people]
         if part == 1 and cfg.quirks:
-            _add_train_ids(rng, number, casts[0].looks, raw[0])
-        specs += _specs(cfg, part, number, len(specs))
+            _add_train_ids(rng, plans, casts[0].looks, raw[0])
+        specs += _specs(cfg, part, plans, len(specs))
     drawn = draw_images(specs, folder / "frames", cfg, workers, progress, "PRW")
     boxes = [_boxes(spec, people) for spec, people in zip(specs, drawn, strict=True)]
     names = [spec.file_name.removesuffix(".jpg") for spec in specs]
@@ -85,28 +82,15 @@ def _write(folder: Path, cfg: SyntheticConfig, workers: int, progress: bool) -> 
     queries = _write_queries(
         folder, cfg, raw[1], names[cfg.train_images :], boxes[cfg.train_images :]
     )
-    content = {
-        split: {
-            str(raw[part][i]): attributes(cast, i)
-            | {"look_alike_of": None if alike is None else str(raw[part][alike])}
-            for i, alike in enumerate(cast.alike)
-        }
-        for part, (split, cast) in enumerate(zip(("train", "test"), casts, strict=True))
-    }
-    (folder / "attributes.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_attributes(folder, casts, [[str(pid) for pid in pids] for pids in raw])
     total = sum(len(rows) for rows in boxes)
     return {"images": len(names), "boxes": total, "train_ids": len(raw[0]), "queries": queries}
-
-
-def _with_raw_ids(plan: ImagePlan, raw: list[int]) -> ImagePlan:
-    people = [(raw[pid] if pid >= 0 else -1, look) for pid, look in plan.people]
-    return ImagePlan(plan.camera, people)
 
 
 def _add_train_ids(
     rng: np.random.Generator, plans: list[ImagePlan], looks: list, raw: list[int]
 ) -> None:
-    """Lets training identities take the place of passers-by in some test frames."""
+    """Replaces a passer-by in some test frames by a training identity."""
     for plan in plans:
         strangers = [i for i, (pid, _) in enumerate(plan.people) if pid < 0]
         if len(strangers) > 1 and rng.random() < _TRAIN_ID_IN_TEST:
@@ -115,7 +99,8 @@ def _add_train_ids(
 
 
 def _specs(cfg: SyntheticConfig, part: int, plans: list[ImagePlan], start: int) -> list[SceneSpec]:
-    """Frames in recording order; with quirks the first sends somebody over the left border."""
+    """Returns frames in recording order; with quirks, one has a person at the left border."""
+    cut = next(i for i, plan in enumerate(plans) if plan.people[0][0] >= 0) if cfg.quirks else -1
     specs = []
     for i, plan in enumerate(plans):
         frame = 1 + 25 * (i // CAMERAS) + 7 * (i % 3)
@@ -129,18 +114,14 @@ def _specs(cfg: SyntheticConfig, part: int, plans: list[ImagePlan], start: int) 
                 size=frame_size(cfg, plan.camera),
                 difficulty=cfg.difficulty,
                 people=tuple(plan.people),
-                at_left_border=cfg.quirks and i == _first_with_id(plans),
+                at_left_border=i == cut,
             )
         )
     return specs
 
 
-def _first_with_id(plans: list[ImagePlan]) -> int:
-    return next(i for i, plan in enumerate(plans) if plan.people[0][0] >= 0)
-
-
 def _boxes(spec: SceneSpec, people: list[DrawnPerson]) -> np.ndarray:
-    """(K, 5) float64: raw id, x, y, w, h with parts of a pixel, as tracked boxes have.
+    """Returns (K, 5) float64: raw id, x, y, w, h with fractions of a pixel, as in tracked boxes.
 
     A box at the left border of a marked frame starts at a negative x, like 25 of the real ones.
     """
@@ -169,8 +150,8 @@ def _write_split(
 def _write_queries(
     folder: Path, cfg: SyntheticConfig, ids: list[int], names: list[str], boxes: list[np.ndarray]
 ) -> int:
-    """One query per test identity and camera that saw it; returns their number."""
-    rng = generator(cfg, STREAM, 3_000_010)
+    """Writes one query per test identity and camera; returns their number."""
+    rng = random_stream(cfg.seed, STREAM, 3_000_010)
     lines = []
     for pid in ids:
         by_camera: dict[str, list[tuple[str, np.ndarray]]] = {}

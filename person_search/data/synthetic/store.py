@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a data set all or nothing, and recognizes one that is already there.
+"""Writes a data set as a whole or not at all, and recognizes an existing one.
 
-A set grows in a hidden folder beside its place and moves there in one step, so that an
-interrupted run leaves nothing that looks complete. The manifest knows the options and the size
-of all files.
+A data set is written to a hidden folder beside its final place and moved there in one step, so
+that an interrupted run leaves nothing that looks complete. The manifest holds the options, and the
+number and size of all files.
 """
 
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -26,54 +27,43 @@ from .config import SyntheticConfig
 from .scene import DrawnPerson, SceneSpec, render_scene
 
 MANIFEST = "synthetic.json"
-"""Written last; a folder without it is not ours, or not whole."""
+"""Written last; a folder without it is incomplete or not from this generator."""
 
 
 def _measure_tree(root: Path) -> dict[str, int]:
-    """Number and bytes of all files below ``root``, without the manifest and the readers' cache."""
+    """Returns number and bytes of all files, without the manifest and the cache of the readers."""
     files = [p for p in root.rglob("*") if p.is_file() and p.name != MANIFEST]
     files = [p for p in files if p.relative_to(root).parts[0] != CACHE_FOLDER]
     return {"files": len(files), "bytes": sum(p.stat().st_size for p in files)}
 
 
-def read_manifest(root: Path) -> dict | None:
-    """The manifest of the set at ``root``; None where it is missing or no JSON object."""
-    try:
-        manifest = json.loads((root / MANIFEST).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
-
-
-def is_complete(root: Path, fingerprint: str) -> bool:
-    """Whether ``root`` holds the whole set of exactly these options."""
-    manifest = read_manifest(root)
-    if manifest is None or manifest.get("fingerprint") != fingerprint:
-        return False
-    measured = _measure_tree(root)
-    return all(manifest.get(key) == value for key, value in measured.items())
-
-
 def write_data_set(
-    root: Path, fingerprint: str, options: dict, fill: Callable[[Path], dict]
+    root: str | Path, cfg: SyntheticConfig, layout: str, fill: Callable[[Path], dict]
 ) -> bool:
-    """Has ``fill`` write the set, unless it is there.
+    """Writes a data set unless it exists.
 
     Args:
-        root: where the set shall lie.
-        fingerprint: hash of the options.
-        options: the options, for people who read the manifest.
-        fill: writes all files into the folder it is given; returns counts for the manifest.
+        root: Folder of the data set.
+        cfg: Options of the data set.
+        layout: Name of the on-disk layout.
+        fill: Writes all files into a given folder and returns counts for the manifest.
 
     Returns:
-        Whether anything was written.
+        Whether the data set was written.
 
     Raises:
-        FileExistsError: ``root`` holds files but no manifest, so they may be somebody's data.
+        FileExistsError: If ``root`` holds files but no manifest, because they may be user data.
     """
-    if is_complete(root, fingerprint):
-        return False
-    if root.exists() and read_manifest(root) is None and any(root.iterdir()):
+    root, fingerprint = Path(root), cfg.fingerprint(layout)
+    try:
+        known = json.loads((root / MANIFEST).read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        known = None
+    if isinstance(known, dict):
+        wanted = {"fingerprint": fingerprint, **_measure_tree(root)}
+        if all(known.get(key) == value for key, value in wanted.items()):
+            return False
+    elif root.exists() and any(root.iterdir()):
         raise FileExistsError(
             f"{root} is not empty and has no {MANIFEST}: it was not written by this generator. "
             "Choose another folder, or empty this one."
@@ -83,8 +73,8 @@ def write_data_set(
     partial.mkdir(parents=True)
     counts = fill(partial)
     manifest = {"fingerprint": fingerprint, **_measure_tree(partial)}
-    manifest |= {"counts": counts, "options": options}
-    with (partial / MANIFEST).open("w") as file:
+    manifest |= {"counts": counts, "options": dataclasses.asdict(cfg)}
+    with (partial / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
@@ -95,23 +85,19 @@ def write_data_set(
 
 
 def _draw_to_file(spec: SceneSpec, folder: str, quality: int) -> list[DrawnPerson]:
-    picture, people = render_scene(spec)
-    good, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    image, people = render_scene(spec)
+    good, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not good:
-        raise RuntimeError(f"OpenCV could not encode {spec.file_name} as JPEG")
-    # not cv2.imwrite: only Python's own writing reports a full disk
+        raise RuntimeError(f"OpenCV failed to encode {spec.file_name} as JPEG")
+    # cv2.imwrite would not report a full disk
     Path(folder, spec.file_name).write_bytes(encoded.tobytes())
     return people
 
 
 class _Bar(tqdm):
-    """A progress bar that starts no thread."""
+    """Progress bar that starts no thread."""
 
     monitor_interval = 0
-
-
-def _single_thread() -> None:
-    cv2.setNumThreads(1)
 
 
 def draw_images(
@@ -122,25 +108,33 @@ def draw_images(
     progress: bool,
     title: str,
 ) -> list[list[DrawnPerson]]:
-    """Draws all images into ``folder``; the result does not depend on ``workers``.
+    """Draws images into a folder.
+
+    Args:
+        specs: Content of each image.
+        folder: Output folder.
+        cfg: Options, for the JPEG quality.
+        workers: Number of processes; the result does not depend on it.
+        progress: Shows a progress bar.
+        title: Title of the progress bar.
 
     Returns:
-        The boxed people of each image, in the order of ``specs``.
+        The persons with a box in each image, in the order of ``specs``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     draw = functools.partial(_draw_to_file, folder=str(folder), quality=cfg.jpeg_quality)
     bar = functools.partial(
-        _Bar, total=len(specs), desc=title, unit="picture", disable=not progress, mininterval=1.0
+        _Bar, total=len(specs), desc=title, unit="image", disable=not progress, mininterval=1.0
     )
     if workers <= 1:
         threads = cv2.getNumThreads()
-        _single_thread()
+        cv2.setNumThreads(1)
         try:
             return list(bar(map(draw, specs)))
         finally:
             cv2.setNumThreads(threads)
-    # a fork starts at once, but one of a process with threads can hang
+    # a fork starts at once, but a fork of a process with threads can deadlock
     alone = sys.platform == "linux" and threading.active_count() == 1
     context = multiprocessing.get_context("fork" if alone else "spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_single_thread) as pool:
+    with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
         return list(bar(pool.map(draw, specs, chunksize=8)))

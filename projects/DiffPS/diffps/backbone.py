@@ -133,9 +133,6 @@ class DiffusionBackbone(Backbone):
     def word_vectors(self, words: Sequence[str]) -> Tensor:
         """Returns text vectors of words that were encoded when the backbone was built.
 
-        Args:
-            words: Words of ``BACKBONE.WORDS`` or ``SFAN.PARTS``, or the prompt.
-
         Returns:
             (n, ``text_dim``) float32, on the device of the backbone.
         """
@@ -151,9 +148,6 @@ class DiffusionBackbone(Backbone):
         """Uses the frozen weights of ``other``, of which this is a copy; called by ``SOLVER.EMA``.
 
         Both must stay on one device from then on.
-
-        Args:
-            other: Backbone that keeps the weights.
         """
         self._frozen, self._unet, self._projector = other._frozen, other._unet, other._projector
         self.latent_cache, self.feature_cache = other.latent_cache, other.feature_cache
@@ -203,13 +197,7 @@ class DiffusionBackbone(Backbone):
     def fill_cache(
         self, images: Tensor, image_sizes: Sequence[tuple[int, int]], keys: Sequence[str]
     ) -> None:
-        """Adds the missing entries of these images to the cache, and computes nothing else.
-
-        Args:
-            images: See :meth:`forward`.
-            image_sizes: See :meth:`forward`.
-            keys: See :meth:`forward`.
-        """
+        """Adds missing entries to the cache, computing nothing else; see :meth:`forward`."""
         for size, indices, crops in self._group(images, self._check_images(images, image_sizes)):
             some_keys = [keys[i] for i in indices]
             if self.feature_cache is not None:

@@ -212,10 +212,11 @@ class TensorCache:
     def _count(self) -> tuple[int, int]:
         """Returns the bytes and the number of all entries."""
         sizes = []
-        for folder in self.folder.iterdir():
-            if folder.is_dir():
-                with os.scandir(folder) as files:
-                    sizes += [f.stat().st_size for f in files if f.name.endswith(_SUFFIX)]
+        for path in self.folder.rglob(f"*{_SUFFIX}"):
+            try:
+                sizes.append(path.stat().st_size)
+            except OSError:
+                continue  # removed by another process, or a dangling link
         return sum(sizes), len(sizes)
 
 
@@ -274,7 +275,8 @@ def open_cache(
             "upcast": config.UPCAST_ATTENTION,
         }
     try:
-        opened = TensorCache(cache.DIR, cache.KIND, identity, int(cache.MAX_GB * 1e9))
+        folder = os.path.expanduser(cache.DIR)
+        opened = TensorCache(folder, cache.KIND, identity, int(cache.MAX_GB * 1e9))
     except OSError as e:
         reason = f"{_CONFIG_KEY}.CACHE.DIR cannot be used, {e.strerror}; set another folder"
         raise type(e)(e.errno, reason, cache.DIR) from e
@@ -295,10 +297,6 @@ def weights_digest(module: nn.Module, per_tensor: int = 64) -> str:
     """Returns a digest of names, shapes, types and a sample of the values of all weights.
 
     It takes milliseconds for a model of a billion weights; fine-tuning changes the sample.
-
-    Args:
-        module: Module with the weights.
-        per_tensor: Number of values sampled from each tensor.
     """
     digest = hashlib.blake2b(digest_size=20)
     for name, weight in sorted(module.state_dict().items()):

@@ -147,12 +147,6 @@ def estimate_cache(
 ) -> tuple[int, int]:
     """Estimates the cache of one dataset from shapes alone, without reading images.
 
-    Args:
-        cfg: Config of the mapper.
-        backbone: Backbone with a cache.
-        dataset_name: Name of a registered dataset.
-        is_train: Whether images are mapped as in training.
-
     Returns:
         Number of entries and their bytes; a mirror image is an entry of its own.
     """
@@ -183,12 +177,6 @@ def resized(cfg: CfgNode, size: tuple[int, int], is_train: bool) -> tuple[int, i
 
 def check_room(cache: TensorCache, entries: int, size: int, max_gb: float) -> list[str]:
     """Compares an estimate with the free disk space and with ``CACHE.MAX_GB``.
-
-    Args:
-        cache: Cache to fill.
-        entries: Number of entries.
-        size: Bytes of all entries.
-        max_gb: Limit in gigabytes (1e9 bytes); 0 for no limit.
 
     Returns:
         Lines for the user: the estimate, what is present and free, and a warning if the limit is

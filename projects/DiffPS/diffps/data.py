@@ -133,11 +133,6 @@ def replace_resize(
 ) -> list[T.Augmentation]:
     """Replaces Detectron2's resizing by that of DiffPS.
 
-    Args:
-        augmentations: Augmentations of the shared mapper.
-        mode: One of ``RESIZE_MODES``.
-        size: (height, width) or, for ``budget``, its area.
-
     Raises:
         ValueError: If the mode is unknown, or a side is not a positive multiple of 64.
     """

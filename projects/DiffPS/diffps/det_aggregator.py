@@ -36,13 +36,7 @@ class DetAggregator(nn.Sequential):
 
 
 def feature_shape(input_shape: dict[str, ShapeSpec], name: str, key: str) -> ShapeSpec:
-    """Returns the shape of a feature of the backbone; raises ValueError if it does not exist.
-
-    Args:
-        input_shape: Shapes of all features.
-        name: Name of the feature.
-        key: Config key that names it, for the message.
-    """
+    """Returns the shape of a feature; raises ValueError with the config key if it is missing."""
     if name not in input_shape:
         raise ValueError(
             f"{key} is '{name}', but the backbone has {sorted(input_shape)}. Add it to "

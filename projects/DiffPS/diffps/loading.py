@@ -18,7 +18,7 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 _KEY = "MODEL.DIFFPS.BACKBONE"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.([a-z]\w*))?(?:-\d+-of-\d+)?"
     r"\.(?:safetensors|bin)"
@@ -129,11 +129,7 @@ class DiffusionFolder:
         return bool(entry and entry[0])  # an index marks an absent part by [null, null]
 
     def load_unet(self, dtype: torch.dtype, family: str) -> nn.Module:
-        """Loads the UNet, frozen.
-
-        Args:
-            dtype: Type of the loaded weights.
-            family: Key of :data:`FAMILIES` that the UNet must match, or ``any``.
+        """Loads the UNet, frozen, if it is of the family (a key of :data:`FAMILIES`, or ``any``).
 
         Raises:
             ValueError: If the UNet is of another family, or its weights do not fit its config.
@@ -186,10 +182,11 @@ class DiffusionFolder:
 
             # explicit, because diffusers warns where accelerate is not installed
             options["low_cpu_mem_usage"] = is_accelerate_available()
+            options["torch_dtype"] = dtype  # transformers has another name for it in each version
         quiet = no_progress_bars() if self.is_local else nullcontext()
         with self._explained(part), quiet:
             model, info = model_class.from_pretrained(
-                self.model, torch_dtype=dtype, output_loading_info=True, **options
+                self.model, output_loading_info=True, **options
             )
             missing = sorted(info["missing_keys"])
             if missing and self.is_local and part.startswith("text_encoder"):
@@ -197,6 +194,8 @@ class DiffusionFolder:
             if missing:
                 # the libraries only warn and leave these at random values
                 raise ValueError(f"{len(missing)} weights are not in the file, e.g. {missing[0]}")
+        if "torch_dtype" not in options:
+            model = model.to(dtype)
         return model.eval().requires_grad_(False)
 
     def _local_variant(self, part: str) -> str:
@@ -228,6 +227,8 @@ class DiffusionFolder:
     @contextmanager
     def _explained(self, part: str) -> Iterator[None]:
         """Turns the errors of the libraries into one that names the model and the part."""
+        from huggingface_hub import constants
+
         try:
             yield
         except (OSError, RuntimeError, ValueError, TypeError, KeyError) as e:
@@ -242,7 +243,7 @@ class DiffusionFolder:
                 offline = "there is no network"
                 if self.local_files_only:
                     offline = f"{_KEY}.LOCAL_FILES_ONLY is True"
-                elif os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+                elif constants.HF_HUB_OFFLINE:
                     offline = "the environment variable HF_HUB_OFFLINE is set"
                 reason = f"it is not in the cache, and {offline}."
             raise ModelDownloadError(

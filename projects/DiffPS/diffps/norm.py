@@ -25,11 +25,6 @@ def no_rows(module: nn.Module, x: Tensor, *shape: int) -> Tensor:
 
     The result depends on the input and on all parameters of the module, so that they get a (zero)
     gradient, as distributed training requires, and no batch norm receives an empty batch.
-
-    Args:
-        module: Module that is not run.
-        x: Empty input.
-        *shape: Shape of one row of the output.
     """
     tie = x.sum() + sum(p.sum() for p in module.parameters() if p.requires_grad)
     return x.new_zeros(0, *shape) + 0.0 * tie

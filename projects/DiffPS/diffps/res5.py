@@ -109,6 +109,7 @@ def read_res5_weights(source: str) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         RuntimeError: If the download failed.
     """
+    source = os.path.expanduser(source)
     if source == "torchvision":
         state = _download()
     elif not os.path.isfile(source):

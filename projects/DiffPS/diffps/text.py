@@ -51,18 +51,13 @@ class TextConditioning:
 
 
 def get_text(cfg: CfgNode, folder: DiffusionFolder, unet: nn.Module) -> TextConditioning:
-    """Returns the text of a config, from ``BACKBONE.TEXT_EMBEDS_FILE`` or encoded.
-
-    Args:
-        cfg: The whole config.
-        folder: Model with the text encoder.
-        unet: UNet of ``folder``.
-    """
+    """Returns the text of a config, from ``BACKBONE.TEXT_EMBEDS_FILE`` or encoded."""
     config = cfg.MODEL.DIFFPS.BACKBONE
     words = [*cfg.MODEL.DIFFPS.SFAN.PARTS, *config.WORDS]
     map_word = config.ATTN.WORD if len(config.ATTN.LAYERS) else None
     if config.TEXT_EMBEDS_FILE:
-        return load_text(config.TEXT_EMBEDS_FILE, config.PROMPT, words, map_word, unet)
+        path = os.path.expanduser(config.TEXT_EMBEDS_FILE)
+        return load_text(path, config.PROMPT, words, map_word, unet)
     return encode_text(folder, config.PROMPT, words, map_word)
 
 
@@ -164,14 +159,7 @@ def _position(tokenizer: Any, prompt: str, map_word: str) -> int:
 def save_text(
     path: str | os.PathLike, text: TextConditioning, prompt: str, unet: nn.Module
 ) -> None:
-    """Writes encoded text.
-
-    Args:
-        path: File to write; an existing one is replaced.
-        text: Encoded prompt and words.
-        prompt: Prompt that was encoded.
-        unet: UNet of the same model.
-    """
+    """Writes the encoded prompt and words for the model of ``unet``; replaces an existing file."""
     tensors = {"context": text.context, "unet": sample_weights(unet)}
     if text.pooled is not None:
         tensors["pooled"] = text.pooled

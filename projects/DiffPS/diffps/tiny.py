@@ -99,11 +99,6 @@ def save_pipeline(pipeline: Any, folder: str | os.PathLike, dtype: torch.dtype) 
 
     Text encoders are stored in float32: transformers loads a model in its stored type, diffusers in
     float32, and the parts of a pipeline loaded with default options must fit together.
-
-    Args:
-        pipeline: Pipeline of diffusers.
-        folder: Output folder.
-        dtype: Type that the weights of UNet and VAE are converted to, in place.
     """
     for model in (pipeline.unet, pipeline.vae):
         for weight in model.parameters():
@@ -171,13 +166,7 @@ def write_random_like(
 
 
 def build_pipeline(sizes: TinySizes, family: str, prediction: str = "epsilon") -> Any:
-    """Builds a diffusers pipeline with random weights from the global generator.
-
-    Args:
-        sizes: Sizes of the model.
-        family: Topology of the model: ``sd15``, ``sd21`` or ``sdxl``.
-        prediction: Output of the UNet, ``epsilon`` or ``v_prediction``.
-    """
+    """Builds a diffusers pipeline with random weights from the global generator."""
     from diffusers import (
         EulerDiscreteScheduler,
         StableDiffusionPipeline,

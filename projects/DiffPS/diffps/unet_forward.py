@@ -146,26 +146,13 @@ class UNetFeatures:
         return self.word_map(layer, query, self.map_heads, self.text.token)
 
     def word_map(self, layer: Layer, query: Tensor, heads: Sequence[int], token: int) -> Tensor:
-        """Returns the attention probability of one token, see :func:`diffps.attention.word_map`.
-
-        Args:
-            layer: Cross-attention layer (kind ``xq`` or ``map``).
-            query: Its output, (B, N, C).
-            heads: Heads to average; empty for all.
-            token: Position in the text.
-        """
+        """Returns the attention (B, 1, N) of a token, from the query (B, N, C) of a layer."""
         attn = self.unet.get_submodule(layer.module.rpartition(".")[0])
         context = self.text.context.to(query.device, attn.to_k.weight.dtype)
         return word_map(query, attn.to_k(context), attn.heads, heads, token)
 
     def head_maps(self, layer: Layer, query: Tensor, token: int) -> Tensor:
-        """Returns the attention probability of one token for every head, (B, E, h, w).
-
-        Args:
-            layer: Cross-attention layer.
-            query: Its recorded output, (B, C, h, w).
-            token: Position in the text.
-        """
+        """Returns the attention (B, E, h, w) of a token per head, from a query (B, C, h, w)."""
         tokens = query.flatten(2).transpose(1, 2)
         maps = [self.word_map(layer, tokens, [head], token) for head in range(layer.heads)]
         return torch.cat(maps, dim=1).unflatten(2, query.shape[2:])
@@ -183,7 +170,7 @@ def nonfinite_names(outputs: dict[str, Tensor]) -> list[str]:
     return [name for name, good in zip(outputs, finite, strict=True) if not good]
 
 
-def compile_untapped_blocks(unet: nn.Module) -> int:
+def compile_untapped_blocks(unet: nn.Module, backend: str = "inductor") -> int:
     """Compiles the transformer blocks without hooks, in place; returns their number.
 
     Hooks inside compiled code would break its graph, and the forward pass ends with an exception
@@ -195,5 +182,5 @@ def compile_untapped_blocks(unet: nn.Module) -> int:
     blocks = [m for m in unet.modules() if isinstance(m, BasicTransformerBlock)]
     blocks = [b for b in blocks if not any(m._forward_hooks for m in b.modules())]
     for block in blocks:
-        block.compile()
+        block.compile(backend=backend)
     return len(blocks)

@@ -9,8 +9,8 @@ Prints the estimated size of the cache first, and ends with exit status 2 if the
 space. MODEL.DIFFPS.BACKBONE.CACHE.MAX_GB (1e9 bytes; 0, the default: no limit) caches a part; the
 rest is computed in every epoch.
 
-An interrupted run resumes. On several GPUs, run one process each with --part 0/4, --part 1/4, ... on
-the same folder.
+An interrupted run resumes. On several GPUs, run one process each with --part 0/4, --part 1/4, ...
+on the same folder.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares DiffPS on three backbones, small-scale and on synthetic data.
 
-    python projects/DiffPS/tools/compare_priors.py [--output output/priors] [--seeds 1] [--prior DIR]
+    python projects/DiffPS/tools/compare_priors.py [--output DIR] [--seeds 3] [--prior DIR]
 
     trained   a tiny diffusion model trained on synthetic scenes, frozen (the prior)
     random    the same model with random weights in UNet and text encoder, frozen; the VAE is kept
@@ -169,9 +169,6 @@ def backbone_mflop(arguments: str) -> float:
 
     Convolutions and matrix products are counted, 2 operations per multiply-add: of the VAE and the
     UNet up to the last activation, or of the ResNet.
-
-    Args:
-        arguments: Arguments of :meth:`Comparison.keys`.
     """
     import torch
     from detectron2.modeling import build_backbone
@@ -197,7 +194,8 @@ def parse_args() -> argparse.Namespace:
     """Parses the command line."""
     parser = series_parser(__doc__, "output/priors", seeds=1, trained="variant")
     parser.add_argument("--prior", type=Path, default=PRIOR, metavar="DIR",
-                        help=f"folder of the trained diffusion model (default: {PRIOR})")  # fmt: skip
+                        help="folder of the trained diffusion model (default: %(default)s)",
+                        )  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder with synthetic/CUHK-SYSU "
                         "(default: drawn into the output folder)")  # fmt: skip
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS),

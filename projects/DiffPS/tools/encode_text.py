@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-r"""Encodes the prompt and the words of a DiffPS config, so that no text encoder is needed later.
+"""Encodes the prompt and the words of a DiffPS config, so that no text encoder is needed later.
 
-    python projects/DiffPS/tools/encode_text.py --output text.safetensors \
-        --config-file configs/DiffPS/diffps_sd21_prw.yaml
-    python train_net.py --config-file configs/DiffPS/diffps_sd21_prw.yaml \
-        MODEL.DIFFPS.BACKBONE.TEXT_EMBEDS_FILE text.safetensors
+CONFIG=configs/DiffPS/diffps_sd21_prw.yaml
+python projects/DiffPS/tools/encode_text.py --output text.safetensors --config-file $CONFIG
+python train_net.py --config-file $CONFIG MODEL.DIFFPS.BACKBONE.TEXT_EMBEDS_FILE text.safetensors
 """
 
 import argparse

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.keep and not args.like:
         parser.error("--keep needs --like")
-    return run_program(make, args)
+    return run_program(make, args, log=False)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
     python projects/DiffPS/tools/train_tiny_diffusion.py output/tiny_prior --resume --time-budget 20
 
 Writes a folder in diffusers format. Scenes, latents and checkpoints are kept in <folder>_work;
-Ctrl-C loses at most 500 iterations. projects/DiffPS/tools/measure_pointing.py measures what the
-attention of the result finds.
+Ctrl-C loses at most 500 iterations. benchmarks/measure_pointing.py measures what the attention of
+the result finds.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     add("--work", type=Path, metavar="FOLDER", help="folder of scenes, latents and checkpoints")
     add("--resume", action="store_true", help="resume from the last checkpoint")
     add("--time-budget", type=float, default=0.0, metavar="MINUTES",
-        help="stop after this time and write the model as it is (default: 0, no limit)")  # fmt: skip
+        help="stop after this time and write the model (default: 0, no limit)")  # fmt: skip
     add("--seed", type=int, help="seed of weights and batches (default: 0)")
     add("--vae-iterations", type=int, help="iterations of the VAE (default: 3000)")
     add("--iterations", type=int, help="iterations of UNet and text encoder (default: 4500)")

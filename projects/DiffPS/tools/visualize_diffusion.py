@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
         help="indices of attention heads, 'all', or 'mean' of all (default: mean of ATTN.HEADS)",
         )  # fmt: skip
     add("--scale", choices=("map", "shared"), default="map",
-        help="color scale of attention: one per map, or the same for all (default: map)")  # fmt: skip
+        help="color scale of attention: one per map, or a shared one (default: map)")  # fmt: skip
     add("--features", nargs="+", metavar="NAME",
         help="activations for pca, one row each (default: OUT_FEATURES by level)")  # fmt: skip
     add("--timesteps", type=int, nargs="+", default=[0, 100, 300, 600],
@@ -78,7 +78,8 @@ def parse_args() -> argparse.Namespace:
 
 def visualize(args: argparse.Namespace) -> None:
     """Draws the sheets and writes each as soon as it is ready."""
-    from diffps.vis import make_subject, stack_sheets
+    from diffps.vis.sheet import stack_sheets
+    from diffps.vis.subject import make_subject
     from person_search.config import build_config
     from person_search.search import read_image
 
@@ -128,13 +129,8 @@ def known_boxes(args: argparse.Namespace, image) -> tuple[list, str]:
 
 def draw_backbone(args, cfg, subject, wanted: set[str], panel) -> Iterator[tuple]:
     """Yields the sheets of the frozen model; its memory is free afterwards."""
-    from diffps.vis import (
-        AttentionOptions,
-        DiffusionProbe,
-        draw_attention,
-        draw_pca,
-        group_by_level,
-    )
+    from diffps.vis import backbone_panels as panels
+    from diffps.vis.probe import DiffusionProbe
 
     if not wanted:
         return
@@ -153,7 +149,7 @@ def draw_backbone(args, cfg, subject, wanted: set[str], panel) -> Iterator[tuple
     if "attention" in wanted:
         heads, average = parse_heads(args.heads, list(backbone.ATTN.HEADS))
         words = args.words or args.prompt.split() or ["person", *cfg.MODEL.DIFFPS.SFAN.PARTS]
-        options = AttentionOptions(
+        options = panels.AttentionOptions(
             words=list(dict.fromkeys(words)),
             prompt=args.prompt,
             places=args.layers or list(backbone.ATTN.LAYERS) or ["u3r0"],
@@ -162,14 +158,16 @@ def draw_backbone(args, cfg, subject, wanted: set[str], panel) -> Iterator[tuple
             scale=args.scale,
             timestep=backbone.TIMESTEP,
         )
-        yield "attention", draw_attention(probe, image, subject, options, panel)
+        yield "attention", panels.draw_attention(probe, image, subject, options, panel)
     if "pca" in wanted:
         probe.noise = args.noise
-        groups = group_by_level(list(backbone.OUT_FEATURES))
+        groups = panels.group_by_level(list(backbone.OUT_FEATURES))
         if args.features:
             groups = {name: [name] for name in args.features}
         prompt = backbone.PROMPT
-        sheet = draw_pca(probe, image, subject, groups, prompt, args.timesteps, args.fit, panel)
+        sheet = panels.draw_pca(
+            probe, image, subject, groups, prompt, args.timesteps, args.fit, panel
+        )
         yield "pca", sheet
 
 
@@ -186,7 +184,7 @@ def parse_heads(texts: list[str], configured: list[int]) -> tuple[list[int], boo
 
 def draw_heads(args, cfg, subject, wanted: set[str], panel) -> Iterator[tuple]:
     """Yields the sheets of the trainable parts."""
-    from diffps.vis import HeadsView, draw_dgrpn, draw_msfrn, draw_sfan
+    from diffps.vis.head_panels import HeadsView, draw_dgrpn, draw_msfrn, draw_sfan
 
     if not wanted:
         return
@@ -245,7 +243,7 @@ def saved_identities(path: str) -> int:
 
 def with_detections(cfg, path, subject, model):
     """Returns the subject with the best detections as boxes."""
-    from diffps.vis import make_subject
+    from diffps.vis.subject import make_subject
 
     (found,) = model.inference([subject.item])
     found = found["instances"].to("cpu")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PSDiff: person search by denoising boxes and re-ID embeddings together.
+"""PSDiff: person search by denoising bounding boxes and re-ID embeddings jointly.
 
 Importing this package registers the meta-architecture ``PSDiff`` and the mapper ``PSDiffMapper``.
 """

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals and noise of PSDiff: what is noised, how much, and the way back to boxes in pixels.
+"""Noise schedule of PSDiff, and the signals that boxes and embeddings are encoded as.
 
 Shape shorthand in this file:
-    N: proposals of one image. K: ground truths of one image. D: length of an embedding.
+    N: proposals of one image. K: ground truths of one image. D: embedding dimension.
     T: steps of the diffusion process (1000).
 
 Frames (see docs/notation.md):
     boxes: XYXY, pixels of the input image.
-    boxes_norm: (cx, cy, w, h) divided by the image's own width and height.
-    boxes_signal: boxes_norm stretched to [-s1, s1]; the frame in which boxes are noised.
-    reid_signal: embedding of length s2 (or s2 sqrt(D)); the frame in which embeddings are noised.
+    boxes_norm: (cx, cy, w, h) divided by the width and height of the image.
+    boxes_signal: boxes_norm scaled to [-s1, s1]; noise is added in this frame.
+    reid_signal: embedding of norm s2 (or s2 sqrt(D)); noise is added in this frame.
 """
 
 import math
@@ -19,52 +19,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from psdiff.config import check_choice
+
 NUM_TRAIN_TIMESTEPS = 1000
 _MAX_BETA = 0.999
 _COSINE_OFFSET = 0.008
 _MIN_SIZE_NORM = 1e-4
-# Random padding boxes: centre and size of a person-like box, in the normalised frame.
+# Distribution of center and size of random padding boxes, in the normalized frame.
 _PAD_MEAN, _PAD_STD = 0.5, 1.0 / 6.0
 
 
 def cosine_betas(num_steps: int = NUM_TRAIN_TIMESTEPS) -> Tensor:
-    """Betas of the cosine schedule with offset s = 0.008, capped at 0.999; (T,) float64."""
+    """Returns the betas of the cosine schedule, offset 0.008, at most 0.999; (T,) float64."""
     grid = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
     level = torch.cos((grid + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * math.pi / 2) ** 2
     return (1 - level[1:] / level[:-1]).clamp(max=_MAX_BETA)
 
 
 def cosine_alphas_cumprod(num_steps: int = NUM_TRAIN_TIMESTEPS) -> Tensor:
-    """Share of the signal's variance left after step t ("alpha_t" in Eq. 10); (T,) float64."""
+    """Returns the signal variance remaining after step t ("alpha_t", Eq. 10); (T,) float64."""
     return torch.cumprod(1 - cosine_betas(num_steps), dim=0)
 
 
 def add_noise(x_start: Tensor, noise: Tensor, alpha_cumprod: Tensor) -> Tensor:
-    """Forward process, PSDiff Eq. 7: sqrt(ab) x_start + sqrt(1 - ab) noise.
+    """Computes the forward process, PSDiff Eq. 7: sqrt(ab) x_start + sqrt(1 - ab) noise.
 
     Args:
-        x_start: (..., C) signal.
-        noise: same shape, standard normal.
-        alpha_cumprod: scalar or broadcastable to ``x_start``.
+        x_start: Clean signal (..., C).
+        noise: Standard normal noise of the same shape.
+        alpha_cumprod: Scalar, or a tensor that broadcasts to ``x_start``.
     """
     ab = alpha_cumprod.to(x_start.dtype)
     return ab.sqrt() * x_start + (1 - ab).sqrt() * noise
 
 
 def image_whwh(image_size: tuple[int, int], like: Tensor) -> Tensor:
-    """(w, h, w, h) of an image of size (h, w), on the device and in the type of ``like``."""
+    """Returns (w, h, w, h) for an image size (h, w), with device and dtype of ``like``."""
     h, w = image_size
     return like.new_tensor([w, h, w, h])
 
 
 def boxes_to_norm(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """XYXY pixels (N, 4) -> (cx, cy, w, h) relative to the image (h, w)."""
+    """Converts XYXY pixels (N, 4) to (cx, cy, w, h) relative to the image size (h, w)."""
     x1, y1, x2, y2 = (boxes / image_whwh(image_size, boxes)).unbind(-1)
     return torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=-1)
 
 
 def norm_to_boxes(boxes_norm: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """(cx, cy, w, h) relative (..., 4) -> XYXY pixels; sizes below 1e-4 are lifted to it."""
+    """Converts relative (cx, cy, w, h) (..., 4) to XYXY pixels; sizes are at least 1e-4."""
     cx, cy, w, h = boxes_norm.unbind(-1)
     half_w = w.clamp(min=_MIN_SIZE_NORM) / 2
     half_h = h.clamp(min=_MIN_SIZE_NORM) / 2
@@ -74,12 +76,12 @@ def norm_to_boxes(boxes_norm: Tensor, image_size: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class SignalCodec:
-    """Maps boxes and embeddings to the signals that are noised, and back.
+    """Encodes boxes and embeddings as diffusion signals, and decodes boxes.
 
-    Args:
-        snr_box: s1, half range of the box signal.
-        snr_reid: s2, scale of the embedding signal.
-        embed_norm: ``l2`` (length one before scaling) or ``rms`` (length sqrt(D)).
+    Attributes:
+        snr_box: Signal scale s1 of boxes, half the range of the box signal.
+        snr_reid: Signal scale s2 of embeddings.
+        embed_norm: Norm of an embedding before scaling: ``l2`` (one) or ``rms`` (sqrt(D)).
     """
 
     snr_box: float = 2.0
@@ -87,10 +89,7 @@ class SignalCodec:
     embed_norm: str = "l2"
 
     def __post_init__(self) -> None:
-        if self.embed_norm not in ("l2", "rms"):
-            raise ValueError(
-                f"MODEL.PSDIFF.EMBED_NORM is '{self.embed_norm}'; it must be 'l2' or 'rms'."
-            )
+        check_choice("EMBED_NORM", self.embed_norm, ("l2", "rms"))
         if self.snr_box <= 0 or self.snr_reid <= 0:
             raise ValueError(
                 "MODEL.PSDIFF.SNR_BOX and SNR_REID must be above 0, "
@@ -98,40 +97,40 @@ class SignalCodec:
             )
 
     def encode_boxes(self, boxes_norm: Tensor) -> Tensor:
-        """boxes_norm (..., 4) -> boxes_signal: s1 (2 b - 1), Eq. 10."""
+        """Encodes boxes_norm (..., 4) as boxes_signal, s1 (2 b - 1) in Eq. 10."""
         return self.snr_box * (2 * boxes_norm - 1)
 
     def decode_boxes(self, boxes_signal: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """boxes_signal (..., 4), clamped to +-s1 -> XYXY pixels of an image (h, w)."""
+        """Decodes boxes_signal (..., 4), clamped to +-s1, to XYXY pixels of an image (h, w)."""
         boxes_norm = (self.clamp_boxes(boxes_signal) / self.snr_box + 1) / 2
         return norm_to_boxes(boxes_norm, image_size)
 
     def clamp_boxes(self, boxes_signal: Tensor) -> Tensor:
-        """Boxes, unlike embeddings, have a known range."""
+        """Clamps boxes_signal to [-s1, s1], the range of clean boxes."""
         return boxes_signal.clamp(-self.snr_box, self.snr_box)
 
     def encode_reid(self, reid_feats: Tensor) -> Tensor:
-        """Embeddings of any length (..., D) -> reid_signal, s2 Norm(e) in Eq. 10."""
+        """Encodes embeddings of any norm (..., D) as reid_signal, s2 Norm(e) in Eq. 10."""
         unit = F.normalize(reid_feats, dim=-1)
         return unit * self.reid_length(reid_feats.shape[-1])
 
     def wiener_gain(self, alpha_cumprod: Tensor, dim: int) -> Tensor:
-        """Factor that makes a noisy embedding the best linear guess of the clean one.
+        """Returns the factor for the best linear estimate of a clean embedding from a noisy one.
 
-        With v the variance of a clean entry, s2^2 / D for ``l2`` and s2^2 for ``rms``, it is
-        sqrt(ab) v / (ab v + 1 - ab): near 1 without noise, 0 where only noise is left.
+        It is sqrt(ab) v / (ab v + 1 - ab) with v the variance of a clean entry (s2^2 / D for
+        ``l2``, s2^2 for ``rms``): close to 1 without noise, 0 for pure noise.
         """
         variance = self.reid_length(dim) ** 2 / dim
         ab = alpha_cumprod
         return ab.sqrt() * variance / (ab * variance + 1 - ab)
 
     def reid_length(self, dim: int) -> float:
-        """Length of a clean embedding signal of ``dim`` entries."""
+        """Returns the norm of a clean embedding signal with ``dim`` entries."""
         return self.snr_reid * (math.sqrt(dim) if self.embed_norm == "rms" else 1.0)
 
 
 def random_boxes_norm(count: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Padding boxes: every entry of (cx, cy, w, h) from N(0.5, (1/6)^2); (count, 4)."""
+    """Samples padding boxes (count, 4); each of cx, cy, w, h is drawn from N(0.5, (1/6)^2)."""
     boxes = torch.randn(count, 4, generator=generator, device=like.device, dtype=like.dtype)
     boxes = boxes * _PAD_STD + _PAD_MEAN
     return torch.cat([boxes[:, :2], boxes[:, 2:].clamp(min=_MIN_SIZE_NORM)], dim=1)
@@ -144,20 +143,20 @@ def pad_ground_truth(
     mode: str,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Fills up an image's ground truths to N clean proposals (Section IV-A, "padding").
+    """Pads the ground truths of an image to N clean proposals (Section IV-A, "padding").
 
     Args:
-        boxes_norm: (K, 4). reid_feats: (K, D) unit embeddings of the teacher.
-        num_proposals: N. With K > N a random subset of N is taken.
-        mode: ``repeat`` ground truths in turn; ``noise``: random boxes with random unit
-            embeddings; ``mix``: repeat up to N / 2, then noise. Without ground truth always noise.
-        generator: source of the randomness; None: torch's global one.
+        boxes_norm: Ground-truth boxes (K, 4).
+        reid_feats: Unit embeddings (K, D) of the teacher.
+        num_proposals: Number of proposals N. A random subset is taken if K > N.
+        mode: ``repeat`` the ground truths in turn; ``noise``: random boxes with random unit
+            embeddings; ``mix``: repeat up to N / 2, then noise. Without ground truths: noise.
+        generator: Random generator. Default: PyTorch's global one.
 
     Returns:
-        (N, 4) boxes_norm and (N, D) unit embeddings.
+        boxes_norm (N, 4) and unit embeddings (N, D).
     """
-    if mode not in ("repeat", "noise", "mix"):
-        raise ValueError(f"MODEL.PSDIFF.PAD is '{mode}'; it must be 'repeat', 'noise' or 'mix'.")
+    check_choice("PAD", mode, ("repeat", "noise", "mix"))
     num_gt, dim = reid_feats.shape
     if num_gt > num_proposals:
         keep = torch.randperm(num_gt, generator=generator, device=boxes_norm.device)

@@ -3,36 +3,35 @@
 
 Shape shorthand in this file:
     B: images. N: proposals of an image. M = B * N. S: cells of the pooled window (7 x 7 = 49).
-    C: feature channels. D: length of an embedding.
+    C: feature channels. D: embedding dimension.
 
-Naming: ``roi_feats`` is F_d of the paper (what the box sees), ``reid_tokens`` is F_r (the noisy
-embedding); the layer's result is F_c, the collaborative feature.
+Naming: ``roi_feats`` is F_d of the paper (pooled features of a box), ``reid_tokens`` is F_r (the
+noisy embedding); the output of the layer is F_c, the collaborative feature.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from psdiff.config import check_choice
+
 
 class ProposalSelfAttention(nn.Module):
-    """SA: proposals of an image (or the cells of each RoI) attend to each other.
+    """SA: self-attention over the proposals of an image, or over the cells of each RoI.
 
-    Over proposals, attention runs on the mean of each window and its result is added to all cells,
-    at a thirtieth of the cost of attention over cells.
+    Over proposals, attention reads the mean of each window and its output is added to all cells,
+    which costs a thirtieth of attention over cells.
     """
 
     def __init__(self, dim: int, heads: int, over: str) -> None:
         super().__init__()
-        if over not in ("proposals", "cells"):
-            raise ValueError(
-                f"MODEL.PSDIFF.CDL.SA_OVER is '{over}'; it must be 'proposals' or 'cells'."
-            )
+        check_choice("CDL.SA_OVER", over, ("proposals", "cells"))
         self.over = over
         self.attn = nn.MultiheadAttention(dim, heads, batch_first=True)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, roi_feats: Tensor) -> Tensor:
-        """(B, N, S, C) -> same shape."""
+        """Returns features of the same shape as ``roi_feats`` (B, N, S, C)."""
         if self.over == "cells":
             tokens = roi_feats.flatten(0, 1)
             update = self.attn(tokens, tokens, tokens, need_weights=False)[0].view_as(roi_feats)
@@ -43,13 +42,13 @@ class ProposalSelfAttention(nn.Module):
 
 
 class DynamicConvolution(nn.Module):
-    """DC: the embedding makes two kernels that look for its person in the pooled window.
+    """DC: convolves each window with two kernels generated from its embedding.
 
-    Kernels of C x d and d x d' (a bottleneck, which keeps the model at the paper's 31 M
-    parameters), each followed by LayerNorm and ReLU; then all cells are joined by a linear layer.
+    The kernels are C x d and d x d' (a bottleneck, which keeps the model at the paper's 31 M
+    parameters), each followed by LayerNorm and ReLU. A linear layer then joins all cells.
 
-    In mixed precision the kernels and their products stay in float32: a sum over C products of two
-    factors that are both computed leaves the range of float16 easily.
+    Kernels and products stay in float32 in mixed precision: a sum over C products of two computed
+    factors easily exceeds the range of float16.
     """
 
     def __init__(self, dim: int, num_cells: int, hidden: int, out: int) -> None:
@@ -61,14 +60,14 @@ class DynamicConvolution(nn.Module):
         self.join = nn.Linear(num_cells * out, dim)
 
     def init_static(self) -> None:
-        """Kernels that hardly depend on the embedding at first: the bias is a kernel itself."""
+        """Initializes kernels that barely depend on the embedding: the bias itself is a kernel."""
         nn.init.xavier_uniform_(self.kernels.weight, gain=0.1)
         split = self.dim * self.hidden
         nn.init.xavier_uniform_(self.kernels.bias.data[:split].view(self.dim, self.hidden))
         nn.init.xavier_uniform_(self.kernels.bias.data[split:].view(self.hidden, self.out))
 
     def forward(self, roi_feats: Tensor, reid_tokens: Tensor) -> Tensor:
-        """roi_feats (M, S, C), reid_tokens (M, C) -> (M, C)."""
+        """Returns (M, C) for roi_feats (M, S, C) and reid_tokens (M, C)."""
         with torch.autocast(roi_feats.device.type, enabled=False):
             kernel1, kernel2 = self.kernels(reid_tokens.float()).split(
                 [self.dim * self.hidden, self.hidden * self.out], dim=1
@@ -81,19 +80,19 @@ class DynamicConvolution(nn.Module):
 
 
 class WindowCrossAttention(nn.MultiheadAttention):
-    """CA: every embedding attends to the cells of its own window.
+    """CA: each embedding attends to the cells of its own window.
 
-    With one query per window, keys and values need not be computed: the projection of the keys is
-    applied to the query, and that of the values to the attended sum. The result and the weights
-    are those of ``nn.MultiheadAttention`` at a twentieth of its cost. (The bias of the keys adds
-    the same to all scores of a query, so it has no effect.)
+    With one query per window, keys and values need not be computed: the key projection is applied
+    to the query, and the value projection to the attended sum. Output and weights are those of
+    ``nn.MultiheadAttention`` at a twentieth of its cost. (The key bias shifts all scores of a query
+    equally, so it has no effect.)
     """
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__(dim, heads, batch_first=True)
 
     def forward(self, tokens: Tensor, windows: Tensor) -> Tensor:
-        """tokens (M, C), windows (M, S, C) -> (M, C)."""
+        """Returns (M, C) for tokens (M, C) and windows (M, S, C)."""
         weight_q, weight_k, weight_v = self.in_proj_weight.chunk(3)
         bias_q, _, bias_v = self.in_proj_bias.chunk(3)
         shape = (self.num_heads, self.head_dim, self.embed_dim)
@@ -108,12 +107,19 @@ class WindowCrossAttention(nn.MultiheadAttention):
 
 
 class CollaborativeDenoisingLayer(nn.Module):
-    """Refines the detection feature by the embedding, and the embedding by the detection feature.
+    """Refines the detection feature with the embedding and vice versa.
 
     Args:
-        dim: C. num_cells: S. embed_dim: D. heads: attention heads.
-        use_sa, use_dc, use_ca: rows of Table IV (b). sa_over: ``proposals`` or ``cells``.
-        dc_hidden, dc_out: channels between and after the two dynamic kernels.
+        dim: Feature channels C.
+        num_cells: Cells S of a pooled window.
+        embed_dim: Embedding dimension D.
+        heads: Attention heads of SA and CA.
+        use_sa: Enables SA, see Table IV (b).
+        use_dc: Enables DC.
+        use_ca: Enables CA.
+        sa_over: Tokens of SA, ``proposals`` or ``cells``.
+        dc_hidden: Channels between the two dynamic kernels.
+        dc_out: Channels after the second dynamic kernel.
     """
 
     def __init__(
@@ -148,9 +154,9 @@ class CollaborativeDenoisingLayer(nn.Module):
         nn.init.trunc_normal_(self.position, std=0.02)
 
     def init_conditioning(self) -> None:
-        """Lets embedding and time start without a say: what they modulate begins as a plain layer.
+        """Zero-initializes the influence of the time, and reduces that of the embedding.
 
-        Random kernels made from noise would hide from the layers behind what the box sees.
+        Kernels generated from a random embedding would hide the RoI features from later layers.
         """
         nn.init.zeros_(self.time_mlp[-1].weight)
         nn.init.zeros_(self.time_mlp[-1].bias)
@@ -160,15 +166,15 @@ class CollaborativeDenoisingLayer(nn.Module):
     def forward(
         self, roi_feats: Tensor, reid_tokens: Tensor, time_embedding: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """One pass of the layer.
+        """Computes the collaborative feature.
 
         Args:
-            roi_feats: (B, N, S, C) pooled features, F_d.
-            reid_tokens: (B, N, D) noisy embeddings divided by the signal scale, F_r.
-            time_embedding: (B, 4C).
+            roi_feats: Pooled features F_d (B, N, S, C).
+            reid_tokens: Noisy embeddings F_r (B, N, D), divided by the signal scale.
+            time_embedding: Time embedding (B, 4C).
 
         Returns:
-            F_c (B, N, 2C) with the time in it, and the improved detection feature (B, N, C).
+            Time-modulated F_c (B, N, 2C) and the refined detection feature (B, N, C).
         """
         num_images, num_proposals = roi_feats.shape[:2]
         roi_feats = roi_feats + self.position

@@ -2,11 +2,11 @@
 """Losses of PSDiff (Eq. 13 and 14): focal class loss, L1 and GIoU on boxes, embedding distance.
 
 Shape shorthand in this file:
-    B: images. N: proposals of an image. P: matched pairs of the whole batch. D: embedding length.
+    B: images. N: proposals of an image. K: ground truths of an image. D: embedding dimension.
+    P: matched pairs of the whole batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,58 +18,54 @@ from torchvision.ops import generalized_box_iou_loss
 
 from psdiff.box_diffusion import image_whwh
 from psdiff.head import HeadOutput
-from psdiff.matcher import ProposalMatcher
+from psdiff.matcher import LossWeights, ProposalMatcher
 
 
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of Eq. 13 and 14 and the constants of the focal loss."""
+def loss_normalizer(num_pairs: int, num_proposals: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the divisor of all loss sums: the matched pairs of all processes, per process.
 
-    cls: float = 2.0
-    l1: float = 5.0
-    giou: float = 2.0
-    reid: float = 5.0
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
-
-
-def pairs_per_worker(count: int, like: Tensor) -> Tensor:
-    """What every loss sum is divided by: matched pairs of all processes, at least 1, per process.
-
-    Distributed training averages gradients over the processes. With this divisor the average is
-    the sum over all processes divided by all their pairs, as if one process had the whole batch.
+    Distributed training averages gradients over processes. With this divisor, the average equals
+    the sum over all processes divided by all pairs, as if one process had the whole batch. Where
+    the whole batch has no ground truth, the divisor is the number of proposals.
 
     Args:
-        count: matched pairs of this process. like: gives type and device.
+        num_pairs: Matched pairs of this process.
+        num_proposals: Proposals of this process.
+        like: Tensor that determines dtype and device.
+
+    Returns:
+        The divisor, and the matched pairs of all processes, per process.
     """
-    total = like.new_tensor(float(count))
+    counts = like.new_tensor([num_pairs, num_proposals])
     world_size = comm.get_world_size()
     if world_size > 1:
-        torch.distributed.all_reduce(total)
-    return total.clamp(min=1.0) / world_size
+        torch.distributed.all_reduce(counts)
+    counts = counts / world_size
+    return torch.where(counts[0] > 0, counts[0], counts[1]), counts[0]
 
 
 class PSDiffCriterion:
-    """Matches predictions with ground truths and sums up the losses.
+    """Matches predictions with ground truths and computes the losses.
 
     Args:
-        matcher: assigns proposals to ground truths, image by image.
-        weights: of the losses.
+        matcher: Assigns proposals to ground truths, image by image.
+        weights: Weights of the losses.
     """
 
     def __init__(self, matcher: ProposalMatcher, weights: LossWeights) -> None:
         self.matcher, self.weights = matcher, weights
+        self.normalizer: tuple[Tensor, Tensor] | None = None  # of the last call
 
     def __call__(self, output: HeadOutput, targets: Sequence[Instances]) -> dict[str, Tensor]:
-        """Losses of one batch.
+        """Computes the losses of one batch.
 
         Args:
-            output: of the head, B images, float32 also in mixed precision.
-            targets: B Instances with ``gt_boxes`` (pixels) and ``gt_reid_feats`` (K, D), unit.
+            output: Predictions of the head for B images, float32 also in mixed precision.
+            targets: B Instances with ``gt_boxes`` (pixels) and ``gt_reid_feats`` (K, D), unit norm.
 
         Returns:
-            ``loss_cls``, ``loss_l1``, ``loss_giou``, ``loss_reid``: scalars, weighted. With no
-            ground truth in the whole batch the last three are zero and still differentiable.
+            Weighted scalars ``loss_cls``, ``loss_l1``, ``loss_giou`` and ``loss_reid``. The last
+            three are zero, with a gradient, if the batch has no ground truth.
         """
         with torch.autocast(output.logits.device.type, enabled=False):
             return self._losses(output, targets)
@@ -86,7 +82,7 @@ class PSDiffCriterion:
             )
             for i, target in enumerate(targets)
         ]
-        # One gather for the batch: one per image would fill a gradient of full size for each.
+        # One gather for the batch: one per image would allocate a full-size gradient for each.
         num_proposals = output.logits.shape[1]
         matched = torch.cat([rows + i * num_proposals for i, (rows, _) in enumerate(matches)])
         pairs = list(zip(targets, matches, strict=True))
@@ -99,7 +95,9 @@ class PSDiffCriterion:
         is_person = torch.zeros_like(output.logits)
         is_person.view(-1)[matched] = 1.0
 
-        norm, w = pairs_per_worker(len(pred), output.logits), self.weights
+        w = self.weights
+        self.normalizer = loss_normalizer(len(pred), output.logits.numel(), output.logits)
+        norm = self.normalizer[0]
         focal = sigmoid_focal_loss(
             output.logits, is_person, alpha=w.focal_alpha, gamma=w.focal_gamma, reduction="sum"
         )
@@ -114,7 +112,7 @@ class PSDiffCriterion:
 
 
 def reid_distance(pred: Tensor, target: Tensor) -> Tensor:
-    """Euclidean distance of embeddings, Eq. 14 (not squared); (P, D) twice -> (P,).
+    """Computes the Euclidean distance of embeddings, Eq. 14 (not squared); (P, D) twice -> (P,).
 
     The gradient at distance zero is zero instead of undefined.
     """

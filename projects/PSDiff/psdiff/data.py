@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training data of PSDiff: the shared mapper plus the teacher's embedding of every box."""
+"""Training data of PSDiff: the shared mapper plus the teacher embedding of each box."""
 
 from collections.abc import Sequence
 
@@ -10,51 +10,56 @@ from detectron2.structures import Instances
 from fvcore.transforms.transform import HFlipTransform
 
 from person_search.data import MAPPER_REGISTRY, PersonSearchMapper
-from psdiff.teachers.advice import how_to_write
 from psdiff.teachers.embeddings import TeacherEmbeddings, read_file
+from psdiff.teachers.folder import embeddings_hint
 
 
 @MAPPER_REGISTRY.register()
 class PSDiffMapper(PersonSearchMapper):
     """Adds ``gt_reid_feats`` (K, D), the unit embeddings e_0 of Eq. 10, to training instances.
 
-    They come from a file that the teacher wrote once (``MODEL.PSDIFF.TEACHER.EMBEDDINGS``), with
-    one embedding for the box as it is and one for its mirror image. A person that a crop
-    (``INPUT.CROP``) has cut keeps the embedding of the whole person.
+    They come from a file written by the teacher (``MODEL.PSDIFF.TEACHER.EMBEDDINGS``), with one
+    embedding of each box and one of its mirror image. A person that is cut by a crop
+    (``INPUT.CROP``) keeps the embedding of the whole person.
     """
 
     options: tuple[str, ...] = ()
-    """Of the program that runs (:meth:`check_training_files`), for commands in messages."""
+    """Command-line options of :meth:`check_training_files`, for commands in messages."""
 
     @configurable
     def __init__(self, *, embeddings: TeacherEmbeddings | None, **kwargs) -> None:
-        """
+        """Stores the embeddings.
+
         Args:
-            embeddings: of the training set; None in testing, where none are needed.
-            **kwargs: of :class:`person_search.data.PersonSearchMapper`.
+            embeddings: Embeddings of the training set; None in testing.
+            **kwargs: Arguments of :class:`person_search.data.PersonSearchMapper`.
         """
         super().__init__(**kwargs)
         self.embeddings = embeddings
 
     @classmethod
-    def from_config(cls, cfg, is_train: bool = True) -> dict:
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        """Returns the arguments of ``__init__``; reads the embeddings in training."""
         args = super().from_config(cfg, is_train)
-        args["embeddings"] = None
-        if is_train:
-            if cfg.INPUT.RANDOM_FLIP == "vertical":
-                raise ValueError(
-                    "INPUT.RANDOM_FLIP is 'vertical', but the teacher has embedded persons as they "
-                    "are and mirrored from left to right only; set it to 'horizontal' or 'none'."
-                )
-            args["embeddings"] = TeacherEmbeddings.load(
-                *_expected(cfg), how_to_write(cfg, cls.options)
+        if is_train and cfg.INPUT.RANDOM_FLIP == "vertical":
+            raise ValueError(
+                "INPUT.RANDOM_FLIP is 'vertical', but the teacher has embedded the persons as they "
+                "are and mirrored horizontally only; set it to 'horizontal' or 'none'."
             )
+        load = TeacherEmbeddings.load
+        args["embeddings"] = load(*_expected(cfg, cls.options)) if is_train else None
         return args
 
     @classmethod
     def check_training_files(cls, cfg: CfgNode, options: Sequence[str] = ()) -> None:
+        """Raises an error if the file of embeddings is missing or does not fit the config.
+
+        Args:
+            cfg: Config of the training.
+            options: Command-line options that make this config, for commands in messages.
+        """
         cls.options = tuple(options)
-        read_file(*_expected(cfg), how_to_write(cfg, options))
+        read_file(*_expected(cfg, options))
 
     def instances_from_annotations(
         self,
@@ -63,6 +68,7 @@ class PSDiffMapper(PersonSearchMapper):
         transforms: TransformList,
         image_size: tuple[int, int],
     ) -> Instances:
+        """Adds the embeddings to the instances of the base class; see there for the arguments."""
         instances = super().instances_from_annotations(record, annotations, transforms, image_size)
         if self.embeddings is not None:
             flips = sum(isinstance(t, HFlipTransform) for t in transforms.transforms)
@@ -72,7 +78,8 @@ class PSDiffMapper(PersonSearchMapper):
         return instances
 
 
-def _expected(cfg: CfgNode) -> tuple[str, tuple[str, ...], int]:
-    """File of embeddings, training sets and length of an embedding."""
+def _expected(cfg: CfgNode, options: Sequence[str]) -> tuple[str, tuple[str, ...], int, str]:
+    """Returns the arguments of ``read_file`` and of ``TeacherEmbeddings.load``."""
     path = cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS
-    return path, tuple(cfg.DATASETS.TRAIN), cfg.MODEL.REID.EMBED_DIM
+    hint = embeddings_hint(cfg, options)
+    return path, tuple(cfg.DATASETS.TRAIN), cfg.MODEL.REID.EMBED_DIM, hint

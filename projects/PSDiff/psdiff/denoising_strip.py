@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How boxes and embeddings get better step by step: a strip of panels, or an animation.
+"""Visualizes the denoising of boxes and embeddings as a strip of panels or an animation.
 
-Boxes are XYXY pixels of the scene; all other numbers are pixels of what is drawn.
+Boxes are XYXY pixels of the scene; all other sizes are pixels of the drawing.
 Shape shorthand in this file: N proposals, the same rows at every step.
 """
 
@@ -31,29 +31,29 @@ from person_search.vis.drawing import (
 
 BEST_COLOR, PERSON_COLOR = UNCHECKED_COLOR, (24, 118, 128)
 FAINT_COLOR = (255, 214, 64)
-"""Of boxes that are not, or not yet, a person: bright, because they are drawn transparently."""
+"""Color of boxes that are not a detection; bright because they are drawn transparently."""
 
 MARGIN, GAP = 20, 12
-HEAD, FOOT = 34, 30  # height of a panel's title and of the line below its scene
+HEAD, FOOT = 34, 30  # heights of the title of a panel and of the line below its scene
 QUERY_WIDTH = 170
 MAX_COLUMNS = 4
 LABEL_SIZE = 13
 LEGEND_HEIGHT = 44
 STEP_MS, FIRST_MS, LAST_MS = 900, 1400, 3000
-"""How long the animation shows a step, the noise, and the result."""
+"""Durations of a step, the noise and the result in the animation, in milliseconds."""
 
 
 @dataclass(frozen=True)
 class DenoisingPanel:
-    """The proposals at one moment.
+    """Proposals at one step.
 
-    Args:
-        title: e.g. "Step 2 of 4, t = 749".
-        boxes: (N, 4).
-        scores: (N,) detection scores, 0 to 1; None: there are none yet.
-        sims: (N,) similarity to the query, -1 to 1; None: there is no query.
-        persons: (M,) rows that are detections, best first; the others are drawn faintly.
-        final: whether this is the result.
+    Attributes:
+        title: Title, for example "Step 2 of 4, t = 749".
+        boxes: Boxes (N, 4).
+        scores: Detection scores (N,), 0 to 1; None before the first step.
+        sims: Similarities (N,) to the query, -1 to 1; None without a query.
+        persons: Rows that are detections, best first; the others are drawn faintly.
+        final: Marks the result.
     """
 
     title: str
@@ -66,18 +66,17 @@ class DenoisingPanel:
     @property
     def best(self) -> int | None:
         """Row of the detection that is most similar to the query."""
-        sims = self.sims
-        if sims is None or not len(self.persons):
+        if self.sims is None or not len(self.persons):
             return None
-        return max(self.persons, key=lambda row: sims[row])
+        return max(self.persons, key=self.sims.__getitem__)
 
     @property
     def note(self) -> str:
-        """What there is to see, in words."""
+        """Summary of the detections."""
         if self.scores is None:
             return f"{len(self.boxes)} random boxes"
         count = len(self.persons)
-        found = {0: "nobody found", 1: "1 detection"}.get(count, f"{count} detections")
+        found = {0: "no detection", 1: "1 detection"}.get(count, f"{count} detections")
         if self.best is None or self.sims is None:
             return found
         return f"{found}, best match R {self.sims[self.best]:.2f}"
@@ -85,7 +84,12 @@ class DenoisingPanel:
 
 @dataclass(frozen=True)
 class StripQuery:
-    """Whom the similarities are about: a box in an RGB image (H, W, 3) of uint8."""
+    """Person that the similarities refer to.
+
+    Attributes:
+        image: RGB image (H, W, 3) uint8.
+        box: Bounding box of the person in it.
+    """
 
     image: np.ndarray
     box: Sequence[float]
@@ -103,10 +107,12 @@ def draw_denoising_strip(
     """Draws all panels in rows of at most four, below a legend.
 
     Args:
-        image: (H, W, 3) uint8 RGB, the scene. panels: in the order of time, at least one.
-        query: shown on the left.
-        title, caption: above everything.
-        panel_width: of one scene.
+        image: Scene, RGB (H, W, 3) uint8.
+        panels: Panels in temporal order, at least one.
+        query: Query, drawn on the left.
+        title: Heading.
+        caption: Text below the heading.
+        panel_width: Width of one scene.
     """
     scene = to_image(image)
     size = panel_width, max(1, round(panel_width * scene.height / scene.width))
@@ -144,11 +150,11 @@ def draw_denoising_frames(
     *,
     width: int = 560,
 ) -> list[Image.Image]:
-    """Draws one frame per panel, all of one size: scene, progress, legend, query at the side."""
+    """Draws one frame per panel, of equal size: query, scene, progress bar and legend."""
     scene = to_image(image)
     size = fitted_size(scene.size, (width, width))
     side = QUERY_WIDTH + GAP if query else 0
-    # Enough for the legend, whatever the shape of the scene.
+    # Wide enough for the legend.
     whole = max(size[0] + side, 480) + 2 * GAP
     height = HEAD + size[1] + FOOT
     frames = []
@@ -164,10 +170,10 @@ def draw_denoising_frames(
 
 
 def encode_animation(frames: Sequence[Image.Image]) -> bytes:
-    """The content of an endless GIF: noise, steps, and the result for a while."""
+    """Encodes frames as a looping GIF."""
     buffer = io.BytesIO()
     durations = [FIRST_MS, *[STEP_MS] * (len(frames) - 2), LAST_MS][-len(frames) :]
-    # One palette for all frames, so that the scene does not flicker; it must have all colors.
+    # One palette for all frames, with all colors, prevents flicker of the scene.
     ends = Image.new("RGB", (frames[0].width, 2 * frames[0].height))
     ends.paste(frames[0], (0, 0))
     ends.paste(frames[-1], (0, frames[0].height))
@@ -181,23 +187,23 @@ def encode_animation(frames: Sequence[Image.Image]) -> bytes:
 
 
 def _draw_panel(scene: Image.Image, panel: DenoisingPanel, size: tuple[int, int]) -> Image.Image:
-    """Title, scene with boxes, note."""
+    """Draws title, scene with boxes, and summary."""
     card = Image.new("RGB", (size[0], HEAD + size[1] + FOOT), WHITE)
     draw = ImageDraw.Draw(card)
     draw.rectangle((0, 0, size[0] - 1, HEAD - 1), TEXT_COLOR if panel.final else NEUTRAL_COLOR)
     face = font(17, bold=True)
     text = shorten(panel.title, face, size[0] - 16)
     draw.text((8, HEAD / 2), text, WHITE, face, anchor="lm")
-    picture = scene.resize(size, Image.Resampling.LANCZOS)
+    image = scene.resize(size, Image.Resampling.LANCZOS)
     boxes = panel.boxes * (np.array(size * 2) / (scene.size * 2))
-    picture = _with_faint_boxes(picture, boxes, panel)
+    image = _with_faint_boxes(image, boxes, panel)
     for row in list(panel.persons)[::-1]:
         if row != panel.best:
-            draw_box(picture, boxes[row], PERSON_COLOR, width=2)
+            draw_box(image, boxes[row], PERSON_COLOR, width=2)
     if panel.best is not None:
-        draw_box(picture, boxes[panel.best], BEST_COLOR, width=4)
-    _draw_labels(picture, boxes, panel)
-    card.paste(picture, (0, HEAD))
+        draw_box(image, boxes[panel.best], BEST_COLOR, width=4)
+    _draw_labels(image, boxes, panel)
+    card.paste(image, (0, HEAD))
     color = TEXT_COLOR if panel.best is None else BEST_COLOR
     face = font(16, bold=panel.best is not None)
     text = shorten(panel.note, face, size[0] - 16)
@@ -205,11 +211,9 @@ def _draw_panel(scene: Image.Image, panel: DenoisingPanel, size: tuple[int, int]
     return card
 
 
-def _with_faint_boxes(
-    picture: Image.Image, boxes: np.ndarray, panel: DenoisingPanel
-) -> Image.Image:
-    """Adds thin lines for the rows that are no detections; the stronger, the more opaque."""
-    layer = Image.new("RGBA", picture.size, (*FAINT_COLOR, 0))
+def _with_faint_boxes(image: Image.Image, boxes: np.ndarray, panel: DenoisingPanel) -> Image.Image:
+    """Draws thin lines for the rows that are not detections, more opaque for higher scores."""
+    layer = Image.new("RGBA", image.size, (*FAINT_COLOR, 0))
     draw = ImageDraw.Draw(layer)
     others = np.setdiff1d(np.arange(len(boxes)), np.asarray(panel.persons, int))
     strength = np.full(len(boxes), 0.6) if panel.scores is None else 0.15 + 0.35 * panel.scores
@@ -218,15 +222,15 @@ def _with_faint_boxes(
         draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=(
             *FAINT_COLOR, round(255 * float(strength[row])),
         ))  # fmt: skip
-    return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
+    return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
 
 
-def _draw_labels(picture: Image.Image, boxes: np.ndarray, panel: DenoisingPanel) -> None:
-    """Writes D, and R below it, at each detection; where there is no room, nothing."""
+def _draw_labels(image: Image.Image, boxes: np.ndarray, panel: DenoisingPanel) -> None:
+    """Writes D, and R below it, at each detection that has room for it."""
     scores = panel.scores
-    if scores is None:  # then nothing is a detection
+    if scores is None:  # no detections
         return
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(image)
     taken: list[tuple[int, int, int, int]] = []
     for row in sorted(panel.persons, key=lambda row: row != panel.best):  # the best match first
         lines = [f"D {scores[row]:.2f}"]
@@ -234,7 +238,7 @@ def _draw_labels(picture: Image.Image, boxes: np.ndarray, panel: DenoisingPanel)
             lines.append(f"R {panel.sims[row]:.2f}".replace("-", "\N{MINUS SIGN}"))
         width = max(round(font(LABEL_SIZE, bold=True).getlength(line)) for line in lines) + 7
         height = len(lines) * (LABEL_SIZE + 4) + 3
-        corners = _label_places(boxes[row], (width, height), picture.size)
+        corners = _label_places(boxes[row], (width, height), image.size)
         free = [c for c in corners if not any(_overlap(c, t) for t in taken)]
         if not free and row != panel.best:
             continue
@@ -249,7 +253,7 @@ def _draw_labels(picture: Image.Image, boxes: np.ndarray, panel: DenoisingPanel)
 def _label_places(
     box: np.ndarray, size: tuple[int, int], limits: tuple[int, int]
 ) -> list[tuple[int, int, int, int]]:
-    """Corners that a label can have at a box, best first: above it, below it, inside."""
+    """Returns possible label corners at a box, best first: above, below, inside."""
     x1, y1, x2, y2 = box
     middle = (x1 + x2 - size[0]) / 2
     places = [(x, y) for y in (y1 - size[1] - 3, y2 + 3) for x in (middle, x1, x2 - size[0])]
@@ -288,7 +292,7 @@ def _draw_progress(frame: Image.Image, area: Area, index: int, count: int) -> No
 def _draw_legend(
     sheet: Image.Image, left_top: tuple[int, int], with_query: bool, in_two_rows: bool = False
 ) -> None:
-    """A sample of each kind of box with its meaning, and what D and R stand for."""
+    """Draws a sample of each kind of box with its meaning."""
     draw = ImageDraw.Draw(sheet)
     x, y = left_top
     entries = [

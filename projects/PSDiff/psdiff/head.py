@@ -2,15 +2,16 @@
 """The head of PSDiff: RoI pooling, the Collaborative Denoising Layer and the prediction branches.
 
 Shape shorthand in this file:
-    B: images. N: proposals of an image. C: feature channels. D: length of an embedding.
-Naming: ``t`` is the diffusion time 0 .. 999; ``logits`` become scores by a sigmoid.
+    B: images. N: proposals of an image. C: feature channels. D: embedding dimension.
+    S: cells of a pooled window.
+Naming: ``t`` is the diffusion time, 0 to 999; the sigmoid of ``logits`` is the score.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import ROIPooler
@@ -19,16 +20,21 @@ from torch import Tensor, nn
 
 from psdiff.box_diffusion import NUM_TRAIN_TIMESTEPS, SignalCodec, cosine_alphas_cumprod
 from psdiff.cdl import CollaborativeDenoisingLayer
+from psdiff.config import check_choice
 
-_PREDICTIONS = ("cascaded", "parallel", "skip")
-# Probability of "person" that an untrained class branch gives, as in the focal loss paper.
+# Score of an untrained class branch, as in the focal loss paper.
 _PRIOR_PROBABILITY = 0.01
 
 
 @dataclass
 class HeadOutput:
-    """Predictions for the clean signal: boxes (B, N, 4) XYXY pixels of the padded batch's images,
-    logits (B, N), reid_feats (B, N, D) of free length."""
+    """Predictions of the clean boxes and embeddings.
+
+    Attributes:
+        boxes: Boxes (B, N, 4), XYXY pixels of the input images.
+        logits: Class logits (B, N).
+        reid_feats: Embeddings (B, N, D) of arbitrary norm.
+    """
 
     boxes: Tensor
     logits: Tensor
@@ -36,7 +42,7 @@ class HeadOutput:
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of t followed by an MLP: (B,) -> (B, 4C)."""
+    """Sinusoidal embedding of t followed by an MLP: (B,) -> (B, 4C)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -44,6 +50,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, 4 * dim))
 
     def forward(self, t: Tensor) -> Tensor:
+        """Returns (B, 4C) for times (B,)."""
         half = self.dim // 2
         exponent = torch.arange(half, device=t.device) / max(half - 1, 1)
         angles = t[:, None] * torch.exp(-math.log(10000.0) * exponent)
@@ -51,7 +58,7 @@ class TimeEmbedding(nn.Module):
 
 
 def _branch(dim_in: int, dim: int, num_hidden: int, dim_out: int) -> nn.Sequential:
-    """``num_hidden`` times (linear, LayerNorm, ReLU), then a linear layer to ``dim_out``."""
+    """Builds ``num_hidden`` layers (linear, LayerNorm, ReLU) and a linear layer to ``dim_out``."""
     layers: list[nn.Module] = []
     for index in range(num_hidden):
         layers += [nn.Linear(dim_in if index == 0 else dim, dim), nn.LayerNorm(dim), nn.ReLU()]
@@ -59,9 +66,9 @@ def _branch(dim_in: int, dim: int, num_hidden: int, dim_out: int) -> nn.Sequenti
 
 
 class PSDiffHead(nn.Module):
-    """One denoising step: noisy boxes and embeddings in, predictions of the clean ones out.
+    """One denoising step: predicts clean boxes and embeddings from noisy ones.
 
-    The same weights serve every step; how noisy the input is enters only by ``t``.
+    All steps share the weights; the noise level enters only through ``t``.
     """
 
     @configurable
@@ -80,32 +87,27 @@ class PSDiffHead(nn.Module):
         num_cls: int = 1,
         num_reg: int = 3,
     ) -> None:
-        """
+        """Builds the branches and initializes all weights.
+
         Args:
-            in_features: feature maps that the pooler reads, from fine to coarse.
-            codec: scales of the signals; embeddings are divided by s2 before they enter.
-            dim: C. embed_dim: D.
-            prediction: ``cascaded``, ``parallel`` or ``skip``: what the detection branches read.
+            in_features: Names of the feature maps of the pooler, from fine to coarse.
+            pooler: RoI pooler.
+            cdl: Collaborative Denoising Layer.
+            codec: Scales of the signals; embeddings are divided by s2 at the input.
+            dim: Feature channels C.
+            embed_dim: Embedding dimension D.
+            prediction: Input of the detection branches, ``cascaded``, ``parallel`` or ``skip``.
             token_scale: ``plain`` or ``wiener``, see :meth:`SignalCodec.wiener_gain`.
-            reid_input: ``diffusion``: the layer gets the noisy embeddings; ``imitation``: in their
-                place the same learnt vector for every proposal (the bias of ``cdl.reid_in``), so
-                that embeddings imitate the teacher directly, as in plain distillation (Table VI).
-            num_cls, num_reg: hidden layers of the class and the box branch.
+            reid_input: ``diffusion``: the layer reads the noisy embeddings. ``imitation``: it reads
+                one learned vector for all proposals instead (the bias of ``cdl.reid_in``), so that
+                embeddings imitate the teacher as in plain distillation (Table VI).
+            num_cls: Hidden layers of the class branch.
+            num_reg: Hidden layers of the box branch.
         """
         super().__init__()
-        if prediction not in _PREDICTIONS:
-            raise ValueError(
-                f"MODEL.PSDIFF.CDL.PREDICTION is '{prediction}'; it must be one of {_PREDICTIONS}."
-            )
-        if token_scale not in ("plain", "wiener"):
-            raise ValueError(
-                f"MODEL.PSDIFF.CDL.TOKEN_SCALE is '{token_scale}'; it must be 'plain' or 'wiener'."
-            )
-        if reid_input not in ("diffusion", "imitation"):
-            raise ValueError(
-                f"MODEL.PSDIFF.CDL.REID_INPUT is '{reid_input}'; it must be 'diffusion' or "
-                "'imitation'."
-            )
+        check_choice("CDL.PREDICTION", prediction, ("cascaded", "parallel", "skip"))
+        check_choice("CDL.TOKEN_SCALE", token_scale, ("plain", "wiener"))
+        check_choice("CDL.REID_INPUT", reid_input, ("diffusion", "imitation"))
         self.in_features = in_features
         self.pooler = pooler
         self.cdl = cdl
@@ -132,13 +134,14 @@ class PSDiffHead(nn.Module):
             if parameter.dim() == 2:
                 nn.init.xavier_uniform_(parameter)
         self.cdl.init_conditioning()
-        # Targets have length one, far below what the last layer would give at full gain.
+        # Targets have unit norm, far below the output of the last layer at full gain.
         nn.init.xavier_uniform_(self.reid_branch[-1].weight, gain=0.1)
         bias = self.cls_branch[-1].bias
         nn.init.constant_(bias, -math.log((1 - _PRIOR_PROBABILITY) / _PRIOR_PROBABILITY))
 
     @classmethod
-    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        """Returns the arguments of ``__init__``."""
         psdiff = cfg.MODEL.PSDIFF
         missing = [name for name in psdiff.CDL.IN_FEATURES if name not in input_shape]
         if missing:
@@ -182,36 +185,52 @@ class PSDiffHead(nn.Module):
         }
 
     def forward(
-        self, features: dict[str, Tensor], boxes: Tensor, reid_signal: Tensor, t: Tensor
+        self,
+        features: dict[str, Tensor],
+        boxes: Tensor,
+        reid_signal: Tensor,
+        t: Tensor,
+        dtype: torch.dtype | None = None,
     ) -> HeadOutput:
         """Predicts the clean boxes and embeddings.
 
         Args:
-            features: backbone outputs, (B, C, H, W) each.
-            boxes: (B, N, 4) noisy boxes, XYXY pixels.
-            reid_signal: (B, N, D) noisy embeddings in the signal frame.
-            t: (B,) diffusion times.
+            features: Feature maps (B, C, H, W) of the backbone.
+            boxes: Noisy boxes (B, N, 4), XYXY pixels.
+            reid_signal: Noisy embeddings (B, N, D) in the signal frame.
+            t: Diffusion times (B,).
+            dtype: See :meth:`pool`.
         """
-        return self.denoise(self.pool(features, boxes), boxes, reid_signal, t)
+        return self.denoise(self.pool(features, boxes, dtype), boxes, reid_signal, t)
 
-    def pool(self, features: dict[str, Tensor], boxes: Tensor) -> Tensor:
-        """What each box sees: (B, N, 4) XYXY pixels -> (B, N, S, C) with S cells of the window.
+    def pool(
+        self, features: dict[str, Tensor], boxes: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Pools the features of each box.
 
-        Pools in float32: the pooler would round boxes to the type of the features, and in bfloat16
-        a corner at 1000 pixels is known to 4 pixels only.
+        Pools in float32: the pooler rounds boxes to the dtype of the features, and bfloat16 has a
+        resolution of 4 pixels at 1000 pixels.
+
+        Args:
+            features: Feature maps (B, C, H, W) of the backbone.
+            boxes: Boxes (B, N, 4), XYXY pixels.
+            dtype: Dtype of the result. Default: that of the features.
+
+        Returns:
+            Windows (B, N, S, C).
         """
         maps = [features[name] for name in self.in_features]
         with torch.autocast(boxes.device.type, enabled=False):
             pooled = self.pooler([x.float() for x in maps], [Boxes(item) for item in boxes])
-        pooled = pooled.to(maps[0].dtype)
-        # Contiguous once here, instead of in each operation that follows.
+        pooled = pooled.to(dtype or maps[0].dtype)
+        # Contiguous once here, instead of in each later operation.
         cells = pooled.flatten(2).transpose(1, 2).contiguous()
         return cells.view(*boxes.shape[:2], *cells.shape[1:])
 
     def denoise(
         self, roi_feats: Tensor, boxes: Tensor, reid_signal: Tensor, t: Tensor
     ) -> HeadOutput:
-        """The step after the pooling: ``roi_feats`` is (B, N, S, C), the rest as in ``forward``."""
+        """Predicts from pooled features ``roi_feats`` (B, N, S, C), otherwise as ``forward``."""
         collaborative, det_feats = self.cdl(
             roi_feats, reid_signal * self.token_gain[t, None, None], self.time_embedding(t)
         )

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inference of PSDiff (Algorithm 2): from noise to detections, and embeddings of given boxes.
+"""Inference of PSDiff (Algorithm 2): detections from noise, and embeddings of given boxes.
 
 Shape shorthand in this file:
-    B: images. N: proposals of an image. Q: given boxes of an image. D: length of an embedding.
-Naming: ``*_signal`` tensors live in the frame in which noise is added (box_diffusion.py).
+    B: images. N: proposals of an image. Q: given boxes of an image. D: embedding dimension.
+    S: cells of a pooled window. C: feature channels.
+Naming: noise is added to ``*_signal`` tensors (frames in box_diffusion.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +23,12 @@ from psdiff.sampler import Trajectory, unit_reid
 
 @dataclass(frozen=True)
 class DenoisingStep:
-    """What one step saw and what it predicted.
+    """Input and output of one denoising step.
 
-    Args:
-        t: time of the step.
-        boxes: (B, N, 4) noisy boxes that went in, XYXY pixels of the input images.
-        output: the predictions.
+    Attributes:
+        t: Diffusion time of the step.
+        boxes: Noisy input boxes (B, N, 4), XYXY pixels of the input images.
+        output: Predictions.
     """
 
     t: int
@@ -39,10 +40,12 @@ class ReverseProcess:
     """Runs the head step by step on image features that are computed once.
 
     Args:
-        head: the denoising head, or what is called like it. codec: ranges of the two signals.
-        settings: sampler, renewal, which predictions become detections.
-        num_proposals: N. embed_dim: D.
-        device: where the features are.
+        head: Denoising head, a :class:`psdiff.head.PSDiffHead`.
+        codec: Scales of the two signals.
+        settings: Sampler, renewal, and selection of detections.
+        num_proposals: Proposals N per image.
+        embed_dim: Embedding dimension D.
+        device: Device of the features.
     """
 
     def __init__(
@@ -62,29 +65,42 @@ class ReverseProcess:
     def steps(
         self, features: dict[str, Tensor], image_sizes: list[tuple[int, int]], seeds: list[int]
     ) -> Iterator[DenoisingStep]:
-        """Goes from pure noise to the prediction.
+        """Denoises proposals, starting from pure noise.
 
         Args:
-            features: (B, C, H, W) each. image_sizes: (h, w) of the images in the batch.
-            seeds: of each image's noise.
+            features: Feature maps (B, C, H, W).
+            image_sizes: Sizes (h, w) of the images in the batch.
+            seeds: Seeds of the noise of each image.
+
+        Yields:
+            One :class:`DenoisingStep` per step of the sampler.
 
         Raises:
-            FloatingPointError: a prediction is infinite or NaN.
+            FloatingPointError: If a prediction of any step is infinite or NaN; before the last
+                step is yielded.
         """
         settings, codec = self.settings, self.codec
         trajectory = Trajectory(codec, settings.sampler_settings, settings.renewal)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         boxes_signal, reid_signal = self._noisy_proposals(generators)
+        # The pooler reads float32; maps of lower precision are converted once for all steps.
+        dtype = features[self.head.in_features[0]].dtype
+        features = {name: features[name].float() for name in self.head.in_features}
+        finite = []
         for t in trajectory.times:
+            # The pooling kernel crashes for boxes of NaN, which are reported after the last step.
+            boxes_signal = boxes_signal.nan_to_num()
             boxes = torch.stack(
                 [codec.decode_boxes(b, s) for b, s in zip(boxes_signal, image_sizes, strict=True)]
             )
             token = settings.reid_feedback * reid_signal
-            output = self.head(features, boxes, token, self._times(t, len(seeds)))
-            require_finite(vars(output), t)
-            yield DenoisingStep(t, boxes, output)
+            output = self.head(features, boxes, token, self._times(t, len(seeds)), dtype)
+            finite.append(which_are_finite(output.boxes, output.logits, output.reid_feats))
             if t == trajectory.times[-1]:
-                break
+                require_finite(finite, trajectory.times, ("boxes", "logits", "reid_feats"))
+                yield DenoisingStep(t, boxes, output)
+                return
+            yield DenoisingStep(t, boxes, output)
             start = torch.stack(
                 [
                     codec.encode_boxes(boxes_to_norm(b, s))
@@ -99,7 +115,7 @@ class ReverseProcess:
             )
             if settings.renewal:
                 weak = output.logits.sigmoid() < settings.renewal_thresh
-                # Noise for all rows: what a row gets does not depend on the others' scores.
+                # Noise for all rows: the noise of a row does not depend on the scores of others.
                 new_boxes, new_reid = self._noisy_proposals(generators)
                 boxes_signal = torch.where(weak[..., None], new_boxes, boxes_signal)
                 reid_signal = torch.where(weak[..., None], new_reid, reid_signal)
@@ -108,7 +124,7 @@ class ReverseProcess:
     def detect(
         self, features: dict[str, Tensor], image_sizes: list[tuple[int, int]], seeds: list[int]
     ) -> list[Instances]:
-        """Detections of a batch in the frame of the input; arguments as for :meth:`steps`."""
+        """Returns the detections of a batch in input pixels; arguments as for :meth:`steps`."""
         outputs: list[HeadOutput] = []
         for step in self.steps(features, image_sizes, seeds):
             outputs = [*outputs, step.output] if self.settings.ensemble else [step.output]
@@ -125,17 +141,20 @@ class ReverseProcess:
         return results
 
     def embed_boxes(self, features: dict[str, Tensor], boxes: Tensor, seed: int) -> Tensor:
-        """Embeds the persons in given boxes of one image: only the embedding is denoised.
+        """Embeds the persons in given boxes of one image; only the embeddings are denoised.
 
-        Every box runs as an image of its own, so that its embedding does not depend on which
-        other boxes were asked for.
+        Each box runs as an image of its own, so that its embedding does not depend on the others.
 
         Args:
-            features: (1, C, H, W) each. boxes: (Q, 4) XYXY pixels of the input image.
-            seed: of the image's noise.
+            features: Feature maps (1, C, H, W).
+            boxes: Boxes (Q, 4), XYXY pixels of the input image.
+            seed: Seed of the noise of the image.
 
         Returns:
-            (Q, D) of unit length; (0, D) for no boxes.
+            Embeddings (Q, D) of unit norm; (0, D) without boxes.
+
+        Raises:
+            FloatingPointError: If an embedding is infinite or NaN.
         """
         if len(boxes) == 0:
             return boxes.new_zeros(0, self.embed_dim)
@@ -148,26 +167,28 @@ class ReverseProcess:
         return unit_reid(total)
 
     def _denoise_reid(self, roi_feats: Tensor, boxes: Tensor, generator: torch.Generator) -> Tensor:
-        """One draw of the embeddings of boxes that stay: (Q, 1, S, C), (Q, 1, 4) -> (Q, D)."""
+        """Embeds fixed boxes from one noise draw: (Q, 1, S, C) and (Q, 1, 4) -> (Q, D)."""
         trajectory = Trajectory(self.codec, self.settings.query_sampler_settings, renewable=False)
         count, still = len(boxes), boxes.new_zeros(len(boxes), 1, 4)
         reid_signal = self._shared_noise(generator, count, self.embed_dim)
+        finite = []
         for t in trajectory.times:
             token = self.settings.reid_feedback * reid_signal
             output = self.head.denoise(roi_feats, boxes, token, self._times(t, count))
-            require_finite({"reid_feats": output.reid_feats}, t)
+            finite.append(which_are_finite(output.reid_feats))
             if t == trajectory.times[-1]:
                 break
             noise = None
             if self.settings.eta:
                 noise = self._shared_noise(generator, count, 4 + self.embed_dim)
             _, reid_signal = trajectory.step(still, output.reid_feats, still, reid_signal, noise)
+        require_finite(finite, trajectory.times, ("reid_feats",))
         return unit_reid(output.reid_feats[:, 0])
 
     def select(
         self, boxes: Tensor, logits: Tensor, reid_feats: Tensor, image_size: tuple[int, int]
     ) -> Instances:
-        """Predictions of one image -> detections: score threshold, NMS, at most max_detections."""
+        """Selects the detections of one image: score threshold, NMS, at most max_detections."""
         scores = logits.sigmoid()
         keep = scores > self.settings.score_thresh
         boxes, scores, reid_feats = boxes[keep], scores[keep], reid_feats[keep]
@@ -187,19 +208,17 @@ class ReverseProcess:
         )
 
     def _noisy_proposals(self, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """Pure noise for boxes (B, N, 4) and embeddings (B, N, D)."""
+        """Draws pure noise for boxes (B, N, 4) and embeddings (B, N, D)."""
         noise = self._noise(generators, self.num_proposals, 4 + self.embed_dim)
         return noise[..., :4], noise[..., 4:]
 
     def _noise(self, generators: list[torch.Generator], rows: int, width: int) -> Tensor:
-        """Standard normal noise (len(generators), rows, width); drawn on the CPU, so that it is
-        the same on every device."""
+        """Draws normal noise (B, rows, width) on the CPU, so that all devices get the same."""
         noise = [torch.randn(rows, width, generator=generator) for generator in generators]
         return torch.stack(noise).to(self.device)
 
     def _shared_noise(self, generator: torch.Generator, count: int, width: int) -> Tensor:
-        """One draw for all boxes of an image, so that their order does not matter:
-        (count, 1, width)."""
+        """Draws noise (count, 1, width), equal for all boxes, so that their order is irrelevant."""
         return self._noise([generator], 1, width).expand(count, -1, -1)
 
     def _times(self, t: int, count: int) -> Tensor:
@@ -207,21 +226,31 @@ class ReverseProcess:
 
 
 def one_image(features: dict[str, Tensor], index: int) -> dict[str, Tensor]:
-    """The features of one image of a batch, as a batch of one."""
+    """Returns the features of one image as a batch of one."""
     return {name: value[index : index + 1] for name, value in features.items()}
 
 
-def require_finite(predictions: dict[str, Tensor], t: int) -> None:
-    """Stops before the next step pools boxes that are no numbers, which crashes the kernel.
+def which_are_finite(*predictions: Tensor) -> Tensor:
+    """Returns a bool for each prediction, on its device."""
+    return torch.stack([value.isfinite().all() for value in predictions])
+
+
+def require_finite(finite: Sequence[Tensor], times: Sequence[int], names: Sequence[str]) -> None:
+    """Checks all steps at once: reading the flags step by step would synchronize at each.
+
+    Args:
+        finite: Flags of :func:`which_are_finite` for each step.
+        times: Diffusion time of each step.
+        names: Names of the predictions.
 
     Raises:
-        FloatingPointError: infinities or NaN, with the names of what holds them.
+        FloatingPointError: If a prediction is infinite or NaN; names the first such step.
     """
-    finite = torch.stack([value.isfinite().all() for value in predictions.values()]).tolist()
-    bad = [name for name, good in zip(predictions, finite, strict=True) if not good]
-    if bad:
-        raise FloatingPointError(
-            f"PSDiff predicts infinities or NaN ({', '.join(bad)}) in the denoising step at "
-            f"t = {t}. Either the weights hold such values, because their training diverged (see "
-            "MODEL.WEIGHTS), or half precision overflowed; then evaluate in float32."
-        )
+    for t, flags in zip(times, torch.stack(list(finite)).tolist(), strict=True):
+        bad = [name for name, good in zip(names, flags, strict=True) if not good]
+        if bad:
+            raise FloatingPointError(
+                f"PSDiff predicts infinity or NaN ({', '.join(bad)}) in the denoising step at "
+                f"t = {t}. Either the weights contain such values, because their training diverged "
+                "(see MODEL.WEIGHTS), or half precision overflowed; then evaluate in float32."
+            )

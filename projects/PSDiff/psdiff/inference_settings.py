@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything about PSDiff's inference that may change without training again."""
+"""Inference settings of PSDiff, which can be changed without retraining, and seeds of the noise."""
 
 import dataclasses
 import difflib
@@ -7,16 +7,18 @@ import math
 from dataclasses import dataclass
 
 import torch
+from detectron2.config import CfgNode
 
+from psdiff.config import check_range
 from psdiff.sampler import SamplerSettings
 
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How predictions are made from trained weights; every wrong value is refused at once.
+    """Settings of the inference; invalid values raise ValueError on construction.
 
-    A field is the key of ``MODEL.PSDIFF`` with the same name in capitals, which explains it.
-    ``max_detections`` is ``TEST.DETECTIONS_PER_IMAGE``.
+    Each field is documented at the key of the same name in ``MODEL.PSDIFF``. ``max_detections`` is
+    ``TEST.DETECTIONS_PER_IMAGE``.
     """
 
     steps: int = 8
@@ -43,45 +45,30 @@ class InferenceSettings:
                 f"MODEL.PSDIFF.LATENCY_BUDGET_MS is {self.latency_budget_ms}; it must be a time in "
                 "milliseconds, or 0 for no budget."
             )
-        if not 0 <= self.renewal_thresh <= 1:
-            raise ValueError(
-                f"MODEL.PSDIFF.RENEWAL_THRESH is {self.renewal_thresh}; it must be a score, "
-                "between 0 and 1."
-            )
-        if self.query_steps < 0:
-            raise ValueError(
-                f"MODEL.PSDIFF.QUERY_STEPS is {self.query_steps}; it must be a number of steps, or 0 "
-                "for that of the detections (STEPS)."
-            )
-        if not 0 <= self.reid_feedback <= 1:
-            raise ValueError(
-                f"MODEL.PSDIFF.REID_FEEDBACK is {self.reid_feedback}; it must be between 0 (the "
-                "embedding is not fed back) and 1 (as in the paper)."
-            )
-        if self.query_draws < 1:
-            raise ValueError(
-                f"MODEL.PSDIFF.QUERY_DRAWS is {self.query_draws}; it must be at least 1."
-            )
+        check_range("RENEWAL_THRESH", self.renewal_thresh, 0, 1)
+        check_range("QUERY_STEPS", self.query_steps, 0)
+        check_range("REID_FEEDBACK", self.reid_feedback, 0, 1)
+        check_range("QUERY_DRAWS", self.query_draws, 1)
 
     @classmethod
-    def from_config(cls, cfg) -> "InferenceSettings":
-        """The settings that a config asks for."""
+    def from_config(cls, cfg: CfgNode) -> "InferenceSettings":
+        """Reads the settings of a config."""
         names = [field.name for field in dataclasses.fields(cls)]
         values = {n: cfg.MODEL.PSDIFF[n.upper()] for n in names if n != "max_detections"}
         return cls(**values, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE)
 
     def changed(self, **changes) -> "InferenceSettings":
-        """The same settings except for some.
+        """Returns a copy with some settings changed.
 
         Raises:
-            ValueError: there is no such setting, or it cannot have this value.
+            ValueError: If a setting is unknown or its value invalid.
         """
         names = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
-                hint = f"did you mean '{near[0]}'?" if near else f"there are {names}."
-                raise ValueError(f"'{name}' is no setting of PSDiff's inference; {hint}")
+                hint = f"did you mean '{near[0]}'?" if near else f"available: {names}."
+                raise ValueError(f"unknown inference setting '{name}' of PSDiff; {hint}")
         return dataclasses.replace(self, **changes)
 
     @property
@@ -97,20 +84,20 @@ class InferenceSettings:
 
 
 def image_seed(seed: int, image_id: int) -> int:
-    """Seed of an image's noise: depends on the two alone, not on the batch or the order."""
+    """Returns the seed of an image's noise, which depends on neither batch nor order."""
     return (seed * 1_000_003 + int(image_id)) % 2**63
 
 
 def image_seeds(
     image_ids: list[int], seed: int, generator: torch.Generator | int | None = None
 ) -> list[int]:
-    """Seeds of the noise of a batch.
+    """Returns the seeds of the noise of a batch.
 
     Args:
-        image_ids: of the images.
-        seed: MODEL.PSDIFF.SEED, used without a generator.
-        generator: an int stands for another SEED. From a ``torch.Generator`` one number is drawn
-            for each image, so that the same generator gives other noise the next time.
+        image_ids: Ids of the images.
+        seed: ``MODEL.PSDIFF.SEED``, used if ``generator`` is None.
+        generator: An int replaces ``seed``. From a ``torch.Generator``, one number per image is
+            drawn, so that its next use gives different noise.
     """
     if isinstance(generator, torch.Generator):
         shape = (len(image_ids),)

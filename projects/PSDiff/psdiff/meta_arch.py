@@ -2,14 +2,14 @@
 """PSDiff as a Detectron2 meta-architecture: training (Algorithm 1) and inference (Algorithm 2).
 
 Shape shorthand in this file:
-    B: images. N: proposals of an image. D: length of an embedding.
-Naming: ``*_signal`` tensors live in the frame in which noise is added (box_diffusion.py).
+    B: images. N: proposals of an image. D: embedding dimension.
+Naming: noise is added to ``*_signal`` tensors (frames in box_diffusion.py).
 """
 
 from collections.abc import Sequence
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
@@ -21,24 +21,25 @@ from psdiff.box_diffusion import (
     cosine_alphas_cumprod,
     pad_ground_truth,
 )
-from psdiff.criterion import LossWeights, PSDiffCriterion
+from psdiff.config import check_range
+from psdiff.criterion import PSDiffCriterion
 from psdiff.head import PSDiffHead
 from psdiff.inference import DenoisingStep, ReverseProcess, one_image
 from psdiff.inference_latency import LatencyMeter, steps_within
 from psdiff.inference_settings import InferenceSettings, image_seeds
-from psdiff.matcher import MatchWeights, ProposalMatcher
+from psdiff.matcher import LossWeights, ProposalMatcher
 
 
 @META_ARCH_REGISTRY.register()
 class PSDiff(nn.Module):
-    """Person search by denoising boxes and re-ID embeddings together.
+    """Person search by denoising boxes and re-ID embeddings jointly.
 
-    Training inputs are those of :class:`psdiff.data.PSDiffMapper`; the result is a dict of
+    In training, inputs come from :class:`psdiff.data.PSDiffMapper`, and the output is a dict with
     ``loss_cls``, ``loss_l1``, ``loss_giou`` and ``loss_reid``.
 
-    In eval mode every image gives ``instances`` (``pred_boxes`` in pixels of the original image,
-    ``scores``, ``pred_classes``, ``reid_feats`` (n, D) of unit length) and, where the input has
-    ``queries``, ``query_feats`` (q, D) of unit length in their order.
+    In evaluation, the output for each image is a dict with ``instances`` (``pred_boxes`` in pixels
+    of the original image, ``scores``, ``pred_classes``, ``reid_feats`` (n, D) of unit norm) and, if
+    the input has ``queries``, ``query_feats`` (q, D) of unit norm in the same order.
     """
 
     @configurable
@@ -58,18 +59,25 @@ class PSDiff(nn.Module):
         settings: InferenceSettings | None = None,
         test_size: tuple[int, int] | None = None,
     ) -> None:
-        """
+        """Builds the model from its parts.
+
         Args:
-            codec: scales of the two signals. embed_dim: D. num_proposals: N.
-            pad: how ground truths are filled up to N (:func:`pad_ground_truth`).
-            train_draws: times and noises per image in one training iteration.
-            settings: of the inference; None: all at their defaults.
-            test_size: (h, w) of the largest image in testing, for a latency budget.
+            backbone: Backbone with FPN.
+            head: Denoising head.
+            criterion: Losses.
+            codec: Scales of the two signals.
+            embed_dim: Embedding dimension D.
+            num_proposals: Proposals N per image.
+            pad: Padding of the ground truths to N, see :func:`pad_ground_truth`.
+            pixel_mean: Mean of each channel.
+            pixel_std: Standard deviation of each channel.
+            train_draws: Draws of time and noise per image and training iteration.
+            settings: Inference settings. Default: those of :class:`InferenceSettings`.
+            test_size: Largest image size (h, w) in testing, for a latency budget.
         """
         super().__init__()
-        for key, value in (("NUM_PROPOSALS", num_proposals), ("TRAIN_DRAWS", train_draws)):
-            if value < 1:
-                raise ValueError(f"MODEL.PSDIFF.{key} is {value}; it must be at least 1.")
+        check_range("NUM_PROPOSALS", num_proposals, 1)
+        check_range("TRAIN_DRAWS", train_draws, 1)
         self.backbone = backbone
         self.head = head
         self.criterion = criterion
@@ -83,17 +91,18 @@ class PSDiff(nn.Module):
         self.register_buffer("alphas_cumprod", cosine_alphas_cumprod(), persistent=False)
 
     @classmethod
-    def from_config(cls, cfg) -> dict:
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Returns the arguments of ``__init__``."""
         psdiff = cfg.MODEL.PSDIFF
         backbone = build_backbone(cfg)
         head = PSDiffHead(cfg, backbone.output_shape())
         loss = psdiff.LOSS
-        focal = {"focal_alpha": loss.FOCAL_ALPHA, "focal_gamma": loss.FOCAL_GAMMA}
-        match_weights = MatchWeights(
-            cls=loss.CLS, l1=loss.L1, giou=loss.GIOU, reid=psdiff.MATCHER_REID, **focal
+        weights = LossWeights(
+            loss.CLS, loss.L1, loss.GIOU, loss.REID, loss.FOCAL_ALPHA, loss.FOCAL_GAMMA
         )
-        matcher = ProposalMatcher(psdiff.MATCHER, match_weights, psdiff.MATCHER_TOP_IOUS)
-        weights = LossWeights(loss.CLS, loss.L1, loss.GIOU, loss.REID, **focal)
+        matcher = ProposalMatcher(
+            psdiff.MATCHER, weights, psdiff.MATCHER_TOP_IOUS, psdiff.MATCHER_REID
+        )
         sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         return {
             "backbone": backbone,
@@ -107,22 +116,28 @@ class PSDiff(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "train_draws": psdiff.TRAIN_DRAWS,
             "settings": InferenceSettings.from_config(cfg),
-            # A size of 0 stands for "not resized"; the longer side is bounded by the maximum.
+            # A size of 0 means no resizing; the longer side is bounded by the maximum.
             "test_size": (min(sizes), sizes[1]) if all(sizes) else None,
         }
 
     @property
     def device(self) -> torch.device:
+        """Device of the model."""
         return self.pixel_mean.device
 
+    @property
+    def loss_normalizer(self) -> tuple[Tensor, Tensor] | None:
+        """Normalizer of the last losses, see :class:`person_search.interface.NormalizesLosses`."""
+        return self.criterion.normalizer
+
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalises the images and pads them to one size."""
+        """Normalizes the images and pads them to one size."""
         images = [x["image"].to(self.device) for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """Losses in training mode, predictions per image in eval mode."""
+        """Returns losses in training mode, predictions of each image in eval mode."""
         if not self.training:
             return self.inference(batched_inputs)
         images = self.preprocess_image(batched_inputs)
@@ -139,13 +154,14 @@ class PSDiff(nn.Module):
     # ---- training ---------------------------------------------------------------------------
     @torch.no_grad()
     def noisy_proposals(self, targets: list[Instances], t: Tensor) -> tuple[Tensor, Tensor]:
-        """Dual noise generator (Section IV-A).
+        """Generates noisy proposals: the dual noise generator of Section IV-A.
 
         Args:
-            targets: B Instances with ``gt_boxes`` and ``gt_reid_feats``. t: (B,) times.
+            targets: B Instances with ``gt_boxes`` and ``gt_reid_feats``.
+            t: Diffusion times (B,).
 
         Returns:
-            (B, N, 4) noisy boxes in pixels and (B, N, D) noisy embedding signals.
+            Noisy boxes (B, N, 4) in pixels and noisy embedding signals (B, N, D).
         """
         all_boxes, all_reid = [], []
         for target, time in zip(targets, t, strict=True):
@@ -165,9 +181,10 @@ class PSDiff(nn.Module):
 
     # ---- inference --------------------------------------------------------------------------
     def set_inference(self, **changes) -> None:
-        """Changes how the trained model is used from now on, e.g. ``steps=4, sampler="dpmsolver"``.
+        """Changes inference settings permanently, for example ``steps=4, sampler="dpmsolver"``.
 
-        Keywords are the fields of :class:`InferenceSettings`.
+        Args:
+            **changes: Fields of :class:`InferenceSettings`.
         """
         self.settings = self.settings.changed(**changes)
 
@@ -184,13 +201,16 @@ class PSDiff(nn.Module):
         """Detects and embeds all persons, or embeds the persons in given boxes.
 
         Args:
-            batched_inputs: one dict per image; ``image`` is needed, ``height``, ``width`` (of the
-                original), ``queries`` and ``image_id`` (seed of the noise) are used if present.
-            detected_instances: boxes (``pred_boxes``, pixels of the input image) to be embedded
-                instead of detecting; they come back with ``reid_feats``.
-            do_postprocess: whether boxes are scaled to the original image.
-            generator: source of the noise in place of (SEED, image_id), see :func:`image_seeds`.
-            changes: settings for this call alone, e.g. ``steps=2``; see :meth:`set_inference`.
+            batched_inputs: One dict per image with ``image`` and optionally ``height`` and
+                ``width`` (of the original), ``queries`` and ``image_id`` (seed of the noise).
+            detected_instances: Instances with ``pred_boxes`` (pixels of the input image) that are
+                embedded instead of detecting; they are returned with ``reid_feats``.
+            do_postprocess: Scales boxes to the original image.
+            generator: Replaces (SEED, image_id) as source of noise, see :func:`image_seeds`.
+            **changes: Settings for this call only, for example ``steps=2``.
+
+        Returns:
+            One output dict per image, see the class, or Instances without ``do_postprocess``.
         """
         images, features, seeds, process = self._prepare(batched_inputs, generator, changes)
         if detected_instances is not None:
@@ -224,9 +244,12 @@ class PSDiff(nn.Module):
         generator: torch.Generator | int | None = None,
         **changes,
     ) -> list[DenoisingStep]:
-        """What every step of a detection saw and predicted, in the frame of the input images.
+        """Returns the input and the predictions of each step, in pixels of the input images.
 
-        Arguments as for :meth:`inference`, whose predictions these are.
+        Args:
+            batched_inputs: See :meth:`inference`, which makes the same predictions.
+            generator: See :meth:`inference`.
+            **changes: See :meth:`inference`.
         """
         images, features, seeds, process = self._prepare(batched_inputs, generator, changes)
         return list(process.steps(features, images.image_sizes, seeds))
@@ -234,7 +257,7 @@ class PSDiff(nn.Module):
     def _prepare(
         self, batched_inputs: list[dict], generator: torch.Generator | int | None, changes: dict
     ) -> tuple[ImageList, dict[str, Tensor], list[int], ReverseProcess]:
-        """Images, their features and seeds, and the process that starts from them."""
+        """Returns images, their features and seeds, and the process that denoises them."""
         settings = self.settings.changed(**changes)
         images = self.preprocess_image(batched_inputs)
         if settings.latency_budget_ms > 0:
@@ -245,7 +268,7 @@ class PSDiff(nn.Module):
         return images, self.backbone(images.tensor), seeds, self.reverse_process(settings)
 
     def reverse_process(self, settings: InferenceSettings | None = None) -> ReverseProcess:
-        """Algorithm 2 on given features, with the model's settings or others."""
+        """Returns Algorithm 2 with these settings, by default those of the model."""
         return ReverseProcess(
             self.head,
             self.codec,
@@ -258,20 +281,23 @@ class PSDiff(nn.Module):
     def steps_within(
         self, budget_ms: float, image_size: tuple[int, int] | None = None, **changes
     ) -> int:
-        """The most steps, at most ``settings.steps``, that keep within a time on this machine.
+        """Returns the largest number of steps, up to ``settings.steps``, within a time budget.
 
-        What is measured, once for each size, is the detection of the persons in one image. The
-        embedding of given boxes (queries, EMBED_DETECTIONS) is not counted.
+        Measures the detection in one image on this machine, once for each image size. Embedding
+        given boxes (queries, EMBED_DETECTIONS) is not included.
 
         Args:
-            budget_ms: milliseconds.
-            image_size: (h, w); None: the largest that the config's resizing makes.
-            changes: settings to measure with, as for :meth:`inference`.
+            budget_ms: Time budget in milliseconds.
+            image_size: Image size (h, w). Default: the largest that the config's resizing produces.
+            **changes: Settings to measure with, as for :meth:`inference`.
+
+        Raises:
+            ValueError: If the image size is neither given nor known.
         """
         image_size = image_size or self.latency.test_size
         if image_size is None:
             raise ValueError(
-                "give an image_size: images may have any, as INPUT.MIN_SIZE_TEST is 0."
+                "image_size is required: INPUT.MIN_SIZE_TEST is 0, so images have any size."
             )
         settings = self.settings.changed(**changes)
         calibration = self.latency.calibrate(self, settings, image_size)

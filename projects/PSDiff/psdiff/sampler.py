@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reverse process of PSDiff (Algorithm 2): times, and the steps of the sampler.
+"""Sampler of PSDiff (Algorithm 2): times and steps of the reverse process.
 
-The steps themselves are those of diffusers' schedulers in sample-prediction mode; this file only
-gives them PSDiff's schedule and treats boxes and embeddings as their ranges demand.
+The steps are those of diffusers' schedulers in sample-prediction mode. This file provides PSDiff's
+schedule, and clamps boxes and normalizes embeddings.
 
 Shape shorthand in this file:
-    B: images (or boxes that are embedded). N: proposals of each. D: length of an embedding.
+    B: images (or boxes that are embedded). N: proposals of each. D: embedding dimension.
     T: steps of the diffusion process (1000). k: steps of the sampler.
 
-What diffusers gets is the schedule at the k times of the list alone, as if the process had k steps
-(``times[0]`` is its step k - 1). Its DDIM otherwise takes the distance between two times to be the
-same everywhere, which is wrong wherever k does not divide T, e.g. for 3 and 6 steps.
+diffusers receives the schedule at the k times only, as if the process had k steps (``times[0]`` is
+its step k - 1). Its DDIM otherwise assumes equally spaced times, which is wrong where k does not
+divide T, for example for 3 and 6 steps.
 """
 
 import copy
@@ -25,25 +25,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from psdiff.box_diffusion import NUM_TRAIN_TIMESTEPS, SignalCodec, cosine_alphas_cumprod
+from psdiff.config import check_choice, check_range
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 SAMPLERS = ("ddim", "dpmsolver", "dpmsolver++")
-SOLVER_ORDERS = (1, 2, 3)
 
 LAMBDA_MIN, LAMBDA_SLOPE = -5.1, 0.1
-"""Where lambda = log sqrt(ab / (1 - ab)) is compressed for ``dpmsolver``, and to what share.
+"""Bound below which lambda = log sqrt(ab / (1 - ab)) is compressed for ``dpmsolver``, and slope.
 
-Its noise form divides by sqrt(ab), which is 4.9e-5 at the last time (lambda = -9.9): in float32 a
-step from there is off by 1e-3. The authors of DPM-Solver start at -5.1 for that reason. Here the
-times are the same for all samplers, so the few values below are drawn up to it (-9.9 to -5.6), not
-cut off: two equal ones would be a step of no length.
+The noise form divides by sqrt(ab), 4.9e-5 at the last time (lambda = -9.9): a float32 step from
+there has an error of 1e-3. The authors of DPM-Solver start at -5.1 for that reason. The times here
+are the same for all samplers, so the few smaller values are compressed (-9.9 becomes -5.6) instead
+of clamped: two equal values would be a step of zero length.
 """
 
 
 def sampling_times(steps: int, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS) -> list[int]:
-    """Times of ``steps`` denoising steps from the noisiest on, e.g. 4: 999, 749, 499, 249."""
+    """Returns the times of the denoising steps in order, for 4 steps: 999, 749, 499, 249."""
     if steps not in range(1, num_train_timesteps + 1):
         raise ValueError(
             f"MODEL.PSDIFF.STEPS is {steps}; it must be between 1 and {num_train_timesteps}."
@@ -54,12 +54,13 @@ def sampling_times(steps: int, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS) -
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """Which sampler takes which steps; refuses what no sampler can do.
+    """Settings of a sampler; invalid values raise ValueError on construction.
 
-    Args:
-        name: one of ``SAMPLERS``. steps: number of predictions, 1 to T.
-        order: of the two DPM-Solvers, 1 to 3; DDIM has none.
-        eta: share of fresh noise in a DDIM step, 0 to 1; 0 for the DPM-Solvers.
+    Attributes:
+        name: One of ``SAMPLERS``.
+        steps: Number of predictions, 1 to T.
+        order: Order of the DPM-Solvers, 1 to 3; ignored by DDIM.
+        eta: Share of fresh noise in a DDIM step, 0 to 1; 0 for the DPM-Solvers.
     """
 
     name: str = "ddim"
@@ -68,17 +69,10 @@ class SamplerSettings:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in SAMPLERS:
-            raise ValueError(
-                f"MODEL.PSDIFF.SAMPLER is '{self.name}'; it must be one of {SAMPLERS}."
-            )
-        sampling_times(self.steps)  # refuses a wrong number
-        if self.order not in SOLVER_ORDERS:
-            raise ValueError(
-                f"MODEL.PSDIFF.SOLVER_ORDER is {self.order}; it must be one of {SOLVER_ORDERS}."
-            )
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"MODEL.PSDIFF.ETA is {self.eta}; it must be between 0 and 1.")
+        check_choice("SAMPLER", self.name, SAMPLERS)
+        sampling_times(self.steps)  # validates the number
+        check_choice("SOLVER_ORDER", self.order, (1, 2, 3))
+        check_range("ETA", self.eta, 0, 1)
         if self.eta > 0 and self.name != "ddim":
             raise ValueError(
                 f"MODEL.PSDIFF.ETA is {self.eta}, but the sampler '{self.name}' adds no noise: set "
@@ -87,16 +81,14 @@ class SamplerSettings:
 
 
 def build_scheduler(settings: SamplerSettings) -> "DDIMScheduler | DPMSolverMultistepScheduler":
-    """A new scheduler of diffusers for the times of the settings, which it counts k - 1 .. 0."""
-    # Building takes longer than copying, and every trajectory needs its own.
-    return copy.deepcopy(_pristine_scheduler(settings))
+    """Returns a new diffusers scheduler; its timesteps k - 1, ..., 0 are the sampling times."""
+    # Each trajectory needs its own scheduler, and copying is faster than building.
+    return copy.deepcopy(_cached_scheduler(settings))
 
 
 @functools.lru_cache(maxsize=64)
-def _pristine_scheduler(
-    settings: SamplerSettings,
-) -> "DDIMScheduler | DPMSolverMultistepScheduler":
-    # Imported here: diffusers takes a second to load and training does not need it.
+def _cached_scheduler(settings: SamplerSettings) -> "DDIMScheduler | DPMSolverMultistepScheduler":
+    # Imported here: diffusers takes a second to load, and training does not need it.
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
     alphas_cumprod = cosine_alphas_cumprod()[sampling_times(settings.steps)[::-1]]
@@ -112,13 +104,13 @@ def _pristine_scheduler(
         scheduler = DDIMScheduler(
             **schedule, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing"
         )
-        # diffusers multiplies the betas up in float32; the noisy end needs more (ab = 2e-9).
+        # diffusers multiplies the betas in float32, too coarse for the noisy end (ab = 2e-9).
         scheduler.alphas_cumprod = alphas_cumprod
         scheduler.set_timesteps(settings.steps)
         return scheduler
     with warnings.catch_warnings():
-        # diffusers advises against the noise form, but Table V of the paper has it; and its arrays
-        # are made in a way that NumPy 2 has deprecated.
+        # diffusers deprecates the noise form, which Table V contains, and uses an array creation
+        # that NumPy 2 deprecates.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         scheduler = DPMSolverMultistepScheduler(
@@ -133,21 +125,19 @@ def _pristine_scheduler(
 
 
 def compress_noisy_end(alphas_cumprod: Tensor) -> Tensor:
-    """The schedule (k,) with lambda compressed below ``LAMBDA_MIN``."""
+    """Returns the schedule (k,) with lambda compressed below ``LAMBDA_MIN``."""
     excess = alphas_cumprod.logit() / 2 - LAMBDA_MIN
     compressed = torch.sigmoid(2 * (LAMBDA_MIN + LAMBDA_SLOPE * excess))
     return torch.where(excess < 0, compressed, alphas_cumprod)
 
 
 class Trajectory:
-    """One way from noise to the prediction, for one batch.
-
-    Every batch needs its own, because multistep solvers remember the predictions before.
+    """Sampler state of one batch; multistep solvers remember previous predictions.
 
     Args:
-        codec: ranges of the two signals.
-        settings: which steps.
-        renewable: whether proposals may be drawn anew on the way, see :meth:`renew`.
+        codec: Scales of the two signals.
+        settings: Settings of the sampler.
+        renewable: Supports :meth:`renew`.
     """
 
     def __init__(self, codec: SignalCodec, settings: SamplerSettings, renewable: bool) -> None:
@@ -168,18 +158,19 @@ class Trajectory:
         reid_signal: Tensor,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One step from the present time of the list to the next.
+        """Steps from the current time to the next one.
 
-        The last prediction is the answer, so no step follows it: k predictions, k - 1 steps.
+        No step follows the last prediction: there are k predictions and k - 1 steps.
 
         Args:
-            boxes_start: (B, N, 4) predicted clean box signal; clamped to +-s1 here.
-            reid_start: (B, N, D) predicted embeddings of any length; brought to the signal's here.
-            boxes_signal, reid_signal: the signals at the present time.
-            noise: (B, N, 4 + D) standard normal, needed if eta > 0.
+            boxes_start: Predicted clean box signal (B, N, 4); clamped to +-s1 here.
+            reid_start: Predicted embeddings (B, N, D) of any norm; normalized here.
+            boxes_signal: Box signal at the current time.
+            reid_signal: Embedding signal at the current time.
+            noise: Standard normal noise (B, N, 4 + D); required if eta > 0.
 
         Returns:
-            The two signals at the next time.
+            Box signal and embedding signal at the next time.
         """
         x_start = torch.cat(
             [self.codec.clamp_boxes(boxes_start), self.codec.encode_reid(reid_start)], dim=-1
@@ -199,11 +190,14 @@ class Trajectory:
         return x_next[..., :4], x_next[..., 4:]
 
     def renew(self, rows: Tensor) -> None:
-        """Notes which proposals, (B, N) bool, were drawn anew after the last step.
+        """Restarts the solver for proposals that were replaced after the last step.
 
-        Past predictions of such a row are about another proposal, and a multistep solver would
-        extrapolate from them. So it starts over: its next step has order 1, the one after it order
-        2, and so on. The lower orders run alongside, all on the same predictions.
+        Past predictions of such a row belong to another proposal, and a multistep solver would
+        extrapolate from them. The next step of the row has order 1, the one after it order 2, and
+        so on. Solvers of the lower orders run alongside on the same predictions.
+
+        Args:
+            rows: Mask (B, N) of the replaced proposals.
         """
         if self._age is None:
             self._age = torch.full(rows.shape, len(self.times), device=rows.device)
@@ -211,5 +205,5 @@ class Trajectory:
 
 
 def unit_reid(reid_feats: Tensor) -> Tensor:
-    """L2-normalised embeddings, the form in which a model gives them away."""
+    """Returns L2-normalized embeddings, the output format of a model."""
     return F.normalize(reid_feats, dim=-1)

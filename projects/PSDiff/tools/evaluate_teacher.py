@@ -1,36 +1,37 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Searches with a teacher's embeddings of the ground-truth boxes: what re-ID alone achieves.
+r"""Evaluates a teacher on the ground-truth boxes of the test sets: the limit set by re-ID alone.
 
-    python projects/PSDiff/tools/evaluate_teacher.py \\
-        --config-file configs/PSDiff/psdiff_r50_fpn_prw.yaml \\
-        OUTPUT_DIR output/teacher/hhcl_prw_train \\
+    python projects/PSDiff/tools/evaluate_teacher.py \
+        --config-file configs/PSDiff/psdiff_r50_fpn_prw.yaml \
+        OUTPUT_DIR output/teacher/hhcl_prw_train \
         MODEL.PSDIFF.TEACHER.WEIGHTS output/teacher/hhcl_prw_train/teacher.safetensors
 
-Detections are the true boxes with score 1, scored by the evaluator of train_net.py, so the search
-figures bound what PSDiff can reach with this teacher. Results: <OUTPUT_DIR>/inference_teacher.
+Detections are the ground-truth boxes with score 1, evaluated as in train_net.py, so that the search
+metrics bound those of PSDiff with this teacher. Results: <OUTPUT_DIR>/inference_teacher.
 """
-
-# isort: off
-from person_search.cli import quiet_libraries  # noqa: F401  first: imports below stay quiet
-# isort: on
 
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
-from detectron2.evaluation import print_csv_format
+from teacher_setup import set_up, teacher_parser
 
-import person_search.data  # noqa: F401  registers the data sets
 from person_search.cli import run_program
-from person_search.evaluation import PersonSearchEvaluator
-from psdiff.teachers.cli import argument_parser, load_trained_teacher, run_script
-from psdiff.teachers.evaluate import embed_test_set, evaluate_on_ground_truth
 
 
-def work(cfg: CfgNode, args: argparse.Namespace) -> None:
+def work(args: argparse.Namespace) -> None:
+    """Evaluates the teacher on all test sets."""
+    cfg = set_up(args)
+
+    from detectron2.data import DatasetCatalog
+    from detectron2.evaluation import print_csv_format
+
+    from person_search.evaluation import PersonSearchEvaluator
+    from psdiff.teachers.evaluate import embed_test_set, evaluate_on_ground_truth
+    from psdiff.teachers.registry import load_trained_teacher
+
     net = load_trained_teacher(cfg)
     for name in cfg.DATASETS.TEST:
         records = DatasetCatalog.get(name)
@@ -40,5 +41,10 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> None:
         print_csv_format(evaluate_on_ground_truth(evaluator, records, feats))
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program."""
+    return run_program(work, teacher_parser(__doc__).parse_args(argv), log=False)
+
+
 if __name__ == "__main__":
-    sys.exit(run_script(run_program, argument_parser(__doc__), work))
+    sys.exit(main())

@@ -1,76 +1,99 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the small weights that `make demo` starts from, from nothing: 35 minutes on 2 CPU cores.
+"""Trains the small weights that `make demo` starts from: 35 minutes on 2 CPU cores.
 
-    python projects/PSDiff/tools/make_demo_weights.py [--output output/demo_weights]
+    python projects/PSDiff/tools/make_demo_weights.py
 
-It draws the demo's data set, trains the teacher and then PSDiff on its *training* split only, and
+Renders the data set of the demo, trains the teacher and then PSDiff on its training split, and
 writes projects/PSDiff/weights/{teacher,psdiff}_slim_synthetic.safetensors as float16. The test
-split of that set shows other people, and is not looked at.
+split contains other persons and is not used.
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from demo import CONFIG, DATA_OPTIONS, PSDIFF_WEIGHTS, ROOT, TEACHER_WEIGHTS, Steps
-from safetensors.torch import save_file
+from person_search.cli import program_parser, run_program
 
-from person_search.utils.weight_files import read_weights
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TEACHER_SEED = 1
-# The learning rate never comes down: that part of the training is left to the demo.
+# Constant learning rate: the demo runs the part of the training with lower rates.
 SCHEDULE = (
     "SOLVER.BASE_LR 0.001 SOLVER.WARMUP_ITERS 50 SOLVER.MAX_ITER 3000 SOLVER.STEPS () "
     "SOLVER.EMA.ENABLED False"
 )
 
 
-def save_half(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Writes floats as float16; counters of batch norm keep their type."""
+def save_half(tensors: "dict[str, Tensor]", path: Path) -> None:
+    """Writes floating-point tensors as float16, others unchanged."""
+    from safetensors.torch import save_file
+
     half = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in half.items()}, path)
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("output/demo_weights"))
-    parser.add_argument("--datasets", type=Path, default=Path("datasets"))
-    args = parser.parse_args()
+def work(args: argparse.Namespace) -> None:
+    """Runs the commands and converts the weights."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
+    from demo import CONFIG, DATA_OPTIONS, PSDIFF_WEIGHTS, ROOT, TEACHER_WEIGHTS, Steps
+
+    from person_search.utils.weight_files import read_weights
+
     os.chdir(ROOT)
-    steps, out = Steps(args.datasets.resolve()), args.output
-    config = f"--config-file {CONFIG}"
-    keys = f"MODEL.PSDIFF.TEACHER.EMBEDDINGS {out}/embeddings.safetensors"
-    steps.run(
-        "data",
-        "Draw the data set",
-        f"-m person_search.data.synthetic --root {args.datasets}/synthetic {DATA_OPTIONS}",
+    out, programs = args.output, "projects/PSDiff/tools"
+    keys = (
+        f"--config-file {CONFIG} MODEL.PSDIFF.TEACHER.EMBEDDINGS {out}/embeddings.safetensors "
+        f"OUTPUT_DIR {out}"
     )
-    steps.run(
-        "teacher",
-        "Train the teacher",
-        f"projects/PSDiff/tools/train_teacher.py {config} OUTPUT_DIR {out} SEED {TEACHER_SEED} "
-        'MODEL.PSDIFF.TEACHER.WEIGHTS ""',
-    )
-    steps.run(
-        "embeddings",
-        "Embed the training persons",
-        f"projects/PSDiff/tools/compute_embeddings.py {config} {keys} OUTPUT_DIR {out} "
-        f"MODEL.PSDIFF.TEACHER.WEIGHTS {out}/teacher.safetensors",
-    )
-    steps.run(
-        "training",
-        "Train PSDiff, its backbone from the teacher's",
-        f"train_net.py --num-gpus 0 {config} {keys} OUTPUT_DIR {out}/psdiff "
-        f"MODEL.WEIGHTS {out}/backbone.pth {SCHEDULE}",
-    )
+    steps = Steps(args.datasets.resolve())
+    for name, title, command in (
+        (
+            "data",
+            "Render the data set",
+            f"-m person_search.data.synthetic --root {args.datasets}/synthetic {DATA_OPTIONS}",
+        ),
+        (
+            "teacher",
+            "Train the teacher",
+            f"{programs}/train_teacher.py {keys} SEED {TEACHER_SEED} "
+            'MODEL.PSDIFF.TEACHER.WEIGHTS ""',
+        ),
+        (
+            "embeddings",
+            "Embed the training persons",
+            f"{programs}/compute_embeddings.py {keys} "
+            f"MODEL.PSDIFF.TEACHER.WEIGHTS {out}/teacher.safetensors",
+        ),
+        (
+            "training",
+            "Train PSDiff with the backbone of the teacher",
+            f"train_net.py --num-gpus 0 {keys}/psdiff MODEL.WEIGHTS {out}/backbone.pth {SCHEDULE}",
+        ),
+    ):
+        steps.run(name, title, command)
     save_half(read_weights(out / "teacher.safetensors"), TEACHER_WEIGHTS)
     save_half(read_weights(out / "psdiff" / "model_final.pth"), PSDIFF_WEIGHTS)
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program."""
+    parser = program_parser(__doc__)
+    for option, default, text in (
+        ("--output", "output/demo_weights", "folder of the trainings"),
+        ("--datasets", "datasets", "folder of the data sets"),
+    ):
+        parser.add_argument(
+            option, type=Path, default=Path(default), metavar="DIR",
+            help=f"{text} (default: %(default)s)",
+        )  # fmt: skip
+    return run_program(work, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

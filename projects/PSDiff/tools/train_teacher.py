@@ -1,39 +1,42 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Trains PSDiff's teacher on the training boxes; writes <OUTPUT_DIR>/teacher.safetensors.
+r"""Trains PSDiff's teacher on the training boxes; writes <OUTPUT_DIR>/teacher.safetensors.
 
-    python projects/PSDiff/tools/train_teacher.py --config-file configs/PSDiff/psdiff_r50_fpn_prw.yaml \\
+    python projects/PSDiff/tools/train_teacher.py \
+        --config-file configs/PSDiff/psdiff_r50_fpn_prw.yaml \
         OUTPUT_DIR output/teacher/hhcl_prw_train
 
-Each teacher has a folder of its own: OUTPUT_DIR output/teacher/<teacher>_<training set>; what is
-there of another data set or method is not overwritten. It trains on one device. Checkpoints lie in
-<OUTPUT_DIR>/teacher_checkpoints. Ctrl-C or SIGTERM lets the iteration finish and writes one more;
---resume goes on from the last, bit for bit on a CPU.
+Use a separate folder for each teacher and training set. An existing teacher of another data set or
+method is not overwritten. Training runs on one device and writes checkpoints to
+<OUTPUT_DIR>/teacher_checkpoints. After Ctrl-C or SIGTERM, the current iteration is finished and one
+more checkpoint written; --resume continues from it, bit for bit on a CPU.
 """
-
-# isort: off
-from person_search.cli import quiet_libraries  # noqa: F401  first: imports below stay quiet
-# isort: on
 
 import argparse
 import os
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from teacher_setup import set_up, teacher_parser, training_set
 
 from person_search.cli import run_program
-from person_search.data import get_num_pids
-from person_search.engine import AtomicCheckpointer, ResumableCheckpointer
-from person_search.utils.files import write_atomically
-from psdiff.teachers.cli import argument_parser, run_script, training_set
-from psdiff.teachers.embeddings import describe_teacher
-from psdiff.teachers.folder import CHECKPOINTS, check_folder, mark_folder
-from psdiff.teachers.trainer import TeacherTrainer
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
-def train(cfg: CfgNode, resume: bool) -> str:
+def train(cfg: "CfgNode", resume: bool) -> str:
     """Trains the teacher of the config; returns the path of its weights."""
+    from detectron2.data import DatasetCatalog
+
+    from person_search.data import get_num_pids
+    from person_search.engine import AtomicCheckpointer, ResumableCheckpointer
+    from person_search.utils.files import write_atomically
+    from psdiff.teachers.embeddings import describe_teacher
+    from psdiff.teachers.folder import CHECKPOINTS, check_folder, mark_folder
+    from psdiff.teachers.trainer import TeacherTrainer
+
     name = training_set(cfg)
     records = DatasetCatalog.get(name)
     source = describe_teacher(cfg, name, records)
@@ -57,11 +60,20 @@ def train(cfg: CfgNode, resume: bool) -> str:
     return trainer.export()
 
 
-def work(cfg: CfgNode, args: argparse.Namespace) -> None:
-    print(f"teacher -> {train(cfg, args.resume)}")
+def work(args: argparse.Namespace) -> None:
+    """Trains and reports the path of the weights."""
+    print(f"teacher -> {train(set_up(args), args.resume)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program."""
+    parser = teacher_parser(__doc__)
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint, if there is one"
+    )
+    hint = "--resume continues from the last checkpoint."
+    return run_program(work, parser.parse_args(argv), log=False, resume_hint=hint)
 
 
 if __name__ == "__main__":
-    parser = argument_parser(__doc__)
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    sys.exit(run_script(run_program, parser, work))
+    sys.exit(main())

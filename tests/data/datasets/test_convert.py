@@ -100,7 +100,7 @@ def test_records_and_protocols_are_the_same(which: str, roots, tmp_path: Path) -
                 record["queries"] = []  # those of the rule; training ignores them
         assert copied == original
     kind = FORMATS[format_name]
-    assert splits[0].persons == kind.count_train_pids(root)
+    assert splits[0].table.num_pids == kind.count_train_pids(root)
     names = kind.protocols(root)
     assert splits[1].protocols[0] == names[0]
     for name in names:

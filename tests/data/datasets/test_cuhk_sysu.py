@@ -10,8 +10,12 @@ import pytest
 from mat_trees import idlocate, ishard, small_cuhk_sysu, struct, write_cuhk_sysu, write_subset
 from scipy.io import loadmat, savemat
 
-from person_search.data import load_cuhk_sysu, load_cuhk_sysu_protocol
-from person_search.data.datasets import IncompleteDatasetError, IrregularityLog
+from person_search.data import (
+    IncompleteDatasetError,
+    IrregularityLog,
+    load_cuhk_sysu,
+    load_cuhk_sysu_protocol,
+)
 from person_search.data.datasets.cuhk_sysu_files import (
     IMAGES_MAT,
     POOL_MAT,
@@ -37,10 +41,15 @@ def by_name(records: list[dict]) -> dict[str, dict]:
     return {Path(record["file_name"]).name: record for record in records}
 
 
+@pytest.fixture(scope="module")
+def shared_root(tmp_path_factory) -> Path:
+    return small_cuhk_sysu(tmp_path_factory.mktemp("sets") / "CUHK-SYSU")
+
+
 class TestCuhkSysu(PersonSearchDatasetTests):
     @pytest.fixture(autouse=True)
-    def _write(self, tmp_path: Path) -> None:
-        self.root = small_cuhk_sysu(tmp_path / "CUHK-SYSU")
+    def _root(self, shared_root: Path) -> None:
+        self.root = shared_root
 
     def load(self, split):
         return load_cuhk_sysu(self.root, split)

@@ -9,21 +9,28 @@ import pytest
 from json_trees import small_document, write_json_set
 
 from person_search.data import (
+    IncompleteDatasetError,
+    IrregularityLog,
     load_json_protocol,
     load_person_search_json,
 )
-from person_search.data.datasets import IncompleteDatasetError, IrregularityLog
 from person_search.data.datasets.json_dataset import count_json_pids
 from person_search.schema import record_problems
 from person_search.testing import PersonSearchDatasetTests
+
+
+@pytest.fixture(scope="module")
+def shared_files(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("sets")
+    return {split: write_json_set(folder / split) for split in ("train", "test")}
 
 
 class TestJsonSet(PersonSearchDatasetTests):
     """The same file twice: as training and as test set."""
 
     @pytest.fixture(autouse=True)
-    def _files(self, tmp_path: Path) -> None:
-        self.files = {s: write_json_set(tmp_path / s) for s in ("train", "test")}
+    def _files(self, shared_files: dict[str, Path]) -> None:
+        self.files = shared_files
 
     def load(self, split):
         return load_person_search_json(self.files[split])

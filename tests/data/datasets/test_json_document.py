@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults of an annotation file are all reported, each with its place."""
 
+import copy
 import gzip
+import itertools
 import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from json_trees import small_document, write_json_set
 
-from person_search.data import AnnotationFileError, load_person_search_json
-from person_search.data.datasets import IrregularityLog
+from person_search.data import AnnotationFileError, IrregularityLog, load_person_search_json
+from person_search.data.datasets.annotations import AnnotationTable
+from person_search.data.datasets.check import check_json_dataset
+from person_search.data.datasets.json_document import parse_document
 
 
 def change(section: str, row: int, **values: object) -> dict:
@@ -152,13 +158,20 @@ def test_bad_content_is_named(tmp_path: Path, name: str) -> None:
         (b" \n", "the file is empty (2 bytes)"),
         (b"images", "not JSON: Expecting value, line 1, column 1"),
         (b'{"images": [{"id": 1', "the file is truncated"),
+        ('{"images": [{"file_name": "é'.encode(), "the file is truncated"),
+        (b'{"images": [],}', "line 1, column 15"),
+        (
+            b'{"images": [{"id": 1, "file_name": "\\ud83d.jpg"}], "annotations": []}',
+            "file_name is '\\ud83d.jpg'",
+        ),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b'{"images": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"images": ' + b"9" * 5000 + b"}", "Exceeds the limit"),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else value[:20],
 )
-def test_files_that_are_not_json(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_with_other_content(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "set.json"
     path.write_bytes(content)
     with pytest.raises(AnnotationFileError) as raised:
@@ -210,7 +223,7 @@ def test_corners_in_place_of_sizes_are_suspected(tmp_path: Path) -> None:
         load_person_search_json(write_json_set(tmp_path, document))
 
 
-def test_a_few_overhanging_boxes_are_no_corners(tmp_path: Path) -> None:
+def test_a_few_overhanging_boxes_are_not_corners(tmp_path: Path) -> None:
     document = small_document()
     # as corners they would be valid as well, but they hardly overhang
     for annotation in document["annotations"]:
@@ -272,3 +285,100 @@ def test_line_ends_and_paths_of_windows(tmp_path: Path) -> None:
     path.write_bytes(text.replace("a/", "a\\\\").replace("b/", "b\\\\").encode("utf-8-sig"))
     records = load_person_search_json(path)
     assert records[0]["file_name"] == str(tmp_path / "a/1.jpg")
+
+
+WHOLE = small_document(
+    info={"description": "all there is"},
+    categories=[{"id": 1, "name": "person"}],
+    persons=[{"id": 3}, {"id": 7}],
+    queries=[
+        {"id": 0, "annotation_id": 101},
+        {"id": 1, "image_id": 12, "bbox": [90, 5, 20, 60], "person_id": 3},
+    ],
+    galleries=[[12, 13], [14]],
+    protocols={
+        "mine": {
+            "galleries": [[12], None],
+            "matches": [{"query_id": 0, "image_id": 12, "bbox": [1, 2, 3, 4]}],
+        }
+    },
+)
+
+
+def paths_of(value: object, path: tuple = ()) -> list[tuple]:
+    """Every place in a document, as the keys that lead there."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    found = []
+    for key, child in inner:
+        found.append((*path, key))
+        if isinstance(child, dict | list):
+            found += paths_of(child, (*path, key))
+    return found
+
+
+PLACES = paths_of(WHOLE)
+NUMBERS = itertools.count()
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 200),
+    st.sampled_from([2**31, -(2**63), 2**64, 10**400]),
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.text(max_size=3),
+    st.lists(st.integers(-3, 200), max_size=5),
+    st.dictionaries(st.text(max_size=2), st.integers(0, 3), max_size=2),
+)
+
+
+def changed(places: list[tuple], values: list) -> dict:
+    document = copy.deepcopy(WHOLE)
+    for path, value in zip(places, values, strict=True):
+        inner = document
+        try:
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = value
+        except (KeyError, IndexError, TypeError):  # an earlier change took the place away
+            continue
+    return document
+
+
+CHANGES = st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=3)
+
+
+def test_the_whole_document_is_sound() -> None:
+    assert parse_document(copy.deepcopy(WHOLE))[1] == []
+    assert len(PLACES) > 80
+
+
+@settings(max_examples=300)
+@given(changes=CHANGES)
+def test_parsing_never_crashes(changes: list) -> None:
+    tables, findings = parse_document(changed(*map(list, zip(*changes, strict=True))))
+    assert all(isinstance(finding, str) and finding for finding in findings)
+    if not findings:
+        again = AnnotationTable.unpack(tables.pack())
+        assert again.names == tables.names and again.galleries.keys() == tables.galleries.keys()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("fuzz")
+    write_json_set(path, WHOLE)
+    return path
+
+
+@settings(max_examples=60)
+@given(changes=CHANGES)
+def test_the_check_and_the_reader_agree(folder: Path, changes: list) -> None:
+    path = folder / f"{next(NUMBERS)}.json"  # clocks of file systems are too coarse for one name
+    path.write_text(json.dumps(changed(*map(list, zip(*changes, strict=True)))))
+    report = check_json_dataset(path)
+    try:
+        records = load_person_search_json(path)
+    except AnnotationFileError as e:
+        assert report.errors and all(any(f in x for x in report.errors) for f in e.findings)
+    except FileNotFoundError:
+        assert any("does not exist" in error for error in report.errors)
+    else:
+        assert len(records) == len(json.loads(path.read_text())["images"])

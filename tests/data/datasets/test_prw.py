@@ -9,8 +9,7 @@ import pytest
 from mat_trees import cells, small_prw, write_image
 from scipy.io import savemat
 
-from person_search.data import load_prw, load_prw_protocol
-from person_search.data.datasets import IncompleteDatasetError, IrregularityLog
+from person_search.data import IncompleteDatasetError, IrregularityLog, load_prw, load_prw_protocol
 from person_search.data.datasets.prw import camera_of, count_prw_pids
 from person_search.testing import PersonSearchDatasetTests
 
@@ -32,10 +31,15 @@ def kinds(log: IrregularityLog) -> list[str]:
     return [item.kind for item in log]
 
 
+@pytest.fixture(scope="module")
+def shared_root(tmp_path_factory) -> Path:
+    return small_prw(tmp_path_factory.mktemp("sets") / "PRW")
+
+
 class TestPrw(PersonSearchDatasetTests):
     @pytest.fixture(autouse=True)
-    def _write(self, tmp_path: Path) -> None:
-        self.root = small_prw(tmp_path / "PRW")
+    def _root(self, shared_root: Path) -> None:
+        self.root = shared_root
 
     def load(self, split):
         return load_prw(self.root, split)

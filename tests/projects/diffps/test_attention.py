@@ -75,7 +75,7 @@ def test_keys_of_a_fixed_text_are_computed_once_and_give_the_same_bits(tiny_sd):
         use_fused_attention(unet, context)
         fixed, _ = plain_features(unet, latents[:1], 0, other, PATHS)
         assert all(torch.equal(one[path], fixed[path]) for path in PATHS)
-        # another type: computed anew
+        # another type: recomputed
         calls.clear()
         plain_features(unet.double(), latents[:1].double(), 0, other.double(), PATHS)
         assert len(calls) == 2 * 16

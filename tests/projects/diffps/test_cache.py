@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caches on disk: sound entries come back, everything else is made anew."""
+"""Caches on disk: valid entries are read, everything else is recomputed."""
 
 import errno
 import json
@@ -41,7 +41,7 @@ def same(first, second):
 
 
 # ---- the store ----------------------------------------------------------------------------------
-def test_what_is_put_comes_back_also_in_another_run(tmp_path):
+def test_entries_are_read_in_the_same_and_in_another_run(tmp_path):
     cache = make(tmp_path)
     assert cache.get(KEY) is None and KEY not in cache
     assert cache.put(KEY, entry())
@@ -72,7 +72,7 @@ def test_many_keys_keep_their_order(tmp_path):
 
 @pytest.mark.parametrize("key", ["../../etc/passwd", "", "abc", "ABCDEF0123"])
 def test_keys_are_digests(tmp_path, key):
-    with pytest.raises(ValueError, match="no key of a cache"):
+    with pytest.raises(ValueError, match="is not a cache key"):
         make(tmp_path).get(key)
 
 
@@ -95,14 +95,40 @@ def other_file(path):
     save_file(entry(), path)  # sound, but without identity, key and checksum
 
 
+def dangling_link(path):
+    path.unlink()
+    path.symlink_to("/nowhere/entry")
+
+
 @pytest.mark.parametrize("damage", [cut, flip_a_bit, empty, other_file])
-def test_a_damaged_entry_is_removed_and_made_anew(tmp_path, caplog, damage):
+def test_a_damaged_entry_is_removed_and_recomputed(tmp_path, caplog, damage):
     cache = make(tmp_path)
     cache.put(KEY, entry())
     damage(cache.path(KEY))
     assert cache.get(KEY) is None and KEY not in cache
-    assert "made anew" in caplog.text and KEY in caplog.text
+    assert "recomputed" in caplog.text and KEY in caplog.text
     assert cache.put(KEY, entry()) and same(cache.get(KEY), entry())
+
+
+def test_unusual_entries_do_not_end_the_run(tmp_path, caplog):
+    """A link to a removed file, an entry that another process removes while counting, a folder."""
+    cache, other = make(tmp_path), "3f" * 19 + "40"
+    cache.put(KEY, entry())
+    cache.put(other, entry())
+    dangling_link(cache.path(KEY))
+    again = make(tmp_path)
+    assert again.count() == 1 and again.get(KEY) is None
+    assert again.put(KEY, entry()) and same(again.get(KEY), entry())
+    cache.path(other).unlink()
+    cache.path(other).mkdir()
+    assert again.get(other) is None and not again.is_writable
+    assert same(again.get(KEY), entry()) and "no more entries are added" in caplog.text
+
+
+def test_the_folder_may_start_with_the_home_folder(tiny_sd, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    backbone = tiny_backbone(tiny_sd, CACHE__KIND="latent", CACHE__DIR="~/cache")
+    assert backbone.cache.root == tmp_path / "cache"
 
 
 def test_an_entry_under_the_name_of_another_is_refused(tmp_path, caplog):
@@ -121,7 +147,7 @@ def test_entries_of_another_model_are_never_seen(tmp_path, caplog):
     assert second.get(KEY) is None
     assert "other models or settings, which are not used here" in caplog.text
     assert first.folder.name in caplog.text
-    # not even if somebody moves them there
+    # not even if they are moved there
     shutil.rmtree(second.folder)
     shutil.copytree(first.folder, second.folder)
     assert second.get(KEY) is None and "of another model or image" in caplog.text
@@ -150,7 +176,7 @@ def test_nothing_is_added_beyond_the_limit(tmp_path, caplog):
     assert not make(tmp_path, max_bytes=2 * size).put(keys[2], entry(2))
 
 
-def test_a_full_disk_is_told_once_and_the_run_goes_on(tmp_path, caplog, monkeypatch):
+def test_a_full_disk_is_logged_once_and_the_run_continues(tmp_path, caplog, monkeypatch):
     cache = make(tmp_path)
     cache.put(KEY, entry())
 
@@ -161,12 +187,12 @@ def test_a_full_disk_is_told_once_and_the_run_goes_on(tmp_path, caplog, monkeypa
     assert not cache.put("ab" * 20, entry(1)) and not cache.put("cd" * 20, entry(2))
     messages = [r.message for r in caplog.records]
     assert len(messages) == 1 and "the disk is full" in messages[0]
-    assert "The run goes on" in messages[0] and "CACHE.MAX_GB" in messages[0]
+    assert "The run continues" in messages[0] and "CACHE.MAX_GB" in messages[0]
     assert not list(tmp_path.rglob("*.tmp"))
     assert same(cache.get(KEY), entry())
 
 
-def test_a_write_that_really_fails_leaves_nothing_behind(tmp_path, caplog):
+def test_a_failed_write_leaves_no_file(tmp_path, caplog):
     cache = make(tmp_path)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -176,7 +202,7 @@ def test_a_write_that_really_fails_leaves_nothing_behind(tmp_path, caplog):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, old)
-    assert "writing fails" in caplog.text
+    assert "writing failed" in caplog.text
     assert [p.name for p in cache.folder.rglob("*") if p.is_file()] == ["identity.json"]
 
 
@@ -192,7 +218,7 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
 
 
 def fill(root):
-    """What each of several processes does; runs in a child."""
+    """Work of one of several processes; runs in a child process."""
     cache = make(root)
     for i in range(60):
         found = cache.get(f"{i:08x}")
@@ -288,7 +314,7 @@ def test_compact_entries_hold_each_hidden_state_once(tiny_sd, tmp_path):
 
 @pytest.mark.parametrize("dtype, limit", [("float16", 2e-3), ("bfloat16", 2e-2)])
 def test_compact_entries_in_half_precision(tiny_sd, tmp_path, dtype, limit):
-    """As exact as a feature cache of that type."""
+    """As accurate as a feature cache of that type."""
     expected = cached(tiny_sd, tmp_path, "feature", DTYPE=dtype)(images(1))
     got = cached(tiny_sd, tmp_path, "compact", DTYPE=dtype)(images(1))
     for name, x in expected.items():
@@ -315,7 +341,7 @@ def test_flipped_images_are_entries_of_their_own(tiny_sd, tmp_path):
     assert same_features(flipped, tiny_backbone(tiny_sd)(images(1).flip(3)))
 
 
-def test_padding_is_no_part_of_an_image(tiny_sd, tmp_path):
+def test_padding_is_not_part_of_an_image(tiny_sd, tmp_path):
     backbone = cached(tiny_sd, tmp_path, "feature")
     backbone(images(1, (60, 64)), [(60, 64)])
     wide = torch.zeros(1, 3, 64, 128)
@@ -335,7 +361,7 @@ def test_a_damaged_entry_is_rebuilt_during_the_run(tiny_sd, tmp_path, caplog):
     expected = backbone(images(1), keys=[KEY])
     cut(backbone.feature_cache.path(KEY))
     assert same_features(backbone(images(1), keys=[KEY]), expected)
-    assert "made anew" in caplog.text and backbone.feature_cache.get(KEY) is not None
+    assert "recomputed" in caplog.text and backbone.feature_cache.get(KEY) is not None
 
 
 def test_half_precision_is_stored_as_it_is(tiny_sd, tmp_path):

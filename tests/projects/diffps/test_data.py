@@ -65,7 +65,7 @@ def test_budget_keeps_the_aspect_ratio(record):
     "size, expected",
     [((1080, 1920), (960, 1664)), ((1000, 1000), (1280, 1280)), ((720, 576), (1408, 1152))],
 )
-def test_budget_of_the_data_sets(size, expected):
+def test_budget_of_the_datasets(size, expected):
     assert budget_size(size, 1280 * 1280) == expected
 
 
@@ -75,7 +75,7 @@ def test_budget_of_odd_sizes(size):
     assert height % 64 == width % 64 == 0 and 0 < height * width <= 256 * 256
 
 
-def test_shortest_edge_is_detectron2s(record):
+def test_shortest_edge_is_that_of_detectron2(record):
     cfg_image = make_mapper(resize="shortest_edge")(record)["image"]
     assert cfg_image.dtype == torch.uint8 and min(cfg_image.shape[1:]) == 750  # MAX_SIZE_TEST 1333
 
@@ -87,7 +87,7 @@ def test_digest_only_where_it_is_used(record, tmp_path):
     assert output["image_digest"] == image_digest(output["image"])
 
 
-def test_digest_tells_flip_size_and_content_apart(record, tmp_path):
+def test_digest_depends_on_flip_size_and_content(record, tmp_path):
     make = {"CACHE__KIND": "latent"}
     plain = make_mapper(**make)(record)
     flips = {make_mapper(is_train=True, flip=True, **make)(record)["image_digest"]
@@ -101,7 +101,7 @@ def test_digest_tells_flip_size_and_content_apart(record, tmp_path):
     assert make_mapper(**make)(record)["image_digest"] not in flips
 
 
-def test_wrong_settings_are_named():
+def test_invalid_settings_are_named():
     with pytest.raises(ValueError, match="RESIZE is 'pad'.*fixed"):
         make_mapper(resize="pad")
     with pytest.raises(ValueError, match=r"SIZE is \[100, 128\].*multiples of 64"):

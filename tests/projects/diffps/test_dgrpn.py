@@ -17,9 +17,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList as TorchvisionImageList
 
 from diffps import add_diffps_config
-from diffps.anchors import RoundedAnchorGenerator
 from diffps.det_aggregator import DetAggregator, feature_shape
-from diffps.dgrpn import AttentionModulator
+from diffps.dgrpn import AttentionModulator, RoundedAnchorGenerator
 
 
 def literal_gaussians(attention, beta, tau, delta, peak_window, neighbor_window, peaks):
@@ -162,7 +161,7 @@ def test_the_dtype_of_features_is_kept():
     ("setting", "key"),
     [({"norm": "all"}, "NORM"), ({"peak_window": 4}, "PEAK_WINDOW"), ({"topk": 0}, "TOPK")],
 )
-def test_wrong_settings_name_their_key(setting, key):
+def test_invalid_settings_name_their_key(setting, key):
     with pytest.raises(ValueError, match=f"MODEL.DIFFPS.DGRPN.{key}"):
         AttentionModulator(**setting)
 
@@ -207,7 +206,7 @@ def test_parameters_of_the_full_size():
 
 
 def test_unknown_feature_is_named():
-    with pytest.raises(ValueError, match="SOME.KEY names 'u9'.*'u3r0_k'"):
+    with pytest.raises(ValueError, match="SOME.KEY is 'u9'.*'u3r0_k'"):
         feature_shape({"u3r0_k": ShapeSpec(channels=1, stride=8)}, "u9", "SOME.KEY")
 
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders of Stable Diffusion, good and bad, and the text that is encoded at build."""
+"""Stable Diffusion folders, valid and invalid."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from diffps_tiny import tiny_backbone, tiny_backbone_cfg
+from diffps_tiny import tiny_backbone
 from safetensors.torch import load_file, save_file
 
 from diffps.loading import FAMILIES, DiffusionFolder, UNetShape, check_family, parse_dtype
@@ -28,13 +29,36 @@ def edit_json(path, **values):
 
 
 # ---- folders ------------------------------------------------------------------------------------
-@pytest.mark.parametrize("model", ["/nowhere/sd", "./sd", "sd", "", "a/b/c"])
-def test_no_folder(model):
-    with pytest.raises(FileNotFoundError, match="no such folder.*owner/name"):
+@pytest.mark.parametrize("model", ["/nowhere/sd", "./sd", "sd", "", "a/b/c", "é a/b", "o/x.ckpt"])
+def test_a_path_that_does_not_exist(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such file or folder.*owner/name") as error:
         DiffusionFolder(model)
+    assert f"current directory, {tmp_path}" in str(error.value)
 
 
-def test_a_folder_that_is_no_pipeline(tmp_path):
+def test_a_single_file_checkpoint(tmp_path):
+    (tmp_path / "v2-1.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match="is a file.*from_single_file.*save_pretrained"):
+        DiffusionFolder(str(tmp_path / "v2-1.safetensors"))
+
+
+def test_a_folder_with_symlinks_spaces_and_accents(tiny_sd, tmp_path):
+    """As in a download of the hub: every file links to a blob, here below an unusual name."""
+    target, blobs = tmp_path / "modèle à moi 模型", tmp_path / "blobs"
+    blobs.mkdir()
+    for index, file in enumerate(sorted(p for p in Path(tiny_sd).rglob("*") if p.is_file())):
+        blob = shutil.copy(file, blobs / str(index))
+        link = target / file.relative_to(tiny_sd)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    image = torch.rand(1, 3, 64, 64)
+    expected = tiny_backbone(tiny_sd)(image)
+    got = tiny_backbone(target, CACHE__KIND="latent", CACHE__DIR=str(tmp_path / "é cache"))(image)
+    assert all(torch.equal(got[name], x) for name, x in expected.items())
+
+
+def test_a_folder_without_an_index(tmp_path):
     (tmp_path / "v1-5.ckpt").touch()
     with pytest.raises(FileNotFoundError, match=r"no\s+model_index.json.*v1-5.ckpt.*converted"):
         DiffusionFolder(str(tmp_path))
@@ -43,7 +67,9 @@ def test_a_folder_that_is_no_pipeline(tmp_path):
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
 def test_a_missing_part_is_named_before_anything_is_loaded(broken, part):
     shutil.rmtree(broken / part)
-    with pytest.raises(FileNotFoundError, match=f"lacks the sub-folder '{part}'; it has: model_in"):
+    with pytest.raises(
+        FileNotFoundError, match=f"lacks the subfolder '{part}'; it contains: model_in"
+    ):
         tiny_backbone(broken)
 
 
@@ -62,7 +88,7 @@ def test_damaged_weights(broken):
     assert error.value.__cause__ is not None
 
 
-def test_missing_weights_are_no_random_weights(broken):
+def test_missing_weights_are_an_error(broken):
     path = broken / "unet" / UNET_FILE
     weights = load_file(path)
     del weights["conv_in.weight"]
@@ -78,20 +104,21 @@ def test_weights_that_contradict_the_config_of_the_folder(broken):
 
 
 def test_hub_without_network(monkeypatch):
-    """What the user reads who is offline; nothing is downloaded in tests."""
-    folder = DiffusionFolder("nobody/nothing-at-all", local_files_only=True)
+    """Nothing is downloaded in tests."""
+    folder = DiffusionFolder("owner/missing-model", local_files_only=True)
     with pytest.raises(USER_ERRORS) as error:
         folder.load_unet(torch.float32, "any")
     text = str(error.value)
-    assert "no folder here, and 'unet' of it could not be had from the hub: it is not in" in text
+    assert "is not a folder (relative paths start at the current directory, " in text
+    assert "its part 'unet' is not available from the hub: it is not in the cache, and" in text
     assert "LOCAL_FILES_ONLY is True" in text and "config.json" not in text
-    assert "give the folder as MODEL.DIFFPS.BACKBONE.MODEL" in text
+    assert "set MODEL.DIFFPS.BACKBONE.MODEL to its folder" in text
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(USER_ERRORS, match="not in the cache, and the hub cannot be .*no network"):
-        DiffusionFolder("nobody/nothing-at-all").load_unet(torch.float32, "any")
+    with pytest.raises(USER_ERRORS, match="not in the cache, and .*HF_HUB_OFFLINE is set"):
+        DiffusionFolder("owner/missing-model").load_unet(torch.float32, "any")
 
 
-# ---- parts that do not fit ----------------------------------------------------------------------
+# ---- parts that do not match --------------------------------------------------------------------
 def test_a_unet_of_another_family_than_the_config_says(tiny_sd):
     with pytest.raises(ValueError) as error:
         tiny_backbone(tiny_sd, FAMILY="sd21")
@@ -145,15 +172,71 @@ def test_weights_come_frozen_in_the_dtype_asked_for(tiny_sd, name):
         assert not any(p.requires_grad for p in model.parameters()) and not model.training
 
 
-def test_loading_says_nothing(tiny_sd, capfd):
+@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl"])
+def test_text_encoders_saved_by_transformers_5(family, request, tmp_path):
+    """Their names lack a prefix that transformers 4 requires."""
+    source = request.getfixturevalue(family)
+    folder = shutil.copytree(source, tmp_path / "sd")
+    for file in folder.glob("text_encoder*/model.safetensors"):
+        weights = {name.removeprefix("text_model."): x for name, x in load_file(file).items()}
+        save_file(weights, file, {"format": "pt"})
+    expected, got = (encode_text(DiffusionFolder(str(x)), "person") for x in (source, folder))
+    assert torch.equal(expected.context, got.context)
+    file = folder / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    missing = next(name for name in weights if "layer_norm1" in name)
+    del weights[missing]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"1 weights are not in the file.*{missing}"):
+        DiffusionFolder(str(folder)).load_text_encoder()
+
+
+def test_a_folder_with_one_variant_only(broken, caplog):
+    names = {"unet": UNET_FILE, "vae": UNET_FILE, "text_encoder": "model.safetensors"}
+    for part, name in names.items():
+        file = broken / part / name
+        file.rename(file.with_name(name.replace(".saf", ".fp16.saf")))
+    with caplog.at_level("INFO", logger="diffps.loading"):
+        unet = DiffusionFolder(str(broken)).load_unet(torch.float32, "any")
+    assert "loading unet from its only variant, 'fp16'" in caplog.text
+    assert torch.isfinite(unet.conv_in.weight).all()
+    assert encode_text(DiffusionFolder(str(broken)), "person").context.shape == (1, 77, 32)
+    with pytest.raises(FileNotFoundError, match=r"no variant 'ema'. Set .*VARIANT to 'fp16'\."):
+        DiffusionFolder(str(broken), variant="ema").load_vae(torch.float32)
+    file = broken / "unet" / UNET_FILE
+    shutil.copy(file.with_name(UNET_FILE.replace(".saf", ".fp16.saf")),
+                file.with_name(UNET_FILE.replace(".saf", ".non_ema.saf")))  # fmt: skip
+    with pytest.raises(FileNotFoundError, match="no default weight files.*'fp16' or 'non_ema'"):
+        DiffusionFolder(str(broken)).load_unet(torch.float32, "any")
+
+
+def test_sharded_weights_of_a_variant(broken):
+    """As ``save_pretrained`` writes large models: an index, and the variant before the number."""
+    file = broken / "unet" / UNET_FILE
+    weights = load_file(file)
+    names = sorted(weights)
+    parts = [f"diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = {}
+    for part, some in zip(parts, (names[::2], names[1::2]), strict=True):
+        save_file({name: weights[name] for name in some}, file.with_name(part))
+        index |= dict.fromkeys(some, part)
+    file.unlink()
+    file.with_name("diffusion_pytorch_model.safetensors.index.fp16.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index})
+    )
+    unet = DiffusionFolder(str(broken)).load_unet(torch.float32, "any")
+    assert torch.equal(unet.conv_in.weight, weights["conv_in.weight"].float())
+
+
+def test_loading_prints_nothing(tiny_sd, capfd):
     tiny_backbone(tiny_sd)
     captured = capfd.readouterr()
     assert not captured.out and not captured.err
 
 
 def test_folders_as_they_are_published(broken, capfd):
-    """What the tiny folder does not have: old names in the VAE, half-precision files of their own,
-    another scheduler, weights that nothing uses, and parts that stand in the index as absent."""
+    """Features that the tiny folder lacks: old names in the VAE, half-precision variants, another
+    scheduler, unused weights, and parts marked as absent in the index."""
     vae_file = broken / "vae" / UNET_FILE
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     weights, renamed = load_file(vae_file), {}
@@ -186,67 +269,3 @@ def test_folders_as_they_are_published(broken, capfd):
         if name in vae:
             torch.testing.assert_close(vae[name], weight.float())
     assert any("attentions.0.to_q" in name for name in vae)
-
-
-# ---- text ---------------------------------------------------------------------------------------
-def test_rows_are_position_one_of_each_words_own_prompt(tiny_sd):
-    folder = DiffusionFolder(tiny_sd)
-    text = encode_text(folder, "person", ["head", "shoes"], map_word="")
-    tokenizer, encoder = folder.load_text_encoder()
-    assert text.token == 1 and text.pooled is None
-    assert list(text.word_vectors) == ["head", "shoes", "person"]
-    for word, vector in text.word_vectors.items():
-        ids = tokenizer(word, padding="max_length", max_length=77, return_tensors="pt").input_ids
-        with torch.no_grad():
-            expected = encoder(ids).last_hidden_state
-        assert torch.equal(vector, expected[0, 1])
-    assert torch.equal(text.context[0, 1], text.word_vectors["person"])
-    assert text.context.shape == (1, 77, 32)
-
-
-def test_sdxl_text_is_what_its_pipeline_makes(tiny_sdxl):
-    from diffusers import DiffusionPipeline
-
-    pipeline = DiffusionPipeline.from_pretrained(tiny_sdxl)
-    with torch.no_grad():
-        context, _, pooled, _ = pipeline.encode_prompt(
-            "a person", num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-    text = encode_text(DiffusionFolder(tiny_sdxl), "a person", ["head"], map_word="person")
-    torch.testing.assert_close(text.context, context)
-    torch.testing.assert_close(text.pooled, pooled)
-    assert text.token == 2 and text.word_vectors["head"].shape == (64,)
-
-
-def test_prompt_of_several_tokens_needs_the_word(tiny_sd):
-    with pytest.raises(ValueError, match=r"'a person' is 2 tokens: \['a', 'person'\].*ATTN.WORD"):
-        tiny_backbone(tiny_sd, PROMPT="a person")
-    folder = DiffusionFolder(tiny_sd)
-    assert encode_text(folder, "a person with shoes", map_word="shoes").token == 4
-    assert encode_text(folder, "a person").token == 1  # no map wanted: any prompt will do
-
-
-def test_words_that_cannot_be_used(tiny_sd):
-    folder = DiffusionFolder(tiny_sd)
-    with pytest.raises(ValueError, match="'zebra'.*is 4 tokens"):
-        encode_text(folder, "a zebra", map_word="zebra")
-    with pytest.raises(ValueError, match="'hat' is not in the prompt 'a person'"):
-        encode_text(folder, "a person", map_word="hat")
-    with pytest.raises(ValueError, match="'two hats'.*SFAN.PARTS"):
-        encode_text(folder, "person", ["two hats"])
-
-
-def test_prompt_that_is_too_long(tiny_sd):
-    with pytest.raises(ValueError, match="has 102 tokens; this text encoder takes 77"):
-        encode_text(DiffusionFolder(tiny_sd), "person " * 100)
-
-
-def test_parts_of_the_config_are_encoded(tiny_sd):
-    cfg = tiny_backbone_cfg(tiny_sd, WORDS=["hat"])
-    backbone = tiny_backbone(tiny_sd, WORDS=["hat"])
-    parts = cfg.MODEL.DIFFPS.SFAN.PARTS
-    assert backbone.word_vectors([*parts, "hat", "person"]).shape == (6, backbone.text_dim)
-    one, two = backbone.word_vectors(["hat", "head"])
-    assert torch.equal(backbone.word_vectors(["head"])[0], two) and not torch.equal(one, two)
-    with pytest.raises(ValueError, match=r"no text vectors of \['dog'\].*BACKBONE.WORDS"):
-        backbone.word_vectors(["head", "dog"])

@@ -19,7 +19,7 @@ def folder(request, tiny_sd):
 
 @pytest.mark.usefixtures("folder")
 class TestDiffPS(PersonSearchModelTests):
-    """All that a person search model must keep to."""
+    """The contract of a person search model."""
 
     image_size = IMAGE_SIZE
 
@@ -41,7 +41,7 @@ def losses_of(model, inputs):
 
 @BACKBONE_REGISTRY.register()
 class ShapesOfStableDiffusion21(Backbone):
-    """Tells the sizes of the real backbone, for counting weights. It cannot run."""
+    """Has the sizes of the real backbone, for counting weights; cannot run."""
 
     def __init__(self, cfg, input_shape):
         super().__init__()
@@ -60,7 +60,7 @@ class ShapesOfStableDiffusion21(Backbone):
 
 def test_heads_do_not_train_without_targets(tiny_sd):
     heads = tiny_model(tiny_sd, seed=0).roi_heads.train()
-    with pytest.raises(ValueError, match="cannot train without targets"):
+    with pytest.raises(ValueError, match="needs the targets of all images"):
         heads(None, {}, [])
 
 
@@ -92,6 +92,18 @@ def test_the_backbone_is_neither_trained_nor_saved(tiny_sd):
     assert {f"roi_heads.reid_head.oim.{n}" for n in ("lut", "cq", "cq_head")} <= set(
         model.state_dict()
     )
+
+
+@pytest.mark.parametrize("sampler", ["balanced", "fraction"])
+def test_a_batch_without_persons_has_small_losses(tiny_sd, sampler):
+    model = tiny_model(tiny_sd, DIFFPS__HEAD__SAMPLER=sampler).train()
+    losses = losses_of(model, [training_input(0, seed=1), training_input(0, seed=2)])
+    assert {"loss_rpn_cls", "loss_cls", "loss_oim"} <= set(losses)
+    assert all(0 <= float(loss) < 3 for loss in losses.values()), losses
+    assert losses["loss_oim"] == losses["loss_box_reg"] == losses["loss_rpn_loc"] == 0
+    sum(losses.values()).backward()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trainable)
 
 
 def test_no_gradient_crosses_between_detection_and_reid(tiny_sd):
@@ -267,7 +279,7 @@ def test_trains_and_tests_in_mixed_precision(tiny_sd):
         ({"DIFFPS__HEAD__INIT": "v9"}, "MODEL.DIFFPS.HEAD.INIT"),
     ],
 )
-def test_wrong_settings_name_their_key(switches, message, tiny_sd):
+def test_invalid_settings_name_their_key(switches, message, tiny_sd):
     with pytest.raises(ValueError, match=message):
         tiny_model(tiny_sd, **switches)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parity with what the released code computes, by references written out from its description.
 
-projects/DiffPS/README.md lists all checks and where each is made. Here are those that need a
+docs/parity_diffps.md lists all checks and where each is made. Here are those that need a
 reference of some length; tolerances are those of the specification.
 """
 

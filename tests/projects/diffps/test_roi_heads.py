@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from diffps.embedder import CBAM, DropPath, MultiGranularityEmbedder, split_evenly
-from diffps.initialization import initialize
+from diffps.meta_arch import initialize
 from diffps.norm import RowNorm
 from diffps.res5 import Res5, read_res5_weights
 from diffps.roi_heads import PersonPredictor
@@ -82,7 +82,7 @@ def test_background_has_no_identity_and_persons_that_of_their_match():
     assert only.gt_classes.tolist() == [0]
 
 
-def test_an_image_without_people_gives_background_with_all_fields():
+def test_an_image_without_persons_gives_background_with_all_fields():
     found = sample(RoISampler(0.5, 0.5, 8), [0.9, 0.1, 0.1, 0.2, 0.3], persons=0)
     assert (found.gt_classes == BACKGROUND).all() and len(found) == 4
     assert (found.gt_pids == UNLABELED_PID).all() and len(found.gt_boxes) == 4
@@ -125,7 +125,7 @@ def test_res5_is_layer4_of_torchvision(resnet, tmp_path):
     assert res5[0].conv1.norm.num_batches_tracked == 1
 
 
-def test_res5_refuses_what_does_not_fit(tmp_path):
+def test_res5_refuses_other_networks(tmp_path):
     with pytest.raises(FileNotFoundError, match="MODEL.DIFFPS.HEAD.RES5_WEIGHTS.*nowhere.pth"):
         read_res5_weights("nowhere.pth")
     path = str(tmp_path / "other.pth")
@@ -137,7 +137,7 @@ def test_res5_refuses_what_does_not_fit(tmp_path):
 
 
 def test_initial_weights_are_read_only_where_no_checkpoint_was_loaded():
-    """An evaluation or a resumed training must not ask for the file, let alone for a network."""
+    """Evaluation and resuming must require neither the file nor a network."""
     res5 = Res5(16, 8, weights="nowhere.pth")
     with pytest.raises(FileNotFoundError, match="MODEL.DIFFPS.HEAD.RES5_WEIGHTS"):
         res5.load_initial_weights()
@@ -151,7 +151,7 @@ def test_initial_weights_are_read_only_where_no_checkpoint_was_loaded():
     assert all(torch.equal(saved[name], x) for name, x in holder.state_dict().items())
 
 
-def test_a_download_that_fails_says_what_to_do(monkeypatch):
+def test_a_failed_download_names_the_remedy(monkeypatch):
     def unreachable(*args, **kwargs):
         raise urllib.error.URLError("no route to host")
 
@@ -162,7 +162,7 @@ def test_a_download_that_fails_says_what_to_do(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(6, 4), (5, 3)])
-def test_res5_without_rois_gives_zero_gradients_and_leaves_the_norms_alone(size):
+def test_res5_without_rois_gives_zero_gradients_and_keeps_the_norms(size):
     res5 = Res5(16, 8).train()
     x = torch.zeros(0, 16, *size)
     output = res5(x)
@@ -302,7 +302,7 @@ def test_no_rois_give_no_embeddings_but_gradients():
 
 
 def test_embedding_too_short_for_its_strips():
-    with pytest.raises(ValueError, match="MODEL.REID.EMBED_DIM is 11.*12 numbers"):
+    with pytest.raises(ValueError, match="MODEL.REID.EMBED_DIM is 11.*12 dimensions"):
         MultiGranularityEmbedder(in_channels=[4, 8], embed_dim=11)
 
 

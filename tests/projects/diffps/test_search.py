@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DiffPS behind the search engine: images of the size that it was trained at."""
+"""DiffPS in the search engine: images have the size of the training."""
 
 import torch
 from diffps_model_tiny import EMBED_DIM, tiny_cfg, tiny_model
@@ -10,7 +10,7 @@ from person_search.search.images import read_image
 
 
 def test_images_are_sized_as_in_training(tiny_sd, tmp_path):
-    """By the mapper of the config, each axis for itself; a small image grows to 128 x 192."""
+    """By the mapper of the config, each axis separately; a small image is enlarged to 128 x 192."""
     cfg = tiny_cfg(tiny_sd, ROI_HEADS__SCORE_THRESH_TEST=0.0)
     cfg.DATALOADER.MAPPER = "DiffPSMapper"
     cfg.MODEL.DIFFPS.INPUT.SIZE = [128, 192]

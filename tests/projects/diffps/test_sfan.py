@@ -71,7 +71,7 @@ def test_release_starts_where_part_weights_have_no_gradient_and_the_repair_does_
     assert repaired.part_maps(x).std(dim=(2, 3)).max() > 0.5
 
 
-def test_maps_are_normalised():
+def test_maps_are_normalized():
     x = torch.randn(N, C, H, W)
     over_parts = as_released()[0].part_maps(x)
     torch.testing.assert_close(over_parts.sum(dim=1), torch.ones(N, H, W))
@@ -90,7 +90,7 @@ def test_parameters():
     assert "text_vectors" not in make()[0].state_dict()
 
 
-def test_widths_that_differ_need_a_projection():
+def test_different_widths_need_a_projection():
     with pytest.raises(ValueError, match=r"8 channels \(MODEL.DIFFPS.MSFRN.DIM\).*6.*PROJECT"):
         SFAN(text_vectors=torch.randn(K, C), channels=8)
     sfan = SFAN(text_vectors=torch.randn(K, C), channels=8, project=True)
@@ -108,7 +108,7 @@ def test_no_rois_half_precision_and_dead_cells():
     assert torch.isfinite(x.grad).all()
 
 
-def test_wrong_settings_name_their_key():
+def test_invalid_settings_name_their_key():
     for switch in ({"norm": "cells"}, {"temperature": 0.0}):
         key = next(iter(switch)).upper()
         with pytest.raises(ValueError, match=f"MODEL.DIFFPS.SFAN.{key}"):

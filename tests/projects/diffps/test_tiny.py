@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tiny Stable Diffusion folder: real classes, small, loadable by diffusers as it is."""
+"""The tiny Stable Diffusion folder: real classes of small size, loadable by diffusers."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from programs import run_program_file
 from safetensors.torch import load_file
 
 from diffps.tiny import (
@@ -30,10 +29,10 @@ def test_plain_diffusers_loads_and_runs_it(family, request):
     folder = request.getfixturevalue({"sd15": "tiny_sd15", "sd21": "tiny_sd"}[family])
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    pictures = pipeline(
+    images = pipeline(
         "a person", num_inference_steps=1, height=64, width=64, output_type="np"
     ).images
-    assert pictures.shape == (1, 64, 64, 3)
+    assert images.shape == (1, 64, 64, 3)
 
 
 def test_plain_diffusers_loads_the_xl_shape(tiny_sdxl):
@@ -93,46 +92,52 @@ def test_unknown_family_is_refused(tmp_path):
         write_tiny_diffusion(tmp_path, family="sd3")
 
 
-def test_the_command(tmp_path, repo_root, child_env):
-    command = [
-        sys.executable,
-        str(repo_root / "projects/DiffPS/tools/make_tiny_diffusion.py"),
-        str(tmp_path / "x"),
-    ]
-    run = subprocess.run(command, env=child_env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith(f"{tmp_path / 'x'}: 1.")
+def test_the_command(tmp_path, capsys):
+    tool = "projects/DiffPS/tools/make_tiny_diffusion.py"
+    assert run_program_file(tool, tmp_path / "x") == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'x'}: 1.")
     assert (tmp_path / "x" / "model_index.json").is_file()
+    for arguments in (["--like", tmp_path / "none"], ["--keep", "vae"]):
+        assert run_program_file(tool, tmp_path / "y", *arguments) == 2
+        assert "Traceback" not in capsys.readouterr().err
 
 
-# ---- random twins ------------------------------------------------------------------------------
-def test_random_twin_has_the_shape_and_other_weights(tmp_path, tiny_sd):
-    twin = write_random_like(tiny_sd, tmp_path / "twin", seed=5)
-    ours, theirs = read_unet(twin), read_unet(tiny_sd)
+def test_text_encoders_are_saved_for_all_versions_of_transformers(tiny_sd, tiny_sdxl):
+    """transformers 5 omits the prefix that earlier versions require."""
+    for folder in (tiny_sd, tiny_sdxl):
+        for file in Path(folder).glob("text_encoder*/model.safetensors"):
+            names = {name.split(".")[0] for name in load_file(file)}
+            assert names <= {"text_model", "text_projection"} and "text_model" in names
+
+
+# ---- random copies -----------------------------------------------------------------------------
+def test_random_copy_has_the_shape_and_other_weights(tmp_path, tiny_sd):
+    copy = write_random_like(tiny_sd, tmp_path / "copy", seed=5)
+    ours, theirs = read_unet(copy), read_unet(tiny_sd)
     assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {
         k: (v.shape, v.dtype) for k, v in theirs.items()
     }
     assert not torch.equal(ours["conv_in.weight"], theirs["conv_in.weight"])
     names = {str(p.relative_to(tiny_sd)) for p in Path(tiny_sd).rglob("*") if p.is_file()}
-    assert names == {str(p.relative_to(twin)) for p in Path(twin).rglob("*") if p.is_file()}
+    assert names == {str(p.relative_to(copy)) for p in Path(copy).rglob("*") if p.is_file()}
 
 
-def test_random_twin_keeps_the_parts_asked_for(tmp_path, tiny_sd):
-    twin = write_random_like(tiny_sd, tmp_path / "twin", seed=5, keep=["vae", "text_encoder"])
+def test_random_copy_keeps_the_parts_asked_for(tmp_path, tiny_sd):
+    copy = write_random_like(tiny_sd, tmp_path / "copy", seed=5, keep=["vae", "text_encoder"])
     whole = write_random_like(tiny_sd, tmp_path / "whole", seed=5)
     vae = Path("vae/diffusion_pytorch_model.safetensors")
     text = Path("text_encoder/model.safetensors")
     for part in (vae, text):
-        kept, old = load_file(Path(twin) / part), load_file(Path(tiny_sd) / part)
+        kept, old = load_file(Path(copy) / part), load_file(Path(tiny_sd) / part)
         assert all(torch.equal(kept[key], old[key]) for key in old)
         drawn = load_file(Path(whole) / part)
         assert any(not torch.equal(drawn[key], old[key]) for key in old)
-    ours, others = read_unet(twin), read_unet(whole)
+    ours, others = read_unet(copy), read_unet(whole)
     assert all(torch.equal(ours[key], others[key]) for key in ours)
 
 
-def test_random_twin_of_nothing_is_refused(tmp_path, tiny_sd):
+def test_random_copy_of_nothing_is_refused(tmp_path, tiny_sd):
     with pytest.raises(FileNotFoundError, match=r"no model_index\.json"):
-        write_random_like(tmp_path, tmp_path / "twin")
+        write_random_like(tmp_path, tmp_path / "copy")
     with pytest.raises(ValueError, match=r"\['decoder'\].*unet.*vae"):
-        write_random_like(tiny_sd, tmp_path / "twin", keep=["decoder"])
+        write_random_like(tiny_sd, tmp_path / "copy", keep=["decoder"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DiffPS in the shared trainer: resuming, several processes, learning, and the recipe's numbers."""
+"""DiffPS in the shared trainer: resuming, several processes, learning, and the recipe."""
 
 import logging
 import math
@@ -59,7 +59,7 @@ def test_resumed_equals_uninterrupted(tiny_sd, dataset, tmp_path, opts):
 
 
 def test_an_evaluation_passes_every_image_once(tiny_sd, dataset, tmp_path):
-    """And asks for no weights that only a training starts from."""
+    """Initial weights of a training are not required."""
     cfg = run_cfg(tiny_sd, dataset, tmp_path, DIFFPS__HEAD__RES5_WEIGHTS="nowhere.pth")
     cfg.MODEL.REID.NUM_PIDS = 3
     model = build_model(cfg)
@@ -74,7 +74,7 @@ def test_an_evaluation_passes_every_image_once(tiny_sd, dataset, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_stay_together(tiny_sd, tmp_path):
-    """One of them sees no identity at all; weights and the memory of identities stay equal."""
+    """One of them has no identities; weights and OIM memory stay equal."""
     arguments = (tiny_sd, str(tmp_path / "data"), str(tmp_path))
     launch(train_in_two_processes, num_gpus=0, num_processes=2, args=arguments)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
@@ -87,7 +87,7 @@ def test_two_processes_stay_together(tiny_sd, tmp_path):
 
 
 @pytest.mark.slow
-def test_learns_two_images_by_heart(tiny_sd):
+def test_overfits_two_images(tiny_sd):
     cfg = tiny_cfg(tiny_sd, ROI_HEADS__SCORE_THRESH_TEST=0.5, ROI_HEADS__NMS_THRESH_TEST=0.4)
     cfg.SOLVER.BASE_LR, cfg.SOLVER.OPTIMIZER, cfg.SOLVER.WEIGHT_DECAY = 0.003, "AdamW", 0.0
     model = build_model(cfg)

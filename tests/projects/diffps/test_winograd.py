@@ -58,7 +58,7 @@ def test_a_tile_by_the_formula():
 
 
 @pytest.mark.parametrize(("tile", "most"), [(2, 6e-7), (4, 4e-6)])
-def test_how_exact_float32_is(tile, most):
+def test_accuracy_of_float32(tile, most):
     torch.manual_seed(0)
     conv = nn.Conv2d(256, 128, 3, padding=1).requires_grad_(False)
     x = torch.randn(1, 256, 24, 20)
@@ -95,10 +95,10 @@ def test_only_suitable_convolutions_are_replaced():
 
 
 def test_in_the_backbone(tiny_sd, monkeypatch):
-    """The tiny model is too narrow for it to pay, so the limit is lifted."""
+    """The tiny model is too narrow for it, so the limit is removed."""
     images = torch.rand(2, 3, 64, 128) * 2 - 1
     expected = tiny_backbone(tiny_sd, WINOGRAD=False)(images)
-    monkeypatch.setattr("diffps.assembly.MIN_CHANNELS", 8)
+    monkeypatch.setattr("diffps.backbone.MIN_CHANNELS", 8)
     backbone = tiny_backbone(tiny_sd)
     counts = [sum(isinstance(m, WinogradConv2d) for m in part.modules()) for part in
               backbone._frozen]  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training data and settings of PSDiff that are wrong, extreme or empty."""
+"""Inputs and settings of PSDiff that are wrong, extreme or empty."""
 
 import math
 from pathlib import Path
@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import Boxes, BoxMode, Instances
-from detectron2.utils.env import seed_all_rng
+from detectron2.structures import Boxes, Instances
 from psdiff_tiny import EMBED_DIM, image_input, tiny_model, training_input
 from safetensors.numpy import load_file, save_file
-from teacher_tiny import NAME, paint_people, registered, teacher_cfg
+from teacher_tiny import paint_persons
 
 from person_search.engine import PersonSearchTrainer, TrainingDivergedError
 from person_search.schema import UNLABELED_PID
-from psdiff.data import PSDiffMapper
 from psdiff.teachers.embeddings import TeacherEmbeddings, describe_source
 
 
@@ -85,87 +83,6 @@ def test_unlabelled_persons_are_imitated_like_the_others() -> None:
     assert losses == losses_of(model, [labelled]) and losses["loss_reid"] > 0
 
 
-# ---- mapper ----------------------------------------------------------------------------------
-@pytest.fixture
-def people(tmp_path):
-    """Registered records, and a config whose teacher file belongs to them."""
-    records = paint_people(tmp_path, unlabeled=True)
-    with registered(records):
-        yield records, write_embeddings(records, tmp_path)
-
-
-def write_embeddings(records, folder):
-    """Embeddings that tell box and flip: entry 0 counts the boxes, entry 1 is the flip."""
-    count = sum(len(r["annotations"]) for r in records)
-    feats = np.zeros((count, 2, EMBED_DIM))
-    feats[..., 0] = np.arange(count)[:, None]
-    feats[:, 1, 1] = 1
-    cfg = teacher_cfg(folder, EMBEDDINGS=str(folder / "e.safetensors"))
-    source = describe_source(NAME, records, "abc", "hhcl", "some")
-    TeacherEmbeddings.save(cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS, records, feats, source)
-    cfg.INPUT.MIN_SIZE_TRAIN = (48,)
-    cfg.DATALOADER.MAPPER = "PSDiffMapper"
-    return cfg
-
-
-def box_numbers(records, index):
-    """Numbers of a record's boxes, counted over the whole data set as in the file."""
-    before = sum(len(r["annotations"]) for r in records[:index])
-    return list(range(before, before + len(records[index]["annotations"])))
-
-
-def test_rows_stay_together_when_boxes_are_dropped(tmp_path) -> None:
-    records = paint_people(tmp_path, unlabeled=True)
-    degenerate = {"category_id": 0, "bbox_mode": BoxMode.XYXY_ABS}
-    people = records[3]["annotations"]  # two labelled persons and one without identity
-    people.insert(1, {**degenerate, "bbox": [20.0, 8.0, 20.0, 40.0], "person_id": 0})
-    people.append({**degenerate, "bbox": [9.0, 30.0, 20.0, 30.0], "person_id": UNLABELED_PID})
-    with registered(records):
-        mapper = PSDiffMapper(write_embeddings(records, tmp_path), is_train=True)
-        found = mapper(records[3])["instances"]
-    numbers = box_numbers(records, 3)
-    assert found.gt_reid_feats[:, 0].tolist() == [numbers[0], numbers[2], numbers[3]]
-    assert found.gt_pids.tolist() == [people[i]["person_id"] for i in (0, 2, 3)]
-    assert found.gt_pids[2] == UNLABELED_PID
-    assert (found.gt_boxes.area() > 0).all()
-
-
-@pytest.mark.parametrize(
-    "crop", [("relative", [0.3, 0.4]), ("absolute", (24, 40)), ("absolute_range", (20, 60))]
-)
-def test_rows_stay_together_under_crops_flips_and_several_scales(people, crop) -> None:
-    """Entry 0 of an embedding says whose it is: from left to right it grows, mirrored it falls."""
-    records, cfg = people
-    cfg.INPUT.CROP.ENABLED, (cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE) = True, crop
-    cfg.INPUT.MIN_SIZE_TRAIN = (30, 40, 50)
-    mapper = PSDiffMapper(cfg, is_train=True)
-    seed_all_rng(3)
-    sizes, counts, flips = set(), set(), set()
-    for draw in range(60):
-        index = 3 * (draw % 4)  # three persons
-        item = mapper(records[index])
-        found, image = item["instances"], item["image"]
-        numbers, people_here = box_numbers(records, index), records[index]["annotations"]
-        sizes.add(min(image.shape[1:]))
-        counts.add(len(found))
-        assert len(found.gt_reid_feats) == len(found.gt_boxes) == len(found.gt_pids)
-        for row in range(len(found)):
-            number = numbers.index(int(found.gt_reid_feats[row, 0]))
-            assert found.gt_pids[row] == people_here[number]["person_id"]
-            flips.add(bool(found.gt_reid_feats[row, 1]))
-        if len(found) > 1:  # persons stand from left to right, or the other way round
-            lefts = found.gt_boxes.tensor[:, 0]
-            mirrored = bool(found.gt_reid_feats[0, 1])
-            assert (lefts.diff() < 0).all() if mirrored else (lefts.diff() > 0).all()
-    assert sizes == {30, 40, 50} and flips == {False, True} and len(counts) > 1
-
-
-def test_flips_that_the_teacher_has_not_seen_are_refused(people) -> None:
-    people[1].INPUT.RANDOM_FLIP = "vertical"
-    with pytest.raises(ValueError, match="INPUT.RANDOM_FLIP is 'vertical'"):
-        PSDiffMapper(people[1], is_train=True)
-
-
 # ---- diverging -------------------------------------------------------------------------------
 @pytest.mark.parametrize("matcher", ["dynamic_k", "hungarian"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -178,8 +95,8 @@ def test_weights_that_are_lost_show_in_the_loss(matcher, value) -> None:
     assert not sum(losses.values()).isfinite()
 
 
-def test_a_training_that_diverges_names_its_images(people, tmp_path) -> None:
-    records, cfg = people
+def test_a_training_that_diverges_names_its_images(persons, tmp_path) -> None:
+    records, cfg = persons
     cfg.OUTPUT_DIR = str(tmp_path / "out")
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 2, 3
     trainer = PersonSearchTrainer(cfg)
@@ -192,10 +109,10 @@ def test_a_training_that_diverges_names_its_images(people, tmp_path) -> None:
 
 # ---- command line ----------------------------------------------------------------------------
 @pytest.fixture
-def run(people, tmp_path, train_net, capsys, monkeypatch):
+def run(persons, tmp_path, train_net, capsys, monkeypatch):
     """Runs train_net.py in this process; returns the exit status and what it showed."""
     monkeypatch.delenv("PERSON_SEARCH_TRACEBACK", raising=False)
-    cfg = people[1]
+    cfg = persons[1]
     cfg.OUTPUT_DIR = str(tmp_path / "out")
     cfg.SOLVER.IMS_PER_BATCH = 2
     path = tmp_path / "config.yaml"
@@ -220,7 +137,7 @@ def cut(path: Path) -> None:
 
 def rename_data_set(path: Path) -> None:
     """What a teacher wrote for other boxes, under any name."""
-    records = paint_people(path.parent)[:5]
+    records = paint_persons(path.parent)[:5]
     count = sum(len(r["annotations"]) for r in records)
     source = describe_source("others", records, "abc", "hhcl", "some")
     TeacherEmbeddings.save(str(path), records, np.zeros((count, 2, EMBED_DIM)), source)
@@ -234,8 +151,8 @@ def strip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [
-        (Path.unlink, "which is no file"),
-        (cut, "is not a whole file"),
+        (Path.unlink, "which is not a file"),
+        (cut, "is damaged or not a file of embeddings"),
         (strip, "TEACHER.EMBEDDINGS"),
         (rename_data_set, "was written for data set 'others'"),
     ],

@@ -30,8 +30,8 @@ STEP = DenoisingPanel("Step 1", BOXES, SCORES, np.array([0.2, 0.6, 0.9, 0.1]), [
 QUERY = StripQuery(SCENE, (10, 20, 30, 70))
 
 
-def has_color(picture, color):
-    return bool((np.asarray(picture) == color).all(axis=-1).any())
+def has_color(image, color):
+    return bool((np.asarray(image) == color).all(axis=-1).any())
 
 
 def test_the_best_match_is_a_detection():
@@ -45,7 +45,7 @@ def test_notes_say_what_is_seen():
     assert NOISE.note == "4 random boxes"
     assert STEP.note == "2 detections, best match R 0.60"
     assert DenoisingPanel("", BOXES, SCORES, None, [0]).note == "1 detection"
-    assert DenoisingPanel("", BOXES, SCORES, SCORES, []).note == "nobody found"
+    assert DenoisingPanel("", BOXES, SCORES, SCORES, []).note == "no detection"
 
 
 def test_boxes_scale_with_the_scene_and_have_their_colors():

@@ -136,9 +136,13 @@ def test_wrong_settings_name_their_key(plain_model, model, changes, message):
 
 
 def test_a_misspelt_setting_is_refused(model):
-    with pytest.raises(ValueError, match="'step' is no setting .*; did you mean 'steps'?"):
+    with pytest.raises(
+        ValueError, match="unknown inference setting 'step' .*; did you mean 'steps'?"
+    ):
         model.set_inference(step=2)
-    with pytest.raises(ValueError, match="'x' is no setting .*; there are .*'solver_order'"):
+    with pytest.raises(
+        ValueError, match="unknown inference setting 'x' .*; available: .*'solver_order'"
+    ):
         model.inference([image_input()], x=2)
 
 
@@ -179,15 +183,15 @@ class _Recorder(torch.nn.Module):
 
     def __init__(self, head):
         super().__init__()
-        self.head, self.inputs = head, []
+        self.head, self.inputs, self.in_features = head, [], head.in_features
 
-    def forward(self, features, boxes, reid_signal, t):
+    def forward(self, features, boxes, reid_signal, t, dtype):
         self.inputs.append((boxes, reid_signal))
-        return self.head(features, boxes, reid_signal, t)
+        return self.head(features, boxes, reid_signal, t, dtype)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_weak_proposals_are_drawn_anew_box_and_embedding(model, name):
+def test_weak_proposals_are_replaced_box_and_embedding(model, name):
     thresh = middle_score(model, image_input(7))
     model.head = _Recorder(model.head)
     codec, size = model.codec, (48, 64)

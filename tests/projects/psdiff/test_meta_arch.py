@@ -99,9 +99,10 @@ class _Oracle(torch.nn.Module):
 
     def __init__(self, head, boxes, reid):
         super().__init__()
-        self.codec, self.boxes, self.reid = head.codec, boxes, reid
+        self.codec, self.in_features = head.codec, head.in_features
+        self.boxes, self.reid = boxes, reid
 
-    def forward(self, features, boxes, reid_signal, t):
+    def forward(self, features, boxes, reid_signal, t, dtype):
         index = torch.arange(boxes.shape[1]) % len(self.boxes)
         shape = (len(boxes), -1, -1)
         return HeadOutput(

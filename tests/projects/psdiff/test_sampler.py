@@ -72,8 +72,8 @@ def test_compression_keeps_the_order_and_leaves_the_rest_alone():
         ({"steps": -1}, "MODEL.PSDIFF.STEPS is -1"),
         ({"steps": 1001}, "MODEL.PSDIFF.STEPS is 1001"),
         ({"steps": 2.5}, "MODEL.PSDIFF.STEPS is 2.5"),
-        ({"name": "euler"}, "MODEL.PSDIFF.SAMPLER is 'euler'; it must be one of .*dpmsolver"),
-        ({"order": 0}, "MODEL.PSDIFF.SOLVER_ORDER is 0; it must be one of"),
+        ({"name": "euler"}, "MODEL.PSDIFF.SAMPLER is 'euler'; allowed: .*dpmsolver"),
+        ({"order": 0}, "MODEL.PSDIFF.SOLVER_ORDER is 0; allowed: 1, 2, 3"),
         ({"order": 4, "name": "dpmsolver"}, "MODEL.PSDIFF.SOLVER_ORDER is 4"),
         ({"eta": 1.5}, "MODEL.PSDIFF.ETA is 1.5; it must be between 0 and 1"),
         ({"eta": -0.1}, "MODEL.PSDIFF.ETA is -0.1"),
@@ -290,10 +290,10 @@ def test_only_the_box_part_is_clamped(name):
 def test_a_renewed_proposal_starts_over(name, order):
     """Its first step has order 1, the second order 2: only its own predictions count."""
     steps, when = 7, 2
-    nobody = torch.zeros(2, 5, dtype=torch.bool)
-    rows = nobody.clone()
+    no_rows = torch.zeros(2, 5, dtype=torch.bool)
+    rows = no_rows.clone()
     rows[0, 1] = rows[1, 4] = True
-    renewals = [rows if index == when else nobody for index in range(steps)]
+    renewals = [rows if index == when else no_rows for index in range(steps)]
     starts, states = walk(SamplerSettings(name, steps, order), renewals=renewals)
     alphas = cosine_alphas_cumprod()
     if name == "dpmsolver":
@@ -315,11 +315,11 @@ def test_a_renewed_proposal_starts_over(name, order):
             torch.testing.assert_close(result, expected, atol=2e-4, rtol=1e-5)
 
 
-def test_renewal_of_nobody_changes_nothing():
-    nobody = torch.zeros(2, 5, dtype=torch.bool)
+def test_renewal_of_no_proposal_changes_nothing():
+    no_rows = torch.zeros(2, 5, dtype=torch.bool)
     for name in SAMPLERS:
         settings = SamplerSettings(name, 6, 3)
-        plain = walk(settings, renewals=[nobody] * 6)[1][-1]
+        plain = walk(settings, renewals=[no_rows] * 6)[1][-1]
         trajectory = Trajectory(CODEC, settings, renewable=False)
         assert len(trajectory.times) == 6
         g = torch.Generator().manual_seed(0)

@@ -5,10 +5,12 @@ import copy
 
 import pytest
 import torch
-from psdiff_runs import compare_with_joint_batch
+from detectron2.utils.events import EventStorage
+from psdiff_runs import compare_with_joint_batch, with_fixed_noise
 from psdiff_tiny import EMBED_DIM, image_input, tiny_model, training_input
+from two_processes import run_in_two_processes
 
-from person_search.engine import launch
+from person_search.engine.train_step import StepTrainer
 from psdiff.box_diffusion import boxes_to_norm, norm_to_boxes
 from psdiff.cdl import DynamicConvolution
 
@@ -84,9 +86,56 @@ def test_pooling_does_not_round_boxes(dtype) -> None:
     torch.testing.assert_close(found.float(), expected, atol=0, rtol=2 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_maps_of_lower_precision_are_converted_once(dtype, monkeypatch) -> None:
+    """Not once in each step; the result is that of converting them in each step."""
+    model = tiny_model(STEPS=4).eval()
+    process = model.reverse_process()
+    features = model.backbone(torch.rand(1, 3, 48, 64))
+    features = {name: value.detach().to(dtype) for name, value in features.items()}
+    converted, pool = [], model.head.pool
+
+    def counted(features, boxes, dtype=None):
+        converted.extend(f.dtype for f in features.values() if f.dtype != torch.float32)
+        return pool(features, boxes, dtype)
+
+    with torch.no_grad(), autocast(dtype):
+        expected = model.head.pool(features, torch.tensor([[[2.0, 3.0, 30.0, 40.0]]]))
+        monkeypatch.setattr(model.head, "pool", counted)
+        steps = list(process.steps(features, [(48, 64)], [0]))
+    assert len(steps) == 4 and converted == [] and expected.dtype == dtype
+
+
+# ---- gradient accumulation -------------------------------------------------------------------
+@pytest.mark.parametrize("parts", [2, 3, 4])
+@pytest.mark.parametrize("persons", [(3, 1, 0, 2), (0, 0, 2, 1), (1, 0, 0, 0), (0, 0, 0, 0)])
+def test_parts_of_a_batch_equal_the_whole(parts, persons) -> None:
+    """Also where a part has no persons: its loss is not divided by 1."""
+    batch = [training_input(n, seed=i) for i, n in enumerate(persons)]
+    found = []
+    for count in (1, parts):
+        model = with_fixed_noise(range(4))
+        trainer = StepTrainer(model, [batch], torch.optim.SGD(model.parameters(), 0.1), parts=count)
+        model.eval().training = True  # batch norm in eval mode; the trainer has set it to training
+        trainer.iter = 0
+        with EventStorage() as storage:
+            trainer.run_step()
+        grads = [
+            torch.cat([p.grad.flatten() for p in part.parameters()])
+            for part in (model.head, model.backbone)
+        ]
+        found.append((storage.latest(), grads))
+    (whole, whole_grads), (split, split_grads) = found
+    for name in ("loss_cls", "loss_l1", "loss_giou", "loss_reid", "total_loss"):
+        assert split[name][0] == pytest.approx(whole[name][0], rel=1e-5, abs=1e-7), name
+    # Not closer: a ReLU at zero depends on the order of a sum.
+    for ours, theirs, tolerance in zip(split_grads, whole_grads, (2e-3, 1e-2), strict=True):
+        assert (ours - theirs).norm() < tolerance * theirs.norm()
+
+
 # ---- several processes -----------------------------------------------------------------------
 def test_two_processes_equal_one_with_the_joint_batch() -> None:
-    launch(compare_with_joint_batch, num_gpus=0, num_processes=2)
+    run_in_two_processes(compare_with_joint_batch)
 
 
 # ---- frames ----------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a name that Detectron2 has and the stand-in lacks says so.
+"""Errors for the names that Detectron2 has and detectron2-lite lacks.
 
-Two ways, by how the name is likely to be met:
-
-* ``absent``: importing the name fails at once, with an ``ImportError`` that says what to install.
-* ``absent_class``: importing works and *using* the class fails with the same words. For names that
-  modules import at the top although only a corner of them needs the class.
+* Importing an absent module, or an absent name from a package, raises ``NotInLiteError``
+  (``AbsentModuleFinder``); reading an absent attribute raises ``AttributeError`` with the same
+  message (``absent``).
+* ``absent_class`` makes a placeholder that can be imported but not used. It stands for the names
+  that extension projects import at the top of a module for one of several options.
 """
 
 from collections.abc import Callable
@@ -15,32 +15,41 @@ INSTALL_URL = "https://detectron2.readthedocs.io/tutorials/install.html"
 
 
 class NotInLiteError(ImportError):
-    """The real Detectron2 has this name; detectron2-lite does not."""
+    """Raised for a name of Detectron2 that detectron2-lite does not have."""
 
 
 def absence_message(qualified_name: str) -> str:
-    """Returns the one sentence that every missing part of lite answers with."""
+    """Returns the error message for an absent name or option."""
     return f"{qualified_name} is not in detectron2-lite; install Detectron2 (see {INSTALL_URL})"
 
 
+class AbsentModuleFinder:
+    """Finder at the end of ``sys.meta_path`` that reports absent modules of detectron2.
+
+    The import system also asks it for the names of ``from detectron2.x import name`` that the
+    package ``detectron2.x`` does not have.
+    """
+
+    @staticmethod
+    def find_spec(fullname: str, path: Any = None, target: Any = None) -> None:
+        """Raises ``NotInLiteError`` for a module of detectron2; returns None for all others."""
+        if fullname.startswith("detectron2.") and not fullname.rpartition(".")[2].startswith("_"):
+            raise NotInLiteError(absence_message(fullname), name=fullname)
+
+
 def absent(module_name: str, *known_names: str) -> Callable[[str], NoReturn]:
-    """Makes the module-level ``__getattr__`` of a package of lite.
+    """Returns a module-level ``__getattr__`` that explains absent names.
 
     Args:
-        module_name: ``__name__`` of the package.
-        known_names: names which the real package has and this one lacks. They raise an
-            ``ImportError``, because ``from module import name`` would replace the words of an
-            ``AttributeError`` by its own.
-
-    Returns:
-        A function that raises for every name. Names that are not known to be Detectron2's raise
-        a plain ``AttributeError``, so that ``hasattr`` keeps its meaning.
+        module_name: ``__name__`` of the module.
+        known_names: Names of the real module that raise ``NotInLiteError``. A module that is not a
+            package lists them here, because ``from module import name`` replaces the message of an
+            ``AttributeError``. All other names raise ``AttributeError``, as ``hasattr`` expects.
     """
-    names = frozenset(known_names)
 
     def __getattr__(name: str) -> NoReturn:
         qualified_name = f"{module_name}.{name}"
-        if name in names:
+        if name in known_names:
             raise NotInLiteError(absence_message(qualified_name), name=qualified_name)
         if name.startswith("__"):
             raise AttributeError(f"module {module_name!r} has no attribute {name!r}")
@@ -50,7 +59,7 @@ def absent(module_name: str, *known_names: str) -> Callable[[str], NoReturn]:
 
 
 def absent_class(module_name: str, name: str) -> type:
-    """Makes a class that can be imported, named and tested with isinstance, but not used.
+    """Returns a class that can be imported and used in isinstance checks, but not instantiated.
 
     Creating an instance or reading a public attribute of the class raises ``NotInLiteError``.
     """

@@ -99,9 +99,9 @@ class DenoisingLoss:
         alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
         blind = torch.rand(len(latents), generator=generator) < self.options.blind_share
-        told = torch.where(blind, torch.zeros_like(timesteps), timesteps)
+        given = torch.where(blind, torch.zeros_like(timesteps), timesteps)
         predicted = self.unet(
-            noisy.to(self.device), told.to(self.device), self.encode(captions)
+            noisy.to(self.device), given.to(self.device), self.encode(captions)
         ).sample
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
         return {"v": F.mse_loss(predicted, target.to(self.device))}

@@ -165,17 +165,7 @@ def draw_samples(
     steps: int = 30,
     guidance: float = 3.0,
 ) -> None:
-    """Generates images from captions with the pipeline of diffusers, one row per caption.
-
-    Args:
-        model: Folder in diffusers format.
-        path: Image file to write.
-        captions: Prompts.
-        each: Images per caption.
-        size: (height, width) of each image in pixels.
-        steps: Denoising steps.
-        guidance: Guidance scale.
-    """
+    """Generates images from captions with the pipeline of diffusers, one row per caption."""
     from diffusers import StableDiffusionPipeline
 
     with no_progress_bars():

@@ -88,12 +88,6 @@ def _draw_unit(generator: torch.Generator) -> float:
 def encode_scenes(vae: nn.Module, scenes: Scenes, batch: int = 8, progress: bool = True) -> Tensor:
     """Encodes all scenes.
 
-    Args:
-        vae: ``AutoencoderKL``.
-        scenes: Images to encode.
-        batch: Images per batch.
-        progress: Whether to show a progress bar.
-
     Returns:
         (N, 2 L, h, w): means and standard deviations, unscaled.
     """
@@ -106,12 +100,7 @@ def encode_scenes(vae: nn.Module, scenes: Scenes, batch: int = 8, progress: bool
 
 
 def set_scaling_factor(vae: Any, moments: Tensor) -> float:
-    """Sets and returns the factor that scales latents to variance 1.
-
-    Args:
-        vae: ``AutoencoderKL``; its config is changed.
-        moments: (N, 2 L, h, w) from :func:`encode_scenes`.
-    """
+    """Sets and returns the factor that scales latents, given as ``moments``, to variance 1."""
     mean, std = moments.chunk(2, dim=1)
     spread = (mean.var() + std.square().mean()).sqrt()
     factor = round(1.0 / float(spread.clamp_min(1e-6)), 5)

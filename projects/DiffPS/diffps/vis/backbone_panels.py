@@ -61,15 +61,7 @@ def draw_attention(
     options: AttentionOptions,
     panel_size: tuple[int, int],
 ) -> Image.Image:
-    """Draws one column per word and one row per layer and head, after the image itself.
-
-    Args:
-        probe: Diffusion model.
-        image: Encoded image.
-        subject: Image to draw.
-        options: Words, layers and heads.
-        panel_size: (width, height) of a panel.
-    """
+    """Draws one column per word and one row per layer and head, after the image itself."""
     layers = probe.find_maps(options.places, "--layers")
     maps: dict[tuple[str, str], Tensor] = {}  # (word, layer) -> (heads, h, w)
     passes = (

@@ -54,13 +54,7 @@ class HeadsView:
     @classmethod
     @torch.no_grad()
     def run(cls, model: DiffPS, subject: Subject, trained: bool) -> "HeadsView":
-        """Runs the frozen backbone, DetAggregator and the modulation of DGRPN.
-
-        Args:
-            model: Model to visualize.
-            subject: Image.
-            trained: Whether the model has trained weights.
-        """
+        """Runs the frozen backbone, DetAggregator and the modulation of DGRPN."""
         _, features = model.activations([subject.item])
         return cls(model, subject, features | model.detection_maps(features), trained)
 
@@ -77,12 +71,7 @@ class HeadsView:
     def heat(
         self, x: Tensor, scene: Image.Image, limits: tuple[float, float] | None = None
     ) -> tuple[Image.Image, tuple[float, float]]:
-        """Draws a map over the image.
-
-        Args:
-            x: (h, w).
-            scene: Image.
-            limits: Values of the darkest and the brightest color. Default: the range of the map.
+        """Draws a map (h, w) over the image; returns it with the limits of its colors.
 
         Returns:
             The drawn image and the limits.
@@ -97,12 +86,7 @@ class HeadsView:
 # ---- DGRPN --------------------------------------------------------------------------------------
 @torch.no_grad()
 def draw_dgrpn(view: HeadsView, panel_size: tuple[int, int]) -> Image.Image:
-    """Draws attention, its peaks, their Gaussians, and the detection map before and after.
-
-    Args:
-        view: Model and image.
-        panel_size: (width, height) of a panel.
-    """
+    """Draws attention, its peaks, their Gaussians, and the detection map before and after."""
     modulator = view.model.proposal_generator.modulator
     if modulator is None:
         raise ValueError("MODEL.DIFFPS.DGRPN.ENABLED is False: there is no modulation to draw.")

@@ -35,10 +35,6 @@ def fit_pca(vectors: Tensor, count: int = 3) -> Pca:
 
     Signs of principal components are arbitrary; here the entry of largest magnitude is positive,
     the first of equal ones.
-
-    Args:
-        vectors: (n, C).
-        count: Number of components.
     """
     x = vectors.double()
     mean = x.mean(dim=0)

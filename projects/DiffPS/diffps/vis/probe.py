@@ -74,22 +74,12 @@ class DiffusionProbe:
         return ProbedImage(moments, (height, width), image_digest(x))
 
     def find_maps(self, places: Sequence[str], key: str) -> list[Layer]:
-        """Returns cross-attention layers by place (``u3r0``) or name.
-
-        Args:
-            places: Places or names.
-            key: Option that they come from, for messages.
-        """
+        """Returns cross-attention layers by place (``u3r0``) or name; errors mention ``key``."""
         names = [name if "map" in name else f"{name}_map" for name in places]
         return find_layers(names, self.layers, key, ("map",))
 
     def find_features(self, names: Sequence[str], key: str) -> list[Layer]:
-        """Returns other layers by name.
-
-        Args:
-            names: Names of layers.
-            key: Option that they come from, for messages.
-        """
+        """Returns other layers by name; errors name the option ``key``."""
         return find_layers(names, self.layers, key, ("q", "k", "v", "xq", "vit", "res"))
 
     def attention(
@@ -97,13 +87,6 @@ class DiffusionProbe:
         timestep: int = 0,
     ) -> dict[tuple[str, str], Tensor]:  # fmt: skip
         """Returns the attention of words of a prompt.
-
-        Args:
-            image: Image of :meth:`encode`.
-            prompt: Condition of the UNet.
-            words: Single-token words of the prompt.
-            layers: Layers of :meth:`find_maps`.
-            timestep: Timestep given to the UNet.
 
         Returns:
             (word, name of the layer) -> (E, h, w) probabilities, float32, on the CPU.
@@ -117,7 +100,6 @@ class DiffusionProbe:
         queries = [self.layers[layer.name.removesuffix("map") + "xq"] for layer in layers]
         features = self._features(next(iter(texts.values())), queries, timestep)
         outputs = features(self._latent(image, timestep), image.size)
-        maps = {}
         return {
             (word, layer.name): features.head_maps(layer, outputs[query.name], text.token)[0].cpu()
             for layer, query in zip(layers, queries, strict=True)
@@ -127,14 +109,7 @@ class DiffusionProbe:
     def features(
         self, image: ProbedImage, prompt: str, layers: Sequence[Layer], timesteps: Sequence[int]
     ) -> list[dict[str, Tensor]]:
-        """Returns activations for several timesteps: name -> (C, h, w) float32 on the CPU.
-
-        Args:
-            image: Image of :meth:`encode`.
-            prompt: Condition of the UNet.
-            layers: Layers of :meth:`find_features`.
-            timesteps: Timesteps given to the UNet.
-        """
+        """Returns activations for several timesteps: name -> (C, h, w) float32 on the CPU."""
         text = encode_text(self.folder, prompt)
         results = []
         for timestep in timesteps:

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Teachers: networks that give PSDiff the embedding e_0 of a person crop (Section V-D, Table VI).
+"""Teachers: networks that provide the embedding e_0 of a person crop (Section V-D, Table VI).
 
-A teacher is a :class:`~psdiff.teachers.reid_net.TeacherNet`, called with crops and giving unit
-embeddings, and a :class:`~psdiff.teachers.losses.TeacherLoss` that trains it. The methods:
+A teacher is a :class:`~psdiff.teachers.reid_net.TeacherNet`, which maps crops to unit embeddings,
+and a :class:`~psdiff.teachers.losses.TeacherLoss` that trains it. The methods:
 
-=========  =============================  =====================================================
-name       file                           what is particular
-=========  =============================  =====================================================
-hhcl       ``hhcl.py``, ``memory.py``     memory of centroids, hard instances, unlabelled persons
-s_reid     ``s_reid.py``                  batch norm neck, label smoothing, triplet, center loss
-mgn        ``mgn.py``                     one global branch, branches of two and of three parts
-agw        ``agw.py``                     non-local blocks, weighted regularized triplet
-pplr       ``pplr.py``, ``agreement.py``  whole and parts refine each other's labels
-=========  =============================  =====================================================
+=========  =========================  ========================================================
+name       file                       distinguishing features
+=========  =========================  ========================================================
+hhcl       ``hhcl.py, memory.py``     memory of centroids, hard instances, unlabeled persons
+s_reid     ``s_reid.py``              batch norm neck, label smoothing, triplet, center loss
+mgn        ``mgn.py``                 a global branch, branches of two and of three parts
+agw        ``agw.py``                 non-local blocks, weighted regularized triplet
+pplr       ``pplr.py``                whole person and parts refine each other's labels
+=========  =========================  ========================================================
 
-``registry.py`` builds them from a config. Around them: ``backbones.py``, ``crops.py``,
-``batches.py``, ``schedule.py`` and ``trainer.py`` for training, ``embed.py`` and ``embeddings.py``
-for the file of embeddings, ``evaluate.py`` for figures on ground-truth boxes.
+``registry.py`` builds them from a config. ``backbones.py``, ``crops.py``, ``batches.py``,
+``schedule.py`` and ``trainer.py`` serve training, ``folder.py`` output folders, ``embed.py`` and
+``embeddings.py`` the file of embeddings, ``evaluate.py`` evaluation on ground-truth boxes.
 """

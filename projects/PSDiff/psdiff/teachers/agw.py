@@ -2,7 +2,7 @@
 """AGW: non-local attention, generalized mean pooling, weighted regularized triplet.
 
 Ye et al.: *Deep learning for person re-identification: a survey and outlook*, 2020. The three parts
-stand on the strong baseline: its neck, label smoothing and center loss.
+extend the strong baseline with its neck, label smoothing and center loss.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,12 @@ class AGWNet(TeacherNet):
 
     @configurable
     def __init__(self, *, backbone: StagedBackbone, non_local: Sequence[int], **kwargs) -> None:
-        """
+        """Builds the non-local blocks.
+
         Args:
-            backbone: made of stages.
-            non_local: for each stage, how many of its last blocks are followed by a non-local one.
-            **kwargs: of :class:`TeacherNet`.
+            backbone: Backbone made of stages.
+            non_local: Number of last blocks of each stage that are followed by a non-local block.
+            **kwargs: Arguments of :class:`TeacherNet`.
         """
         super().__init__(backbone=require_stages(backbone, "agw"), **kwargs)
         self.pool = GeneralizedMeanPool()
@@ -42,9 +43,11 @@ class AGWNet(TeacherNet):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        """Returns the arguments of ``__init__``."""
         return {**super().from_config(cfg), "non_local": cfg.MODEL.PSDIFF.TEACHER.NON_LOCAL}
 
     def describe(self, crops: Tensor) -> TeacherFeatures:
+        """Computes all features of crops (n, 3, H, W)."""
         x = self.backbone.stem(self.normalized(crops))
         for index, stage in enumerate(self.backbone.stages):
             for block, layer in enumerate(stage):
@@ -59,4 +62,5 @@ class AGWLoss(BaselineLoss):
     """The loss of the strong baseline with the weighted regularized triplet."""
 
     def triplet(self, feats: Tensor, pids: Tensor) -> Tensor:
+        """Computes the weighted regularized triplet loss."""
         return weighted_triplet(feats, pids)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backbones of the teachers: from torchvision, from timm, or from Detectron2's registry.
+"""Backbones of the teachers, from torchvision, timm or Detectron2's registry.
 
 Shape shorthand in this file: n crops, C channels, (h, w) size of the last feature map.
 """
@@ -14,21 +14,23 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ResNet
 from torch import Tensor, nn
 
 from person_search.utils.weight_files import read_weights
+from psdiff.config import check_choice
 
 logger = logging.getLogger(__name__)
 
 _KEY = "MODEL.PSDIFF.TEACHER.BACKBONE"
-# What classification networks have behind their last feature map.
+# Layers of classification networks after the last feature map.
 _CLASSIFIERS = ("fc.", "head.", "classifier.", "last_linear.")
 
 
 class StagedBackbone(nn.Module):
-    """A residual network that can be taken apart: stem, then stages of blocks.
+    """A residual network with access to its stem and stages.
 
     Args:
-        stem: first layer. stages: by name, each a sequence of blocks.
-        channels: output channels of each stage; the last one is C.
-        as_detector: whether the names of the weights are those of a Detectron2 backbone.
+        stem: First layers.
+        stages: Stages by name, each a sequence of blocks.
+        channels: Output channels of each stage; the last one is C.
+        as_detector: The names of the weights are those of a Detectron2 backbone.
     """
 
     def __init__(
@@ -46,10 +48,12 @@ class StagedBackbone(nn.Module):
 
     @property
     def channels(self) -> int:
+        """Channels C of the feature map."""
         return self.stage_channels[-1]
 
     @property
     def stages(self) -> list[nn.Sequential]:
+        """Stages in order."""
         return [getattr(self, name) for name in self._names]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,11 +65,12 @@ class StagedBackbone(nn.Module):
 
 
 class WholeBackbone(nn.Module):
-    """A network seen from outside: whatever it gives becomes one feature map.
+    """A network without access to its stages; its output is converted to one feature map.
 
     Args:
-        net: from timm (its ``forward_features`` is called) or a Detectron2 backbone.
-        channels: C. grid: (h, w) of the tokens, for networks that give a list of them.
+        net: Network of timm (``forward_features`` is called) or a Detectron2 backbone.
+        channels: Channels C of the feature map.
+        grid: Grid size (h, w), for networks that return a list of tokens.
     """
 
     def __init__(self, net: nn.Module, channels: int, grid: tuple[int, int] | None = None) -> None:
@@ -79,7 +84,7 @@ class WholeBackbone(nn.Module):
             shapes = self.net.output_shape()
             return self.net(x)[max(shapes, key=lambda name: shapes[name].stride)]
         y = self.net.forward_features(x)
-        if y.dim() == 3:  # tokens, those without a place in the image first
+        if y.dim() == 3:  # tokens; prefix tokens have no position in the image
             y = y[:, getattr(self.net, "num_prefix_tokens", 0) :].transpose(1, 2)
             return y.unflatten(2, self.grid or (-1, 1))
         return y if y.shape[1] == self.channels else y.permute(0, 3, 1, 2)
@@ -88,14 +93,15 @@ class WholeBackbone(nn.Module):
 def build_teacher_backbone(
     cfg: CfgNode, last_stride: int | None = None
 ) -> StagedBackbone | WholeBackbone:
-    """Builds ``cfg.MODEL.PSDIFF.TEACHER.BACKBONE`` with its weights.
+    """Builds ``cfg.MODEL.PSDIFF.TEACHER.BACKBONE`` with its initial weights.
 
     Args:
-        last_stride: stride of the last stage, 1 or 2; ``TEACHER.LAST_STRIDE`` by default.
+        cfg: Config with ``MODEL.PSDIFF.TEACHER``.
+        last_stride: Stride of the last stage, 1 or 2. Default: ``TEACHER.LAST_STRIDE``.
 
     Raises:
-        ValueError: a name that nobody knows, or weights that do not fit.
-        FileNotFoundError: no such file of weights.
+        ValueError: If the name is unknown or the weights do not fit.
+        FileNotFoundError: If the file of weights does not exist.
     """
     teacher = cfg.MODEL.PSDIFF.TEACHER
     source, _, name = teacher.BACKBONE.rpartition("/")
@@ -107,8 +113,7 @@ def build_teacher_backbone(
         )
     backbone = builders[source](name, cfg)
     stride = teacher.LAST_STRIDE if last_stride is None else last_stride
-    if stride not in (1, 2):
-        raise ValueError(f"MODEL.PSDIFF.TEACHER.LAST_STRIDE is {stride}; allowed: 1, 2.")
+    check_choice("TEACHER.LAST_STRIDE", stride, (1, 2))
     if stride == 1 and isinstance(backbone, StagedBackbone):
         remove_stride(backbone.stages[-1])
     elif stride == 1:
@@ -117,22 +122,22 @@ def build_teacher_backbone(
 
 
 def remove_stride(stage: nn.Sequential) -> None:
-    """Lets a stage keep the size of its input: every stride 2 of its first block becomes 1."""
+    """Changes each stride 2 in the first block of a stage to 1."""
     for module in stage[0].modules():
         if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
             module.stride = (1, 1)
         if isinstance(module, nn.AvgPool2d) and module.stride in (2, (2, 2)):
-            module.kernel_size = module.stride = 1  # shortcut of ResNet-D: no pooling is left
+            module.kernel_size = module.stride = 1  # shortcut of ResNet-D, without pooling
 
 
 def require_stages(backbone: nn.Module, method: str) -> StagedBackbone:
-    """Returns a staged backbone of at least two stages, or says why the method cannot use it."""
+    """Returns the backbone; raises ValueError unless it has at least two accessible stages."""
     if isinstance(backbone, StagedBackbone) and len(backbone.stages) > 1:
         return backbone
     raise ValueError(
-        f"The teacher '{method}' works inside the stages of its backbone, which {_KEY} does not "
-        "show; take 'torchvision/resnet50', another ResNet of torchvision or timm, or "
-        "'build_slim_resnet_backbone' with two or more stages."
+        f"The teacher '{method}' needs a backbone ({_KEY}) with two or more accessible stages, for "
+        "example 'torchvision/resnet50', another ResNet of torchvision or timm, or "
+        "'build_slim_resnet_backbone'."
     )
 
 
@@ -141,12 +146,12 @@ def require_stages(backbone: nn.Module, method: str) -> StagedBackbone:
 
 def _from_torchvision(name: str, cfg: CfgNode) -> StagedBackbone:
     weights = cfg.MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS
-    known = [n for n in torchvision.models.list_models(torchvision.models) if "res" in n]
+    known = torchvision.models.list_models(torchvision.models)
     resnets = [n for n in known if n.startswith(("resnet", "resnext", "wide_resnet"))]
     if name not in resnets:
         raise ValueError(
-            f"{_KEY} is 'torchvision/{name}', but of torchvision only its residual networks are "
-            f"taken: {', '.join(resnets)}. 'timm/<name>' takes any other."
+            f"{_KEY} is 'torchvision/{name}', but only the residual networks of torchvision are "
+            f"supported: {', '.join(resnets)}. Use 'timm/<name>' for others."
         )
     net = torchvision.models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
     _load_local(net, weights)
@@ -163,7 +168,7 @@ def _from_timm(name: str, cfg: CfgNode) -> StagedBackbone | WholeBackbone:
     teacher = cfg.MODEL.PSDIFF.TEACHER
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise ValueError(f"{_KEY} is 'timm/{name}', which timm does not know. Near: {near}")
+        raise ValueError(f"{_KEY} is 'timm/{name}', which is unknown to timm. Similar: {near}")
     known = timm.get_pretrained_cfg(name)
     size = {"img_size": tuple(teacher.CROP_SIZE)} if known and known.fixed_input_size else {}
     wanted = teacher.BACKBONE_WEIGHTS
@@ -177,28 +182,24 @@ def _from_timm(name: str, cfg: CfgNode) -> StagedBackbone | WholeBackbone:
 
 def _stages_of(net: nn.Module, stem: nn.Module) -> StagedBackbone:
     stages = {f"res{i + 1}": getattr(net, f"layer{i}") for i in range(1, 5)}
-    channels = [_out_channels(stage) for stage in stages.values()]
+    # The last convolution of a block (bottleneck: conv3, basic: conv2) has its output channels.
+    blocks = [stage[-1] for stage in stages.values()]
+    channels = [getattr(block, "conv3", block.conv2).out_channels for block in blocks]
     return StagedBackbone(stem, stages, channels)
-
-
-def _out_channels(stage: nn.Sequential) -> int:
-    # the last convolution of a block, bottleneck or basic, has the block's channels
-    convolutions = [getattr(stage[-1], f"conv{i}", None) for i in (1, 2, 3)]
-    return [conv for conv in convolutions if conv is not None][-1].out_channels
 
 
 def _from_registry(name: str, cfg: CfgNode) -> StagedBackbone | WholeBackbone:
     if name not in BACKBONE_REGISTRY:
         known = sorted(known for known, _ in BACKBONE_REGISTRY)
         raise ValueError(
-            f"{_KEY} is '{name}', which BACKBONE_REGISTRY does not have; it has {known}. Others: "
+            f"{_KEY} is '{name}', which is not in BACKBONE_REGISTRY; available: {known}, and "
             "'torchvision/<name>', 'timm/<name>'."
         )
     net = BACKBONE_REGISTRY.get(name)(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
     if cfg.MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS == "imagenet":
         raise ValueError(
-            f"MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS 'imagenet' is for torchvision and timm; for "
-            f"'{name}' give a file."
+            f"MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS 'imagenet' is for torchvision and timm; set it "
+            f"to a file for '{name}'."
         )
     _load_local(net, cfg.MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS)
     if isinstance(net, ResNet):
@@ -210,14 +211,14 @@ def _from_registry(name: str, cfg: CfgNode) -> StagedBackbone | WholeBackbone:
 
 
 def _load_local(net: nn.Module, path: str) -> None:
-    """Loads a state dict from disk; what belongs to a classifier may be there or not."""
+    """Loads a state dict from disk; the weights of a classifier are optional and ignored."""
     if path in ("", "imagenet"):
         return
     key = "MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS"
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"{key} is '{path}', which is no file. Allowed: '' (random), 'imagenet' (download), or "
-            "the path of a state dict, .pth or .safetensors."
+            f"{key} is '{path}', which is not a file. Allowed: '' (random), 'imagenet' (download), "
+            "or the path of a state dict, .pth or .safetensors."
         )
     try:
         state = read_weights(path)
@@ -225,7 +226,7 @@ def _load_local(net: nn.Module, path: str) -> None:
         missing = [k for k in own if k not in state and not k.startswith(_CLASSIFIERS)]
         missing = [k for k in missing if not k.endswith("num_batches_tracked")]
         if missing:
-            raise ValueError(f"it lacks {len(missing)} weights, the first is {missing[0]}")
+            raise ValueError(f"{len(missing)} weights are missing, the first is {missing[0]}")
         fitting = {k: v for k, v in state.items() if k in own and not k.startswith(_CLASSIFIERS)}
         net.load_state_dict(fitting, strict=False)
     except Exception as error:  # a damaged pickle can raise anything

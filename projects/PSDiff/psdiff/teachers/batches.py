@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of P identities with K crops each, as a pure function of a seed and the step.
+"""Batches of P identities with K crops each, a pure function of seed and step.
 
 Shape shorthand in this file: M crops of the training set.
 """
@@ -13,18 +13,21 @@ from torch.utils.data import Sampler
 
 from person_search.data.samplers import Sample
 from person_search.schema import UNLABELED_PID
+from psdiff.config import check_range
 
 
 class IdentityBatches(Sampler[list[Sample]]):
-    """Endless batches: P identities with K crops each, and as many unlabelled crops as asked for.
+    """Infinite batches of P identities with K crops each, and optional unlabeled crops.
 
-    A pass shows every identity once, but for those left over when P does not divide their number.
-    A training that goes on sets ``start_step``.
+    A pass covers each identity once, except for a remainder if P does not divide their number. A
+    resumed training sets ``start_step``.
 
     Args:
-        pids: (M,) of all crops. ids_per_batch: P.
-        crops_per_id: K; identities with fewer crops show some twice.
-        unlabeled_per_batch: further crops without identity. seed: of the order.
+        pids: Person ids (M,) of all crops.
+        ids_per_batch: Identities per batch P.
+        crops_per_id: Crops per identity K; repeated for identities with fewer crops.
+        unlabeled_per_batch: Number of additional crops without identity.
+        seed: Seed of the order.
     """
 
     def __init__(
@@ -35,18 +38,14 @@ class IdentityBatches(Sampler[list[Sample]]):
         unlabeled_per_batch: int = 0,
         seed: int = 0,
     ) -> None:
-        for key, value in (("IDS_PER_BATCH", ids_per_batch), ("CROPS_PER_ID", crops_per_id)):
-            if value < 2:
-                raise ValueError(
-                    f"MODEL.PSDIFF.TEACHER.{key} is {value}; losses compare within a batch, so it "
-                    "must be at least 2."
-                )
+        check_range("TEACHER.IDS_PER_BATCH", ids_per_batch, 2)  # losses compare within a batch
+        check_range("TEACHER.CROPS_PER_ID", crops_per_id, 2)
         ids = np.asarray(pids)
         self.rows = [np.flatnonzero(ids == p) for p in np.unique(ids[ids != UNLABELED_PID])]
         if len(self.rows) < 2:
             raise ValueError(
-                "A teacher needs at least two labelled identities, but the data set has "
-                f"{len(self.rows)}."
+                "A teacher needs at least two labeled identities with readable images, but the "
+                f"training set has {len(self.rows)}. Check DATASETS.TRAIN."
             )
         self.unlabeled = np.flatnonzero(ids == UNLABELED_PID)
         self.ids_per_batch = min(ids_per_batch, len(self.rows))
@@ -56,10 +55,11 @@ class IdentityBatches(Sampler[list[Sample]]):
 
     @property
     def batch_size(self) -> int:
+        """Number of crops in a batch."""
         return self.ids_per_batch * self.crops_per_id + self.unlabeled_per_batch
 
     def steps_per_epoch(self) -> int:
-        """Batches that the labelled crops fill, rounded up."""
+        """Returns the number of batches that cover the labeled crops, rounded up."""
         return -(-sum(map(len, self.rows)) // (self.ids_per_batch * self.crops_per_id))
 
     def __iter__(self) -> Iterator[list[Sample]]:

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Person crops of a data set: cut out of scenes, held in memory, augmented for training.
+"""Person crops of a data set: cropped from scenes, kept in memory, augmented for training.
 
 Shape shorthand in this file: M crops of all scenes, (h, w) size of a crop.
+
+An unreadable scene raises BadImageError with its file name. With ``DATALOADER.ON_BAD_IMAGE skip``
+it is logged and its crops are missing.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,30 +19,32 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from person_search.data.image_io import read_image_file
+from person_search.data import RecordImageReader
 from person_search.data.samplers import sample_seed
+from psdiff.config import check_choice
 
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111]
-"""Full resolution of colors as well: they tell people apart."""
+"""High quality with full color resolution: colors distinguish persons."""
 
 Boxes = list[list[float]]
 BoxesOf = Callable[[dict], Boxes]
 
 
 def training_boxes(record: dict) -> Boxes:
-    """XYXY boxes of all annotations of a record."""
+    """Returns the XYXY boxes of all annotations of a record."""
     return [annotation["bbox"] for annotation in record["annotations"]]
 
 
 def crop_image(image: Tensor, boxes: Sequence[Sequence[float]], size: tuple[int, int]) -> Tensor:
-    """Cuts boxes out of an image and resizes them.
+    """Crops boxes from an image and resizes them.
 
     Args:
-        image: (3, H, W) uint8. boxes: XYXY pixels; clipped to the image, at least one pixel wide.
-        size: (h, w) of a crop.
+        image: Image (3, H, W) uint8.
+        boxes: XYXY boxes in pixels; clipped to the image, at least one pixel wide and high.
+        size: Size (h, w) of a crop.
 
     Returns:
-        (n, 3, h, w) uint8.
+        Crops (n, 3, h, w) uint8.
     """
     height, width = image.shape[1:]
     crops = torch.zeros(len(boxes), 3, *size, dtype=torch.uint8)
@@ -54,108 +59,106 @@ def crop_image(image: Tensor, boxes: Sequence[Sequence[float]], size: tuple[int,
 
 
 class SceneCrops(Dataset):
-    """All crops of one scene per item, so that every image is read once.
+    """Data set with all crops of one scene per item, so that each image is read once.
+
+    An item is (n, 3, h, w) uint8, or None for an unreadable image that is skipped.
 
     Args:
-        records: of the data set. size: (h, w) of a crop. image_format: ``cfg.INPUT.FORMAT``.
-        boxes_of: which boxes of a record are cut out.
+        records: Records of the data set.
+        size: Size (h, w) of a crop.
+        cfg: Config with the image format and ``DATALOADER.ON_BAD_IMAGE``.
+        boxes_of: Returns the boxes of a record that are cropped.
     """
 
     def __init__(
         self,
         records: Sequence[dict],
         size: tuple[int, int],
-        image_format: str,
+        cfg: CfgNode,
         boxes_of: BoxesOf = training_boxes,
     ) -> None:
-        self.records, self.size, self.image_format = records, size, image_format
-        self.boxes_of = boxes_of
+        self.records, self.size, self.boxes_of = records, size, boxes_of
+        self.read = RecordImageReader(cfg.INPUT.FORMAT, cfg.DATALOADER.ON_BAD_IMAGE)
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> Tensor | None:
         record = self.records[index]
-        picture = read_image_file(record["file_name"], self.image_format)
-        image = torch.as_tensor(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+        image = self.read(record)
+        if image is None:
+            return None
+        image = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return crop_image(image, self.boxes_of(record), self.size)
 
     def loader(self, num_workers: int) -> DataLoader:
-        """Scene by scene, in order."""
+        """Returns a loader that yields the scenes in order."""
         return DataLoader(self, batch_size=None, num_workers=num_workers)
 
 
-class RawCrops:
-    """M crops of (h, w) pixels as they are: 3 h w bytes each."""
+class CropStore:
+    """All training crops in memory; an item is (3, h, w) uint8.
 
-    def __init__(self, count: int, size: tuple[int, int]) -> None:
-        self._crops = torch.zeros(count, 3, *size, dtype=torch.uint8)
+    Args:
+        count: Maximum number of crops.
+        size: Size (h, w) of a crop.
+        kind: ``raw``, 3 h w bytes per crop, or ``jpeg``, decoded on access.
+    """
+
+    def __init__(self, count: int, size: tuple[int, int], kind: str) -> None:
+        check_choice("TEACHER.CROPS_IN_MEMORY", kind, ("raw", "jpeg"))
+        self._pixels = torch.zeros(count, 3, *size, dtype=torch.uint8) if kind == "raw" else None
+        self._files: list[bytes] = []
         self._filled = 0
 
     def append(self, crops: Tensor) -> None:
-        """Takes over the next crops (n, 3, h, w) uint8."""
-        self._crops[self._filled : self._filled + len(crops)] = crops
+        """Appends crops (n, 3, h, w) uint8."""
+        if self._pixels is None:
+            for crop in crops:
+                image = np.ascontiguousarray(crop.permute(1, 2, 0).numpy())
+                self._files.append(cv2.imencode(".jpg", image, _JPEG)[1].tobytes())
+        else:
+            self._pixels[self._filled : self._filled + len(crops)] = crops
         self._filled += len(crops)
 
     def __len__(self) -> int:
         return self._filled
 
     def __getitem__(self, row: int) -> Tensor:
-        """(3, h, w) uint8."""
-        return self._crops[row]
+        if self._pixels is not None:
+            return self._pixels[row]
+        image = cv2.imdecode(np.frombuffer(self._files[row], np.uint8), cv2.IMREAD_COLOR)
+        return torch.from_numpy(image).permute(2, 0, 1).contiguous()
 
 
-class JpegCrops:
-    """M crops compressed with quality 95, decoded one by one when they are taken."""
+def read_crops(records: Sequence[dict], cfg: CfgNode) -> tuple[CropStore, Tensor]:
+    """Reads the crops of all boxes of all records, in order.
 
-    def __init__(self) -> None:
-        self._files: list[bytes] = []
+    Args:
+        records: Records of the training set.
+        cfg: Config with ``MODEL.PSDIFF.TEACHER``.
 
-    def append(self, crops: Tensor) -> None:
-        """Takes over the next crops (n, 3, h, w) uint8."""
-        for crop in crops:
-            picture = np.ascontiguousarray(crop.permute(1, 2, 0).numpy())
-            self._files.append(cv2.imencode(".jpg", picture, _JPEG)[1].tobytes())
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, row: int) -> Tensor:
-        """(3, h, w) uint8."""
-        picture = cv2.imdecode(np.frombuffer(self._files[row], np.uint8), cv2.IMREAD_COLOR)
-        return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
-
-
-CropStore = RawCrops | JpegCrops
-
-
-def read_crops(records: Sequence[dict], cfg: CfgNode) -> CropStore:
-    """Crops of all boxes of all records, in their order.
-
-    In memory: 55,000 crops of 256 x 128 pixels take 5.4 GB as they are
-    (``TEACHER.CROPS_IN_MEMORY: raw``), about a fifth of it as ``jpeg``.
+    Returns:
+        M crops and their person ids (M,) int64, without those of skipped images.
     """
     teacher = cfg.MODEL.PSDIFF.TEACHER
     size = tuple(teacher.CROP_SIZE)
     count = sum(len(record["annotations"]) for record in records)
-    if teacher.CROPS_IN_MEMORY not in ("raw", "jpeg"):
-        raise ValueError(
-            f"MODEL.PSDIFF.TEACHER.CROPS_IN_MEMORY is '{teacher.CROPS_IN_MEMORY}'; allowed: 'raw', "
-            "'jpeg'."
-        )
-    store = RawCrops(count, size) if teacher.CROPS_IN_MEMORY == "raw" else JpegCrops()
-    scenes = SceneCrops(records, size, cfg.INPUT.FORMAT)
-    for crops in tqdm(
-        scenes.loader(cfg.DATALOADER.NUM_WORKERS), desc="cutting out persons", unit="scene"
-    ):
-        store.append(crops)
-    return store
+    store, pids = CropStore(count, size, teacher.CROPS_IN_MEMORY), []
+    loader = SceneCrops(records, size, cfg).loader(cfg.DATALOADER.NUM_WORKERS)
+    scenes = tqdm(loader, desc="cropping persons", unit="scene")
+    for record, crops in zip(records, scenes, strict=True):
+        if crops is not None:
+            store.append(crops)
+            pids += [annotation["person_id"] for annotation in record["annotations"]]
+    return store, torch.tensor(pids, dtype=torch.int64)
 
 
 def augmentations(cfg: CfgNode) -> v2.Compose:
-    """Flip, pad and crop, change of light, random erasing: of one crop (3, h, w) uint8.
+    """Builds the augmentation of a crop (3, h, w) uint8.
 
-    The border that is added repeats the edge and measures 10 pixels for crops 128 pixels wide.
+    It consists of flip, random crop after padding, color jitter and random erasing. The padding
+    repeats the edge and measures 10 pixels for crops 128 pixels wide.
     """
     teacher = cfg.MODEL.PSDIFF.TEACHER
     size = tuple(teacher.CROP_SIZE)
@@ -174,11 +177,13 @@ def augmentations(cfg: CfgNode) -> v2.Compose:
 
 
 class TrainingCrops(Dataset):
-    """(crop, pid, row) of augmented crops; what is random depends on the sample number alone.
+    """Augmented crops as (crop, pid, row); the augmentation depends on the sample number only.
 
     Args:
-        crops: M crops. pids: (M,) int64.
-        augment: applied to each crop. seed: of the run.
+        crops: M crops.
+        pids: Person ids (M,) int64.
+        augment: Augmentation applied to each crop.
+        seed: Seed of the run.
     """
 
     def __init__(

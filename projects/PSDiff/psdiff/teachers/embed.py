@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A teacher's embeddings of all boxes of a data set; the work can be interrupted at any moment.
+"""Computes the teacher embeddings of all boxes of a data set; can be interrupted at any time.
 
 Shape shorthand in this file:
-    n: boxes of a scene. M: boxes of all scenes. D: length of an embedding.
+    n: boxes of a scene. M: boxes of all scenes. D: embedding dimension.
 
-While a file is being made, the folder ``<file>.unfinished`` holds ``source.json``, which tells
-data set and teacher apart, and one ``<first scene>.safetensors`` per chunk of scenes. Scenes go
-through the network one by one, so an embedding does not depend on where the work was interrupted.
+In progress, the folder ``<file>.unfinished`` holds ``source.json``, which identifies data set and
+teacher, and one ``<first scene>.safetensors`` per chunk of scenes. Scenes go through the network
+one by one, so an embedding does not depend on where the work was interrupted.
 """
 
 import json
@@ -30,6 +30,7 @@ from psdiff.teachers.embeddings import (
     describe_source,
     unfinished_folder,
 )
+from psdiff.teachers.folder import read_stamp
 from psdiff.teachers.reid_net import TeacherNet
 
 logger = logging.getLogger(__name__)
@@ -48,15 +49,24 @@ def embed_scenes(
     """Embeds boxes scene by scene.
 
     Args:
-        net: in eval mode. boxes_of: which boxes of a record. mirrored: also their mirror images.
+        net: Teacher in eval mode.
+        records: Records of the data set.
+        cfg: Config with image format and ``DATALOADER``.
+        boxes_of: Returns the boxes of a record.
+        mirrored: Also embeds the mirror images.
 
     Yields:
-        For each record (n, 2, D), plain and mirrored, or (n, D); float32 on the CPU.
+        Embeddings of each record (n, 2, D), plain and mirrored, or (n, D); float32 on the CPU. NaN
+        for the boxes of an unreadable image that is skipped.
     """
-    device = net.pixel_mean.device
-    scenes = SceneCrops(records, net.crop_size, cfg.INPUT.FORMAT, boxes_of)
-    for crops in scenes.loader(cfg.DATALOADER.NUM_WORKERS):
-        crops = crops.to(device)
+    scenes = SceneCrops(records, net.crop_size, cfg, boxes_of)
+    loader = scenes.loader(cfg.DATALOADER.NUM_WORKERS)
+    for record, crops in zip(records, loader, strict=True):
+        if crops is None:
+            shape = (len(boxes_of(record)), *([2] if mirrored else []), net.neck.num_features)
+            yield torch.full(shape, torch.nan)
+            continue
+        crops = crops.to(net.pixel_mean.device)
         if mirrored:
             yield torch.stack([net(crops).cpu(), net(crops.flip(3)).cpu()], dim=1)
         else:
@@ -70,16 +80,19 @@ def compute_embeddings(
     cfg: CfgNode,
     chunk: int = SCENES_PER_CHUNK,
 ) -> int:
-    """Writes ``cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS``, going on where an earlier call ended.
+    """Writes ``cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS``; continues where an earlier call ended.
 
-    What was begun with another teacher or data set is thrown away, with a line in the log.
+    Unfinished work of another teacher or data set is discarded with a warning.
 
     Args:
-        net: in eval mode. dataset: name of the data set. records: of it.
-        chunk: scenes that are lost at most when the work is interrupted.
+        net: Teacher in eval mode.
+        dataset: Name of the data set.
+        records: Records of the data set.
+        cfg: Config with ``MODEL.PSDIFF.TEACHER``.
+        chunk: Number of scenes that are lost at most when the work is interrupted.
 
     Returns:
-        M.
+        The number of boxes M.
     """
     teacher = cfg.MODEL.PSDIFF.TEACHER
     path = teacher.EMBEDDINGS
@@ -88,7 +101,7 @@ def compute_embeddings(
     starts = range(0, len(records), chunk)
     done = [start for start in starts if parts.has(start)]
     if done:
-        logger.info("Going on: %d of %d chunks of scenes are there.", len(done), len(starts))
+        logger.info("Continuing: %d of %d chunks of scenes are complete.", len(done), len(starts))
     with tqdm(total=len(records), desc="teacher embeddings", unit="scene") as bar:
         bar.update(sum(len(records[start : start + chunk]) for start in done))
         for start in (start for start in starts if start not in done):
@@ -97,43 +110,41 @@ def compute_embeddings(
                 feats.append(scene.numpy())
                 bar.update()
             parts.write(start, np.concatenate(feats))
-    feats = [parts.read(start) for start in starts]
-    none = np.zeros((0, 2, cfg.MODEL.REID.EMBED_DIM), np.float16)
-    joined = np.concatenate(feats) if feats else none
+    empty = np.zeros((0, 2, cfg.MODEL.REID.EMBED_DIM), np.float16)
+    joined = np.concatenate([empty, *map(parts.read, starts)])
     TeacherEmbeddings.save(path, records, joined, source)
-    parts.remove()
+    shutil.rmtree(parts.folder)
+    missing = int(np.isnan(joined[:, 0, 0]).sum())
+    if missing:
+        logger.warning(
+            "%d of %d boxes have no embedding, because their images are unreadable.",
+            missing, len(joined),
+        )  # fmt: skip
     return len(joined)
 
 
 class _Parts:
-    """What is done of a file, in a folder beside it.
+    """Completed chunks of a file, in a folder beside it.
 
     Args:
-        folder: made if it is not there. source: what all parts must come from.
+        folder: Folder, created if necessary.
+        source: Data set and teacher that all chunks must come from.
     """
 
     def __init__(self, folder: str, source: dict[str, str]) -> None:
         self.folder = folder
         stamp = os.path.join(folder, "source.json")
-        if os.path.isdir(folder) and self._read_stamp(stamp) != source:
-            logger.warning("%s is of another teacher or data set: starting anew.", folder)
-            self.remove()
+        if os.path.isdir(folder) and read_stamp(stamp) != source:
+            logger.warning("%s belongs to another teacher or data set: starting over.", folder)
+            shutil.rmtree(folder)
         os.makedirs(folder, exist_ok=True)
         write_atomically(stamp, json.dumps(source, indent=2).encode())
-
-    @staticmethod
-    def _read_stamp(path: str) -> dict[str, str] | None:
-        try:
-            with open(path) as file:
-                return json.load(file)
-        except (OSError, ValueError):
-            return None
 
     def _path(self, start: int) -> str:
         return os.path.join(self.folder, f"{start:07d}.safetensors")
 
     def has(self, start: int) -> bool:
-        """Whether the chunk that begins with this scene is there, undamaged."""
+        """Returns whether the chunk that begins with this scene exists and is undamaged."""
         try:
             self.read(start)
         except (OSError, SafetensorError, KeyError):
@@ -141,11 +152,9 @@ class _Parts:
         return True
 
     def read(self, start: int) -> np.ndarray:
-        """(n of the chunk, 2, D) float16."""
+        """Returns the embeddings of a chunk, (n, 2, D) float16."""
         return load_file(self._path(start))["embeddings"]
 
     def write(self, start: int, feats: np.ndarray) -> None:
+        """Writes the embeddings of a chunk, (n, 2, D)."""
         write_atomically(self._path(start), save({"embeddings": feats.astype(np.float16)}))
-
-    def remove(self) -> None:
-        shutil.rmtree(self.folder)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file of teacher embeddings: one for every training box and for its mirror image.
+"""The file of teacher embeddings: one for each training box and one for its mirror image.
 
 Shape shorthand in this file:
-    M: boxes of all training images. D: length of an embedding.
+    M: boxes of all training images. K: boxes of an image. D: embedding dimension.
 
 The safetensors file holds ``embeddings`` (M, 2, D) float16 (plain, mirrored), ``image_id`` (M,)
 int64 in the order of the boxes in the records, and metadata: ``format``, ``dataset``,
-``boxes_hash``, ``teacher_hash``, ``teacher`` (method) and ``backbone``.
+``boxes_hash``, ``teacher_hash``, ``teacher`` (method) and ``backbone``. Boxes of unreadable images
+have embeddings of NaN.
 """
 
 import hashlib
@@ -24,11 +25,11 @@ from person_search.utils.weight_files import open_safetensors
 FORMAT = "person_search.teacher_embeddings.v1"
 TEACHER_FORMAT = "person_search.teacher.v1"
 KEY = "MODEL.PSDIFF.TEACHER.EMBEDDINGS"
-_HOW_TO = "Write it with projects/PSDiff/tools/compute_embeddings.py."
+_HINT = "Write it with projects/PSDiff/tools/compute_embeddings.py."
 
 
 def boxes_hash(records: Sequence[dict]) -> str:
-    """Short hash of all boxes and their images: two data sets with the same one are the same."""
+    """Returns a short hash of all boxes and their images, which identifies a data set."""
     digest = hashlib.sha256()
     for record in records:
         digest.update(f"{record['image_id']}|{os.path.basename(record['file_name'])}|".encode())
@@ -41,8 +42,8 @@ class TeacherEmbeddings:
     """Teacher embeddings by image.
 
     Args:
-        feats: (M, 2, D) of unit length: plain and mirrored.
-        image_ids: (M,) image of each row, rows of an image in the order of its annotations.
+        feats: Plain and mirrored embeddings (M, 2, D) of unit norm.
+        image_ids: Image id (M,) of each row, in the order of the annotations of an image.
     """
 
     def __init__(self, feats: np.ndarray, image_ids: np.ndarray) -> None:
@@ -53,42 +54,47 @@ class TeacherEmbeddings:
 
     @classmethod
     def load(
-        cls, path: str, datasets: Sequence[str], embed_dim: int, how_to: str = _HOW_TO
+        cls, path: str, datasets: Sequence[str], embed_dim: int, hint: str = _HINT
     ) -> "TeacherEmbeddings":
-        """Reads a file and refuses it unless it belongs to the data set and the config.
+        """Reads a file and checks that it belongs to the data set and the config.
 
         Args:
-            path: ``cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS``. datasets: ``cfg.DATASETS.TRAIN``.
-            embed_dim: ``cfg.MODEL.REID.EMBED_DIM``.
-            how_to: what a message says about making such a file.
+            path: File, ``cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS``.
+            datasets: Training sets, ``cfg.DATASETS.TRAIN``.
+            embed_dim: Embedding dimension, ``cfg.MODEL.REID.EMBED_DIM``.
+            hint: Sentence on how to write such a file, for messages.
 
         Raises:
-            FileNotFoundError: no such file. ValueError: it is of another data set or another size.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If the file is damaged, or belongs to another data set or dimension.
         """
-        meta, feats, image_ids = read_file(path, datasets, embed_dim, how_to)
+        meta, feats, image_ids = read_file(path, datasets, embed_dim, hint)
         records = DatasetCatalog.get(datasets[0])
         expected = boxes_hash(records)
-        if meta["boxes_hash"] != expected:
+        if meta.get("boxes_hash") != expected:
             raise ValueError(
-                f"{KEY}: '{path}' was written for data set '{meta['dataset']}' (hash of the boxes "
-                f"{meta['boxes_hash']}), but DATASETS.TRAIN is '{datasets[0]}' ({expected}). "
-                f"Set the key to another file, or replace this one. {how_to}"
+                f"{KEY}: '{path}' was written for data set '{meta.get('dataset')}' (hash of the "
+                f"boxes {meta.get('boxes_hash')}), but DATASETS.TRAIN is '{datasets[0]}' "
+                f"({expected}). Set the key to another file, or replace this one. {hint}"
             )
-        count = sum(len(record["annotations"]) for record in records)
-        if feats.shape[:2] != (count, 2) or image_ids.shape != (count,):
+        counts = [len(record["annotations"]) for record in records]
+        ids = np.repeat([record["image_id"] for record in records], counts)
+        if feats.shape[:2] != (len(ids), 2) or not np.array_equal(image_ids, ids):
             raise ValueError(
-                f"{KEY}: '{path}' has embeddings of shape {feats.shape} for the {count} boxes of "
-                f"'{datasets[0]}'. {how_to}"
+                f"{KEY}: '{path}' has embeddings of shape {feats.shape}, which do not belong to "
+                f"the {len(ids)} boxes of '{datasets[0]}'. {hint}"
             )
         return cls(feats, image_ids)
 
     @staticmethod
     def save(path: str, records: Sequence[dict], feats: np.ndarray, meta: dict[str, str]) -> None:
-        """Writes the file as a whole or not at all.
+        """Writes a file atomically.
 
         Args:
-            feats: (M, 2, D) in the order of ``records`` and of their annotations.
-            meta: of :func:`describe_source`.
+            path: File to write.
+            records: Records of the data set.
+            feats: Embeddings (M, 2, D) in the order of the records and their annotations.
+            meta: Metadata, see :func:`describe_source`.
         """
         counts = [len(record["annotations"]) for record in records]
         image_ids = np.repeat([record["image_id"] for record in records], counts)
@@ -99,19 +105,36 @@ class TeacherEmbeddings:
         write_atomically(path, save(tensors, metadata=meta))
 
     def of_image(self, record: dict, flipped: bool) -> np.ndarray:
-        """Embeddings (K, D) float32 of a record's boxes, of their mirror images if ``flipped``."""
+        """Returns the embeddings (K, D) float32 of the boxes of a record.
+
+        Args:
+            record: Record of the data set.
+            flipped: Returns the embeddings of the mirror images.
+
+        Raises:
+            ValueError: If the teacher was unable to read the image.
+        """
         rows = self._rows.get(record["image_id"], np.zeros(0, np.int64))
-        return self.feats[rows, int(flipped)].astype(np.float32)
+        feats = self.feats[rows, int(flipped)].astype(np.float32)
+        if np.isnan(feats).any():
+            raise ValueError(
+                f"{KEY} has no embeddings for the image {record['file_name']}, which was "
+                f"unreadable when the file was written. Write the file again. {_HINT}"
+            )
+        return feats
 
 
 def describe_source(
     dataset: str, records: Sequence[dict], teacher_hash: str, teacher: str, backbone: str
 ) -> dict[str, str]:
-    """What a file of embeddings says about where it comes from.
+    """Returns the metadata of a file of embeddings.
 
     Args:
-        dataset: name. records: of it. teacher_hash: tells which teacher makes the embeddings.
-        teacher, backbone: names of method and backbone, for the reader.
+        dataset: Name of the data set.
+        records: Records of the data set.
+        teacher_hash: Hash that identifies the teacher.
+        teacher: Method of the teacher.
+        backbone: Backbone of the teacher.
     """
     return {
         "format": FORMAT,
@@ -124,7 +147,7 @@ def describe_source(
 
 
 def describe_teacher(cfg: CfgNode, dataset: str, records: Sequence[dict]) -> dict[str, str]:
-    """What the weights of a teacher say about what they were trained on; its hash comes later."""
+    """Returns the metadata of teacher weights, without the hash of the weights."""
     teacher = cfg.MODEL.PSDIFF.TEACHER
     source = describe_source(dataset, records, "", teacher.NAME, teacher.BACKBONE)
     del source["teacher_hash"]
@@ -132,52 +155,54 @@ def describe_teacher(cfg: CfgNode, dataset: str, records: Sequence[dict]) -> dic
 
 
 def unfinished_folder(path: str) -> str:
-    """Where compute_embeddings.py keeps what is done of the file ``path``."""
+    """Returns the folder in which compute_embeddings.py keeps completed parts of a file."""
     return path + ".unfinished"
 
 
 def read_file(
-    path: str, datasets: Sequence[str], embed_dim: int, how_to: str = _HOW_TO
+    path: str, datasets: Sequence[str], embed_dim: int, hint: str = _HINT
 ) -> tuple[dict[str, str], np.ndarray, np.ndarray]:
-    """Metadata, embeddings and image ids of a file, after all checks that need no records.
+    """Reads a file and runs all checks that need no records.
 
-    Arguments and errors are those of :meth:`TeacherEmbeddings.load`.
+    Args:
+        path: See :meth:`TeacherEmbeddings.load`, also for the errors.
+        datasets: See there.
+        embed_dim: See there.
+        hint: See there.
+
+    Returns:
+        Metadata, embeddings (M, 2, D) and image ids (M,).
     """
     if len(datasets) != 1:
         raise ValueError(
             f"PSDiff takes embeddings for one training set, but DATASETS.TRAIN is {datasets}."
         )
     if not path or not os.path.isfile(path):
-        begun = os.path.isdir(unfinished_folder(path)) if path else False
+        begun = path and os.path.isdir(unfinished_folder(path))
+        state = (
+            "not complete yet: run compute_embeddings.py again to continue"
+            if begun
+            else "not a file"
+        )
         raise FileNotFoundError(
-            f"PSDiff is trained with a teacher's embeddings, but {KEY} is '{path}', which is "
-            + (
-                "not finished yet: run compute_embeddings.py again, it goes on where it was. "
-                if begun
-                else "no file. "
-            )
-            + how_to
+            f"PSDiff is trained with teacher embeddings, but {KEY} is '{path}', which is {state}. "
+            f"{hint}"
         )
-    meta, feats, image_ids = _read(path, how_to)
-    if feats.shape[-1] != embed_dim:
-        raise ValueError(
-            f"{KEY}: '{path}' has embeddings of length {feats.shape[-1]}, but "
-            f"MODEL.REID.EMBED_DIM is {embed_dim}. {how_to}"
-        )
-    return meta, feats, image_ids
-
-
-def _read(path: str, how_to: str) -> tuple[dict[str, str], np.ndarray, np.ndarray]:
-    """Metadata, embeddings and image ids of a file, if it is one of embeddings."""
     try:
         with open_safetensors(path, framework="numpy") as file:
             meta = file.metadata() or {}
-            if meta.get("format") == FORMAT:
-                return meta, file.get_tensor("embeddings"), file.get_tensor("image_id")
-    except Exception as error:  # safetensors has one error for all, the system has its own
+            found = meta.get("format")
+            if found == FORMAT:
+                feats, image_ids = file.get_tensor("embeddings"), file.get_tensor("image_id")
+    except Exception as error:  # safetensors and the system raise various exceptions
         raise ValueError(
-            f"{KEY}: '{path}' is not a whole file of embeddings ({error}). {how_to}"
+            f"{KEY}: '{path}' is damaged or not a file of embeddings ({error}). {hint}"
         ) from error
-    raise ValueError(
-        f"{KEY}: '{path}' has format '{meta.get('format')}', expected '{FORMAT}'. {how_to}"
-    )
+    if found != FORMAT:
+        raise ValueError(f"{KEY}: '{path}' has format '{found}', expected '{FORMAT}'. {hint}")
+    if feats.ndim != 3 or feats.shape[-1] != embed_dim:
+        raise ValueError(
+            f"{KEY}: '{path}' has embeddings of shape {feats.shape}, but MODEL.REID.EMBED_DIM is "
+            f"{embed_dim}. {hint}"
+        )
+    return meta, feats, image_ids

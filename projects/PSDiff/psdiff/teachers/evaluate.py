@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a teacher alone would search: ground-truth boxes as detections, its embeddings as re-ID.
+"""Evaluates a teacher alone: ground-truth boxes as detections, its embeddings for re-ID.
 
-Shape shorthand in this file: n boxes and q queries of a scene, D length of an embedding.
+Shape shorthand in this file: n boxes and q queries of a scene, D embedding dimension.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,33 +21,37 @@ from psdiff.teachers.reid_net import TeacherNet
 
 
 def boxes_and_queries(record: dict) -> list[list[float]]:
-    """XYXY boxes of the n annotations of a test record, then of its q queries."""
+    """Returns the XYXY boxes of the n annotations of a test record, then of its q queries."""
     return training_boxes(record) + [query["bbox"] for query in record["queries"]]
 
 
 def embed_test_set(net: TeacherNet, records: Sequence[dict], cfg: CfgNode) -> Iterator[Tensor]:
-    """Yields (n + q, D) for each record, see :func:`boxes_and_queries`."""
+    """Yields the embeddings (n + q, D) of each record in the order of boxes_and_queries."""
     return embed_scenes(net, records, cfg, boxes_and_queries, mirrored=False)
 
 
 def evaluate_on_ground_truth(
     evaluator: DatasetEvaluator, records: Sequence[dict], feats: Iterable[Tensor]
 ) -> dict[str, Any]:
-    """Scores embeddings of ground-truth boxes, each a detection of score 1.
+    """Evaluates embeddings of ground-truth boxes, each a detection with score 1.
 
     Args:
-        evaluator: a ``PersonSearchEvaluator`` of the data set. records: all of it.
-        feats: for each record (n + q, D) of unit length, see :func:`boxes_and_queries`.
+        evaluator: ``PersonSearchEvaluator`` of the data set.
+        records: All records of the data set.
+        feats: Embeddings of each record, see :func:`embed_test_set`; NaN for unreadable images,
+            whose persons count as missed.
 
     Returns:
-        What the evaluator returns. Its detection figures are those of the true boxes, no merit of
-        the teacher.
+        Results of the evaluator. The detection metrics are those of the ground-truth boxes.
     """
     evaluator.reset()
     pairs = zip(records, feats, strict=True)
     for record, scene in tqdm(pairs, desc="teacher on test set", unit="scene", total=len(records)):
         boxes = torch.tensor(training_boxes(record), dtype=torch.float32).view(-1, 4)
         n = len(boxes)
+        unreadable = bool(scene.isnan().any())
+        if unreadable:  # the evaluator drops the detections, and requires unit vectors
+            scene = torch.full_like(scene, scene.shape[1] ** -0.5)
         instances = Instances(
             (record["height"], record["width"]),
             pred_boxes=Boxes(boxes),
@@ -55,5 +59,6 @@ def evaluate_on_ground_truth(
             pred_classes=torch.full((n,), PERSON_CATEGORY_ID, dtype=torch.int64),
             reid_feats=scene[:n],
         )
-        evaluator.process([record], [{"instances": instances, "query_feats": scene[n:]}])
+        output = {"instances": instances, "query_feats": scene[n:]}
+        evaluator.process([{**record, "bad_image": unreadable}], [output])
     return evaluator.evaluate()

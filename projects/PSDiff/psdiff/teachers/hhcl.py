@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HHCL, the teacher of the paper, with identities in place of clusters.
+"""HHCL, the teacher of the paper, with identities instead of clusters.
 
 Hu, Zhu, He: *Hard-sample guided hybrid contrast learning for unsupervised person
-re-identification*, 2021. A batch is contrasted with a centroid and with the hardest instance of
-every identity; both are kept in a memory. PSDiff (Section IV-A) takes unlabelled persons into it.
+re-identification*, 2021. A batch is contrasted with the centroid and the hardest instance of each
+identity, which are kept in a memory. PSDiff (Section IV-A) adds unlabeled persons to it.
 """
 
 import torch
@@ -11,6 +11,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
 from person_search.schema import UNLABELED_PID
+from psdiff.config import check_choice, check_range
 from psdiff.teachers.layers import GeneralizedMeanPool
 from psdiff.teachers.losses import DescribeRows, TeacherLoss
 from psdiff.teachers.memory import HybridMemory, UnlabeledInstances, UnlabeledQueue
@@ -18,35 +19,36 @@ from psdiff.teachers.reid_net import TeacherFeatures, TeacherNet
 
 
 class HHCLNet(TeacherNet):
-    """Backbone, generalized mean pooling, head. With ResNet-50 and D = 256: 24.03 M weights."""
+    """Backbone, generalized mean pooling, head; 24.03 M weights with ResNet-50 and D = 256."""
 
     @configurable
     def __init__(self, **kwargs) -> None:
-        """
-        Args:
-            **kwargs: of :class:`TeacherNet`.
-        """
+        """Builds the pooling; ``kwargs`` are the arguments of :class:`TeacherNet`."""
         super().__init__(**kwargs)
         self.pool = GeneralizedMeanPool()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        """Returns the arguments of ``__init__``."""
         return super().from_config(cfg)
 
     def describe(self, crops: Tensor) -> TeacherFeatures:
+        """Computes all features of crops (n, 3, H, W)."""
         pooled = self.pool(self.backbone(self.normalized(crops)))
         return TeacherFeatures(*self.head(pooled), whole=(pooled,))
 
 
 class HHCLLoss(TeacherLoss):
-    """The hybrid memory, filled before the first epoch from the network as it starts."""
+    """Loss of the hybrid memory, which the initial network fills before the first epoch."""
 
     @configurable
     def __init__(self, *, memory: HybridMemory, pids: Tensor, init_memory: bool) -> None:
-        """
+        """Stores the memory.
+
         Args:
-            memory: with as many identities as there are.
-            pids: (M,) of all training crops. init_memory: whether to fill the memory at the start.
+            memory: Memory of all training identities.
+            pids: Person ids (M,) of all training crops.
+            init_memory: Fills the memory before the first epoch.
         """
         super().__init__()
         self.memory, self.init_memory = memory, init_memory
@@ -55,6 +57,7 @@ class HHCLLoss(TeacherLoss):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, net: TeacherNet, pids: Tensor, num_pids: int) -> dict:
+        """Returns the arguments of ``__init__``."""
         teacher, dim = cfg.MODEL.PSDIFF.TEACHER, cfg.MODEL.REID.EMBED_DIM
         memory = HybridMemory(
             num_pids,
@@ -67,29 +70,23 @@ class HHCLLoss(TeacherLoss):
         return {"memory": memory, "pids": pids, "init_memory": teacher.INIT_MEMORY}
 
     def start_epoch(self, epoch: int, describe: DescribeRows) -> None:
+        """Fills the memory before the first epoch."""
         if epoch == 0 and self.init_memory:
             rows = torch.arange(len(self.pids))
             feats = torch.cat([part.embedding for part in describe(rows)])
             self.memory.fill(feats, self.pids)
 
     def forward(self, feats: TeacherFeatures, pids: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """Computes the losses of a batch, see :class:`TeacherLoss`."""
         return {"loss_memory": self.memory(feats.embedding, pids, rows)}
 
 
 def _build_unlabeled(cfg: CfgNode, pids: Tensor) -> UnlabeledInstances | UnlabeledQueue | None:
     teacher, dim = cfg.MODEL.PSDIFF.TEACHER, cfg.MODEL.REID.EMBED_DIM
-    if teacher.UNLABELED not in ("instances", "queue", "none"):
-        raise ValueError(
-            f"MODEL.PSDIFF.TEACHER.UNLABELED is '{teacher.UNLABELED}'; allowed: 'instances', "
-            "'queue', 'none'."
-        )
+    check_choice("TEACHER.UNLABELED", teacher.UNLABELED, ("instances", "queue", "none"))
     if teacher.UNLABELED == "none" or not (pids == UNLABELED_PID).any():
         return None
     if teacher.UNLABELED == "instances":
         return UnlabeledInstances(pids, dim, teacher.MOMENTUM)
-    if teacher.QUEUE_SIZE < 1:
-        raise ValueError(
-            f"MODEL.PSDIFF.TEACHER.QUEUE_SIZE is {teacher.QUEUE_SIZE}; it must be at least 1, or "
-            "set MODEL.PSDIFF.TEACHER.UNLABELED to 'none'."
-        )
+    check_range("TEACHER.QUEUE_SIZE", teacher.QUEUE_SIZE, 1)
     return UnlabeledQueue(teacher.QUEUE_SIZE, dim)

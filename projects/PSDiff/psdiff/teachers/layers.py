@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that several teachers share.
+"""Layers shared by several teachers.
 
 Shape shorthand in this file: n crops, C channels, (H, W) size of a feature map, S stripes.
 """
@@ -14,13 +14,14 @@ _GEM_MIN = 1e-6
 
 
 class GeneralizedMeanPool(nn.Module):
-    """Generalized mean over all positions with a learnt exponent p: (n, C, H, W) -> (n, C)."""
+    """Generalized mean pooling with a learned exponent p: (n, C, H, W) -> (n, C)."""
 
     def __init__(self, p: float = 3.0) -> None:
         super().__init__()
         self.p = nn.Parameter(torch.tensor(p))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pools a feature map (n, C, H, W) to (n, C)."""
         return x.clamp(min=_GEM_MIN).pow(self.p).mean(dim=(2, 3)).pow(1.0 / self.p)
 
 
@@ -28,23 +29,24 @@ def pool_stripes(x: Tensor, stripes: int, kind: Literal["avg", "max"]) -> list[T
     """Pools S horizontal stripes of equal height, from head to feet.
 
     Args:
-        x: (n, C, H, W). stripes: S; where H is no multiple of it, neighbours share a row.
+        x: Feature map (n, C, H, W).
+        stripes: Number of stripes S. Neighbors share a row if H is not a multiple of it.
         kind: ``avg`` or ``max``.
 
     Returns:
-        S tensors (n, C).
+        S pooled features (n, C).
     """
     pool = F.adaptive_avg_pool2d if kind == "avg" else F.adaptive_max_pool2d
     return list(pool(x, (stripes, 1)).squeeze(3).unbind(dim=2))
 
 
 class NonLocalBlock(nn.Module):
-    """Adds to each position what it finds at all others (embedded Gaussian, Wang et al. 2018).
+    """Non-local block (embedded Gaussian, Wang et al. 2018).
 
-    The last normalization starts at zero, so that a new block changes nothing.
+    The last normalization is zero-initialized, so that a new block is the identity.
 
     Args:
-        channels: C; queries, keys and values have half as many.
+        channels: Channels C; queries, keys and values have half as many.
     """
 
     def __init__(self, channels: int) -> None:
@@ -56,7 +58,7 @@ class NonLocalBlock(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, C, H, W) -> (n, C, H, W)."""
+        """Returns a feature map of the same shape (n, C, H, W)."""
         n, _, height, width = x.shape
         query, key, value = (conv(x).flatten(2) for conv in (self.query, self.key, self.value))
         weights = (query.transpose(1, 2) @ key).softmax(dim=2)  # (n, HW, HW)

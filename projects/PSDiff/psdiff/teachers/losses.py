@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of supervised re-ID that several teachers share.
+"""Supervised re-ID losses shared by several teachers.
 
-Shape shorthand in this file: n crops of a batch, C length of a feature, I training identities.
+Shape shorthand in this file: n crops of a batch, C feature dimension, I training identities.
 
 The triplet losses compare Euclidean distances within a batch. A positive of crop i is *another*
-crop of the same identity; crops without one do not count.
+crop of the same identity; crops without a positive are ignored.
 """
 
 from abc import ABC, abstractmethod
@@ -20,27 +20,28 @@ DescribeRows = Callable[[Tensor], Iterator[TeacherFeatures]]
 
 
 class TeacherLoss(nn.Module, ABC):
-    """What a teacher is trained with. Weights and buffers of it are saved in checkpoints only."""
+    """Base class of the losses; their weights and buffers are saved in checkpoints only."""
 
     uses_unlabeled = False
-    """Whether batches hold persons without identity as well."""
+    """Batches also contain persons without identity."""
 
     def start_epoch(self, epoch: int, describe: DescribeRows) -> None:  # noqa: B027 - optional
-        """Called before each epoch.
+        """Prepares an epoch; called before each one.
 
         Args:
-            epoch: from 0.
-            describe: features of training crops, given their rows, as the network in eval mode sees
-                them without augmentation; batch by batch.
+            epoch: Epoch, from 0.
+            describe: Computes the features of training crops, given their rows, by the network in
+                eval mode and without augmentation, batch by batch.
         """
 
     @abstractmethod
     def forward(self, feats: TeacherFeatures, pids: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """Losses of a batch.
+        """Computes the losses of a batch.
 
         Args:
-            feats: of n crops. pids: (n,) int64, ``UNLABELED_PID`` only with ``uses_unlabeled``.
-            rows: (n,) int64, which of all training crops these are.
+            feats: Features of n crops.
+            pids: Person ids (n,) int64, ``UNLABELED_PID`` only with ``uses_unlabeled``.
+            rows: Indices (n,) int64 of these crops among all training crops.
 
         Returns:
             Scalars by name, ``loss_*``.
@@ -48,27 +49,28 @@ class TeacherLoss(nn.Module, ABC):
 
 
 def pairwise_distance(feats: Tensor) -> Tensor:
-    """Euclidean distances (n, n) of features (n, C), with a gradient that is finite everywhere."""
+    """Computes Euclidean distances (n, n) of features (n, C) with finite gradients everywhere."""
     square = feats.square().sum(dim=1)
     square = square[:, None] + square[None, :] - 2.0 * feats @ feats.T
     return square.clamp(min=1e-12).sqrt()
 
 
 def _pairs(pids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Masks (n, n) of positives and negatives, and (n,) of crops that have both."""
+    """Returns masks (n, n) of positives and negatives, and (n,) of crops that have both."""
     same = pids[:, None] == pids[None, :]
     positive = same & ~torch.eye(len(pids), dtype=torch.bool, device=pids.device)
     return positive, ~same, positive.any(dim=1) & ~same.all(dim=1)
 
 
 def hardest_pairs(feats: Tensor, pids: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance to the farthest positive and to the nearest negative, of crops that have both.
+    """Computes the distances to the farthest positive and to the nearest negative.
 
     Args:
-        feats: (n, C). pids: (n,).
+        feats: Features (n, C).
+        pids: Person ids (n,).
 
     Returns:
-        Two tensors of equal length, at most n.
+        Two tensors with the distances of the crops that have both.
     """
     distance = pairwise_distance(feats)
     positive, negative, usable = _pairs(pids)
@@ -78,26 +80,26 @@ def hardest_pairs(feats: Tensor, pids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mean(values: Tensor, feats: Tensor) -> Tensor:
-    """Mean; zero with a graph if there are no values."""
+    """Returns the mean, or zero with a gradient if there are no values."""
     return values.mean() if len(values) else feats.sum() * 0.0
 
 
 def batch_hard_triplet(feats: Tensor, pids: Tensor, margin: float) -> Tensor:
-    """max(0, farthest positive - nearest negative + margin), mean over crops (Hermans 2017)."""
+    """Computes mean(max(0, farthest positive - nearest negative + margin)) (Hermans 2017)."""
     farthest, nearest = hardest_pairs(feats, pids)
     return _mean(F.relu(farthest - nearest + margin), feats)
 
 
 def softmax_triplet(feats: Tensor, pids: Tensor) -> Tensor:
-    """-log of the softmax share of the negative distance among the hardest two, mean over crops."""
+    """Computes mean(log(1 + exp(farthest positive - nearest negative)))."""
     farthest, nearest = hardest_pairs(feats, pids)
     return _mean(F.softplus(farthest - nearest), feats)
 
 
 def weighted_triplet(feats: Tensor, pids: Tensor) -> Tensor:
-    """Weighted regularized triplet of AGW: all pairs, the harder the heavier, and no margin.
+    """Computes the weighted regularized triplet loss of AGW, which has no margin.
 
-    For each crop, its positive distances are averaged with weights softmax(distance), its negative
+    For each crop, the positive distances are averaged with weights softmax(distance), the negative
     ones with softmax(-distance); the loss is log(1 + exp(positive - negative)).
     """
     distance = pairwise_distance(feats)
@@ -109,13 +111,14 @@ def weighted_triplet(feats: Tensor, pids: Tensor) -> Tensor:
 
 
 class CenterLoss(nn.Module):
-    """Half the squared distance to the center of the own identity, mean over crops (Wen 2016).
+    """Half the squared distance to the center of the identity, mean over crops (Wen 2016).
 
-    Centers follow the features by themselves: in each batch, the center of an identity with m crops
-    moves by RATE times the sum of their differences divided by 1 + m. They are a buffer.
+    Centers are buffers. In each batch, the center of an identity with m crops moves by RATE times
+    the sum of their differences divided by 1 + m.
 
     Args:
-        num_pids: I. dim: C.
+        num_pids: Number of training identities I.
+        dim: Feature dimension C.
     """
 
     RATE = 0.5
@@ -125,16 +128,11 @@ class CenterLoss(nn.Module):
         self.register_buffer("centers", torch.zeros(num_pids, dim))
 
     def forward(self, feats: Tensor, pids: Tensor) -> Tensor:
+        """Computes the loss of features (n, C); moves the centers in training mode."""
         difference = feats - self.centers[pids]
-        loss = 0.5 * difference.square().sum(dim=1).mean()
         if self.training:
-            self._move(difference.detach(), pids)
-        return loss
-
-    @torch.no_grad()
-    def _move(self, difference: Tensor, pids: Tensor) -> None:
-        count = torch.ones_like(self.centers[:, 0]).index_add(
-            0, pids, torch.ones_like(difference[:, 0])
-        )
-        total = torch.zeros_like(self.centers).index_add(0, pids, difference)
-        self.centers += self.RATE * total / count[:, None]
+            with torch.no_grad():
+                count = 1.0 + F.one_hot(pids, len(self.centers)).sum(dim=0)
+                total = torch.zeros_like(self.centers).index_add(0, pids, difference)
+                self.centers += self.RATE * total / count[:, None]
+        return 0.5 * difference.square().sum(dim=1).mean()

@@ -2,8 +2,8 @@
 """Memory bank and loss of the supervised HHCL teacher (hybrid: centroids and hard instances).
 
 Shape shorthand in this file:
-    n: crops of a batch. D: length of an embedding. I: training identities.
-    M: all training crops. U: entries for persons without identity.
+    n: crops of a batch. D: embedding dimension. I: training identities.
+    M: all training crops. U: entries of persons without identity.
 """
 
 import torch
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from person_search.schema import UNLABELED_PID
 
 _NO_TARGET = -100
-"""What cross entropy leaves out."""
+"""Target ignored by the cross entropy."""
 
 
 class UnlabeledQueue(nn.Module):
-    """The newest embeddings of unlabelled persons, as negatives; a circular queue.
+    """Circular queue with the latest embeddings of unlabeled persons, used as negatives.
 
     Args:
-        size: U. dim: D.
+        size: Number of entries U.
+        dim: Embedding dimension D.
     """
 
     def __init__(self, size: int, dim: int) -> None:
@@ -29,28 +30,30 @@ class UnlabeledQueue(nn.Module):
         self.register_buffer("head", torch.zeros((), dtype=torch.int64))
 
     def entries(self) -> Tensor:
-        """(at most U, D) those that have been filled."""
+        """Returns the filled entries, at most (U, D)."""
         return self.slots[self.slots.any(dim=1)]
 
     def targets(self, rows: Tensor) -> Tensor:
-        """Which entry each crop should be like: none."""
+        """Returns the target entry of each crop: none."""
         return torch.full_like(rows, _NO_TARGET)
 
     def fill(self, feats: Tensor) -> None:
-        """Nothing: the queue fills with the first batches."""
+        """Does nothing: the first batches fill the queue."""
 
     def update(self, feats: Tensor, rows: Tensor) -> None:
-        """Puts embeddings (n, D) in place of the oldest."""
+        """Replaces the oldest entries by embeddings (n, D)."""
         for feat in feats:
             self.slots[self.head] = feat
             self.head.copy_((self.head + 1) % len(self.slots))
 
 
 class UnlabeledInstances(nn.Module):
-    """One entry for each unlabelled crop: told from all identities and from each other.
+    """One entry for each unlabeled crop, which is a class of its own.
 
     Args:
-        pids: (M,) of all training crops. dim: D. momentum: share replaced at each visit.
+        pids: Person ids (M,) of all training crops.
+        dim: Embedding dimension D.
+        momentum: Share of an entry that is replaced at each update.
     """
 
     def __init__(self, pids: Tensor, dim: int, momentum: float) -> None:
@@ -62,11 +65,11 @@ class UnlabeledInstances(nn.Module):
         self.register_buffer("slots", F.normalize(torch.randn(int(unlabeled.sum()), dim), dim=1))
 
     def entries(self) -> Tensor:
-        """(U, D)."""
+        """Returns all entries (U, D)."""
         return self.slots
 
     def targets(self, rows: Tensor) -> Tensor:
-        """Which entry each crop should be like: its own."""
+        """Returns the target entry of each crop: its own."""
         return self.slot_of_row[rows]
 
     def fill(self, feats: Tensor) -> None:
@@ -81,17 +84,18 @@ class UnlabeledInstances(nn.Module):
 
 
 class HybridMemory(nn.Module):
-    """Softmax over a centroid per identity and over a hardest instance per identity.
+    """Cross entropy against a centroid and a hardest instance per identity.
 
-    Both banks are compared with the same batch; the loss is a mix of the two cross entropies.
-    Entries of unlabelled persons are further classes of both. All banks are buffers: saved,
-    resumed, moved with the module.
+    Both banks are compared with the same batch; the loss is a weighted sum of the two cross
+    entropies. Entries of unlabeled persons are additional classes of both. All banks are buffers.
 
     Args:
-        num_pids: I. dim: D.
-        temperature: of both softmaxes. momentum: share of a bank entry replaced at each visit.
-        mix: weight of the hardest instances; the centroids have the rest.
-        unlabeled: entries of persons without identity, or None for none.
+        num_pids: Number of training identities I.
+        dim: Embedding dimension D.
+        temperature: Temperature of both softmaxes.
+        momentum: Share of a bank entry that is replaced at each update.
+        mix: Weight of the hardest instances; the centroids have weight 1 - mix.
+        unlabeled: Entries of persons without identity.
     """
 
     def __init__(
@@ -110,14 +114,15 @@ class HybridMemory(nn.Module):
         self.register_buffer("hard_instances", self.centroids.clone())
 
     def forward(self, feats: Tensor, pids: Tensor, rows: Tensor) -> Tensor:
-        """Loss of a batch; updates the banks afterwards.
+        """Computes the loss of a batch, then updates the banks.
 
         Args:
-            feats: (n, D) of unit length. pids: (n,) int64, ``UNLABELED_PID`` allowed.
-            rows: (n,) int64, which of all training crops these are.
+            feats: Embeddings (n, D) of unit norm.
+            pids: Person ids (n,) int64, ``UNLABELED_PID`` allowed.
+            rows: Indices (n,) int64 of these crops among all training crops.
 
         Returns:
-            Scalar; zero (with a graph) if no crop has an entry to be like.
+            Scalar; zero with a gradient if no crop has a target entry.
         """
         labeled = pids != UNLABELED_PID
         targets, extra = pids, feats[:0]
@@ -132,12 +137,11 @@ class HybridMemory(nn.Module):
             for weight, bank in banks:
                 sim = feats[known] @ torch.cat([bank, extra]).T
                 loss = loss + weight * F.cross_entropy(sim / self.temperature, targets[known])
-        self._update(feats.detach(), pids, rows)
+        self._update(feats.detach(), pids, rows, labeled)
         return loss
 
     @torch.no_grad()
-    def _update(self, feats: Tensor, pids: Tensor, rows: Tensor) -> None:
-        labeled = pids != UNLABELED_PID
+    def _update(self, feats: Tensor, pids: Tensor, rows: Tensor, labeled: Tensor) -> None:
         for pid in pids[labeled].unique():
             own = feats[pids == pid]
             hardest = own[(own @ self.centroids[pid]).argmin()]
@@ -151,10 +155,10 @@ class HybridMemory(nn.Module):
 
     @torch.no_grad()
     def fill(self, feats: Tensor, pids: Tensor) -> None:
-        """Sets all banks from the embeddings (M, D) of all training crops."""
+        """Sets all banks from the embeddings (M, D) and person ids (M,) of all training crops."""
         for pid in range(len(self.centroids)):
             own = feats[pids == pid]
-            if len(own):  # an identity may have no crop in a subset of the data
+            if len(own):  # identities may have no crop in a subset of the data
                 self.centroids[pid] = F.normalize(own.mean(dim=0), dim=0)
                 self.hard_instances[pid] = own[(own @ self.centroids[pid]).argmin()]
         if self.unlabeled is not None:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PPLR: whole and part features that correct each other's labels, here with true labels.
+"""PPLR: whole and part features that refine each other's labels, here with true labels.
 
 Cho et al.: *Part-based pseudo label refinement for unsupervised person re-identification*, 2022.
-Its answer is the concatenation of the whole feature and the parts. Here a linear layer and a batch
-norm, trained with the loss of the whole feature, bring it to D numbers. Clusters are replaced by
-identities; the camera-aware loss is left out, since CUHK-SYSU has no camera labels.
+Its output is the concatenation of the whole feature and the parts. Here a linear layer and a batch
+norm, trained with the loss of the whole feature, project it to D dimensions. Identities replace
+clusters, and the camera-aware loss is omitted, since CUHK-SYSU has no camera labels.
 
 Shape shorthand in this file:
     n: crops of a batch. S: stripes. I: identities. M: all training crops. C: channels.
+    k: neighbors of a crop.
 """
 
 import logging
@@ -18,7 +19,6 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from person_search.schema import UNLABELED_PID
-from psdiff.teachers.agreement import cross_agreement, nearest_neighbors
 from psdiff.teachers.layers import pool_stripes
 from psdiff.teachers.losses import DescribeRows, TeacherLoss, softmax_triplet
 from psdiff.teachers.reid_net import TeacherFeatures, TeacherNet
@@ -27,26 +27,30 @@ logger = logging.getLogger(__name__)
 
 
 class PPLRNet(TeacherNet):
-    """Backbone, mean over the person and over each stripe, head over all of them."""
+    """Backbone, average pooling of the person and of each stripe, head over all of them."""
 
     @configurable
     def __init__(self, *, num_parts: int, channels: int, **kwargs) -> None:
-        """
+        """Stores the sizes.
+
         Args:
-            num_parts: S. channels: C of the backbone.
-            **kwargs: of :class:`TeacherNet`.
+            num_parts: Number of stripes S.
+            channels: Channels C of the backbone.
+            **kwargs: Arguments of :class:`TeacherNet`.
         """
         super().__init__(**kwargs)
         self.num_parts, self.channels = num_parts, channels
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        """Returns the arguments of ``__init__``."""
         args, num_parts = super().from_config(cfg), cfg.MODEL.PSDIFF.TEACHER.NUM_PARTS
         channels = args["pooled_dim"]
         pooled = (1 + num_parts) * channels
         return {**args, "num_parts": num_parts, "channels": channels, "pooled_dim": pooled}
 
     def describe(self, crops: Tensor) -> TeacherFeatures:
+        """Computes all features of crops (n, 3, H, W)."""
         x = self.backbone(self.normalized(crops))
         whole, parts = x.mean(dim=(2, 3)), pool_stripes(x, self.num_parts, "avg")
         pooled = torch.cat([whole, *parts], dim=1)
@@ -54,18 +58,18 @@ class PPLRNet(TeacherNet):
 
 
 class PPLRLoss(TeacherLoss):
-    """Label refinement by parts for the whole, agreement-aware label smoothing for parts, triplet.
+    """Part-guided label refinement, agreement-aware label smoothing, triplet.
 
-    With C_s the agreement of stripe s and the whole on the neighbours of a crop:
+    With C_s the agreement of stripe s and the whole person on the neighbors of a crop:
 
-    - whole and embedding learn LABEL_WEIGHT of the label, and the rest from what the parts
-      predict, weighted by softmax over s of C_s (part-guided label refinement);
-    - stripe s learns the share C_s of the label and evenly all identities for the rest
-      (agreement-aware label smoothing);
-    - both whole and embedding have a softmax triplet.
+    - The target of whole feature and embedding is the label with weight LABEL_WEIGHT, and the
+      predictions of the parts, weighted by softmax over s of C_s, with the remaining weight.
+    - The target of stripe s is the label with weight C_s, and the uniform distribution with the
+      remaining weight.
+    - Whole feature and embedding have a softmax triplet loss.
 
-    Agreement is computed before each epoch over all labelled training crops; until the epoch
-    AGREEMENT_FROM_EPOCH the labels are taken as they are.
+    Agreement is computed before each epoch over all labeled training crops, from the epoch
+    AGREEMENT_FROM_EPOCH on; before it, the labels are used unchanged.
     """
 
     @configurable
@@ -81,12 +85,17 @@ class PPLRLoss(TeacherLoss):
         label_weight: float,
         from_epoch: int,
     ) -> None:
-        """
+        """Builds necks, classifiers and the agreement.
+
         Args:
-            num_pids: I. embed_dim: D. channels: C. num_parts: S.
-            pids: (M,) of all training crops.
-            neighbors: compared by the agreement. label_weight: of the given label.
-            from_epoch: first epoch that uses the agreement.
+            num_pids: Number of training identities I.
+            embed_dim: Embedding dimension D.
+            channels: Channels C of the features.
+            num_parts: Number of stripes S.
+            pids: Person ids (M,) of all training crops.
+            neighbors: Number of neighbors k compared by the agreement.
+            label_weight: Weight of the given label.
+            from_epoch: First epoch that uses the agreement.
         """
         super().__init__()
         self.neighbors, self.label_weight, self.from_epoch = neighbors, label_weight, from_epoch
@@ -101,6 +110,7 @@ class PPLRLoss(TeacherLoss):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, net: PPLRNet, pids: Tensor, num_pids: int) -> dict:
+        """Returns the arguments of ``__init__``."""
         teacher = cfg.MODEL.PSDIFF.TEACHER
         return {
             "num_pids": num_pids,
@@ -115,6 +125,7 @@ class PPLRLoss(TeacherLoss):
 
     @torch.no_grad()
     def start_epoch(self, epoch: int, describe: DescribeRows) -> None:
+        """Computes the agreement of all labeled training crops."""
         if epoch < self.from_epoch:
             return
         seen = [(f.whole[0], torch.stack(f.parts)) for f in describe(self.labeled_rows)]
@@ -124,9 +135,12 @@ class PPLRLoss(TeacherLoss):
             self.agreement[self.labeled_rows, part] = agreement
         self.agreement_known.fill_(True)
         mean = self.agreement[self.labeled_rows].mean(dim=0).tolist()
-        logger.info("Agreement of stripes and whole: %s", ", ".join(f"{m:.2f}" for m in mean))
+        logger.info(
+            "Agreement of stripes and whole person: %s", ", ".join(f"{m:.2f}" for m in mean)
+        )
 
     def forward(self, feats: TeacherFeatures, pids: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """Computes the losses of a batch, see :class:`TeacherLoss`."""
         branches = zip(self.classifiers, self.necks, [*feats.whole, *feats.parts], strict=True)
         whole, *parts = [classify(neck(x)) for classify, neck, x in branches]
         agreement = self.agreement[rows]  # (n, S)
@@ -146,19 +160,59 @@ class PPLRLoss(TeacherLoss):
 
 
 def refine_labels(labels: Tensor, parts: Tensor, agreement: Tensor, weight: float) -> Tensor:
-    """Labels mixed with what the parts predict, the more agreeing part the heavier.
+    """Mixes labels with the predictions of the parts, weighted by their agreement.
 
     Args:
-        labels: (n, I) one-hot. parts: (n, S, I) logits. agreement: (n, S). weight: of the labels.
+        labels: One-hot labels (n, I).
+        parts: Logits (n, S, I) of the parts.
+        agreement: Agreement (n, S) of the parts.
+        weight: Weight of the labels.
 
     Returns:
-        (n, I), rows of sum one, without a graph.
+        Targets (n, I) with rows of sum one, without gradient.
     """
-    said = (parts.detach().softmax(dim=2) * agreement.softmax(dim=1)[:, :, None]).sum(dim=1)
-    return weight * labels + (1 - weight) * said
+    predicted = (parts.detach().softmax(dim=2) * agreement.softmax(dim=1)[:, :, None]).sum(dim=1)
+    return weight * labels + (1 - weight) * predicted
 
 
 def smooth_labels(labels: Tensor, agreement: Tensor) -> Tensor:
-    """Labels (n, I) kept by the share ``agreement`` (n,), the rest spread evenly."""
+    """Mixes labels (n, I), with weights ``agreement`` (n,), and the uniform distribution."""
     kept = agreement[:, None]
     return kept * labels + (1 - kept) / labels.shape[1]
+
+
+def nearest_neighbors(feats: Tensor, k: int, chunk: int = 1024) -> Tensor:
+    """Finds the crops with the highest cosine similarity to each crop, without itself.
+
+    Args:
+        feats: Features (M, C) of any norm.
+        k: Number of neighbors, at most M - 1.
+        chunk: Rows compared at once, which bounds the memory to ``chunk`` * M similarities.
+
+    Returns:
+        Indices (M, min(k, M - 1)) int64.
+    """
+    feats = F.normalize(feats, dim=1)
+    k = min(k, len(feats) - 1)
+    found = []
+    for start in range(0, len(feats), chunk):
+        sim = feats[start : start + chunk] @ feats.T
+        own = torch.arange(start, start + len(sim), device=sim.device)
+        sim.scatter_(1, own[:, None], -torch.inf)
+        found.append(sim.topk(k, dim=1).indices)
+    return torch.cat(found)
+
+
+def cross_agreement(first: Tensor, second: Tensor) -> Tensor:
+    """Computes the cross agreement score, the Jaccard index of two sets of neighbors (PPLR, Eq. 1).
+
+    Args:
+        first: Neighbors (M, k) int64 of each crop by one kind of feature.
+        second: Neighbors (M, k) int64 of the same crops by another kind.
+
+    Returns:
+        Agreement (M,) from 0 (disjoint sets) to 1 (equal sets).
+    """
+    k = first.shape[1]
+    common = (first[:, :, None] == second[:, None, :]).sum(dim=(1, 2))
+    return common / (2 * k - common)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all teacher networks share: crops in, unit embeddings out, weights to and from a file.
+"""Base class of the teacher networks: crops to unit embeddings, weights to and from a file.
 
-Shape shorthand in this file: n crops, C channels of a pooled feature, D length of an embedding.
+Shape shorthand in this file: n crops, C channels of a pooled feature, D embedding dimension.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ from psdiff.teachers.backbones import build_teacher_backbone
 
 @dataclass(frozen=True)
 class TeacherFeatures:
-    """What a network says about n crops; losses take from it what they need.
+    """Features of n crops for the losses.
 
-    Args:
-        before_neck: (n, D) projected feature, where distances are measured in training.
-        after_neck: (n, D) the same behind batch norm, where classes and cosines are.
-        whole: features of whole persons, each (n, C).
-        reduced: the same behind a reduction, each (n, PART_DIM).
-        parts: features of parts of persons, each (n, C or PART_DIM).
+    Attributes:
+        before_neck: Projected features (n, D), for losses on distances.
+        after_neck: Features (n, D) after batch norm, for classification and embeddings.
+        whole: Features of whole persons, (n, C) each.
+        reduced: Reduced features of whole persons, (n, PART_DIM) each.
+        parts: Features of parts of persons, (n, C or PART_DIM) each.
     """
 
     before_neck: Tensor
@@ -39,24 +39,24 @@ class TeacherFeatures:
 
     @property
     def embedding(self) -> Tensor:
-        """(n, D) of unit length."""
+        """Embeddings (n, D) of unit norm."""
         return F.normalize(self.after_neck, dim=1)
 
 
 class TeacherNet(nn.Module):
-    """Base of all teachers. A subclass makes pooled features and hands them to :meth:`head`.
+    """Base class of all teachers. Subclasses compute pooled features and pass them to :meth:`head`.
 
-    The head is a linear layer without bias to D numbers and a batch norm. The latter is the "BN
-    neck" of the strong baseline; in inference its output is brought to unit length.
+    The head is a linear layer without bias to D dimensions and a batch norm, the "BN neck" of the
+    strong baseline; in inference its output is L2-normalized.
 
     Crops are uint8 or float tensors (n, 3, H, W) in 0..255, channels as ``cfg.INPUT.FORMAT``.
     """
 
     neck_bias = True
-    """Whether the batch norm may shift; the strong baseline forbids it."""
+    """The batch norm has a trainable bias; not in the strong baseline."""
 
     last_stride: int | None = None
-    """Stride of the last stage of the backbone; None: ``TEACHER.LAST_STRIDE``."""
+    """Stride of the last stage of the backbone. Default: ``TEACHER.LAST_STRIDE``."""
 
     @configurable
     def __init__(
@@ -70,12 +70,17 @@ class TeacherNet(nn.Module):
         pixel_std: list[float],
         recipe: str = "",
     ) -> None:
-        """
+        """Builds the head.
+
         Args:
-            backbone: (n, 3, H, W) -> feature map.
-            pooled_dim: length of what goes into the head. embed_dim: D.
-            crop_size: (h, w) of the crops it is trained on.
-            recipe: what else than the weights fixes the embeddings, part of :meth:`weights_hash`.
+            backbone: Backbone, (n, 3, H, W) -> feature map.
+            pooled_dim: Input dimension of the head.
+            embed_dim: Embedding dimension D.
+            crop_size: Size (h, w) of the crops.
+            pixel_mean: Mean of each channel.
+            pixel_std: Standard deviation of each channel.
+            recipe: Settings besides the weights that determine the embeddings, included in
+                :meth:`weights_hash`.
         """
         super().__init__()
         self.backbone = backbone
@@ -90,6 +95,7 @@ class TeacherNet(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        """Returns the arguments of ``__init__``."""
         teacher = cfg.MODEL.PSDIFF.TEACHER
         backbone = build_teacher_backbone(cfg, cls.last_stride)
         return {
@@ -103,44 +109,49 @@ class TeacherNet(nn.Module):
         }
 
     def describe(self, crops: Tensor) -> TeacherFeatures:
-        """All features of crops (n, 3, H, W), as the losses need them."""
-        raise NotImplementedError(f"{type(self).__name__} must say how it pools its feature map")
+        """Computes all features of crops (n, 3, H, W)."""
+        raise NotImplementedError(f"{type(self).__name__} must implement describe()")
 
     def forward(self, crops: Tensor) -> Tensor:
-        """(n, 3, H, W) -> (n, D) of unit length; n may be 0."""
+        """Embeds crops (n, 3, H, W); returns (n, D) of unit norm, also for n = 0."""
         if len(crops) == 0:
             return self.pixel_mean.new_zeros(0, self.neck.num_features)
         return self.describe(crops).embedding
 
     def normalized(self, crops: Tensor) -> Tensor:
-        """Pixels 0..255 -> what backbones take."""
+        """Normalizes pixels 0..255."""
         return (crops.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
 
     def head(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled features (n, C) -> (n, D) before and after the neck."""
+        """Maps pooled features (n, C) to (n, D) before and after the neck."""
         before = self.project(pooled)
         return before, self.neck(before)
 
     def weights_hash(self) -> str:
-        """Short hash of weights and recipe, written into the embeddings that the teacher makes."""
+        """Returns a short hash of weights and recipe, which is stored with the embeddings."""
         digest = hashlib.sha256(self.recipe.encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode() + value.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def save(self, path: str, source: dict[str, str] | None = None) -> None:
-        """Writes the weights as safetensors; ``source`` says what they were trained on."""
+        """Writes the weights as safetensors with the metadata ``source``."""
         weights = {k: v.contiguous() for k, v in self.state_dict().items()}
         write_atomically(path, save(weights, metadata=source))
 
     def load(self, path: str) -> None:
-        """Reads weights written by :meth:`save`; refuses those of another architecture."""
+        """Reads weights written by :meth:`save`.
+
+        Raises:
+            FileNotFoundError: If the file does not exist.
+            ValueError: If the file is damaged or of another architecture.
+        """
         try:
             self.load_state_dict(read_weights(path))
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"MODEL.PSDIFF.TEACHER.WEIGHTS is '{path}', which is no file. Make one with "
-                "projects/PSDiff/tools/train_teacher.py."
+                f"MODEL.PSDIFF.TEACHER.WEIGHTS is '{path}', which is not a file. Train a teacher "
+                "with projects/PSDiff/tools/train_teacher.py."
             ) from error
         except (RuntimeError, WeightFileError) as error:
             raise ValueError(
@@ -151,7 +162,7 @@ class TeacherNet(nn.Module):
 
 
 def _recipe(cfg: CfgNode) -> str:
-    """What the embeddings depend on beside the weights."""
+    """Returns the settings that the embeddings depend on besides the weights."""
     teacher = cfg.MODEL.PSDIFF.TEACHER
     settings = {
         "name": teacher.NAME,

@@ -2,8 +2,8 @@
 """S-ReID: the strong baseline with its batch norm neck.
 
 Luo et al.: *A strong baseline and batch normalization neck for deep person re-identification*,
-2019. Distances (triplet, center loss) are trained in front of the neck, classes behind it; the neck
-does not shift and the classifier has no bias, so that classes lie around the origin.
+2019. Triplet and center loss act before the neck, the classification loss after it. The neck does
+not shift and the classifier has no bias, so that classes lie around the origin.
 """
 
 import torch.nn.functional as F
@@ -15,19 +15,20 @@ from psdiff.teachers.reid_net import TeacherFeatures, TeacherNet
 
 
 class SReIDNet(TeacherNet):
-    """Backbone, mean over all positions, head."""
+    """Backbone, average pooling, head."""
 
     neck_bias = False
 
     def describe(self, crops: Tensor) -> TeacherFeatures:
+        """Computes all features of crops (n, 3, H, W)."""
         pooled = self.backbone(self.normalized(crops)).mean(dim=(2, 3))
         return TeacherFeatures(*self.head(pooled), whole=(pooled,))
 
 
 class BaselineLoss(TeacherLoss):
-    """Softmax with label smoothing behind the neck; a triplet and the center loss before it.
+    """Softmax loss with label smoothing after the neck; triplet and center loss before it.
 
-    A subclass exchanges the triplet.
+    Subclasses replace the triplet.
     """
 
     @configurable
@@ -40,11 +41,14 @@ class BaselineLoss(TeacherLoss):
         margin: float,
         center_weight: float,
     ) -> None:
-        """
+        """Builds classifier and centers.
+
         Args:
-            num_pids: I. embed_dim: D.
-            label_smoothing: share of a label that is spread evenly over all identities.
-            margin: of the triplet loss. center_weight: of the center loss.
+            num_pids: Number of training identities I.
+            embed_dim: Embedding dimension D.
+            label_smoothing: Share of a label that is distributed evenly over all identities.
+            margin: Margin of the triplet loss.
+            center_weight: Weight of the center loss.
         """
         super().__init__()
         self.label_smoothing, self.margin = label_smoothing, margin
@@ -55,6 +59,7 @@ class BaselineLoss(TeacherLoss):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, net: TeacherNet, pids: Tensor, num_pids: int) -> dict:
+        """Returns the arguments of ``__init__``."""
         teacher = cfg.MODEL.PSDIFF.TEACHER
         return {
             "num_pids": num_pids,
@@ -65,10 +70,11 @@ class BaselineLoss(TeacherLoss):
         }
 
     def triplet(self, feats: Tensor, pids: Tensor) -> Tensor:
-        """Of features (n, D) in front of the neck."""
+        """Computes the triplet loss of features (n, D) before the neck."""
         return batch_hard_triplet(feats, pids, self.margin)
 
     def forward(self, feats: TeacherFeatures, pids: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """Computes the losses of a batch, see :class:`TeacherLoss`."""
         logits = self.classifier(feats.after_neck)
         return {
             "loss_id": F.cross_entropy(logits, pids, label_smoothing=self.label_smoothing),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Length of a teacher's training and its learning rate, as a pure function of the iteration."""
+"""Length, learning rate and optimizer of a teacher's training."""
 
 import math
 from collections.abc import Callable
@@ -9,9 +9,11 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch import nn
 
+from psdiff.config import check_choice
+
 
 def total_iterations(cfg: CfgNode, per_epoch: int) -> int:
-    """MAX_ITER if it is given, else EPOCHS times the iterations of an epoch."""
+    """Returns MAX_ITER if it is set, else EPOCHS times the iterations of an epoch."""
     teacher = cfg.MODEL.PSDIFF.TEACHER
     total = teacher.MAX_ITER or teacher.EPOCHS * per_epoch
     if total < 1:
@@ -23,36 +25,34 @@ def total_iterations(cfg: CfgNode, per_epoch: int) -> int:
 
 
 def rate_factor(cfg: CfgNode, per_epoch: int) -> Callable[[int], float]:
-    """Returns what the base learning rate is multiplied with at an iteration (from 0)."""
+    """Returns a function that maps an iteration (from 0) to a factor on the learning rate."""
     teacher = cfg.MODEL.PSDIFF.TEACHER
     total = total_iterations(cfg, per_epoch)
     warmup = teacher.WARMUP_EPOCHS * per_epoch
     drops = [epoch * per_epoch for epoch in teacher.STEP_EPOCHS]
-
-    def step(iteration: int) -> float:
-        return teacher.GAMMA ** sum(iteration >= drop for drop in drops)
-
-    def cosine(iteration: int) -> float:
-        return 0.5 * (1.0 + math.cos(math.pi * iteration / total))
-
-    shapes = {"step": step, "cosine": cosine}
-    if teacher.SCHEDULE not in shapes:
-        raise ValueError(
-            f"MODEL.PSDIFF.TEACHER.SCHEDULE is '{teacher.SCHEDULE}'; allowed: {', '.join(shapes)}."
-        )
+    check_choice("TEACHER.SCHEDULE", teacher.SCHEDULE, ("step", "cosine"))
 
     def factor(iteration: int) -> float:
+        if teacher.SCHEDULE == "step":
+            value = teacher.GAMMA ** sum(iteration >= drop for drop in drops)
+        else:
+            value = 0.5 * (1.0 + math.cos(math.pi * iteration / total))
         if iteration >= warmup:
-            return shapes[teacher.SCHEDULE](iteration)
-        share = iteration / warmup
+            return value
         begin = teacher.WARMUP_FACTOR
-        return (begin + (1.0 - begin) * share) * shapes[teacher.SCHEDULE](iteration)
+        return (begin + (1.0 - begin) * (iteration / warmup)) * value
 
     return factor
 
 
 class LearningRate(HookBase):
-    """Sets the learning rate before each iteration; it has no state to be resumed."""
+    """Sets the learning rate before each iteration; it has no state.
+
+    Args:
+        optimizer: Optimizer of the training.
+        base: Base learning rate.
+        factor: Function of :func:`rate_factor`.
+    """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, base: float, factor: Callable[[int], float]
@@ -60,6 +60,7 @@ class LearningRate(HookBase):
         self.optimizer, self.base, self.factor = optimizer, base, factor
 
     def before_step(self) -> None:
+        """Sets and logs the learning rate."""
         rate = self.base * self.factor(self.trainer.iter)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -67,14 +68,11 @@ class LearningRate(HookBase):
 
 
 def build_teacher_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam or SGD with momentum 0.9 over all weights that are trained."""
+    """Builds Adam, or SGD with momentum 0.9, for all trainable weights."""
     teacher = cfg.MODEL.PSDIFF.TEACHER
     weights = [p for p in model.parameters() if p.requires_grad]
     options = {"lr": teacher.BASE_LR, "weight_decay": teacher.WEIGHT_DECAY}
+    check_choice("TEACHER.OPTIMIZER", teacher.OPTIMIZER, ("Adam", "SGD"))
     if teacher.OPTIMIZER == "Adam":
         return torch.optim.Adam(weights, **options)
-    if teacher.OPTIMIZER == "SGD":
-        return torch.optim.SGD(weights, momentum=0.9, nesterov=True, **options)
-    raise ValueError(
-        f"MODEL.PSDIFF.TEACHER.OPTIMIZER is '{teacher.OPTIMIZER}'; allowed: 'Adam', 'SGD'."
-    )
+    return torch.optim.SGD(weights, momentum=0.9, nesterov=True, **options)

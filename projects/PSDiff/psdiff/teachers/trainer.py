@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of a teacher.
 
-The trainer is one of Detectron2's, so that hooks for checkpoints can be added from outside; see
-projects/PSDiff/tools/train_teacher.py.
+The trainer extends Detectron2's SimpleTrainer; projects/PSDiff/tools/train_teacher.py adds the hook
+for checkpoints.
 """
 
 import logging
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from person_search.utils.files import write_atomically
-from psdiff.teachers.advice import WEIGHTS_FILE
 from psdiff.teachers.batches import IdentityBatches
-from psdiff.teachers.crops import TrainingCrops, augmentations, read_crops
+from psdiff.teachers.crops import CropStore, TrainingCrops, augmentations, read_crops
 from psdiff.teachers.embeddings import describe_teacher
+from psdiff.teachers.folder import WEIGHTS_FILE
 from psdiff.teachers.losses import TeacherLoss
 from psdiff.teachers.registry import build_teacher, build_teacher_loss
 from psdiff.teachers.reid_net import TeacherFeatures, TeacherNet
@@ -34,18 +34,18 @@ from psdiff.teachers.schedule import (
 
 logger = logging.getLogger(__name__)
 
-_DESCRIBED_AT_ONCE = 64
+_DESCRIBE_BATCH = 64
 
 
 class TeacherTrainingModel(nn.Module):
-    """Network and loss as one module, as Detectron2's trainers expect: batch in, losses out."""
+    """Network and loss as one module, the interface of Detectron2's trainers."""
 
     def __init__(self, net: TeacherNet, loss: TeacherLoss) -> None:
         super().__init__()
         self.net, self.loss = net, loss
 
     def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-        """Losses of (crops (n, 3, h, w) uint8, pids (n,), rows (n,))."""
+        """Returns the losses of (crops (n, 3, h, w) uint8, pids (n,), rows (n,))."""
         crops, pids, rows = (item.to(self.net.pixel_mean.device) for item in batch)
         return self.loss(self.net.describe(crops), pids, rows)
 
@@ -53,99 +53,102 @@ class TeacherTrainingModel(nn.Module):
 class TeacherTrainer(SimpleTrainer):
     """Trains the teacher of ``cfg.MODEL.PSDIFF.TEACHER`` on the boxes of ``records``.
 
-    Log lines with losses, learning rate and remaining time come every 20 iterations. The state that
-    a checkpoint needs is the model's and :meth:`state_dict`; after both are loaded,
-    :meth:`continue_from` makes the next :meth:`run` go on as if there had been no interruption.
+    Logs losses, learning rate and remaining time every 20 iterations. A checkpoint consists of the
+    state of the model and :meth:`state_dict`; after both are loaded, :meth:`continue_from` makes
+    the next :meth:`run` continue as if there had been no interruption.
 
     Args:
-        cfg: with ``MODEL.PSDIFF``. records: of the training set. num_pids: its identities.
+        cfg: Config with ``MODEL.PSDIFF``.
+        records: Records of the training set.
+        num_pids: Number of training identities.
     """
 
     def __init__(self, cfg: CfgNode, records: Sequence[dict], num_pids: int) -> None:
-        teacher, seed = cfg.MODEL.PSDIFF.TEACHER, max(cfg.SEED, 0)
-        pids = torch.tensor([a["person_id"] for r in records for a in r["annotations"]])
+        teacher = cfg.MODEL.PSDIFF.TEACHER
+        pids = [annotation["person_id"] for r in records for annotation in r["annotations"]]
+        pids = torch.tensor(pids, dtype=torch.int64)
         net = build_teacher(cfg)
         if teacher.WEIGHTS:
             net.load(teacher.WEIGHTS)
-        loss = build_teacher_loss(cfg, net, pids, num_pids)
-        unlabeled = teacher.IDS_PER_BATCH if loss.uses_unlabeled else 0
-        self.batches = IdentityBatches(
-            pids, teacher.IDS_PER_BATCH, teacher.CROPS_PER_ID, unlabeled, seed
-        )
-        self.per_epoch = self.batches.steps_per_epoch()
+        # All settings are validated before the crops are read, which takes minutes.
+        loss, batches = _loss_and_batches(cfg, net, pids, num_pids)
+        rate_factor(cfg, 1)
+        build_teacher_optimizer(cfg, net)
+        self.crops, readable = read_crops(records, cfg)
+        if len(readable) < len(pids):  # without the crops of skipped images
+            pids = readable
+            loss, batches = _loss_and_batches(cfg, net, pids, num_pids)
+        self.net, self.loss, self.batches = net, loss, batches
+        self.per_epoch = batches.steps_per_epoch()
         self.total = total_iterations(cfg, self.per_epoch)
-        factor = rate_factor(cfg, self.per_epoch)
         model = TeacherTrainingModel(net, loss).to(cfg.MODEL.DEVICE)
         optimizer = build_teacher_optimizer(cfg, model)
-        self.crops = read_crops(records, cfg)
-        super().__init__(model, _build_loader(cfg, self.crops, pids, self.batches), optimizer)
-        self.net, self.loss, self.output_dir = net, loss, cfg.OUTPUT_DIR
+        super().__init__(model, _build_loader(cfg, self.crops, pids, batches), optimizer)
+        self.output_dir = cfg.OUTPUT_DIR
         self.source = describe_teacher(cfg, "+".join(cfg.DATASETS.TRAIN), records)
-        self._log_setting(teacher.NAME, num_pids)
+        logger.info(
+            "Teacher %s, %.2f M weights: %d crops, %d identities, %d crops without identity%s; "
+            "%d iterations, %d in an epoch.",
+            teacher.NAME,
+            sum(p.numel() for p in net.parameters()) / 1e6,
+            len(self.crops),
+            num_pids,
+            len(batches.unlabeled),
+            "" if batches.unlabeled_per_batch else " (not used)",
+            self.total,
+            self.per_epoch,
+        )
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         metrics = os.path.join(cfg.OUTPUT_DIR, "teacher_metrics.json")
         writers = [CommonMetricPrinter(self.total), JSONWriter(metrics)]
         self.register_hooks(
             [
                 hooks.IterationTimer(),
-                LearningRate(optimizer, teacher.BASE_LR, factor),
+                LearningRate(optimizer, teacher.BASE_LR, rate_factor(cfg, self.per_epoch)),
                 _EpochStart(),
                 hooks.PeriodicWriter(writers, period=20),
             ]
         )
 
-    def _log_setting(self, name: str, num_pids: int) -> None:
-        logger.info(
-            "Teacher %s, %.2f M weights: %d crops, %d identities, %d crops without identity%s; "
-            "%d iterations, %d in an epoch.",
-            name,
-            sum(p.numel() for p in self.net.parameters()) / 1e6,
-            len(self.crops),
-            num_pids,
-            len(self.batches.unlabeled),
-            "" if self.batches.unlabeled_per_batch else " (left out)",
-            self.total,
-            self.per_epoch,
-        )
-
     def continue_from(self, iteration: int) -> None:
-        """Lets :meth:`run` begin with this iteration."""
+        """Makes :meth:`run` start at this iteration."""
         self.start_iter = self.batches.start_step = iteration
 
     def run(self) -> TeacherNet:
         """Trains to the end and returns the network in eval mode."""
         if self.start_iter >= self.total:
-            logger.info("All %d iterations are done already.", self.total)
+            logger.info("All %d iterations are complete already.", self.total)
         else:
             self.train(self.start_iter, self.total)
         return self.net.eval()
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the state of the trainer, including the seed of the batches."""
         return {**super().state_dict(), "batches": {"seed": self.batches.seed}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the state of :meth:`state_dict`."""
         super().load_state_dict(state_dict)
         self.batches.seed = self.data_loader.dataset.seed = state_dict["batches"]["seed"]
 
     @torch.no_grad()
     def describe(self, rows: Tensor) -> Iterator[TeacherFeatures]:
-        """Features of training crops as the network in eval mode sees them, batch by batch."""
+        """Yields the features of training crops by the network in eval mode, batch by batch."""
         was_training = self.net.training
         self.net.eval()
         try:
-            for chunk in rows.split(_DESCRIBED_AT_ONCE):
+            for chunk in rows.split(_DESCRIBE_BATCH):
                 crops = torch.stack([self.crops[row] for row in chunk.tolist()])
                 yield self.net.describe(crops.to(self.net.pixel_mean.device))
         finally:
             self.net.train(was_training)
 
     def export(self) -> str:
-        """Writes the weights of the network; returns the path.
+        """Writes the weights of the network and returns their path.
 
-        ``<OUTPUT_DIR>/teacher.safetensors`` is for compute_embeddings.py. If the backbone is one of
-        Detectron2's, ``backbone.pth`` holds its weights under the names of an FPN detector: a
-        detector with the same network below its FPN can start from it (MODEL.WEIGHTS), as from
-        ImageNet weights.
+        ``<OUTPUT_DIR>/teacher.safetensors`` is the input of compute_embeddings.py. If the backbone
+        is one of Detectron2's, ``backbone.pth`` holds its weights under the names of an FPN
+        detector, which can start from it (MODEL.WEIGHTS) as from ImageNet weights.
         """
         path = os.path.join(self.output_dir, WEIGHTS_FILE)
         self.net.save(path, {**self.source, "teacher_hash": self.net.weights_hash()})
@@ -158,7 +161,7 @@ class TeacherTrainer(SimpleTrainer):
 
 
 class _EpochStart(HookBase):
-    """Lets the loss look at the whole training set before each epoch."""
+    """Calls ``loss.start_epoch`` before each epoch."""
 
     def before_step(self) -> None:
         epoch, place = divmod(self.trainer.iter, self.trainer.per_epoch)
@@ -166,17 +169,29 @@ class _EpochStart(HookBase):
             self.trainer.loss.start_epoch(epoch, self.trainer.describe)
 
 
-def _build_loader(cfg: CfgNode, crops: Any, pids: Tensor, batches: IdentityBatches) -> DataLoader:
+def _loss_and_batches(
+    cfg: CfgNode, net: TeacherNet, pids: Tensor, num_pids: int
+) -> tuple[TeacherLoss, IdentityBatches]:
+    teacher = cfg.MODEL.PSDIFF.TEACHER
+    loss = build_teacher_loss(cfg, net, pids, num_pids)
+    unlabeled = teacher.IDS_PER_BATCH if loss.uses_unlabeled else 0
+    seed = max(cfg.SEED, 0)
+    return loss, IdentityBatches(pids, teacher.IDS_PER_BATCH, teacher.CROPS_PER_ID, unlabeled, seed)
+
+
+def _build_loader(
+    cfg: CfgNode, crops: CropStore, pids: Tensor, batches: IdentityBatches
+) -> DataLoader:
     return DataLoader(
         TrainingCrops(crops, pids, augmentations(cfg), batches.seed),
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         worker_init_fn=_limit_threads,
-        # the loader draws a seed for its workers: not from the stream of the training
+        # The loader draws a seed for its workers, which must not come from the global generator.
         generator=torch.Generator().manual_seed(0),
     )
 
 
 def _limit_threads(worker_id: int) -> None:
-    """One thread per worker: they run side by side already."""
+    """Uses one thread per worker, since the workers run in parallel."""
     torch.set_num_threads(1)

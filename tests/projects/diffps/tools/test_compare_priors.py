@@ -1,31 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison of priors: its commands and its table. The trainings are too long for a test."""
+"""The comparison of priors: its commands and its table; the trainings take too long for a test."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+from programs import ROOT, load_program
 
-ROOT = Path(__file__).resolve().parents[4]
 RESULT = {"search": {"mAP": 61.25, "top1": 70.0}, "detection": {"AP50": 80.0}}
 
 
 @pytest.fixture(scope="module")
 def tool():
-    # its siblings are imported by name, as they are where it runs as a program
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "projects/DiffPS/tools"))
-        path = ROOT / "projects/DiffPS/tools" / "compare_priors.py"
-        spec = importlib.util.spec_from_file_location("compare_priors", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module
+    return load_program("projects/DiffPS/tools/compare_priors.py")
 
 
 @pytest.fixture
 def comparison(tool, tmp_path, monkeypatch):
-    """Commands are noted, not run; a training leaves its results behind."""
+    """Records commands instead of running them; a training writes its results."""
     prior = tmp_path / "prior"
     prior.mkdir()
     (prior / "model_index.json").write_text("{}")
@@ -67,7 +58,7 @@ def test_frozen_variants_fill_a_cache_and_scratch_has_none(comparison) -> None:
     assert rows["scratch"]["cache_minutes"] == 0.0
 
 
-def test_what_is_there_is_not_made_again(comparison) -> None:
+def test_existing_results_are_used_again(comparison) -> None:
     first = comparison.run("trained", seed=1)
     done = len(comparison.ran)
     assert comparison.run("trained", seed=1) == first
@@ -77,8 +68,8 @@ def test_what_is_there_is_not_made_again(comparison) -> None:
 
 
 @pytest.mark.parametrize("last", ["training", "cache"])
-def test_a_kill_costs_a_figure_and_no_more(comparison, tool, last, monkeypatch) -> None:
-    """Killed when a command had done its work, but before its minutes were noted."""
+def test_a_killed_run_loses_only_its_time(comparison, tool, last, monkeypatch) -> None:
+    """Killed after a command has finished, but before its minutes are stored."""
     command = comparison.command
 
     def killed_after(name, text):
@@ -95,7 +86,7 @@ def test_a_kill_costs_a_figure_and_no_more(comparison, tool, last, monkeypatch) 
     known = {"training": (1.5, None, 1.5), "cache": (None, 1.5, 1.5)}[last]
     assert (first["cache_minutes"], first["minutes"], second["minutes"]) == known
     trainings = [name for name, text in comparison.ran if "train_net.py" in text]
-    assert trainings == ["trained_seed1", "trained_seed2"], "no training is done twice"
+    assert trainings == ["trained_seed1", "trained_seed2"], "no training runs twice"
     rows = tool.markdown({"trained": {1: first}}).splitlines()[2].split(" | ")
     assert [rows[-2], rows[-1].rstrip(" |")] == (
         ["1.5", "unknown"] if last == "training" else ["unknown", "1.5"]
@@ -105,18 +96,18 @@ def test_a_kill_costs_a_figure_and_no_more(comparison, tool, last, monkeypatch) 
 
 
 def test_prior_must_be_a_diffusers_folder(tool, tmp_path) -> None:
-    with pytest.raises(SystemExit, match="no folder in diffusers format"):
+    with pytest.raises(FileNotFoundError, match="is not a folder in diffusers format"):
         tool.Comparison(tmp_path / "out", tmp_path / "none", None, []).prepare()
 
 
 def test_table(tool) -> None:
     row = {"search/mAP": 60.0, "search/top1": 70.0, "detection/AP50": 80.0}
     costs = {"mflop": 1560.6, "cache_minutes": 2.46, "minutes": 10.0}
-    figures = {
+    results = {
         "scratch": {1: row | costs},
         "trained": {1: row | costs, 2: row | costs | {"search/mAP": 62.0, "minutes": 11.0}},
     }
-    lines = tool.markdown(figures).splitlines()
+    lines = tool.markdown(results).splitlines()
     assert len(lines) == 4  # random was not trained
     assert lines[2] == (
         "| UNet trained on synthetic scenes, frozen | 2 | 61.0 ± 1.4 | 70.0 ± 0.0 | 80.0 ± 0.0 "
@@ -127,7 +118,8 @@ def test_table(tool) -> None:
 
 def test_operations_of_the_backbone(tool, tmp_path) -> None:
     """Only the projections of a ResNet depend on RESNET.CHANNELS: the difference is known."""
-    keys = f"--config-file {ROOT}/configs/DiffPS/tiny/priors/scratch.yaml MODEL.DIFFPS.RESNET.CHANNELS "
+    config = f"{ROOT}/configs/DiffPS/tiny/priors/scratch.yaml"
+    keys = f"--config-file {config} MODEL.DIFFPS.RESNET.CHANNELS "
     few, many = (tool.backbone_mflop(keys + x) for x in ("'[48, 40, 16]'", "'[48, 40, 32]'"))
     cells = 32 * 40
     assert many - few == pytest.approx(4 * 16 * 64 * cells * 2 / 1e6)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command that draws what goes on inside DiffPS, from its command line to the files."""
+"""The program that visualizes DiffPS, from its command line to the files."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -10,15 +9,11 @@ import pytest
 import torch
 from diffps_model_tiny import NUM_PIDS, tiny_cfg
 from PIL import Image
+from programs import load_program
 
 from diffps.tiny import write_tiny_diffusion
 
-ROOT = Path(__file__).resolve().parents[4]
-spec = importlib.util.spec_from_file_location(
-    "visualize_diffusion", ROOT / "projects/DiffPS/tools" / "visualize_diffusion.py"
-)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_program("projects/DiffPS/tools/visualize_diffusion.py")
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +25,8 @@ def place(tmp_path_factory):
     cfg = tiny_cfg(write_tiny_diffusion(folder / "sd"))
     cfg.DATALOADER.MAPPER = "DiffPSMapper"
     cfg.MODEL.WEIGHTS = ""
+    cfg.TEST.PERSON_SEARCH.SCORE_THRESH = 0.0  # random weights have low scores
+    torch.manual_seed(0)
     torch.save({"model": build_model(cfg).state_dict()}, folder / "weights.pth")
     cfg.MODEL.REID.NUM_PIDS = 0
     (folder / "config.yaml").write_text(cfg.dump())
@@ -40,7 +37,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def run(place, tmp_path, monkeypatch, capsys):
-    """Calls the command; gives exit status, output, errors and the files written."""
+    """Runs the program; returns exit status, output, errors and the files written."""
 
     def call(*arguments, image=None):
         monkeypatch.setattr(
@@ -61,10 +58,10 @@ def run(place, tmp_path, monkeypatch, capsys):
     return call
 
 
-def test_all_figures_without_weights(run, tmp_path):
+def test_all_panels_without_weights(run, tmp_path):
     status, out, _, files = run("--box", 10, 8, 50, 90, "--timesteps", 0, 500)
     assert status == 0
-    names = [*tool.FIGURES, "overview"]
+    names = [*tool.PANELS, "overview"]
     assert files == sorted(f"{name}.png" for name in names)
     assert [Path(line).stem for line in out.splitlines() if line.endswith(".png")] == names
     sizes = {name: Image.open(tmp_path / "out" / f"{name}.png").size for name in names}
@@ -72,10 +69,10 @@ def test_all_figures_without_weights(run, tmp_path):
     assert sizes["attention"] == (18 + 132 + 12 + 6 * 120 + 5 * 12 + 18, sizes["attention"][1])
     assert sizes["pca"][0] == 640
     assert sizes["overview"][0] == max(width for width, _ in sizes.values())
-    assert sizes["overview"][1] > sum(sizes[name][1] for name in tool.FIGURES)
+    assert sizes["overview"][1] > sum(sizes[name][1] for name in tool.PANELS)
 
 
-def test_without_a_box_there_is_no_sfan(run):
+def test_sfan_needs_a_box(run):
     status, _, err, files = run("--figures", "sfan")
     assert status == 2 and "SFAN needs a box" in err and files == []
 
@@ -96,10 +93,10 @@ def test_weights_bring_their_number_of_identities(run, place):
         (["--figures", "attention", "--heads", "first"], "--heads is first"),
         (["--figures", "pca", "--features", "u3r0_x"], "--features names 'u3r0_x'"),
         (["--figures", "dgrpn", "--box", 200, 10, 220, 50], "lies outside the image"),
-        (["--dataset", "nowhere"], "there is no data set 'nowhere'"),
+        (["--dataset", "nowhere"], "unknown dataset 'nowhere'"),
         (["--figures", "dgrpn", "MODEL.WEIGHTS", "none.pth"], "there is no weight file"),
         (["--figures", "dgrpn", "MODEL.WEIGHTS", __file__], "is not a checkpoint"),
-        (["--figures", "pca", "MODEL.BACKBONE.NAME", "ResNetActivations"], "Leave them out of"),
+        (["--figures", "pca", "MODEL.BACKBONE.NAME", "ResNetActivations"], "Remove them from"),
         (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "this tool is for DiffPS"),
         (["--size", 10], "--size is 10"),
     ],

@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of the paper: their commands, run on a tiny scale, and what is made of the results."""
+"""The tables of the paper: their commands, run at tiny size, and the resulting document."""
 
-import importlib
 import json
 import re
-import runpy
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from programs import load_program, run_program_file
 
 from person_search.config import build_config
 from person_search.data.synthetic import SyntheticConfig, write_prw
 
 ROOT = Path(__file__).resolve().parents[4]
-README = ROOT / "projects" / "PSDiff" / "README.md"
+DOCUMENT = ROOT / "docs" / "results_psdiff.md"
 TINY = shlex.split(
     """
     MODEL.DEVICE cpu MODEL.WEIGHTS '' MODEL.BACKBONE.NAME build_slim_resnet_fpn_backbone
@@ -35,20 +33,16 @@ TINY = shlex.split(
 
 @pytest.fixture(scope="module")
 def tool():
-    # its sibling is imported by name, as it is where it runs as a program
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "projects/PSDiff/tools"))
-        yield importlib.import_module("paper_tables")
+    return load_program("projects/PSDiff/tools/paper_tables.py")
 
 
 @pytest.fixture
-def run_main(tool, monkeypatch, capsys):
+def run_main(tool, capsys):
     """Runs the tool; returns what it printed."""
 
     def run_main(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["paper_tables.py", *words])
         capsys.readouterr()
-        assert tool.main() == 0
+        assert tool.main(words) == 0
         return capsys.readouterr().out
 
     return run_main
@@ -57,9 +51,9 @@ def run_main(tool, monkeypatch, capsys):
 # ---- rows ----------------------------------------------------------------------------------------
 
 
-def test_the_readmes_tables_are_the_tools(tool, tmp_path) -> None:
-    text = README.read_text()
-    tables = tool.all_tables(tool.read_figures(tmp_path))
+def test_the_document_holds_the_tables_of_the_tool(tool, tmp_path) -> None:
+    text = DOCUMENT.read_text()
+    tables = tool.all_tables(tool.read_results(tmp_path))
     assert [match[2] for match in tool.BLOCK.finditer(text)] == list(tables)
     assert tool.with_tables(text, tables) == text, (
         "python projects/PSDiff/tools/paper_tables.py --update"
@@ -67,26 +61,42 @@ def test_the_readmes_tables_are_the_tools(tool, tmp_path) -> None:
 
 
 def test_every_row_has_a_config_and_every_ablation_of_a_table_a_row(tool) -> None:
-    runs = {run.training for run in tool.evaluations(list(tool.NUMBERS))}
+    trainings = {run.training for run in tool.evaluations(list(tool.NUMBERS))}
+    configs = {training.config for training in trainings}
     folder = ROOT / "configs" / "PSDiff"
-    assert all((folder / f"{training}.yaml").is_file() for training in runs)
+    assert all((folder / f"{config}.yaml").is_file() for config in configs)
     made = {f"ablations/{path.stem}" for path in (folder / "ablations").glob("table*.yaml")}
-    assert made - runs == {"ablations/table4c_skip"}  # ours, beside the paper's two
-    names = {run.run for run in tool.evaluations(list(tool.NUMBERS))}
-    assert len(names) == len(runs)  # each has a folder of its own
+    assert made - configs == {"ablations/table4c_skip"}  # ours, in addition to the paper's two
+    assert len({training.name for training in trainings}) == len(trainings)  # folders
 
 
-def test_figures_that_are_one_run_agree_in_the_paper(tool) -> None:
+def test_the_grid_of_table_4a(tool) -> None:
+    (table,) = (table for table in tool.TABLES if table.number == "IV a")
+    commands = tool.Commands(Path("out"), 0)
+    names = set()
+    for s1, (label, cells) in enumerate(table.rows, start=1):
+        assert label == f"s1 = {s1}" and len(cells) == 4
+        for s2, (_, run) in enumerate(cells, start=1):
+            psdiff = commands.config(run.training).MODEL.PSDIFF
+            assert (psdiff.SNR_BOX, psdiff.SNR_REID) == (s1, s2)
+            scales = f"MODEL.PSDIFF.SNR_BOX {s1}.0 MODEL.PSDIFF.SNR_REID {s2}.0"
+            for step in (commands.of_training(run.training), commands.of_evaluation(run)):
+                assert (scales in step.command) == ((s1, s2) != (2, 3))
+            names.add(run.training.name)
+    assert len(names) == 16 and "table4a_s1_1_s2_1" in names
+
+
+def test_values_of_one_run_agree_in_the_paper(tool) -> None:
     papers: dict = {}
     for table in tool.TABLES:
         for _, cells in table.rows:
             for cell in cells:
                 papers.setdefault(cell.ours, []).append(cell.paper)
-    shared = [figures for figures in papers.values() if len(figures) > 1]
+    shared = [values for values in papers.values() if len(values) > 1]
     assert max(map(len, shared)) == 6  # 8 steps on CUHK-SYSU: I, IV a, IV b, IV c, V and VI
-    for figures in shared:
-        longest = max(figures, key=len)
-        assert all(longest.startswith(figure) for figure in figures), figures
+    for values in shared:
+        longest = max(values, key=len)
+        assert all(longest.startswith(value) for value in values), values
 
 
 def without_place(cfg: CfgNode) -> str:
@@ -97,35 +107,33 @@ def without_place(cfg: CfgNode) -> str:
 
 
 def test_no_two_configs_train_the_same(tool) -> None:
-    """Rows share a training by naming one config; a copy would be trained twice."""
+    """Rows share a training by naming it; a copy would be trained twice."""
     configs = tool.Commands(Path("out"), 0).config
     runs = sorted({run.training for run in tool.evaluations(list(tool.NUMBERS))})
-    seen: dict[str, str] = {}
+    seen: dict = {}
     for training in runs:
         same = seen.setdefault(without_place(configs(training)), training)
         assert same == training, f"{training} and {same}"
 
 
+LABELS = {"hhcl": "HHCL", "s_reid": "S-ReID", "mgn": "MGN", "agw": "AGW", "pplr": "PPLR"}
+
+
 def test_a_teachers_config_and_its_rows_agree(tool) -> None:
     configs = tool.Commands(Path("out"), 0).config
-    for name in ("hhcl", "s_reid", "mgn", "agw", "pplr"):
-        teacher = configs(f"teachers/{name}").MODEL.PSDIFF.TEACHER
-        for kind in ("imitation", "diffusion"):
-            row = f"ablations/table6_{name}_{kind}"
-            row = (
-                tool.TABLES[0].rows[0][1][0].ours.training
-                if row.endswith("hhcl_diffusion")
-                else row
-            )
-            assert configs(row).MODEL.PSDIFF.TEACHER == teacher, row
+    for name in LABELS:
+        teacher = configs(tool.Training(f"teachers/{name}")).MODEL.PSDIFF.TEACHER
+        (cells,) = (cells for label, cells in tool.TABLES[-1].rows if label == LABELS[name])
+        for _, run in cells:
+            assert configs(run.training).MODEL.PSDIFF.TEACHER == teacher, run
 
 
 def test_parameters_of_table_2_are_those_of_the_config(tool, tmp_path) -> None:
     path = ROOT / "configs" / "PSDiff" / f"{tool.COST_CONFIGS['r50']}.yaml"
     model = build_model(build_config(path, ["MODEL.DEVICE", "cpu"]))
     count = sum(p.numel() for p in model.parameters())
-    assert tool.read_figures(tmp_path)["cost"]["r50"]["parameters"] == count
-    assert f"| 31 M | {count / 1e6:.2f} M |" in README.read_text()
+    assert tool.read_results(tmp_path)["cost"]["r50"]["parameters"] == count
+    assert f"| 31 M | {count / 1e6:.2f} M |" in DOCUMENT.read_text()
 
 
 # ---- commands ------------------------------------------------------------------------------------
@@ -146,16 +154,16 @@ def test_every_training_and_evaluation_is_commanded_once(tool, tmp_path) -> None
     )
 
 
-def test_what_is_done_is_left_out(tool, tmp_path, run_main) -> None:
+def test_finished_runs_are_omitted(tool, tmp_path, run_main) -> None:
     words = ["--commands", "--output", str(tmp_path), "--tables", "V", "--num-gpus", "2"]
     first = run_main(*words).splitlines()
-    assert first[0] == "# 0 of 15 are done" and len(first) == 16
+    assert first[0] == "# 0 of 15 are finished" and len(first) == 16
     assert all("--num-gpus 2" in line for line in first if "train_net" in line)
     done = tmp_path / "psdiff_r50_fpn_cuhk_sysu" / "steps2_dpmsolver++" / "results.json"
     done.parent.mkdir(parents=True)
     done.write_text(json.dumps({"search": {"mAP": 92.84, "top1": 93.06}}))
     second = run_main(*words).splitlines()
-    assert second[0] == "# 1 of 15 are done" and set(first[1:]) - set(second[1:]) == {
+    assert second[0] == "# 1 of 15 are finished" and set(first[1:]) - set(second[1:]) == {
         line for line in first if str(done.parent) in line
     }
     table = run_main("--output", str(tmp_path), "--tables", "V")
@@ -163,21 +171,21 @@ def test_what_is_done_is_left_out(tool, tmp_path, run_main) -> None:
     assert "Table IV" not in table
 
 
-def test_found_figures_are_kept_with_update(tool, tmp_path, run_main, monkeypatch) -> None:
-    record, readme = tmp_path / "record.json", tmp_path / "README.md"
+def test_results_are_stored_with_update(tool, tmp_path, run_main, monkeypatch) -> None:
+    record, document = tmp_path / "record.json", tmp_path / "results.md"
     record.write_text(tool.RECORD.read_text())
-    readme.write_text(
-        "before\n<!-- projects/PSDiff/tools/paper_tables.py: Table III -->\nold\n<!-- end -->\nbehind\n"
-    )
+    marker = "<!-- projects/PSDiff/tools/paper_tables.py: Table III -->"
+    document.write_text(f"before\n{marker}\nold\n<!-- end -->\nbehind\n")
     monkeypatch.setattr(tool, "RECORD", record)
-    monkeypatch.setattr(tool, "README", readme)
+    monkeypatch.setattr(tool, "DOCUMENT", document)
     found = tmp_path / "out" / "psdiff_r50_fpn_prw" / "steps8_ddim_cuhk_sysu_test"
     found.mkdir(parents=True)
     (found / "results.json").write_text(json.dumps({"search": {"mAP": 58.04, "top1": 63.0}}))
     run_main("--output", str(tmp_path / "out"), "--update")
     expected = "| PRW → CUHK-SYSU | 58.2 / 63.7 | 58.0 / 63.0 | `paper/psdiff_r50_fpn_prw` |"
-    assert expected in readme.read_text() and "old" not in readme.read_text()
-    assert readme.read_text().startswith("before\n") and readme.read_text().endswith("behind\n")
+    text = document.read_text()
+    assert expected in text and "old" not in text
+    assert text.startswith("before\n") and text.endswith("behind\n")
     assert expected in run_main("--output", str(tmp_path / "elsewhere"))
 
 
@@ -191,21 +199,17 @@ def test_commands_make_the_table(tool, tmp_path, monkeypatch, run_main) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    words = ["--output", "out", "--tables", "I"]
-    printed = run_main("--commands", "--num-gpus", "0", *words, "--", *TINY).splitlines()
+    words = ["--tables", "I", "--output", "out"]
+    printed = run_main("--commands", "--num-gpus", "0", *words, *TINY).splitlines()
     wanted = [line for line in printed if "psdiff_r50_fpn_prw" in line][:4]
     assert [re.search(r"(\w+)\.py", line)[1] for line in wanted] == [
         "train_teacher", "compute_embeddings", "train_net", "train_net",
     ]  # fmt: skip
     for line in wanted:
         _, script, *options = shlex.split(line)
-        monkeypatch.setattr(sys, "argv", [script, *options])
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        except SystemExit as ended:
-            assert not ended.code, line
+        assert run_program_file(script, *options) == 0, line
     result = json.loads(Path("out/psdiff_r50_fpn_prw/steps1_ddim/results.json").read_text())
     ours = f"{result['search']['mAP']:.1f} / {result['search']['top1']:.1f}"
     row = next(line for line in run_main(*words).splitlines() if line.startswith("| R50, 1 |"))
     assert row.split(" | ")[1:5] == ["90.8 / 92.1", "", "49.9 / 80.4", ours]
-    assert "# 4 of" in run_main("--commands", "--num-gpus", "0", *words, "--", *TINY)
+    assert "# 4 of" in run_main("--commands", "--num-gpus", "0", *words, *TINY)

@@ -1,25 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the trends tool makes of figures; the trainings themselves are too long for a test."""
+"""The report of the trends tool; the trainings themselves are too long for a test."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from programs import load_program
 
 ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture(scope="module")
 def tool():
-    # its sibling is imported by name, as it is where it runs as a program
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "projects/PSDiff/tools"))
-        path = ROOT / "projects/PSDiff/tools" / "reproduce_trends.py"
-        spec = importlib.util.spec_from_file_location("trends", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module
+    return load_program("projects/PSDiff/tools/reproduce_trends.py")
 
 
 def result(mean_ap, ap50=80.0):
@@ -30,7 +23,7 @@ def run(*mean_aps):
     return dict(zip((1, 2, 4, 8), map(result, mean_aps), strict=True))
 
 
-FIGURES = {
+RESULTS = {
     "parallel": {1: run(30, 31, 32, 33), 2: run(36, 36, 36, 35)},
     "skip": {2: run(38, 39, 40, 44), 1: run(31, 32, 33, 37), 3: run(1, 2, 3, 4)},
 }
@@ -41,9 +34,9 @@ def trend(tool, better, worse):
 
 
 def test_only_seeds_of_both_sides_are_compared(tool) -> None:
-    verdict = tool.judge(trend(tool, ("skip", 8), ("parallel", 8)), FIGURES)
-    assert verdict.differences == [4, 9]
-    assert verdict.text == "holds"
+    values = tool.differences(trend(tool, ("skip", 8), ("parallel", 8)), RESULTS)
+    assert values == [4, 9]
+    assert tool.verdict(values) == "holds"
 
 
 @pytest.mark.parametrize(
@@ -55,9 +48,9 @@ def test_only_seeds_of_both_sides_are_compared(tool) -> None:
     ],
 )
 def test_verdicts(tool, better, worse, differences, text) -> None:
-    verdict = tool.judge(trend(tool, better, worse), FIGURES)
-    assert verdict.differences == differences
-    assert verdict.text == text
+    values = tool.differences(trend(tool, better, worse), RESULTS)
+    assert values == differences
+    assert tool.verdict(values) == text
 
 
 def test_mean_and_spread_of_the_sample(tool) -> None:
@@ -68,7 +61,7 @@ def test_mean_and_spread_of_the_sample(tool) -> None:
 
 
 def test_report_has_every_variant_and_every_trend(tool, tmp_path) -> None:
-    text = tool.write_report(tmp_path, FIGURES)
+    text = tool.write_report(tmp_path, RESULTS)
     assert (tmp_path / "trends.md").read_text() == text
     assert "| parallel | 2 | 8 | 34.0 ± 1.4 | 50.0 ± 0.0 | 80.0 ± 0.0 |" in text
     assert text.index("| skip |") < text.index("| parallel |")

@@ -13,8 +13,9 @@ def visualize(run_tool, tiny_run, images, tmp_path) -> Callable[..., int]:
     """Returns ``run(*options, opts)``: the tool with good arguments and more."""
 
     def run(*options: object, opts: tuple = (), image: Path = images[0]) -> int:
+        program = "projects/PSDiff/tools/visualize_denoising.py"
         return run_tool(
-            "projects/PSDiff/tools/visualize_denoising.py", "--config-file", tiny_run / "config.yaml", "--image", image,
+            program, "--config-file", tiny_run / "config.yaml", "--image", image,
             "--output", tmp_path / "out", *options,
             "MODEL.WEIGHTS", tiny_run / "weights.pth", *opts,
         )  # fmt: skip
@@ -36,10 +37,10 @@ def test_strip_and_animation(visualize, tmp_path, capsys) -> None:
     assert printed[3].startswith("Result: step 3 of 3, t = 332: ")
     strip, animation = tmp_path / "out" / "denoising.png", tmp_path / "out" / "denoising.gif"
     assert printed[4:] == [str(strip), str(animation)]
-    with Image.open(strip) as picture:
-        assert picture.format == "PNG" and picture.width > 800
-    with Image.open(animation) as picture:
-        assert picture.n_frames == 4
+    with Image.open(strip) as image:
+        assert image.format == "PNG" and image.width > 800
+    with Image.open(animation) as image:
+        assert image.n_frames == 4
     before = strip.read_bytes()
     assert visualize() == 0 and strip.read_bytes() == before, "the same again"
     assert visualize("--seed", 1) == 0 and strip.read_bytes() != before
@@ -62,13 +63,13 @@ def test_every_sampler(visualize, capsys) -> None:
 
 def test_a_threshold_that_nothing_reaches(visualize, capsys) -> None:
     assert visualize("--score-thresh", 1, "--query-box", 10, 10, 60, 90) == 0
-    assert lines(capsys)[3].endswith(": nobody found")
+    assert lines(capsys)[3].endswith(": no detection")
 
 
 @pytest.mark.parametrize(
     ("options", "opts", "text"),
     [
-        (("--query-image", "x.png"), (), "--query-image needs --query-box"),
+        (("--query-image", "x.png"), (), "--query-image requires --query-box"),
         (("--score-thresh", 2), (), "--score-thresh is 2.0"),
         (("--query-box", 5, 5, 5, 9), (), "has no area"),
         (("--query-box", 500, 5, 600, 9), (), "lies outside the image"),
@@ -76,7 +77,7 @@ def test_a_threshold_that_nothing_reaches(visualize, capsys) -> None:
         ((), ("MODEL.PSDIFF.STEPS", 0), "MODEL.PSDIFF.STEPS is 0"),
         ((), ("MODEL.PSDIFF.SAMPLER", "euler"), "MODEL.PSDIFF.SAMPLER is 'euler'"),
         ((), ("MODEL.WEIGHTS", "absent.pth"), "absent.pth"),
-        ((), ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"), "only PSDiff denoises"),
+        ((), ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"), "this program is for PSDiff"),
     ],
 )
 def test_wrong_input(options, opts, text, visualize, capsys) -> None:
@@ -85,7 +86,7 @@ def test_wrong_input(options, opts, text, visualize, capsys) -> None:
     assert text in errors and "Traceback" not in errors
 
 
-def test_an_image_that_is_none(visualize, tmp_path, capsys) -> None:
-    (tmp_path / "text.png").write_text("no image")
+def test_an_unreadable_image(visualize, tmp_path, capsys) -> None:
+    (tmp_path / "text.png").write_text("not an image")
     assert visualize(image=tmp_path / "text.png") == 2
     assert "cannot read the image" in capsys.readouterr().err

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights with other names: Caffe2 blobs, and state dicts of a part of the model.
+"""Matching of the names of weights: Caffe2 blobs, and state dicts of a part of the model.
 
-Two steps, both on names: Caffe2's are translated by rules; then every parameter of the model looks
-for the longest name in the file that it ends with.
+Names of Caffe2 are converted by rules. Then every parameter of the model is matched with the
+longest name in the file that is a suffix of its own name.
 """
 
 import logging
+import os
 import re
 
 import torch
 
-# (pattern, replacement), applied in this order to names whose "_" became ".".
+# (pattern, replacement), applied in this order to names with "." instead of "_".
 _BASIC_RULES = [
     (r"\.b$", ".bias"),
     (r"\.w$", ".weight"),
-    # Normalization: scale, shift and running statistics under their various names.
+    # Normalization: scale, shift and running statistics.
     (r"[bg]n\.(s|gamma)$", "norm.weight"),
     (r"[bg]n\.(bias|beta)$", "norm.bias"),
     (r"bn\.(rm|running\.mean)$", "norm.running_mean"),
@@ -28,11 +29,11 @@ _BASIC_RULES = [
     (r"\.branch2c\.", ".conv3."),
 ]
 
-# The same for detectors. FPN's names carry the last block of the stage they start from.
+# Rules of detectors. The names of FPN contain the last block of each stage.
 _DETECTOR_RULES = [
     (r"^fpn\.inner\.res(\d+)\.\d+\.sum(\.lateral)?\.", r"fpn_lateral\1."),
     (r"^fpn\.res(\d+)\.\d+\.sum\.", r"fpn_output\1."),
-    # With FPN the one RPN head is stored under the name of the finest level.
+    # With FPN, the shared RPN head has the name of the finest level.
     (r"^conv\.rpn(\.fpn\d+)?\.", "proposal_generator.rpn_head.conv."),
     (r"^rpn\.bbox\.pred(\.fpn\d+)?\.", "proposal_generator.rpn_head.anchor_deltas."),
     (r"^rpn\.cls\.logits(\.fpn\d+)?\.", "proposal_generator.rpn_head.objectness_logits."),
@@ -51,14 +52,14 @@ def _apply_rules(names: list[str], rules: list[tuple[str, str]]) -> list[str]:
 
 
 def convert_basic_c2_names(original_keys: list[str]) -> list[str]:
-    """Translate Caffe2 names of typical backbones; one name out for each name in."""
+    """Converts the Caffe2 names of a backbone."""
     classifier = {"pred_b": "linear_b", "pred_w": "linear_w"}
     names = [classifier.get(name, name).replace("_", ".") for name in original_keys]
     return _apply_rules(names, _BASIC_RULES)
 
 
 def _move_background(name: str, weight: torch.Tensor) -> torch.Tensor:
-    """Caffe2 detectors count the background as class 0; here it is last and has no box."""
+    """Moves the weights of the background class, the first one in Caffe2, to the end."""
     logger = logging.getLogger(__name__)
     if name.startswith("bbox_pred."):
         kept = weight[4:]
@@ -77,18 +78,18 @@ def _move_background(name: str, weight: torch.Tensor) -> torch.Tensor:
 
 
 def convert_c2_detectron_names(weights: dict) -> tuple[dict, dict]:
-    """Translate the weights of a Caffe2 backbone or box detector.
+    """Converts the names of the weights of a Caffe2 backbone or box detector.
 
     Args:
-        weights: Caffe2 name -> tensor.
+        weights: Dict from Caffe2 name to tensor.
 
     Returns:
-        new name -> tensor, and new name -> Caffe2 name.
+        Dict from new name to tensor, and dict from new name to Caffe2 name.
     """
-    logging.getLogger(__name__).info(f"Translating the names of {len(weights)} Caffe2 weights")
+    logging.getLogger(__name__).info(f"Renaming {len(weights)} Caffe2 weights ...")
     original = sorted(weights)
     names = _apply_rules(convert_basic_c2_names(original), _DETECTOR_RULES)
-    assert len(set(names)) == len(names), "Two Caffe2 names became the same name"
+    assert len(set(names)) == len(names), "two Caffe2 names were converted to the same name"
     new_weights, original_names = {}, {}
     for name, old_name in zip(names, original, strict=True):
         new_weights[name] = _move_background(name, weights[old_name])
@@ -96,39 +97,25 @@ def convert_c2_detectron_names(weights: dict) -> tuple[dict, dict]:
     return new_weights, original_names
 
 
-def _find_matches(model_keys: list[str], ckpt_keys: list[str]) -> dict[str, str]:
-    """model key -> the longest checkpoint key that is the same or a dotted ending of it."""
-    available = set(ckpt_keys)
-    matches = {}
-    for key in model_keys:
-        parts = key.split(".")
-        endings = (".".join(parts[start:]) for start in range(len(parts)))
-        found = next((ending for ending in endings if ending in available), None)
-        if found is not None:
-            matches[key] = found
-    return matches
-
-
 def align_and_update_state_dicts(
     model_state_dict: dict, ckpt_state_dict: dict, c2_conversion: bool = True
 ) -> dict:
-    """Rename a checkpoint's weights to the names that a model has for them.
+    """Renames the weights of a checkpoint to the names in a model.
 
-    A model's parameter takes the longest name in the checkpoint that its own name ends with, dots
-    respected: `backbone.bottom_up.res2.0.conv1.weight` finds `res2.0.conv1.weight` before it
-    would find `conv1.weight`. Weights whose shape does not fit are reported and stay under their
-    own name, as do those that nothing asks for.
+    A parameter of the model is matched with the longest name in the checkpoint that is a suffix of
+    its name: ``backbone.bottom_up.res2.0.conv1.weight`` matches ``res2.0.conv1.weight`` rather than
+    ``conv1.weight``. Weights with a wrong shape are logged and, like unused weights, not renamed.
 
     Args:
-        model_state_dict: state dict of the model.
-        ckpt_state_dict: state dict from the file.
-        c2_conversion: translate Caffe2 names first.
+        model_state_dict: State dict of the model.
+        ckpt_state_dict: State dict of the checkpoint.
+        c2_conversion: Whether to convert Caffe2 names first.
 
     Returns:
-        The checkpoint's weights under their new names.
+        Dict from new name to weight.
 
     Raises:
-        ValueError: two parameters of the model ask for the same weight.
+        ValueError: Two parameters of the model match the same weight.
     """
     logger = logging.getLogger(__name__)
     if c2_conversion:
@@ -136,12 +123,17 @@ def align_and_update_state_dicts(
 
     taken: dict[str, str] = {}  # checkpoint key -> model key
     result = {}
-    for key, ckpt_key in _find_matches(sorted(model_state_dict), sorted(ckpt_state_dict)).items():
-        weight, wanted = ckpt_state_dict[ckpt_key], model_state_dict[key].shape
-        if weight.shape != wanted:
+    for key in sorted(model_state_dict):
+        parts = key.split(".")
+        suffixes = (".".join(parts[start:]) for start in range(len(parts)))
+        ckpt_key = next((suffix for suffix in suffixes if suffix in ckpt_state_dict), None)
+        if ckpt_key is None:
+            continue
+        weight, shape = ckpt_state_dict[ckpt_key], model_state_dict[key].shape
+        if weight.shape != shape:
             logger.warning(
                 f"Shape of {ckpt_key} in checkpoint is {weight.shape}, "
-                f"while shape of {key} in model is {wanted}."
+                f"while shape of {key} in model is {shape}."
             )
             logger.warning(
                 f"{ckpt_key} will not be loaded. Please double check and see if this is desired."
@@ -159,69 +151,20 @@ def align_and_update_state_dicts(
         result[key] = weight
 
     if not taken:
-        logger.warning("Not one name in the checkpoint fits a parameter of the model")
+        logger.warning("The checkpoint has no weights with names of the model")
         return ckpt_state_dict
-    _log_matches(sorted(result))
+    # a layer and its normalization count as one
+    layers = {key.rpartition(".")[0].removesuffix(".norm") for key in result}
+    logger.info(
+        "Following weights matched with submodule "
+        f"{_longest_common_prefix_str(list(result)).rpartition('.')[0] or 'model'} - "
+        f"Total num: {len(layers)}"
+    )
     for name, weight in ckpt_state_dict.items():
         if name not in taken:
             result[name] = weight
     return result
 
 
-def _log_matches(model_keys: list[str]) -> None:
-    """One line with the part of the model that was filled."""
-    groups = _group_keys_by_module(model_keys, {key: key for key in model_keys})
-    num_groups = len({tuple(group) for group in groups.values()})
-    columns = zip(*(key.split(".") for key in model_keys), strict=False)
-    where = ".".join(parts[0] for parts in columns if len(set(parts)) == 1) or "model"
-    logging.getLogger(__name__).info(
-        f"Following weights matched with submodule {where} - Total num: {num_groups}"
-    )
-
-
-def _group_keys_by_module(keys: list[str], original_names: dict[str, str]) -> dict:
-    """Sort parameter names into groups of one layer and its normalization.
-
-    Args:
-        keys: names of parameters.
-        original_names: names -> what to list for them.
-
-    Returns:
-        name -> all names of its group, as listed; names without a dot are left out.
-    """
-    groups: dict[str, list[str]] = {}
-    for key in keys:
-        module, dot, _ = key.rpartition(".")
-        if not dot or key in groups:
-            continue
-        members = [other for other in keys if other.startswith(module + ".")]
-        listed = [original_names[other] for other in members]
-        for member in members:
-            groups[member] = listed
-    return groups
-
-
-def _longest_common_prefix(names: list[str]) -> str:
-    """The whole dotted parts with which all names begin: ["a.zfg", "a.zef"] -> "a."."""
-    split = [name.split(".") for name in names]
-    common = []
-    for parts in zip(*(parts[:-1] for parts in split), strict=False):
-        if len(set(parts)) > 1:
-            break
-        common.append(parts[0])
-    return ".".join(common) + "." if common else ""
-
-
 def _longest_common_prefix_str(names: list[str]) -> str:
-    """The characters with which all names begin."""
-    first, last = min(names), max(names)
-    length = 0
-    while length < min(len(first), len(last)) and first[length] == last[length]:
-        length += 1
-    return first[:length]
-
-
-def _group_str(names: list[str]) -> str:
-    """Several names as one: ["a.w", "a.b"] -> "a.{w,b}"."""
-    prefix = _longest_common_prefix_str(names)
-    return prefix + "{" + ",".join(name[len(prefix) :] for name in names) + "}"
+    return os.path.commonprefix(names)

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``CfgNode``, the process-wide config, and ``@configurable``."""
+"""``CfgNode``, the global config, and ``@configurable``."""
 
 import functools
 import inspect
-import logging
 from collections.abc import Callable
 from typing import Any
 
+from detectron2._lite import NotInLiteError, absence_message, absent
 from detectron2.utils.file_io import PathManager
 from fvcore.common.config import CfgNode as _CfgNode
 
+__getattr__ = absent(__name__, "downgrade_config", "upgrade_config")
+
 
 class CfgNode(_CfgNode):
-    """fvcore's config node, with files opened by ``PathManager`` and old versions upgraded."""
+    """fvcore's config node with files opened by ``PathManager``."""
 
     @classmethod
     def _open_cfg(cls, filename: str):
@@ -21,74 +23,63 @@ class CfgNode(_CfgNode):
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True) -> None:
         """Merges a YAML file, and the files it names under ``_BASE_``, into this config.
 
-        A file written for an older version of the keys is merged under their old names and the
-        result upgraded; without a VERSION key the version is guessed from the keys.
-
         Args:
-            cfg_filename: path or URL of the YAML file.
-            allow_unsafe: retry with the YAML loader that can build Python objects, if the safe
-                one refuses the file.
+            cfg_filename: Path or URL of the YAML file.
+            allow_unsafe: Whether to retry with the YAML loader that can build Python objects, if
+                the safe one refuses the file.
+
+        Raises:
+            AssertionError: The file does not exist, or is of a newer VERSION.
+            NotInLiteError: The file is of an older VERSION.
         """
-        from .compat import downgrade_config, guess_version, upgrade_config
-
-        if not PathManager.isfile(cfg_filename):
-            # An AssertionError, as callers of Detectron2 expect here.
-            raise AssertionError(f"there is no config file '{cfg_filename}'")
+        assert PathManager.isfile(cfg_filename), f"config file '{cfg_filename}' does not exist"
         loaded = type(self)(self.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe))
-        if "VERSION" not in loaded:
-            loaded.VERSION = guess_version(loaded, cfg_filename)
-        if loaded.VERSION > self.VERSION:
-            raise AssertionError(
-                f"{cfg_filename} has VERSION {loaded.VERSION}, but this config only knows versions "
-                f"up to {self.VERSION}; use a newer Detectron2 for it"
+        version = loaded.get("VERSION", self.VERSION)
+        if version < self.VERSION:
+            raise NotInLiteError(
+                absence_message(f"The upgrade of {cfg_filename} from VERSION {version}")
             )
-        if loaded.VERSION == self.VERSION:
-            self.merge_from_other_cfg(loaded)
-            return
-
-        logging.getLogger(__name__).warning(
-            "%s has VERSION %d; its keys are renamed to those of VERSION %d. "
-            "Save the file with the new names to be rid of this message.",
-            cfg_filename,
-            loaded.VERSION,
-            self.VERSION,
+        assert version == self.VERSION, (
+            f"{cfg_filename} has VERSION {version}, but the latest known is {self.VERSION}; use a "
+            "newer Detectron2"
         )
-        old_style = downgrade_config(self, to_version=loaded.VERSION)
-        old_style.merge_from_other_cfg(loaded)
-        upgraded = upgrade_config(old_style)
-        self.clear()
-        self.update(upgraded)
+        self.merge_from_other_cfg(loaded)
 
 
 global_cfg = CfgNode()
 
 
 def get_cfg() -> CfgNode:
-    """Returns a fresh copy of the default config."""
+    """Returns a copy of the default config."""
     from .defaults import _C
 
     return _C.clone()
 
 
 def set_global_cfg(cfg: CfgNode) -> None:
-    """Makes ``global_cfg`` hold the same keys as ``cfg``, for code that no cfg is passed to."""
+    """Copies the keys of ``cfg`` to ``global_cfg``, for code that has no access to the config."""
     global_cfg.clear()
     global_cfg.update(cfg)
 
 
 def configurable(init_func: Callable | None = None, *, from_config: Callable | None = None):
-    """Lets a class or a function be called either with its own arguments or with a config.
+    """Allows a class or a function to be called with explicit arguments or with a config.
 
-    On ``__init__``, as ``@configurable``: the class must have a classmethod
-    ``from_config(cls, cfg, ...)`` that returns a dict of arguments for ``__init__``. On a
-    function, as ``@configurable(from_config=...)``, the converter is given instead.
+    ``@configurable`` decorates the ``__init__`` of a class with a classmethod
+    ``from_config(cls, cfg, ...)`` that returns a dict of arguments for ``__init__``.
+    ``@configurable(from_config=...)`` decorates a function.
 
     The config is recognized by its type, as the first positional argument or as ``cfg=``. Other
-    arguments go to ``from_config``; keyword arguments that it does not take override its result.
+    arguments are passed to ``from_config``; keyword arguments that it does not take override its
+    result.
+
+    Args:
+        init_func: The ``__init__`` method to decorate.
+        from_config: For a function, the converter from a config to a dict of arguments.
     """
     if init_func is not None:
         if not inspect.isfunction(init_func) or init_func.__name__ != "__init__":
-            raise TypeError("@configurable without arguments only decorates a class's __init__")
+            raise TypeError("@configurable without arguments can only decorate __init__")
         return _configurable_init(init_func)
     if from_config is None:
         return configurable
@@ -143,7 +134,7 @@ def _is_called_with_cfg(args: tuple, kwargs: dict[str, Any]) -> bool:
 
 
 def _explicit_arguments(converter: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Calls ``converter`` with what it takes; adds to its result the keywords it does not take."""
+    """Calls ``converter``; keyword arguments that it does not take are added to its result."""
     parameters = inspect.signature(converter).parameters
     if next(iter(parameters), None) != "cfg":
         where = getattr(converter, "__qualname__", repr(converter))

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every key of Detectron2's config with its default.
+"""All keys of Detectron2's config with their defaults.
 
-Keys of parts that lite lacks are here too, so that any YAML file written for Detectron2 merges.
+The keys of absent parts are included, so that any YAML file written for Detectron2 merges.
 """
 
 from .config import CfgNode
 
 _DEFAULTS = {
-    # Version of the key names; see compat.py.
+    # Version of the key names.
     "VERSION": 2,
-    # The model: one META_ARCHITECTURE, and the settings of every part it may have.
+    # META_ARCHITECTURE names the model; the other keys configure the parts it may have.
     "MODEL": {
         "LOAD_PROPOSALS": False,
         "MASK_ON": False,
         "KEYPOINT_ON": False,
-        # "cuda", "cpu", or any other name that torch.device takes.
+        # Any name that torch.device accepts, such as "cuda" or "cpu".
         "DEVICE": "cuda",
         "META_ARCHITECTURE": "GeneralizedRCNN",
         # Path or URL of the checkpoint to start from.
@@ -23,7 +23,7 @@ _DEFAULTS = {
         # INPUT.FORMAT.
         "PIXEL_MEAN": [103.53, 116.28, 123.675],
         "PIXEL_STD": [1.0, 1.0, 1.0],
-        # Registered builder of the backbone, and how many first stages stay fixed (1: the stem).
+        # Registered builder of the backbone, and the number of frozen stages (1: the stem).
         "BACKBONE": {
             "NAME": "build_resnet_backbone",
             "FREEZE_AT": 2,
@@ -116,7 +116,7 @@ _DEFAULTS = {
             ),
             "IOUS": (0.5, 0.6, 0.7),
         },
-        # Kept so that files merge; masks are not in lite.
+        # Absent from lite.
         "ROI_MASK_HEAD": {
             "NAME": "MaskRCNNConvUpsampleHead",
             "POOLER_RESOLUTION": 14,
@@ -127,7 +127,7 @@ _DEFAULTS = {
             "CLS_AGNOSTIC_MASK": False,
             "POOLER_TYPE": "ROIAlignV2",
         },
-        # Kept so that files merge; keypoints are not in lite.
+        # Absent from lite.
         "ROI_KEYPOINT_HEAD": {
             "NAME": "KRCNNConvDeconvUpsampleHead",
             "POOLER_RESOLUTION": 14,
@@ -139,7 +139,7 @@ _DEFAULTS = {
             "LOSS_WEIGHT": 1.0,
             "POOLER_TYPE": "ROIAlignV2",
         },
-        # Kept so that files merge; semantic segmentation is not in lite.
+        # Absent from lite.
         "SEM_SEG_HEAD": {
             "NAME": "SemSegFPNHead",
             "IN_FEATURES": ["p2", "p3", "p4", "p5"],
@@ -150,7 +150,7 @@ _DEFAULTS = {
             "NORM": "GN",
             "LOSS_WEIGHT": 1.0,
         },
-        # Kept so that files merge; panoptic segmentation is not in lite.
+        # Absent from lite.
         "PANOPTIC_FPN": {
             "INSTANCE_LOSS_WEIGHT": 1.0,
             "COMBINE": {
@@ -160,7 +160,7 @@ _DEFAULTS = {
                 "INSTANCES_CONFIDENCE_THRESH": 0.5,
             },
         },
-        # Kept so that files merge; RetinaNet is not in lite.
+        # Absent from lite.
         "RETINANET": {
             "NUM_CLASSES": 80,
             "IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
@@ -212,7 +212,7 @@ _DEFAULTS = {
         "FORMAT": "BGR",
         "MASK_FORMAT": "polygon",
     },
-    # Registered names. Proposal files, if any, in the order of the names.
+    # Names of registered data sets. Precomputed proposals are absent from lite.
     "DATASETS": {
         "TRAIN": (),
         "PROPOSAL_FILES_TRAIN": (),
@@ -285,17 +285,17 @@ _DEFAULTS = {
     "OUTPUT_DIR": "./output",
     # Negative: a different seed in every run.
     "SEED": -1,
-    # Let cuDNN time its algorithms; of use when input sizes seldom change.
+    # Lets cuDNN benchmark its algorithms, which pays off if input sizes seldom change.
     "CUDNN_BENCHMARK": False,
     # "" leaves PyTorch's setting alone; "highest", "high" or "medium" set it.
     "FLOAT32_PRECISION": "",
-    # Iterations between images of the training; 0 for none.
+    # Iterations between visualizations of the training, absent from lite; 0 for none.
     "VIS_PERIOD": 0,
-    # For code that no config is passed to; see set_global_cfg.
+    # For code that has no access to the config; see set_global_cfg.
     "GLOBAL": {
         "HACK": 1.0,
     },
 }
 
 _C = CfgNode(_DEFAULTS)
-"""The default config. Take a copy with ``get_cfg`` instead of changing it."""
+"""The default config; ``get_cfg`` returns a copy."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calling what a nested description with ``_target_`` keys describes."""
+"""Instantiation of objects from nested descriptions with ``_target_`` keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,15 +8,15 @@ from detectron2.utils.registry import locate
 
 
 def instantiate(cfg: Any) -> Any:
-    """Builds the object that ``cfg`` describes.
+    """Instantiates the object that ``cfg`` describes.
 
     Args:
-        cfg: a mapping with ``_target_``, a callable or its dotted name, and the keyword arguments
-            to call it with. Arguments are instantiated first.
+        cfg: Mapping with ``_target_``, a callable or its dotted name, and its keyword arguments,
+            which are instantiated first.
 
     Returns:
-        The result of the call. Lists are instantiated element by element; anything else,
-        mappings without ``_target_`` included, is returned as it is.
+        The result of the call. Lists are instantiated element by element; other values, including
+        mappings without ``_target_``, are returned unchanged.
     """
     if isinstance(cfg, list):
         return [instantiate(item) for item in cfg]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets and facts about them, by name."""
+"""Catalogs of data sets and of their metadata."""
 
 import logging
 import types
@@ -9,29 +9,27 @@ from typing import Any
 
 from detectron2.utils.logger import log_first_n
 
-__all__ = ["DatasetCatalog", "Metadata", "MetadataCatalog"]
-
 
 class _DatasetCatalog(UserDict):
-    """Names of data sets, and the functions that load them.
+    """Maps names of data sets to the functions that load them.
 
-    A function takes nothing and returns the records of the data set: a list of dicts, the same
-    in the same order every time.
+    A function has no arguments and returns the records of the data set: a list of dicts, always
+    in the same order.
     """
 
     def register(self, name: str, func: Callable[[], Any]) -> None:
-        """Adds a data set.
+        """Registers a data set.
 
         Args:
-            name: a name that is not in use, for example "prw_test".
-            func: loads it. It is called at every ``get``, and not before.
+            name: New name, for example "prw_test".
+            func: Function that loads the data set; every ``get`` calls it.
         """
-        assert callable(func), f"dataset '{name}' needs a function that loads it, got {func!r}"
+        assert callable(func), f"the loader of dataset '{name}' must be a function, got {func!r}"
         assert name not in self, f"Dataset '{name}' is already registered!"
         self[name] = func
 
     def get(self, name: str) -> Any:
-        """Loads a data set; ``KeyError`` lists the names there are."""
+        """Loads a data set; raises ``KeyError`` with the registered names if it is unknown."""
         try:
             func = self[name]
         except KeyError as e:
@@ -46,7 +44,7 @@ class _DatasetCatalog(UserDict):
         return list(self.keys())
 
     def remove(self, name: str) -> None:
-        """Forgets a data set."""
+        """Removes a data set."""
         self.pop(name)
 
     def __str__(self) -> str:
@@ -56,13 +54,13 @@ class _DatasetCatalog(UserDict):
 
 
 DatasetCatalog = _DatasetCatalog()
-"""The one catalog of data sets."""
+"""The global catalog of data sets."""
 
 
 class Metadata(types.SimpleNamespace):
-    """Facts about a data set that are known without loading it, such as its class names.
+    """Metadata of a data set, such as the names of its classes.
 
-    A fact, once set, cannot be set to another value.
+    A key cannot be set to a different value later.
     """
 
     name: str = "N/A"
@@ -74,7 +72,7 @@ class Metadata(types.SimpleNamespace):
         if len(self.__dict__) > 1:
             hint = f"Available keys are {self.__dict__.keys()}."
         else:
-            hint = "Its metadata is empty: is the data set registered, and its name right?"
+            hint = "Its metadata is empty: check that the data set is registered under this name."
         raise AttributeError(
             f"Attribute '{key}' does not exist in the metadata of dataset '{self.name}'. {hint}"
         )
@@ -88,22 +86,22 @@ class Metadata(types.SimpleNamespace):
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns a copy of all facts. Changing it changes nothing here."""
+        """Returns a copy of all metadata as a dict."""
         return dict(self.__dict__)
 
     def set(self, **kwargs: Any) -> "Metadata":
-        """Sets several facts; returns the object, so that calls can be chained."""
+        """Sets several keys and returns the object."""
         for key, value in kwargs.items():
             setattr(self, key, value)
         return self
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Returns a fact, or ``default`` where it is not known."""
+        """Returns the value of a key, or ``default`` if it is not set."""
         return getattr(self, key, default)
 
 
-# Names of before, which code in the wild still uses.
-_RENAMED_FACTS = {
+# Old name -> name of a key.
+_RENAMED_KEYS = {
     "class_names": "thing_classes",
     "stuff_class_names": "stuff_classes",
     "dataset_id_to_contiguous_id": "thing_dataset_id_to_contiguous_id",
@@ -111,18 +109,18 @@ _RENAMED_FACTS = {
 
 
 def _current_name(key: str) -> str:
-    """Returns today's name of a fact, with a warning if it has changed."""
-    current = _RENAMED_FACTS.get(key, key)
+    """Returns the current name of a key and logs a warning if it was renamed."""
+    current = _RENAMED_KEYS.get(key, key)
     if current != key:
         log_first_n(logging.WARNING, f"Metadata '{key}' is now called '{current}'.", n=10)
     return current
 
 
 class _MetadataCatalog(UserDict):
-    """``Metadata`` by the name of the data set."""
+    """Maps names of data sets to their ``Metadata``."""
 
     def get(self, name: str) -> Metadata:
-        """Returns the metadata of ``name``: always the same object, empty at first."""
+        """Returns the metadata of ``name``, which is created if necessary."""
         assert len(name), "the name of a data set must not be empty"
         if name not in self:
             self[name] = Metadata(name=name)
@@ -133,7 +131,7 @@ class _MetadataCatalog(UserDict):
         return list(self.keys())
 
     def remove(self, name: str) -> None:
-        """Forgets the metadata of a data set."""
+        """Removes the metadata of a data set."""
         self.pop(name)
 
     def __str__(self) -> str:
@@ -143,4 +141,4 @@ class _MetadataCatalog(UserDict):
 
 
 MetadataCatalog = _MetadataCatalog()
-"""The one catalog of metadata."""
+"""The global catalog of metadata."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets made of lists and of other data sets."""
+"""Data sets built from lists and from other data sets."""
 
 import contextlib
 import copy
@@ -16,15 +16,13 @@ import torch.utils.data as data
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data.sampler import Sampler
 
-__all__ = ["AspectRatioGroupedDataset", "DatasetFromList", "MapDataset", "ToIterableDataset"]
-
 logger = logging.getLogger(__name__)
 
 
 def _shard_iterator_dataloader_worker(iterable: Iterable, chunk_size: int = 1) -> Iterator:
-    """Yields the part of ``iterable`` that falls to this worker of a DataLoader.
+    """Yields the elements of this DataLoader worker, or all elements outside of a worker.
 
-    Chunks of ``chunk_size`` go to the workers in turn; outside of a worker all is yielded.
+    Chunks of ``chunk_size`` elements are assigned to the workers in turn.
     """
     worker = data.get_worker_info()
     if worker is None or worker.num_workers == 1:
@@ -36,7 +34,7 @@ def _shard_iterator_dataloader_worker(iterable: Iterable, chunk_size: int = 1) -
 
 
 class _MapIterableDataset(data.IterableDataset):
-    """``MapDataset`` of an iterable data set; elements mapped to None are left out."""
+    """``MapDataset`` of an iterable data set; elements mapped to None are skipped."""
 
     def __init__(self, dataset, map_func):
         self._dataset = dataset
@@ -55,28 +53,27 @@ class _MapIterableDataset(data.IterableDataset):
 class MapDataset(data.Dataset):
     """Applies a function to the elements of a data set.
 
-    The function may return None for an element that is of no use; another element, chosen at
-    random, takes its place.
+    If the function returns None, a random other element is used instead.
+
+    Args:
+        dataset: Map-style or iterable data set.
+        map_func: Function of an element; may return None.
     """
 
     def __new__(cls, dataset, map_func):
+        """Returns an iterable data set if ``dataset`` is iterable."""
         is_iterable = isinstance(dataset, data.IterableDataset)
         return _MapIterableDataset(dataset, map_func) if is_iterable else super().__new__(cls)
 
     def __getnewargs__(self):
-        # pickling calls __new__, which takes arguments
+        # unpickling calls __new__ with arguments
         return (self._dataset, self._map_func)
 
     def __init__(self, dataset, map_func):
-        """
-        Args:
-            dataset: a data set with indices or an iterable one.
-            map_func: called with an element; may return None.
-        """
         self._dataset = dataset
-        # lambdas and local functions have to reach the workers of a loader too
+        # lambdas and local functions must be sent to loader processes, too
         self._map_func = PicklableWrapper(map_func)
-        # indices to fall back on: those that have not given None yet
+        # indices to fall back on: not known to give None
         self._usable = {*range(len(dataset))}
         self._rng = random.Random(42)
 
@@ -102,10 +99,10 @@ class MapDataset(data.Dataset):
 
 
 class _TorchSerializedList:
-    """A list kept as one buffer of pickled bytes.
+    """A list stored as one buffer of pickled bytes.
 
-    Worker processes share the memory of the buffer. A list of Python objects they would come to
-    copy, because reading an object writes its reference count.
+    Worker processes share the memory of the buffer. They would copy a list of Python objects,
+    because reading an object changes its reference count.
     """
 
     def __init__(self, lst: list):
@@ -124,7 +121,7 @@ class _TorchSerializedList:
     def __getitem__(self, idx):
         begin = 0 if idx == 0 else self._ends[idx - 1].item()
         end = self._ends[idx].item()
-        # memoryview, so that the bytes are not copied before they are read
+        # a memoryview avoids a copy of the bytes
         return pickle.loads(memoryview(self._bytes[begin:end].numpy()))
 
 
@@ -133,7 +130,7 @@ _DEFAULT_DATASET_FROM_LIST_SERIALIZE_METHOD: Callable[[list], Any] = _TorchSeria
 
 @contextlib.contextmanager
 def set_default_dataset_from_list_serialize_method(new: Callable[[list], Any]):
-    """Changes, within a ``with`` block, what ``DatasetFromList(serialize=True)`` keeps lists in."""
+    """Context manager that sets the storage of ``DatasetFromList(serialize=True)``."""
     global _DEFAULT_DATASET_FROM_LIST_SERIALIZE_METHOD
     before = _DEFAULT_DATASET_FROM_LIST_SERIALIZE_METHOD
     _DEFAULT_DATASET_FROM_LIST_SERIALIZE_METHOD = new
@@ -144,17 +141,17 @@ def set_default_dataset_from_list_serialize_method(new: Callable[[list], Any]):
 
 
 class DatasetFromList(data.Dataset):
-    """A list as a data set."""
+    """A list as a data set.
+
+    Args:
+        lst: List of elements.
+        copy: Whether to return deep copies, so that elements can be changed in place. A serialized
+            list always does.
+        serialize: True stores the list as pickled bytes, which worker processes share; a callable
+            is called with the list and returns the object to store; False stores the list.
+    """
 
     def __init__(self, lst: list, copy: bool = True, serialize: bool | Callable = True):
-        """
-        Args:
-            lst: the elements.
-            copy: give out deep copies, so that elements can be changed in place. Of no matter
-                for a serialized list, whose elements are new every time.
-            serialize: True keeps the list as pickled bytes, which worker processes share; a
-                callable is called with the list and returns what to keep; False keeps the list.
-        """
         self._copy = copy
         self._serialize = serialize
         if callable(serialize):
@@ -169,12 +166,20 @@ class DatasetFromList(data.Dataset):
 
     def __getitem__(self, idx):
         element = self._lst[idx]
-        # what was pickled is a copy already
+        # unpickling makes a copy
         return copy.deepcopy(element) if self._copy and not self._serialize else element
 
 
 class ToIterableDataset(data.IterableDataset):
-    """The elements of a data set in the order of a sampler."""
+    """Iterates over the elements of a map-style data set in the order of a sampler.
+
+    Args:
+        dataset: Map-style data set.
+        sampler: Sampler of indices.
+        shard_sampler: Whether each worker of a DataLoader yields a different part of the indices.
+            False if the sampler is sharded already.
+        shard_chunk_size: Number of consecutive indices for the same worker.
+    """
 
     def __init__(
         self,
@@ -183,14 +188,6 @@ class ToIterableDataset(data.IterableDataset):
         shard_sampler: bool = True,
         shard_chunk_size: int = 1,
     ):
-        """
-        Args:
-            dataset: a data set with indices.
-            sampler: gives the indices.
-            shard_sampler: in a worker of a DataLoader, give only this worker's part, so that
-                workers together go through the sampler once. False if the sampler sees to it.
-            shard_chunk_size: consecutive indices that go to the same worker.
-        """
         assert not isinstance(dataset, data.IterableDataset), dataset
         assert isinstance(sampler, Sampler), sampler
         self.dataset = dataset
@@ -210,14 +207,14 @@ class ToIterableDataset(data.IterableDataset):
 
 
 class AspectRatioGroupedDataset(data.IterableDataset):
-    """Batches of images that are all wide or all high, so that little of them is padding."""
+    """Batches of images with the same orientation, which need less padding.
+
+    Args:
+        dataset: Iterable of dicts with ``width`` and ``height``.
+        batch_size: Batch size.
+    """
 
     def __init__(self, dataset, batch_size):
-        """
-        Args:
-            dataset: an iterable of dicts with ``width`` and ``height``.
-            batch_size: elements of a batch.
-        """
         self.dataset = dataset
         self.batch_size = batch_size
         self._buckets: list[list] = [[], []]
@@ -228,6 +225,6 @@ class AspectRatioGroupedDataset(data.IterableDataset):
             bucket.append(element)
             if len(bucket) == self.batch_size:
                 batch = bucket[:]
-                # emptied before the yield: a loop may be left there
+                # cleared before the yield, where a loop may be left
                 bucket.clear()
                 yield batch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a record of a data set to the input of a model."""
+"""The default dataset mapper."""
 
 import copy
 import logging
@@ -7,23 +7,34 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2._lite import NotInLiteError, absence_message
 from detectron2.config import configurable
 
 from . import detection_utils as utils
 from . import transforms as T
 
-__all__ = ["DatasetMapper"]
-
 
 class DatasetMapper:
-    """Reads the image of a record, augments it, and turns the annotations into tensors.
+    """Maps a record to the input of a model. It can also be built from a config.
 
-    Called with a record (see Detectron2's "standard dataset dict"), it returns a copy with
+    A call with a record (Detectron2's "standard dataset dict") reads the image, augments it, and
+    returns a copy of the record with
 
-    * ``image``: (C, H, W) tensor, in the number type and channel order of the image as read;
-    * ``instances``, in training: ``Instances`` with ``gt_boxes``, ``gt_classes`` and, if asked
-      for, ``gt_masks`` and ``gt_keypoints``, without crowds and empty boxes;
-    * ``proposals`` or ``sem_seg``, where the record has them.
+    * ``image``: (C, H, W) tensor in the data type and channel order of the image as read;
+    * ``instances``, in training: ``Instances`` with ``gt_boxes``, ``gt_classes`` and, if enabled,
+      ``gt_masks`` and ``gt_keypoints``, without crowds and empty boxes;
+    * ``sem_seg``, if the record has ``sem_seg_file_name``.
+
+    Args:
+        is_train: Whether the mapper is used for training. For testing, annotations are dropped.
+        augmentations: Augmentations, applied in order.
+        image_format: Format of ``detection_utils.read_image``, for example "BGR".
+        use_instance_mask: Whether to return masks.
+        use_keypoint: Whether to return keypoints.
+        instance_mask_format: "polygon" or "bitmask".
+        keypoint_hflip_indices: See ``detection_utils.create_keypoint_hflip_indices``.
+        precomputed_proposal_topk: Must be None; precomputed proposals are absent.
+        recompute_boxes: Whether to compute boxes from the augmented masks.
     """
 
     @configurable
@@ -40,22 +51,9 @@ class DatasetMapper:
         precomputed_proposal_topk: int | None = None,
         recompute_boxes: bool = False,
     ):
-        """Can also be called with a config.
-
-        Args:
-            is_train: for training, or for testing, where annotations are dropped.
-            augmentations: applied in this order.
-            image_format: as ``detection_utils.read_image`` takes it, for example "BGR".
-            use_instance_mask: return masks.
-            use_keypoint: return keypoints.
-            instance_mask_format: "polygon" or "bitmask".
-            keypoint_hflip_indices: see ``detection_utils.create_keypoint_hflip_indices``.
-            precomputed_proposal_topk: if given, return that many of the record's proposals.
-            recompute_boxes: take boxes from the augmented masks.
-        """
-        assert use_instance_mask or not recompute_boxes, (
-            "recompute_boxes takes boxes from masks, so it needs use_instance_mask"
-        )
+        if precomputed_proposal_topk is not None:
+            raise NotInLiteError(absence_message("precomputed_proposal_topk of DatasetMapper"))
+        assert use_instance_mask or not recompute_boxes, "recompute_boxes needs use_instance_mask"
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
@@ -63,7 +61,6 @@ class DatasetMapper:
         self.instance_mask_format = instance_mask_format
         self.use_keypoint = use_keypoint
         self.keypoint_hflip_indices = keypoint_hflip_indices
-        self.proposal_topk = precomputed_proposal_topk
         self.recompute_boxes = recompute_boxes
         logging.getLogger(__name__).info(
             "[DatasetMapper] Augmentations used in %s: %s",
@@ -73,11 +70,12 @@ class DatasetMapper:
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict[str, Any]:
+        """Returns the arguments of ``__init__``."""
         augmentations = utils.build_augmentation(cfg, is_train)
         recompute_boxes = False
         if cfg.INPUT.CROP.ENABLED and is_train:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
-            # cropping cuts objects, of which only the mask tells what is left
+            # the box of a cropped instance is only known from its mask
             recompute_boxes = cfg.MODEL.MASK_ON
         arguments = {
             "is_train": is_train,
@@ -92,15 +90,10 @@ class DatasetMapper:
             arguments["keypoint_hflip_indices"] = utils.create_keypoint_hflip_indices(
                 cfg.DATASETS.TRAIN
             )
-        if cfg.MODEL.LOAD_PROPOSALS:
-            split = "TRAIN" if is_train else "TEST"
-            arguments["precomputed_proposal_topk"] = cfg.DATASETS[
-                f"PRECOMPUTED_PROPOSAL_TOPK_{split}"
-            ]
         return arguments
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape) -> None:
-        """Replaces ``annotations`` of the record by ``instances``; can be overridden."""
+        """Replaces ``annotations`` of the record by ``instances``; subclasses may override it."""
         for annotation in dataset_dict["annotations"]:
             if not self.use_instance_mask:
                 annotation.pop("segmentation", None)
@@ -124,31 +117,23 @@ class DatasetMapper:
         dataset_dict["instances"] = utils.filter_empty_instances(instances)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Maps one record; the record itself stays as it is."""
+        """Maps a record, which is not changed."""
         record = copy.deepcopy(dataset_dict)
-        picture = self._read(record)
-        transforms = self.augmentations(picture)
-        image_shape = picture.image.shape[:2]
-        channels_first = picture.image.transpose(2, 0, 1)
-        # Contiguous, because a tensor of a flipped view would be copied for every worker.
-        record["image"] = torch.as_tensor(np.ascontiguousarray(channels_first))
-        if picture.sem_seg is not None:
-            record["sem_seg"] = torch.as_tensor(picture.sem_seg.astype("long"))
-
-        top_k = self.proposal_topk
-        if top_k is not None:
-            utils.transform_proposals(record, image_shape, transforms, proposal_topk=top_k)
+        image = utils.read_image(record["file_name"], format=self.image_format)
+        utils.check_image_size(record, image)
+        aug_input = T.AugInput(image)
+        if "sem_seg_file_name" in record:
+            sem_seg = utils.read_image(record.pop("sem_seg_file_name"), "L")
+            aug_input.sem_seg = sem_seg.squeeze(2)
+        transforms = self.augmentations(aug_input)
+        image_shape = aug_input.image.shape[:2]
+        # contiguous, because a view of a flipped image would be copied for every worker
+        channels_first = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
+        record["image"] = torch.as_tensor(channels_first)
+        if aug_input.sem_seg is not None:
+            record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
         if self.is_train and "annotations" in record:
             self._transform_annotations(record, transforms, image_shape)
         else:
             record.pop("annotations", None)
         return record
-
-    def _read(self, record: dict[str, Any]) -> T.AugInput:
-        """Reads the image, and the semantic segmentation if the record names one."""
-        image = utils.read_image(record["file_name"], format=self.image_format)
-        utils.check_image_size(record, image)
-        sem_seg_file = record.pop("sem_seg_file_name", None)
-        if sem_seg_file is None:
-            return T.AugInput(image)
-        return T.AugInput(image, sem_seg=utils.read_image(sem_seg_file, "L").squeeze(2))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What data set mappers are made of: annotations and their transforms.
+"""Building blocks of dataset mappers: reading of images, transforms of annotations.
 
-Shape shorthand: N annotations of one image, K keypoints of one object.
+Shape shorthand: N annotations of one image, K keypoints of one instance.
 """
 
 import logging
@@ -20,65 +20,112 @@ from detectron2.structures import (
     PolygonMasks,
     polygons_to_bitmask,
 )
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 
 from . import transforms as T
 from .catalog import MetadataCatalog
-from .image_io import (
-    SizeMismatchError,
-    _apply_exif_orientation,
-    check_image_size,
-    convert_image_to_rgb,
-    convert_PIL_to_numpy,
-    read_image,
+
+__getattr__ = absent(
+    __name__,
+    "annotations_to_instances_rotated",
+    "get_fed_loss_cls_weights",
+    "transform_proposals",
 )
 
-__all__ = [
-    "SizeMismatchError",
-    "_apply_exif_orientation",
-    "annotations_to_instances",
-    "build_augmentation",
-    "build_transform_gen",
-    "check_image_size",
-    "check_metadata_consistency",
-    "convert_PIL_to_numpy",
-    "convert_image_to_rgb",
-    "create_keypoint_hflip_indices",
-    "filter_empty_instances",
-    "gen_crop_transform_with_instance",
-    "get_bbox",
-    "read_image",
-    "transform_instance_annotations",
-    "transform_keypoint_annotations",
-    "transform_proposals",
-]
+# Rows: Y, U, V of ITU-R BT.601 from R, G, B; and back.
+_RGB_TO_YUV = [[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]]
+_YUV_TO_RGB = [[1.0, 0.0, 1.13983], [1.0, -0.39465, -0.58060], [1.0, 2.03211, 0.0]]
 
-__getattr__ = absent(__name__, "annotations_to_instances_rotated", "get_fed_loss_cls_weights")
+_EXIF_ORIENTATION = 0x0112
+# EXIF orientation -> PIL operation that makes the image upright.
+_EXIF_OPERATIONS = {
+    2: Image.FLIP_LEFT_RIGHT,
+    3: Image.ROTATE_180,
+    4: Image.FLIP_TOP_BOTTOM,
+    5: Image.TRANSPOSE,
+    6: Image.ROTATE_270,
+    7: Image.TRANSVERSE,
+    8: Image.ROTATE_90,
+}
 
 
-def transform_proposals(dataset_dict, image_shape, transforms, *, proposal_topk, min_box_size=0):
-    """Replaces the proposals of a record by transformed ones, as ``proposals``.
+class SizeMismatchError(ValueError):
+    """Raised if the size of an image differs from the size in its record."""
+
+
+def _apply_exif_orientation(image: Image.Image) -> Image.Image:
+    """Makes an image upright according to its EXIF data; broken EXIF data are ignored."""
+    if not hasattr(image, "getexif"):
+        return image
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # Pillow raises exceptions of many types here
+        return image
+    operation = _EXIF_OPERATIONS.get(orientation)
+    return image if operation is None else image.transpose(operation)
+
+
+def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
+    """Converts a PIL image to an array; see ``read_image`` for the formats."""
+    if format is not None:
+        image = image.convert("RGB" if format in ("BGR", "YUV-BT.601") else format)
+    array = np.asarray(image)
+    if format == "L":
+        return np.expand_dims(array, -1)
+    if format == "BGR":
+        return array[:, :, ::-1]
+    if format == "YUV-BT.601":
+        return np.dot(array / 255.0, np.array(_RGB_TO_YUV).T)
+    return array
+
+
+def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
+    """Converts an (H, W, C) image of a format of ``read_image`` to (H, W, 3) RGB in [0, 255].
+
+    The result is uint8, except for "YUV-BT.601", which gives floating point numbers.
+    """
+    array = image.cpu().numpy() if isinstance(image, torch.Tensor) else image
+    if format == "YUV-BT.601":
+        return np.dot(array, np.array(_YUV_TO_RGB).T) * 255.0
+    if format == "BGR":
+        return array[:, :, [2, 1, 0]]
+    if format == "L":
+        array = array[:, :, 0]
+    return np.asarray(Image.fromarray(array.astype(np.uint8), mode=format).convert("RGB"))
+
+
+def read_image(file_name: str, format: str | None = None) -> np.ndarray:
+    """Reads an image and applies its EXIF orientation.
 
     Args:
-        dataset_dict: the record, changed in place; nothing happens without proposals.
-        image_shape: (height, width) after the transforms.
-        transforms: a ``TransformList``.
-        proposal_topk: how many to keep.
-        min_box_size: proposals with a side not longer than that are dropped.
+        file_name: Path or URL.
+        format: Mode of PIL, "BGR" or "YUV-BT.601"; None keeps the mode of the file.
+
+    Returns:
+        (H, W, C) uint8 array; floating point for "YUV-BT.601", with Y in [0, 1].
     """
-    if "proposal_boxes" not in dataset_dict:
-        return
-    corners, mode, logits = (
-        dataset_dict.pop(f"proposal_{key}") for key in ("boxes", "bbox_mode", "objectness_logits")
-    )
-    corners = BoxMode.convert(corners, mode, BoxMode.XYXY_ABS)
-    boxes = Boxes(transforms.apply_box(corners))
-    boxes.clip(image_shape)
-    keep = torch.where(boxes.nonempty(threshold=min_box_size))[0][:proposal_topk]
-    dataset_dict["proposals"] = Instances(
-        image_shape,
-        proposal_boxes=boxes[keep],
-        objectness_logits=torch.as_tensor(logits.astype("float32", copy=False))[keep],
-    )
+    with PathManager.open(file_name, "rb") as f:
+        return convert_PIL_to_numpy(_apply_exif_orientation(Image.open(f)), format)
+
+
+def check_image_size(dataset_dict: dict, image: np.ndarray) -> None:
+    """Compares the size of an image with its record and adds missing sizes to the record.
+
+    Raises:
+        SizeMismatchError: The sizes differ.
+    """
+    height, width = image.shape[:2]
+    if "width" in dataset_dict or "height" in dataset_dict:
+        expected = (dataset_dict["width"], dataset_dict["height"])
+        if expected != (width, height):
+            name = dataset_dict.get("file_name") or "without a name"
+            raise SizeMismatchError(
+                f"image {name} has (width, height) {(width, height)}, but its record says "
+                f"{expected}; correct the record"
+            )
+    dataset_dict.setdefault("width", width)
+    dataset_dict.setdefault("height", height)
 
 
 def get_bbox(annotation: dict[str, Any]) -> np.ndarray:
@@ -89,35 +136,33 @@ def get_bbox(annotation: dict[str, Any]) -> np.ndarray:
 def transform_instance_annotations(
     annotation, transforms, image_size, *, keypoint_hflip_indices=None
 ):
-    """Transforms the box, segmentation and keypoints of an annotation, in place.
+    """Transforms the box, segmentation and keypoints of an annotation in place.
 
     Args:
-        annotation: as in a record. Afterwards ``bbox`` is a (4,) array x0, y0, x1, y1 clipped to
-            the image, polygons are arrays, and an encoded mask is an (H, W) array.
-        transforms: a ``TransformList``, or a list of transforms.
+        annotation: Annotation of a record. Afterwards ``bbox`` is a (4,) array x0, y0, x1, y1
+            clipped to the image, polygons are arrays, and an encoded mask is an (H, W) array.
+        transforms: ``TransformList`` or list of transforms.
         image_size: (height, width) after the transforms.
-        keypoint_hflip_indices: see ``create_keypoint_hflip_indices``.
+        keypoint_hflip_indices: Result of ``create_keypoint_hflip_indices``.
 
     Returns:
         The annotation.
     """
-    is_list = isinstance(transforms, (tuple, list))
-    applied = T.TransformList(transforms) if is_list else transforms
+    if isinstance(transforms, (tuple, list)):
+        transforms = T.TransformList(transforms)
     height, width = image_size
-    # the box first in the record's numbers, for integers round differently
-    box = applied.apply_box(np.array([get_bbox(annotation)]))[0].clip(min=0)
-    changed = {
-        "bbox": np.minimum(box, [width, height, width, height]),
-        "bbox_mode": BoxMode.XYXY_ABS,
-    }
+    # in the number type of the record, because integers are rounded differently
+    box = transforms.apply_box(np.array([get_bbox(annotation)]))[0].clip(min=0)
+    annotation["bbox"] = np.minimum(box, [width, height, width, height])
+    annotation["bbox_mode"] = BoxMode.XYXY_ABS
     if "segmentation" in annotation:
-        mask = annotation["segmentation"]
-        changed["segmentation"] = _transform_segmentation(mask, applied, image_size)
-    if "keypoints" in annotation:
-        changed["keypoints"] = transform_keypoint_annotations(
-            annotation["keypoints"], applied, image_size, keypoint_hflip_indices
+        annotation["segmentation"] = _transform_segmentation(
+            annotation["segmentation"], transforms, image_size
         )
-    annotation.update(changed)
+    if "keypoints" in annotation:
+        annotation["keypoints"] = transform_keypoint_annotations(
+            annotation["keypoints"], transforms, image_size, keypoint_hflip_indices
+        )
     return annotation
 
 
@@ -128,12 +173,12 @@ def _transform_segmentation(segmentation, transforms, image_size):
     if isinstance(segmentation, dict):
         mask = transforms.apply_segmentation(mask_util.decode(segmentation))
         assert tuple(mask.shape[:2]) == tuple(image_size), (
-            f"the transformed mask is {mask.shape[:2]}, the image {tuple(image_size)}"
+            f"the transformed mask has shape {mask.shape[:2]}, the image {tuple(image_size)}"
         )
         return mask
     raise ValueError(
-        "a segmentation of a record is a list of polygons or a run-length encoding in a dict, "
-        f"got {type(segmentation)}"
+        "the segmentation of a record must be a list of polygons or a run-length encoding in a "
+        f"dict, got {type(segmentation)}"
     )
 
 
@@ -144,13 +189,13 @@ def transform_keypoint_annotations(
 
     Args:
         keypoints: 3 K numbers x, y, visibility, or an array of them.
-        transforms: a ``TransformList``.
+        transforms: ``TransformList``.
         image_size: (height, width) after the transforms.
-        keypoint_hflip_indices: see ``create_keypoint_hflip_indices``.
+        keypoint_hflip_indices: Result of ``create_keypoint_hflip_indices``.
 
     Returns:
-        (K, 3) float64 array. Points that leave the image get visibility 0, and points with
-        visibility 0 are at (0, 0).
+        (K, 3) float64 array. Points outside the image get visibility 0; points with visibility 0
+        are at (0, 0).
     """
     keypoints = np.asarray(keypoints, dtype="float64").reshape(-1, 3)
     positions = transforms.apply_coords(keypoints[:, :2])
@@ -158,37 +203,32 @@ def transform_keypoint_annotations(
     keypoints[:, :2] = positions
     keypoints[~inside, 2] = 0
 
-    # each flip exchanges left and right, so an even number of them leaves the names alone
+    # each flip exchanges left and right; an even number of flips cancels out
     num_flips = sum(isinstance(transform, T.HFlipTransform) for transform in transforms.transforms)
     if num_flips % 2 == 1:
-        keypoints = keypoints[_partner_rows(keypoint_hflip_indices, len(keypoints))]
+        if keypoint_hflip_indices is None:
+            raise ValueError("the flip of keypoints needs keypoint_hflip_indices")
+        if len(keypoint_hflip_indices) != len(keypoints):
+            raise ValueError(
+                f"an instance has {len(keypoints)} keypoints, but the metadata of its data set "
+                f"names {len(keypoint_hflip_indices)}"
+            )
+        keypoints = keypoints[np.asarray(keypoint_hflip_indices, dtype=np.int32)]
     is_labelled = keypoints[:, 2] != 0
     return np.where(is_labelled[:, None], keypoints, 0.0)
 
 
-def _partner_rows(keypoint_hflip_indices, num_keypoints: int) -> np.ndarray:
-    """Returns, as (K,) indices, the keypoint that takes the place of each in the mirror."""
-    if keypoint_hflip_indices is None:
-        raise ValueError("a flip exchanges left and right keypoints: give keypoint_hflip_indices")
-    if len(keypoint_hflip_indices) != num_keypoints:
-        raise ValueError(
-            f"an object has {num_keypoints} keypoints, but the metadata of its data set names "
-            f"{len(keypoint_hflip_indices)}"
-        )
-    return np.asarray(keypoint_hflip_indices, dtype=np.int32)
-
-
 def annotations_to_instances(annos, image_size, mask_format="polygon"):
-    """Turns transformed annotations into ``Instances`` for training.
+    """Converts transformed annotations to ``Instances`` for training.
 
     Args:
-        annos: list of annotations, as ``transform_instance_annotations`` returns them.
+        annos: List of annotations from ``transform_instance_annotations``.
         image_size: (height, width).
         mask_format: "polygon" or "bitmask", for annotations with ``segmentation``.
 
     Returns:
-        ``gt_boxes``, ``gt_classes`` (N,) int64, and ``gt_masks``, ``gt_keypoints`` where the
-        annotations have them. No annotations give N = 0.
+        ``Instances`` with ``gt_boxes``, ``gt_classes`` (N,) int64 and, if the annotations have
+        them, ``gt_masks`` and ``gt_keypoints``.
     """
     corners = [get_bbox(annotation) for annotation in annos]
     classes = [int(annotation["category_id"]) for annotation in annos]
@@ -197,7 +237,7 @@ def annotations_to_instances(annos, image_size, mask_format="polygon"):
         gt_boxes=Boxes(np.stack(corners) if corners else np.zeros((0, 4))),
         gt_classes=torch.tensor(classes, dtype=torch.int64),
     )
-    # the first annotation speaks for all
+    # all annotations have the keys of the first one
     present = annos[0].keys() if len(annos) else ()
     if "segmentation" in present:
         segmentations = [annotation["segmentation"] for annotation in annos]
@@ -222,15 +262,14 @@ def _masks_from(segmentations, image_size, mask_format) -> BitMasks | PolygonMas
 
 
 def _bitmask_from(segmentation, image_size) -> np.ndarray:
-    """Returns the (H, W) array of polygons, of an encoded mask, or of such an array."""
     if isinstance(segmentation, list):
         return polygons_to_bitmask(segmentation, *image_size)
     if isinstance(segmentation, dict):
         return mask_util.decode(segmentation)
     if not isinstance(segmentation, np.ndarray):
         raise ValueError(
-            "a segmentation is a list of polygons, a run-length encoding in a dict, or an (H, W) "
-            f"array; got {type(segmentation)}"
+            "a segmentation must be a list of polygons, a run-length encoding in a dict, or an "
+            f"(H, W) array; got {type(segmentation)}"
         )
     assert segmentation.ndim == 2, f"a mask must be (H, W), got {segmentation.shape}"
     return segmentation
@@ -239,16 +278,16 @@ def _bitmask_from(segmentation, image_size) -> np.ndarray:
 def filter_empty_instances(
     instances, by_box=True, by_mask=True, box_threshold=1e-5, return_mask=False
 ):
-    """Drops the objects without extent.
+    """Removes empty instances.
 
     Args:
-        instances: with ``gt_boxes``, and with ``gt_masks`` or not.
-        by_box: drop empty boxes.
-        by_mask: drop empty masks.
-        box_threshold: a side not longer than that makes a box empty.
-        return_mask: also return the (N,) bool of the objects kept.
+        instances: ``Instances`` with ``gt_boxes`` and optionally ``gt_masks``.
+        by_box: Whether to remove empty boxes.
+        by_mask: Whether to remove empty masks.
+        box_threshold: Side length in pixels up to which a box is empty.
+        return_mask: Whether to also return the (N,) bool mask of the instances kept.
     """
-    assert by_box or by_mask, "nothing to filter by"
+    assert by_box or by_mask, "by_box or by_mask must be True"
     conditions = []
     if by_box:
         conditions.append(instances.gt_boxes.nonempty(threshold=box_threshold))
@@ -261,31 +300,31 @@ def filter_empty_instances(
 
 
 def create_keypoint_hflip_indices(dataset_names: str | list[str]) -> list[int]:
-    """Returns, for each keypoint, which one takes its place when the image is mirrored."""
+    """Returns, for each keypoint, the index of its counterpart in the flipped image."""
     names = [dataset_names] if isinstance(dataset_names, str) else dataset_names
     check_metadata_consistency("keypoint_names", names)
     check_metadata_consistency("keypoint_flip_map", names)
     metadata = MetadataCatalog.get(names[0])
-    partner = dict(metadata.keypoint_flip_map)
-    partner.update({right: left for left, right in partner.items()})
+    counterpart = dict(metadata.keypoint_flip_map)
+    counterpart.update({right: left for left, right in counterpart.items()})
     keypoint_names = metadata.keypoint_names
-    return [keypoint_names.index(partner.get(name, name)) for name in keypoint_names]
+    return [keypoint_names.index(counterpart.get(name, name)) for name in keypoint_names]
 
 
 def gen_crop_transform_with_instance(crop_size, image_size, instance):
-    """Returns a random crop that contains the center of an object.
+    """Returns a random crop that contains the center of an instance.
 
     Args:
-        crop_size: (height, width) in pixels, at most those of the image.
+        crop_size: (height, width) in pixels, at most the size of the image.
         image_size: (height, width) of the image.
-        instance: an annotation, whose box must not lie beyond the image.
+        instance: Annotation whose box lies in the image.
     """
     crop_size = np.asarray(crop_size, dtype=np.int32)
     x0, y0, x1, y1 = get_bbox(instance)
     center = np.array(((y0 + y1) * 0.5, (x0 + x1) * 0.5))
     image_size = np.asarray(image_size, dtype=np.int32)
     assert (center <= image_size).all(), (
-        f"box {(x0, y0, x1, y1)} lies beyond the image of (height, width) {tuple(image_size)}"
+        f"box {(x0, y0, x1, y1)} lies outside the image of (height, width) {tuple(image_size)}"
     )
     assert (crop_size <= image_size).all(), (
         f"a crop of {tuple(crop_size)} does not fit into an image of {tuple(image_size)}"
@@ -298,11 +337,11 @@ def gen_crop_transform_with_instance(crop_size, image_size, instance):
 
 
 def check_metadata_consistency(key, dataset_names) -> None:
-    """Requires that data sets have the same value of a metadata key.
+    """Checks that data sets have the same value of a metadata key.
 
     Raises:
-        AttributeError: a data set lacks the key.
-        ValueError: the values differ.
+        AttributeError: A data set lacks the key.
+        ValueError: The values differ.
     """
     if len(dataset_names) == 0:
         return
@@ -321,7 +360,7 @@ def check_metadata_consistency(key, dataset_names) -> None:
 
 
 def build_augmentation(cfg, is_train):
-    """Returns the augmentations of ``cfg.INPUT``: resizing, and in training a flip."""
+    """Returns the augmentations of ``cfg.INPUT``: resizing, and a flip for training."""
     settings = cfg.INPUT
     if not is_train:
         return [T.ResizeShortestEdge(settings.MIN_SIZE_TEST, settings.MAX_SIZE_TEST, "choice")]
@@ -334,5 +373,5 @@ def build_augmentation(cfg, is_train):
     return [resize, T.RandomFlip(horizontal=axis == "horizontal", vertical=axis == "vertical")]
 
 
-# Name of before.
+# Alias for backward compatibility.
 build_transform_gen = build_augmentation

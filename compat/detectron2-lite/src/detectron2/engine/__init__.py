@@ -1,5 +1,6 @@
+# ruff: noqa: F401
 # SPDX-License-Identifier: Apache-2.0
-"""Training loops, hooks, and the default set-up of a training program."""
+"""Training loops, hooks, and the default setup of a training program."""
 
 from detectron2._lite import absent
 
@@ -7,7 +8,7 @@ from .launch import DEFAULT_TIMEOUT, launch
 from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 # isort: split
-# These import most other packages; the loops above have to be in place by then.
+# These import most other packages, which import the loops above.
 from .defaults import (
     DefaultPredictor,
     DefaultTrainer,
@@ -17,7 +18,6 @@ from .defaults import (
     default_writers,
 )
 from .hooks import (
-    AutogradProfiler,
     BestCheckpointer,
     CallbackHook,
     EvalHook,
@@ -26,34 +26,6 @@ from .hooks import (
     PeriodicCheckpointer,
     PeriodicWriter,
     PreciseBN,
-    TorchMemoryStats,
-    TorchProfiler,
 )
-
-__all__ = [
-    "AMPTrainer",
-    "AutogradProfiler",
-    "BestCheckpointer",
-    "CallbackHook",
-    "DEFAULT_TIMEOUT",
-    "DefaultPredictor",
-    "DefaultTrainer",
-    "EvalHook",
-    "HookBase",
-    "IterationTimer",
-    "LRScheduler",
-    "PeriodicCheckpointer",
-    "PeriodicWriter",
-    "PreciseBN",
-    "SimpleTrainer",
-    "TorchMemoryStats",
-    "TorchProfiler",
-    "TrainerBase",
-    "create_ddp_model",
-    "default_argument_parser",
-    "default_setup",
-    "default_writers",
-    "launch",
-]
 
 __getattr__ = absent(__name__)

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The default training program: arguments, set-up, trainer, and a predictor for single images."""
+"""The default training program: command line, setup, trainer, and a predictor for single images."""
 
+import argparse
 import logging
+import os
+import sys
 import weakref
 from collections import OrderedDict
 
@@ -22,44 +25,170 @@ from detectron2.evaluation import (
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
+from torch.nn.parallel import DistributedDataParallel
 
 from . import hooks
-from .program import (
-    create_ddp_model,
-    default_argument_parser,
-    default_setup,
-    default_writers,
-)
 from .train_loop import AMPTrainer, SimpleTrainer, TrainerBase
 
-__all__ = [
-    "create_ddp_model",
-    "default_argument_parser",
-    "default_setup",
-    "default_writers",
-    "DefaultPredictor",
-    "DefaultTrainer",
-]
+
+def create_ddp_model(model, *, fp16_compression=False, **kwargs):
+    """Wraps a model for distributed training if there are several processes.
+
+    Args:
+        model: Model to wrap.
+        fp16_compression: Whether to exchange gradients in half precision.
+        **kwargs: Arguments of ``DistributedDataParallel``. ``device_ids`` is by default the GPU of
+            this process; a model on the CPU needs ``device_ids=None``.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    kwargs.setdefault("device_ids", [comm.get_local_rank()])
+    distributed = DistributedDataParallel(model, **kwargs)
+    if fp16_compression:
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+
+        distributed.register_comm_hook(None, fp16_compress_hook)
+    return distributed
+
+
+_EXAMPLES = """
+Examples:
+
+    Train on four GPUs of this machine:
+    {prog} --config-file FILE --num-gpus 4
+
+    Evaluate, with a key of the config changed:
+    {prog} --config-file FILE --eval-only MODEL.WEIGHTS model_final.pth
+
+    Train on two machines; the second one has --machine-rank 1:
+    {prog} --config-file FILE --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT
+"""
+
+
+def default_argument_parser(epilog=None):
+    """Returns the argument parser of training programs.
+
+    Args:
+        epilog: Text after the help, by default examples.
+    """
+    # one of the dynamic ports, 49152 to 65535, by user, so that the jobs of two users differ
+    port = 49152 + (os.getuid() if hasattr(os, "getuid") else 1) % 16384
+    parser = argparse.ArgumentParser(
+        epilog=epilog or _EXAMPLES.format(prog=sys.argv[0]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="path to config file")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="resume from the last checkpoint in the output folder, if there is one; see "
+        "`DefaultTrainer.resume_or_load()`",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate only")
+    parser.add_argument("--num-gpus", type=int, default=1, help="number of GPUs *per machine*")
+    parser.add_argument("--num-machines", type=int, default=1, help="total number of machines")
+    parser.add_argument("--machine-rank", type=int, default=0, help="rank of this machine")
+    parser.add_argument(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{port}",
+        help="initialization URL of the processes; see "
+        "https://pytorch.org/docs/stable/distributed.html",
+    )
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        default=None,
+        help="changes to the config, as pairs of PATH.KEY and VALUE at the end of the command",
+    )
+    return parser
+
+
+def default_setup(cfg, args):
+    """Sets up a job: logging, random seeds, and a copy of the config in the output folder.
+
+    Args:
+        cfg: Full config.
+        args: Command line arguments. They are logged, and ``eval_only`` disables cuDNN's benchmark.
+    """
+    output_dir, rank = cfg.OUTPUT_DIR, comm.get_rank()
+    if comm.is_main_process() and output_dir:
+        PathManager.mkdirs(output_dir)
+    setup_logger(output_dir, distributed_rank=rank, name="fvcore")
+    logger = setup_logger(output_dir, distributed_rank=rank)
+    logger.info(f"Rank of current process: {rank}. World size: {comm.get_world_size()}")
+    logger.info("Environment info:\n" + collect_env_info())
+    logger.info(f"Command line arguments: {args}")
+    config_file = getattr(args, "config_file", "")
+    if config_file:
+        with PathManager.open(config_file, "r") as f:
+            content = f.read()
+        logger.info(f"Contents of args.config_file={config_file}:\n{content}")
+    if comm.is_main_process() and output_dir:
+        logger.info(f"Running with full config:\n{cfg.dump()}")
+        path = os.path.join(output_dir, "config.yaml")
+        with PathManager.open(path, "w") as f:
+            f.write(cfg.dump())
+        logger.info(f"Full config saved to {path}")
+    # different on every rank, so that the ranks draw different augmentations
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    if not getattr(args, "eval_only", False):
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    precision = getattr(cfg, "FLOAT32_PRECISION", "")
+    if precision:
+        logger.info(f"Set float32 matmul precision to {precision}")
+        torch.set_float32_matmul_precision(precision)
+
+
+def default_writers(output_dir: str, max_iter: int | None = None):
+    """Returns the default writers: log, ``metrics.json`` and, if installed, TensorBoard.
+
+    Args:
+        output_dir: Folder of the files.
+        max_iter: Total number of iterations.
+    """
+    PathManager.mkdirs(output_dir)
+    writers = [
+        CommonMetricPrinter(max_iter),
+        JSONWriter(os.path.join(output_dir, "metrics.json")),
+    ]
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        logging.getLogger(__name__).info(
+            "tensorboard is not installed; event files will not be written"
+        )
+    else:
+        writers.append(TensorboardXWriter(output_dir))
+    return writers
 
 
 class DefaultPredictor:
-    """A model with its weights and its input pipeline, for one image at a time.
+    """A model with its weights and its preprocessing, for one image at a time.
 
-    Images come in BGR, as `cv2.imread` gives them, and are converted to cfg.INPUT.FORMAT and
-    resized by cfg.INPUT.{MIN,MAX}_SIZE_TEST.
+    It takes BGR images, converts them to cfg.INPUT.FORMAT and resizes them according to
+    cfg.INPUT.{MIN,MAX}_SIZE_TEST.
+
+    Args:
+        cfg: Full config.
 
     Attributes:
-        metadata: that of the first data set in cfg.DATASETS.TEST; absent if there is none.
-        model, aug, input_format: the model, the resizing, and the order of its channels.
+        metadata: Metadata of the first data set in cfg.DATASETS.TEST, if there is one.
+        model: The model.
+        aug: The augmentation that resizes images.
+        input_format: Channel order of the input of the model, "RGB" or "BGR".
     """
 
     def __init__(self, cfg):
         self.cfg = cfg = cfg.clone()
         self.input_format = cfg.INPUT.FORMAT
         assert self.input_format in ["RGB", "BGR"], (
-            f"INPUT.FORMAT is {self.input_format!r}; the predictor takes RGB or BGR"
+            f"INPUT.FORMAT must be RGB or BGR, got {self.input_format!r}"
         )
         shortest = cfg.INPUT.MIN_SIZE_TEST
         self.aug = T.ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
@@ -70,121 +199,108 @@ class DefaultPredictor:
 
     @torch.no_grad()
     def __call__(self, original_image):
-        """Run the model on one image.
+        """Runs the model on one image.
 
         Args:
             original_image: (H, W, 3) BGR array.
 
         Returns:
-            The model's output for it, for example {"instances": Instances}.
+            The output of the model for the image, for example {"instances": Instances}.
         """
-        return self.model([self._to_input(original_image)])[0]
-
-    def _to_input(self, bgr_image) -> dict:
-        """The model's input: the resized image, and the size to give the results in."""
-        channels = slice(None, None, -1 if self.input_format == "RGB" else 1)
-        image = bgr_image[:, :, channels]
-        resized = self.aug.get_transform(image).apply_image(image)
-        tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
-        return {
-            "image": tensor.to(self.cfg.MODEL.DEVICE),
-            "height": image.shape[0],
-            "width": image.shape[1],
-        }
+        height, width = original_image.shape[:2]
+        image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
+        image = self.aug.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
+        tensor = tensor.to(self.cfg.MODEL.DEVICE)
+        return self.model([{"image": tensor, "height": height, "width": width}])[0]
 
 
 class DefaultTrainer(TrainerBase):
-    """The standard training of a model from a config.
+    """The default trainer of a model from a config.
 
-    It builds model, optimizer, loader and schedule, registers the usual hooks, loads weights or
-    resumes in `resume_or_load`, and evaluates. Parts are replaced by overriding the `build_*`
-    methods.
+    It builds the model, optimizer, data loader and scheduler, registers the default hooks, loads
+    weights or resumes (``resume_or_load``), and evaluates. Subclasses replace parts by overriding
+    the ``build_*`` methods.
+
+    Args:
+        cfg: Full config.
 
     Attributes:
-        scheduler: the learning rate schedule.
-        checkpointer: the `DetectionCheckpointer`.
-        cfg: the config.
+        scheduler: Learning rate scheduler.
+        checkpointer: ``DetectionCheckpointer``.
+        cfg: The config, scaled to the number of processes.
     """
 
     def __init__(self, cfg):
         super().__init__()
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
-            # Nobody has set up logging: without this the training would be silent.
+            # logging is not set up yet
             setup_logger()
         self.cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.start_iter, self.max_iter = 0, self.cfg.SOLVER.MAX_ITER
-        self._trainer = self._build_inner_trainer()
+        cfg = self.cfg
+        # The order determines which random numbers each part draws.
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        model = create_ddp_model(model, broadcast_buffers=False)
+        self._trainer = trainer_class(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(self.cfg, self.optimizer)
         self.checkpointer = DetectionCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         self.register_hooks(self.build_hooks())
 
-    def _build_inner_trainer(self) -> SimpleTrainer:
-        """The trainer whose step this one runs; it owns model, optimizer and loader."""
-        cfg = self.cfg
-        # The order fixes which random numbers each part draws.
-        bare_model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, bare_model)
-        loader = self.build_train_loader(cfg)
-        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        return trainer_class(
-            create_ddp_model(bare_model, broadcast_buffers=False), loader, optimizer
-        )
-
     def resume_or_load(self, resume=True):
-        """Load the state to start from.
+        """Loads the state to start from.
 
         Args:
-            resume: if the output folder has a last checkpoint, load all of it and go on after its
-                iteration. Otherwise load the weights in cfg.MODEL.WEIGHTS and start at 0.
+            resume: Whether to resume from the last checkpoint in the output folder, if there is
+                one. Otherwise the weights in cfg.MODEL.WEIGHTS are loaded.
         """
-        checkpointer = self.checkpointer
-        checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        resumed = resume and checkpointer.has_checkpoint()
-        if resumed:
-            # The checkpoint names the iteration that was done last.
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            # The checkpoint holds the last completed iteration.
             self.start_iter = self.iter + 1
 
     def build_hooks(self):
-        """The hooks for timing, schedule, precise batch norm, checkpoints, evaluation, writing."""
+        """Returns the default hooks."""
         cfg = self.cfg
         hook_list = [hooks.IterationTimer(), hooks.LRScheduler()]
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
-            hook_list.append(self._build_precise_bn_hook())
-        # Before the evaluation: should that fail, the weights are safe.
+            loader_cfg = cfg.clone()
+            loader_cfg.defrost()
+            # saves the memory of the worker processes of a second loader
+            loader_cfg.DATALOADER.NUM_WORKERS = 0
+            loader = self.build_train_loader(loader_cfg)
+            num_iter = cfg.TEST.PRECISE_BN.NUM_ITER
+            hook_list.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, num_iter))
+        # before the evaluation, so that the weights are saved if it fails
         if comm.is_main_process():
             hook_list.append(
                 hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
             )
 
-        hook_list.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_and_remember))
-        # Last: what the other hooks put is written in the same iteration.
+        def test_and_save_results():
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        hook_list.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test_and_save_results))
+        # last, so that it writes the scalars of the other hooks
         if comm.is_main_process():
             hook_list.append(hooks.PeriodicWriter(self.build_writers(), period=20))
         return hook_list
 
-    def _build_precise_bn_hook(self) -> hooks.PreciseBN:
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        # Workers of this second loader would take memory all through the training.
-        cfg.DATALOADER.NUM_WORKERS = 0
-        loader, num_iter = self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER
-        return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, num_iter)
-
-    def _test_and_remember(self):
-        self._last_eval_results = self.test(self.cfg, self.model)
-        return self._last_eval_results
-
     def build_writers(self):
-        """The event writers; see `default_writers`."""
+        """Returns the event writers; see ``default_writers``."""
         return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def train(self):
-        """Train from `start_iter` to `max_iter`.
+        """Trains from ``start_iter`` to ``max_iter``.
 
         Returns:
-            The last evaluation's results if cfg.TEST.EXPECTED_RESULTS is set, on rank 0.
+            On rank 0, the results of the last evaluation if cfg.TEST.EXPECTED_RESULTS is set.
         """
         super().train(self.start_iter, self.max_iter)
         if not self.cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
@@ -195,67 +311,69 @@ class DefaultTrainer(TrainerBase):
         return results
 
     def run_step(self):
-        inner = self._trainer
-        inner.iter = self.iter
-        inner.run_step()
+        """Runs one iteration."""
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
 
     def state_dict(self):
+        """Returns the state of the trainer, its hooks, and its optimizer."""
         state = super().state_dict()
         state["_trainer"] = self._trainer.state_dict()
         return state
 
     def load_state_dict(self, state_dict):
+        """Loads the state of the trainer, its hooks, and its optimizer."""
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
 
     @classmethod
     def build_model(cls, cfg):
-        """The model of the config; also logs it."""
+        """Returns the model of the config and logs it."""
         model = build_model(cfg)
         logging.getLogger(__name__).info(f"Model:\n{model}")
         return model
 
     @classmethod
     def build_optimizer(cls, cfg, model):
-        """The optimizer; see `detectron2.solver.build_optimizer`."""
+        """Returns the optimizer; see ``detectron2.solver.build_optimizer``."""
         return build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg, optimizer):
-        """The schedule; see `detectron2.solver.build_lr_scheduler`."""
+        """Returns the scheduler; see ``detectron2.solver.build_lr_scheduler``."""
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg):
-        """An endless iterable of training batches."""
+        """Returns an infinite iterable of training batches."""
         return build_detection_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        """An iterable, with a length, over one test set."""
+        """Returns an iterable with a length over a test set."""
         return build_detection_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
-        """The evaluator of one test set; to be overridden."""
+        """Returns the evaluator of a test set. Subclasses override it."""
         raise NotImplementedError(
-            "DefaultTrainer does not know how to evaluate: override its `build_evaluator()`, or "
-            "give evaluators to `DefaultTrainer.test()`. Programs that only train may set "
-            "DATASETS.TEST to ()."
+            "To evaluate with DefaultTrainer, override `build_evaluator()` or pass evaluators to "
+            "`DefaultTrainer.test()`. To train without evaluation, set DATASETS.TEST to ()."
         )
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        """Evaluate a model on every data set in cfg.DATASETS.TEST.
+        """Evaluates a model on every data set in cfg.DATASETS.TEST.
 
         Args:
-            cfg: the config.
-            model: a model that has its weights.
-            evaluators: one for each data set; built by `build_evaluator` when None.
+            cfg: Full config.
+            model: Model to evaluate.
+            evaluators: Evaluator of each data set; by default from ``build_evaluator``.
 
         Returns:
-            The results, by data set if there are several.
+            The results; a dict from data set to results if there are several data sets.
         """
+        logger = logging.getLogger(__name__)
         names = cfg.DATASETS.TEST
         if evaluators is None:
             evaluators = [None] * len(names)
@@ -266,47 +384,40 @@ class DefaultTrainer(TrainerBase):
         )
         results = OrderedDict()
         for name, evaluator in zip(names, evaluators, strict=True):
-            results[name] = cls._test_on(cfg, model, name, evaluator)
-        return next(iter(results.values())) if len(results) == 1 else results
-
-    @classmethod
-    def _test_on(cls, cfg, model, dataset_name: str, evaluator: DatasetEvaluator | None) -> dict:
-        """Results on one data set; empty if nobody knows how to evaluate it."""
-        logger = logging.getLogger(__name__)
-        data_loader = cls.build_test_loader(cfg, dataset_name)
-        if evaluator is None:
-            try:
-                evaluator = cls.build_evaluator(cfg, dataset_name)
-            except NotImplementedError:
-                logger.warning(
-                    f"{dataset_name} is not evaluated: `{cls.__name__}.build_evaluator` has no "
-                    "evaluator for it, and `test()` was given none."
+            data_loader = cls.build_test_loader(cfg, name)
+            if evaluator is None:
+                try:
+                    evaluator = cls.build_evaluator(cfg, name)
+                except NotImplementedError:
+                    logger.warning(
+                        f"{name} is not evaluated: pass evaluators to `test()` or implement "
+                        f"`{cls.__name__}.build_evaluator` for it."
+                    )
+                    results[name] = {}
+                    continue
+            results[name] = inference_on_dataset(model, data_loader, evaluator)
+            if comm.is_main_process():
+                assert isinstance(results[name], dict), (
+                    f"{type(evaluator).__name__}.evaluate() must return a dict on rank 0, got "
+                    f"{results[name]!r}"
                 )
-                return {}
-        results = inference_on_dataset(model, data_loader, evaluator)
-        if comm.is_main_process():
-            assert isinstance(results, dict), (
-                f"on rank 0 {type(evaluator).__name__}.evaluate() has to return a dict, not "
-                f"{results!r}"
-            )
-            logger.info(f"Evaluation results for {dataset_name} in csv format:")
-            print_csv_format(results)
-        return results
+                logger.info(f"Evaluation results for {name} in csv format:")
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
 
     @staticmethod
     def auto_scale_workers(cfg, num_workers: int):
-        """Fit a config that was made for another number of workers.
+        """Scales a config to a different number of workers.
 
-        The batch grows in proportion so that each worker's share stays; the learning rate grows
-        with it, and the iterations shrink.
+        The batch size and the learning rate grow with the number of workers, and the numbers of
+        iterations shrink.
 
         Args:
-            cfg: cfg.SOLVER.REFERENCE_WORLD_SIZE names the workers it was made for; 0 switches the
-                scaling off.
-            num_workers: the workers there are.
+            cfg: Full config for cfg.SOLVER.REFERENCE_WORLD_SIZE workers; 0 disables the scaling.
+            num_workers: Actual number of workers.
 
         Returns:
-            A new config, or `cfg` itself where nothing is to be done.
+            A scaled copy of the config, or ``cfg`` itself.
         """
         reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
         if reference in (0, num_workers):
@@ -314,7 +425,7 @@ class DefaultTrainer(TrainerBase):
         was_frozen, cfg = cfg.is_frozen(), cfg.clone()
         cfg.defrost()
         assert cfg.SOLVER.IMS_PER_BATCH % reference == 0, (
-            f"SOLVER.IMS_PER_BATCH={cfg.SOLVER.IMS_PER_BATCH} is no multiple of "
+            f"SOLVER.IMS_PER_BATCH={cfg.SOLVER.IMS_PER_BATCH} is not a multiple of "
             f"SOLVER.REFERENCE_WORLD_SIZE={reference}"
         )
         scale = num_workers / reference
@@ -341,6 +452,7 @@ class DefaultTrainer(TrainerBase):
 
     @property
     def model(self):
+        """The model, wrapped for distributed training."""
         return self._trainer.model
 
     @model.setter
@@ -349,6 +461,7 @@ class DefaultTrainer(TrainerBase):
 
     @property
     def optimizer(self):
+        """The optimizer."""
         return self._trainer.optimizer
 
     @optimizer.setter
@@ -357,6 +470,7 @@ class DefaultTrainer(TrainerBase):
 
     @property
     def data_loader(self):
+        """The data loader of the training."""
         return self._trainer.data_loader
 
     @data_loader.setter

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks for timing, writing, checkpoints, schedules, evaluation and profiling."""
+"""Hooks for timing, writing, checkpoints, schedules and evaluation."""
 
 import datetime
 import logging
@@ -7,6 +7,7 @@ import math
 import operator
 from collections import Counter
 
+from detectron2._lite import absent
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver import LRMultiplier
 from detectron2.solver import LRScheduler as _LRScheduler
@@ -18,96 +19,84 @@ from fvcore.common.param_scheduler import ParamScheduler
 from fvcore.common.timer import Timer
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 
-from .profiling import AutogradProfiler, TorchMemoryStats, TorchProfiler
 from .train_loop import HookBase
 
-__all__ = [
-    "CallbackHook",
-    "IterationTimer",
-    "PeriodicWriter",
-    "PeriodicCheckpointer",
-    "BestCheckpointer",
-    "LRScheduler",
-    "AutogradProfiler",
-    "EvalHook",
-    "PreciseBN",
-    "TorchProfiler",
-    "TorchMemoryStats",
-]
+__getattr__ = absent(__name__, "AutogradProfiler", "TorchMemoryStats", "TorchProfiler")
 
 
 def _is_last(trainer) -> bool:
-    """Whether the current iteration is the last; after the loop, whether it ran to the end."""
+    """Returns whether the iteration is the last; after the loop, whether training was completed."""
     return trainer.iter + 1 >= trainer.max_iter
 
 
 def _is_due(trainer, period: int) -> bool:
-    """Whether the current iteration completes a period. A period of 0 never does."""
+    """Returns whether the iteration completes a period; always False for a period of 0."""
     return period > 0 and (trainer.iter + 1) % period == 0
 
 
 class CallbackHook(HookBase):
-    """A hook made of functions, each called with the trainer."""
+    """Calls functions with the trainer.
+
+    Args:
+        before_train: Function of the trainer, or None.
+        after_train: Function of the trainer, or None.
+        before_step: Function of the trainer, or None.
+        after_step: Function of the trainer, or None.
+    """
 
     def __init__(self, *, before_train=None, after_train=None, before_step=None, after_step=None):
-        """
-        Args:
-            before_train, after_train, before_step, after_step: functions of one argument, or None.
-        """
-        self._functions = {
-            "before_train": before_train,
-            "after_train": after_train,
-            "before_step": before_step,
-            "after_step": after_step,
-        }
-
-    def _call(self, event: str) -> None:
-        function = self._functions.get(event)
-        if function is not None:
-            function(self.trainer)
+        self._before_train = before_train
+        self._before_step = before_step
+        self._after_step = after_step
+        self._after_train = after_train
 
     def before_train(self):
-        self._call("before_train")
+        """Calls ``before_train``."""
+        if self._before_train:
+            self._before_train(self.trainer)
 
     def after_train(self):
-        self._call("after_train")
-        # The functions may hold objects that hold the trainer.
-        self._functions.clear()
+        """Calls ``after_train``."""
+        if self._after_train:
+            self._after_train(self.trainer)
+        # The functions may hold references to the trainer.
+        self._before_train = self._after_train = self._before_step = self._after_step = None
 
     def before_step(self):
-        self._call("before_step")
+        """Calls ``before_step``."""
+        if self._before_step:
+            self._before_step(self.trainer)
 
     def after_step(self):
-        self._call("after_step")
+        """Calls ``after_step``."""
+        if self._after_step:
+            self._after_step(self.trainer)
 
 
 class IterationTimer(HookBase):
-    """Puts the seconds of each iteration as the scalar `time` and logs a summary at the end.
+    """Records the seconds per iteration as the scalar "time" and logs a summary at the end.
 
-    It should be the first hook: time between its `before_step` and `after_step` counts as the
-    iteration's, the rest as the hooks'.
+    It should be the first hook: the time between its ``before_step`` and ``after_step`` counts as
+    the iteration, the rest as the other hooks.
+
+    Args:
+        warmup_iter: Number of iterations at the start that are not counted.
     """
 
     def __init__(self, warmup_iter=3):
-        """
-        Args:
-            warmup_iter: iterations at the start that are not counted.
-        """
         self._warmup_iter = warmup_iter
-        # `_all` runs from the start on; `_steps` only during iterations; `_step` during one.
-        self._all, self._steps, self._step = Timer(), Timer(), Timer()
-
-    def _start_counting(self) -> None:
-        self._all.reset()
-        self._steps.reset()
+        self._total_timer, self._steps_timer, self._step_timer = Timer(), Timer(), Timer()
 
     def before_train(self):
-        self._start_counting()
-        self._steps.pause()
+        """Starts the timers."""
+        self._total_timer.reset()
+        self._steps_timer.reset()
+        self._steps_timer.pause()
 
     def after_train(self):
+        """Logs the total time and the time per iteration."""
         logger = logging.getLogger(__name__)
-        total, in_steps = self._all.seconds(), self._steps.seconds()
+        total, in_steps = self._total_timer.seconds(), self._steps_timer.seconds()
         counted = self.trainer.storage.iter + 1 - self.trainer.start_iter - self._warmup_iter
         if counted > 0 and in_steps > 0:
             logger.info(
@@ -117,16 +106,19 @@ class IterationTimer(HookBase):
         logger.info(f"Total training time: {_hms(total)} ({_hms(total - in_steps)} on hooks)")
 
     def before_step(self):
-        self._step.reset()
-        self._steps.resume()
+        """Starts the timer of the iteration."""
+        self._step_timer.reset()
+        self._steps_timer.resume()
 
     def after_step(self):
+        """Records the time of the iteration."""
         storage = self.trainer.storage
         if storage.iter - self.trainer.start_iter + 1 < self._warmup_iter:
-            self._start_counting()
+            self._total_timer.reset()
+            self._steps_timer.reset()
         else:
-            storage.put_scalars(time=self._step.seconds())
-        self._steps.pause()
+            storage.put_scalars(time=self._step_timer.seconds())
+        self._steps_timer.pause()
 
 
 def _hms(seconds: float) -> str:
@@ -134,45 +126,52 @@ def _hms(seconds: float) -> str:
 
 
 class PeriodicWriter(HookBase):
-    """Calls event writers every `period` iterations, after the last one, and after training."""
+    """Calls event writers periodically, after the last iteration, and after training.
+
+    Args:
+        writers: List of ``EventWriter``.
+        period: Number of iterations between two calls.
+    """
 
     def __init__(self, writers, period=20):
-        """
-        Args:
-            writers: a list of `EventWriter`.
-            period: iterations between two calls.
-        """
         self._writers = writers
         self._period = period
 
     def after_step(self):
+        """Writes if the period is complete."""
         if _is_due(self.trainer, self._period) or _is_last(self.trainer):
-            self._write()
+            for writer in self._writers:
+                writer.write()
 
     def after_train(self):
-        # Once more: hooks such as EvalHook put their results after the last iteration.
-        self._write(and_close=True)
-
-    def _write(self, and_close: bool = False) -> None:
-        for each in self._writers:
-            each.write()
-            if and_close:
-                each.close()
+        """Writes the results of hooks that run after training, and closes the writers."""
+        for writer in self._writers:
+            writer.write()
+            writer.close()
 
 
 class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
-    """fvcore's `PeriodicCheckpointer` (same arguments) as a hook."""
+    """fvcore's ``PeriodicCheckpointer``, with the same arguments, as a hook."""
 
     def before_train(self):
+        """Sets the number of iterations."""
         self.max_iter = self.trainer.max_iter
 
     def after_step(self):
-        # The iteration goes into the file under the key "iteration".
+        """Saves a checkpoint, with the key "iteration", if the period is complete."""
         self.step(self.trainer.iter)
 
 
 class BestCheckpointer(HookBase):
-    """Keeps the checkpoint with the best value of a metric. Register it after `EvalHook`."""
+    """Saves the checkpoint with the best value of a metric. It must follow ``EvalHook``.
+
+    Args:
+        eval_period: Period of the ``EvalHook``.
+        checkpointer: Checkpointer that saves.
+        val_metric: Name of the metric, for example "bbox/AP50".
+        mode: Whether larger ("max") or smaller ("min") values are better.
+        file_prefix: File name without extension.
+    """
 
     def __init__(
         self,
@@ -182,14 +181,6 @@ class BestCheckpointer(HookBase):
         mode: str = "max",
         file_prefix: str = "model_best",
     ) -> None:
-        """
-        Args:
-            eval_period: that of the `EvalHook`.
-            checkpointer: what saves.
-            val_metric: name of the scalar, for example "bbox/AP50".
-            mode: whether the larger ("max") or the smaller ("min") value is better.
-            file_prefix: name of the file without its ending.
-        """
         assert mode in ("max", "min"), (
             f"Mode \"{mode}\" to `BestCheckpointer` is unknown. It should be one of ('max', 'min')."
         )
@@ -212,8 +203,8 @@ class BestCheckpointer(HookBase):
         latest = self.trainer.storage.latest().get(self._val_metric)
         if latest is None:
             self._logger.warning(
-                f"No best checkpoint: nothing has put the metric {self._val_metric!r}. Is an "
-                "EvalHook registered before this hook, and does its function return the metric?"
+                f"The metric {self._val_metric!r} was not found, so the best checkpoint is not "
+                "saved. An EvalHook that returns it must be registered before this hook."
             )
             return
         value, iteration = latest
@@ -236,44 +227,46 @@ class BestCheckpointer(HookBase):
             )
 
     def after_step(self):
+        """Saves after an evaluation that improved the metric."""
         if _is_due(self.trainer, self._period) and not _is_last(self.trainer):
             self._save_if_best()
 
     def after_train(self):
-        # Not after a training that broke off.
+        """Saves after the last evaluation if it improved the metric."""
         if _is_last(self.trainer):
             self._save_if_best()
 
 
 class LRScheduler(HookBase):
-    """Steps a learning rate schedule and puts the rate as the scalar `lr`."""
+    """Steps a learning rate scheduler and records the learning rate as the scalar "lr".
+
+    Args:
+        optimizer: Optimizer; by default that of the trainer.
+        scheduler: PyTorch scheduler, or fvcore ``ParamScheduler`` that multiplies the learning
+            rates of the optimizer; by default that of the trainer.
+    """
 
     def __init__(self, optimizer=None, scheduler=None):
-        """
-        Args:
-            optimizer: the optimizer; the trainer's by default.
-            scheduler: a PyTorch scheduler, or an fvcore `ParamScheduler`, which multiplies the
-                optimizer's rates; the trainer's by default.
-        """
         self._optimizer = optimizer
         self._scheduler = scheduler
 
     def before_train(self):
+        """Takes the defaults from the trainer."""
         trainer = self.trainer
         if self._optimizer is None:
             self._optimizer = trainer.optimizer
-        schedule = self.scheduler
-        if isinstance(schedule, ParamScheduler):
+        if isinstance(self.scheduler, ParamScheduler):
             self._scheduler = LRMultiplier(
-                self._optimizer, schedule, trainer.max_iter, last_iter=trainer.iter - 1
+                self._optimizer, self.scheduler, trainer.max_iter, last_iter=trainer.iter - 1
             )
-        self._shown_group = LRScheduler.get_best_param_group_id(self._optimizer)
+        self._best_param_group_id = LRScheduler.get_best_param_group_id(self._optimizer)
 
     @staticmethod
     def get_best_param_group_id(optimizer) -> int:
-        """Index of the group whose rate stands for all: the largest, or one of the commonest rate.
+        """Returns the index of the parameter group whose learning rate is recorded.
 
-        The second rule is for optimizers with one group a parameter.
+        It is the largest group. If every group has one parameter, it is a group with the most
+        common learning rate.
         """
         sizes = [len(group["params"]) for group in optimizer.param_groups]
         if max(sizes) > 1:
@@ -282,116 +275,113 @@ class LRScheduler(HookBase):
         return rates.index(Counter(rates).most_common(1)[0][0])
 
     def after_step(self):
-        rate = self._optimizer.param_groups[self._shown_group]["lr"]
+        """Records the learning rate and steps the scheduler."""
+        rate = self._optimizer.param_groups[self._best_param_group_id]["lr"]
         self.trainer.storage.put_scalar("lr", rate, smoothing_hint=False)
         self.scheduler.step()
 
     @property
     def scheduler(self):
+        """The scheduler in use."""
         return self._scheduler or self.trainer.scheduler
 
     def state_dict(self):
+        """Returns the state of the scheduler."""
         return self.scheduler.state_dict() if isinstance(self.scheduler, _LRScheduler) else {}
 
     def load_state_dict(self, state_dict):
+        """Loads the state of the scheduler."""
         if isinstance(self.scheduler, _LRScheduler):
-            logging.getLogger(__name__).info("Loading the state of the learning rate schedule")
+            logging.getLogger(__name__).info("Loading the state of the learning rate scheduler")
             self.scheduler.load_state_dict(state_dict)
 
 
 class EvalHook(HookBase):
-    """Runs an evaluation every so many iterations and after training.
+    """Runs an evaluation periodically and after training.
 
-    All ranks must have it, even if some evaluate nothing: they wait for each other afterwards.
+    All processes must have it, because they synchronize after the evaluation.
+
+    Args:
+        eval_period: Number of iterations between two evaluations; 0 evaluates after training only.
+        eval_function: Function without arguments that returns a nested dict of numbers, or None.
+        eval_after_train: Whether to evaluate after the last iteration.
     """
 
     def __init__(self, eval_period, eval_function, eval_after_train=True):
-        """
-        Args:
-            eval_period: iterations between two evaluations; 0 for none but the last.
-            eval_function: takes nothing, returns a nested dict of numbers, or nothing.
-            eval_after_train: evaluate after the last iteration.
-        """
         self._period = eval_period
         self._func = eval_function
         self._eval_after_train = eval_after_train
 
-    def _evaluate(self) -> None:
+    def _do_eval(self) -> None:
         results = self._func()
         if results:
-            scalars = _as_scalars(results)
+            assert isinstance(results, dict), (
+                f"eval_function of EvalHook must return a dict or None, got {results!r}"
+            )
+            scalars = {}
+            for name, value in flatten_results_dict(results).items():
+                try:
+                    scalars[name] = float(value)
+                except Exception as e:
+                    raise ValueError(
+                        "eval_function of EvalHook must return a nested dict of float, got "
+                        f"{value!r} for {name!r}"
+                    ) from e
             self.trainer.storage.put_scalars(**scalars, smoothing_hint=False)
-        # Only rank 0 may have evaluated, and the time limits of collectives are short.
+        # An evaluation on rank 0 only may take longer than the timeout of collectives.
         comm.synchronize()
 
     def after_step(self):
-        # The one after the last iteration is after_train's.
+        """Evaluates if the period is complete."""
         if _is_due(self.trainer, self._period) and not _is_last(self.trainer):
-            self._evaluate()
+            self._do_eval()
 
     def after_train(self):
+        """Evaluates after the last iteration."""
         if self._eval_after_train and _is_last(self.trainer):
-            self._evaluate()
-        # It usually holds the trainer: break the circle.
+            self._do_eval()
+        # The function often holds a reference to the trainer.
         self._func = None
 
 
-def _as_scalars(results) -> dict[str, float]:
-    """Results of an evaluation as flat name -> number; an error names the entry that is none."""
-    assert isinstance(results, dict), (
-        f"EvalHook: eval_function has to return a dict, or nothing; it returned {results!r}"
-    )
-    scalars = {}
-    for name, value in flatten_results_dict(results).items():
-        try:
-            scalars[name] = float(value)
-        except Exception as e:
-            raise ValueError(
-                f"EvalHook: eval_function returned {value!r} under {name!r}; it has to return a "
-                "nested dict of float"
-            ) from e
-    return scalars
-
-
 class PreciseBN(HookBase):
-    """Replaces the running statistics of batch norm layers by true averages over many batches."""
+    """Replaces the running statistics of batch norms by averages over many batches.
+
+    Args:
+        period: Number of iterations between two updates; 0 updates after training only.
+        model: Model whose batch norms in training mode are updated.
+        data_loader: Iterable of inputs of the model.
+        num_iter: Number of batches.
+    """
 
     def __init__(self, period, model, data_loader, num_iter):
-        """
-        Args:
-            period: iterations between two updates; 0 for one after training only.
-            model: its batch norm layers in training mode are updated.
-            data_loader: gives the inputs of `model`.
-            num_iter: batches to average over.
-        """
         self._logger = logging.getLogger(__name__)
         self._period = period
         self._model = model
         self._num_iter = num_iter
-        self._batches = self._lazily(data_loader)
+        # a generator, so that the loader starts with the first batch
+        self._batches = (batch for source in (data_loader,) for batch in source)
         self._enabled = bool(get_bn_modules(model))
         if not self._enabled:
-            self._logger.info("No precise batch norm: no such layer is in training mode")
-
-    @staticmethod
-    def _lazily(data_loader):
-        # A generator: the loader's workers start when the first batch is asked for.
-        yield from data_loader
+            self._logger.info(
+                "PreciseBN is disabled because the model has no batch norms in training mode."
+            )
 
     def after_step(self):
+        """Updates the statistics if the period is complete."""
         if _is_last(self.trainer) or _is_due(self.trainer, self._period):
             self.update_stats()
 
     def update_stats(self):
-        """Run the model on the next batches and store the averaged statistics."""
+        """Runs the model on the next batches and stores the averaged statistics."""
         if not self._enabled:
             return
         self._logger.info(f"Running precise-BN for {self._num_iter} iterations...")
-        # Layers may log metrics in the forward pass; these would mix with the training's.
+        # keeps metrics of the forward passes out of the storage of the training
         with EventStorage():
-            update_bn_stats(self._model, self._watched_batches(), self._num_iter)
+            update_bn_stats(self._model, self._batches_with_log(), self._num_iter)
 
-    def _watched_batches(self):
+    def _batches_with_log(self):
         for count, batch in enumerate(self._batches, start=1):
             if count % 100 == 0:
                 self._logger.info(f"Running precise-BN ... {count}/{self._num_iter} iterations.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start of the processes of a training job."""
+"""Launch of the processes of a training job."""
 
 import logging
 import socket
@@ -11,16 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 
-__all__ = ["DEFAULT_TIMEOUT", "launch"]
-
 DEFAULT_TIMEOUT = timedelta(minutes=30)
-
-
-def _find_free_port() -> int:
-    """A port that is free now. Another program might take it before it is used."""
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
 
 
 def launch(
@@ -32,20 +23,20 @@ def launch(
     args=(),
     timeout=DEFAULT_TIMEOUT,
 ):
-    """Run `main_func(*args)` in every process of a job; to be called on every machine.
+    """Runs ``main_func(*args)`` in every process of a job. It must be called on every machine.
 
-    One process on one machine runs right here. More are spawned, so `main_func` has to be
-    importable, and talk over NCCL, or over gloo on a machine without GPUs.
+    A single process runs in the calling process. Several processes are spawned, so ``main_func``
+    must be importable. They communicate with NCCL, or with gloo on a machine without GPUs.
 
     Args:
-        main_func: what to run.
-        num_gpus_per_machine: processes on each machine; 0 and 1 mean the calling process.
-        num_machines: number of machines.
-        machine_rank: index of this machine.
-        dist_url: where the processes meet, such as "tcp://127.0.0.1:8686"; "auto" finds a free
-            port, on a single machine only.
-        args: arguments of `main_func`.
-        timeout: how long a process waits for the others.
+        main_func: Function to run.
+        num_gpus_per_machine: Number of processes on each machine; 0 and 1 mean the calling process.
+        num_machines: Number of machines.
+        machine_rank: Rank of this machine.
+        dist_url: URL for the rendezvous of the processes, such as "tcp://127.0.0.1:8686"; "auto"
+            finds a free port on a single machine.
+        args: Arguments of ``main_func``.
+        timeout: Timeout of the communication between processes.
     """
     world_size = num_machines * num_gpus_per_machine
     if world_size <= 1:
@@ -53,13 +44,15 @@ def launch(
         return
     if dist_url == "auto":
         assert num_machines == 1, (
-            f"dist_url='auto' finds a port on one machine, but the job has {num_machines}: name "
-            "the address of one of them, tcp://HOST:PORT, on all"
+            f"dist_url='auto' works on a single machine, got num_machines={num_machines}; use the "
+            "address of one machine, tcp://HOST:PORT, on all machines"
         )
-        dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
+        with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
+            probe.bind(("", 0))
+            dist_url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
     if num_machines > 1 and dist_url.startswith("file://"):
         logging.getLogger(__name__).warning(
-            f"{dist_url}: processes on several machines may fail to meet through a file; use "
+            f"{dist_url}: a file is not a reliable rendezvous of several machines; use "
             "tcp://HOST:PORT"
         )
     worker_args = (
@@ -84,11 +77,10 @@ def _distributed_worker(
     args,
     timeout=DEFAULT_TIMEOUT,
 ):
-    """Body of one spawned process."""
     rank = machine_rank * num_gpus_per_machine + local_rank
     num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     assert num_devices == 0 or num_gpus_per_machine <= num_devices, (
-        f"--num-gpus {num_gpus_per_machine}, but this machine has {num_devices}"
+        f"--num-gpus {num_gpus_per_machine} exceeds the {num_devices} GPUs of this machine"
     )
     backend = "NCCL" if num_devices else "GLOO"
     try:
@@ -96,11 +88,11 @@ def _distributed_worker(
             backend, init_method=dist_url, timeout=timeout, world_size=world_size, rank=rank
         )
     except Exception:
-        logging.getLogger(__name__).error(f"The processes did not meet at {dist_url}")
+        logging.getLogger(__name__).error(f"The processes could not connect through {dist_url}")
         raise
     comm.create_local_process_group(num_gpus_per_machine)
     if num_devices:
         torch.cuda.set_device(f"cuda:{local_rank}")
-    # Without this, rank 0 may enter a collective before the others have set their device.
+    # Otherwise rank 0 may enter a collective before the others have set their device.
     comm.synchronize()
     main_func(*args)

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop, its hooks, and the step of plain and of mixed precision training."""
+"""The training loop with hooks, and trainers with full and with mixed precision."""
 
 import concurrent.futures
 import logging
 import time
 import weakref
 from collections.abc import Mapping
-from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import numpy as np
@@ -16,60 +15,46 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from detectron2.utils.logger import _log_api_usage
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-__all__ = ["HookBase", "TrainerBase", "SimpleTrainer", "AMPTrainer"]
-
 
 class HookBase:
-    """Something that acts at fixed points of the training.
+    """Base class of hooks, whose methods are called during training.
 
-    In the order of calls: `before_train`, then in each iteration `before_step`, `after_backward`,
-    `after_step`, and at the end, also after an error, `after_train`. Slow work belongs into
-    `after_step`, so that timers, which run from `before_step`, do not count it.
+    The order of the calls is ``before_train``; in each iteration ``before_step``,
+    ``after_backward`` and ``after_step``; finally, also after an error, ``after_train``. Slow work
+    should be done in ``after_step``, so that the time of ``before_step`` stays small.
     """
 
     trainer: "TrainerBase" = None
-    """The trainer this hook is registered with; a weak reference."""
+    """Weak reference to the trainer with which the hook is registered."""
 
     def before_train(self):
-        """Before the first iteration."""
+        """Called before the first iteration."""
 
     def after_train(self):
-        """After the last iteration."""
+        """Called after the last iteration."""
 
     def before_step(self):
-        """Before each iteration."""
+        """Called before each iteration."""
 
     def after_backward(self):
-        """After each backward pass, before the optimizer's step."""
+        """Called after each backward pass, before the step of the optimizer."""
 
     def after_step(self):
-        """After each iteration."""
+        """Called after each iteration."""
 
     def state_dict(self):
-        """What has to go into checkpoints. Hooks that save also define `load_state_dict`."""
+        """Returns the state for checkpoints; hooks with a state define ``load_state_dict``."""
         return {}
 
 
-@contextmanager
-def _log_errors():
-    """Put an error into the log file at once; the interpreter prints it only at exit."""
-    try:
-        yield
-    except Exception:
-        logging.getLogger(__name__).exception("Training stopped by an error:")
-        raise
-
-
 class TrainerBase:
-    """A loop over `run_step` with hooks around it.
-
-    `max_iter` and `storage` exist once `train` has begun.
+    """A training loop over ``run_step`` with hooks.
 
     Attributes:
-        iter: the current iteration, from 0; after the loop, the number of iterations.
-        start_iter: where the loop started.
-        max_iter: where it ends.
-        storage: the metrics, open while the loop runs.
+        iter: Current iteration, from 0; after the loop, the number of iterations.
+        start_iter: First iteration.
+        max_iter: Number of iterations; set by ``train``.
+        storage: ``EventStorage`` of the metrics; set by ``train``.
     """
 
     max_iter: int
@@ -81,68 +66,76 @@ class TrainerBase:
         _log_api_usage(f"trainer.{type(self).__name__}")
 
     def register_hooks(self, hooks: list[HookBase | None]) -> None:
-        """Append hooks; None entries are skipped, which eases optional ones."""
+        """Registers hooks; None entries are skipped."""
         for hook in hooks:
             if hook is None:
                 continue
-            assert isinstance(hook, HookBase), f"{hook!r} is no HookBase"
-            # Weak, so that the pair is freed without waiting for the garbage collector.
+            assert isinstance(hook, HookBase), f"{hook!r} is not a HookBase"
+            # A weak reference avoids a reference cycle.
             hook.trainer = weakref.proxy(self)
             self._hooks.append(hook)
 
     def train(self, start_iter: int, max_iter: int):
-        """Run the iterations `start_iter` to `max_iter - 1`."""
-        logging.getLogger(__name__).info(f"Starting training from iteration {start_iter}")
-        self.start_iter, self.max_iter = start_iter, max_iter
-        self.iter = start_iter
-        with EventStorage(start_iter) as storage, ExitStack() as at_the_end:
-            self.storage = storage
-            at_the_end.callback(self.after_train)
-            at_the_end.enter_context(_log_errors())
-            self._run_iterations()
-
-    def _run_iterations(self) -> None:
-        self.before_train()
-        for iteration in range(self.start_iter, self.max_iter):
-            self.iter = iteration
-            self.before_step()
-            self.run_step()
-            self.after_step()
-        # One past the last: tells after_train a finished training from one that broke off.
-        self.iter += 1
+        """Runs the iterations ``start_iter`` to ``max_iter - 1``."""
+        logger = logging.getLogger(__name__)
+        logger.info(f"Starting training from iteration {start_iter}")
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        with EventStorage(start_iter) as self.storage:
+            try:
+                self.before_train()
+                for iteration in range(start_iter, max_iter):
+                    self.iter = iteration
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                # Hooks recognize a completed training by iter == max_iter.
+                self.iter += 1
+            except Exception:
+                logger.exception("Training stopped with an error:")
+                raise
+            finally:
+                self.after_train()
 
     def before_train(self):
+        """Calls ``before_train`` of the hooks."""
         for hook in self._hooks:
             hook.before_train()
 
     def after_train(self):
+        """Calls ``after_train`` of the hooks."""
         self.storage.iter = self.iter
         for hook in self._hooks:
             hook.after_train()
 
     def before_step(self):
-        # Code without access to the trainer reads the iteration from the storage.
+        """Calls ``before_step`` of the hooks."""
+        # The storage provides the iteration to code without access to the trainer.
         self.storage.iter = self.iter
         for hook in self._hooks:
             hook.before_step()
 
     def after_backward(self):
+        """Calls ``after_backward`` of the hooks."""
         for hook in self._hooks:
             hook.after_backward()
 
     def after_step(self):
+        """Calls ``after_step`` of the hooks."""
         for hook in self._hooks:
             hook.after_step()
 
     def run_step(self):
+        """Runs one iteration. Subclasses define it."""
         raise NotImplementedError
 
     def state_dict(self):
+        """Returns the iteration and the states of the hooks."""
         state = {"iteration": self.iter}
         hooks: dict[str, dict] = {}
         for hook in self._hooks:
             hook_state = hook.state_dict()
-            # Hooks are told apart by class: of two of one class, the first is saved.
+            # Hooks are identified by their class; the first of several is saved.
             if hook_state:
                 hooks.setdefault(type(hook).__qualname__, hook_state)
         if hooks:
@@ -150,6 +143,7 @@ class TrainerBase:
         return state
 
     def load_state_dict(self, state_dict):
+        """Loads the iteration and the states of the hooks."""
         self.iter = state_dict["iteration"]
         for name, hook_state in state_dict.get("hooks", {}).items():
             hook = next((h for h in self._hooks if type(h).__qualname__ == name), None)
@@ -162,10 +156,19 @@ class TrainerBase:
 
 
 class SimpleTrainer(TrainerBase):
-    """One model, one optimizer, one data source: forward, backward, step.
+    """A trainer with one model, one optimizer and one data loader.
 
-    The model takes what the loader gives and returns a dict of losses, or one loss. Their sum is
-    minimized. Everything else, learning rate and checkpoints included, is left to hooks.
+    The model takes a batch of the loader and returns a dict of losses, whose sum is minimized, or
+    one loss. Everything else, including the learning rate schedule and checkpoints, is done by
+    hooks.
+
+    Args:
+        model: Model to train; it is set to training mode.
+        data_loader: Iterable of inputs, infinite or long enough.
+        optimizer: PyTorch optimizer.
+        gather_metric_period: Number of iterations between two gatherings of metrics.
+        zero_grad_before_forward: Whether to reset gradients before the forward pass, not after it.
+        async_write_metrics: Whether to write metrics in a thread, without waiting for the device.
     """
 
     def __init__(
@@ -177,15 +180,6 @@ class SimpleTrainer(TrainerBase):
         zero_grad_before_forward=False,
         async_write_metrics=False,
     ):
-        """
-        Args:
-            model: a module; it is put into training mode.
-            data_loader: an iterable of inputs, endless or long enough.
-            optimizer: a PyTorch optimizer.
-            gather_metric_period: iterations between two collections of metrics from all ranks.
-            zero_grad_before_forward: clear gradients before the forward pass, not after it.
-            async_write_metrics: write metrics in a thread; the device need not be waited for.
-        """
         super().__init__()
         model.train()
         self.model = model
@@ -195,37 +189,42 @@ class SimpleTrainer(TrainerBase):
         self.zero_grad_before_forward = zero_grad_before_forward
         self.async_write_metrics = async_write_metrics
         self._data_loader_iter_obj = None
-        # One worker keeps the order of the iterations.
+        # a single worker keeps the order of the iterations
         self.concurrent_executor = concurrent.futures.ThreadPoolExecutor(max_workers=1)
 
     def run_step(self):
+        """Runs one iteration: forward, backward, and the step of the optimizer."""
         self._check_ready()
-        loss, loss_dict, data_time = self._compute_loss()
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        if self.zero_grad_before_forward:
+            self.optimizer.zero_grad()
+        loss, loss_dict = self._forward(data)
+        if not self.zero_grad_before_forward:
+            self.optimizer.zero_grad()
         self._backward(loss)
         self.after_backward()
-        self._record(loss_dict, data_time)
+        # the iteration by value, because the thread may run after the next iteration has begun
+        write = partial(self._write_metrics, loss_dict, data_time, iter=self.iter)
+        if self.async_write_metrics:
+            self.concurrent_executor.submit(write)
+        else:
+            write()
         self._update()
 
     def _check_ready(self) -> None:
         assert self.model.training, (
-            f"{type(self).__name__}: the model is in eval mode; whoever switched it, an "
-            "evaluation for example, has to switch it back by model.train()"
+            f"{type(self).__name__}: the model is in eval mode; call model.train() after an "
+            "evaluation"
         )
 
-    def _compute_loss(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], float]:
-        """What comes before the backward pass.
-
-        Returns:
-            The loss to minimize, the losses to report, and the seconds that the data took.
-        """
-        data, data_time = self._next_data()
-        if self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
-            loss, loss_dict = self._forward(data)
-        else:
-            loss, loss_dict = self._forward(data)
-            self.optimizer.zero_grad()
-        return loss, loss_dict, data_time
+    def _forward(self, data) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Returns the loss to minimize and the losses to report."""
+        loss_dict = self.model(data)
+        if isinstance(loss_dict, torch.Tensor):
+            return loss_dict, {"total_loss": loss_dict}
+        return sum(loss_dict.values()), loss_dict
 
     def _backward(self, loss: torch.Tensor) -> None:
         loss.backward()
@@ -233,39 +232,17 @@ class SimpleTrainer(TrainerBase):
     def _update(self) -> None:
         self.optimizer.step()
 
-    def _next_data(self):
-        """The next inputs, and the seconds they took."""
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        return data, time.perf_counter() - start
-
-    def _forward(self, data) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Run the model; gives the loss to minimize and the losses to report."""
-        loss_dict = self.model(data)
-        if isinstance(loss_dict, torch.Tensor):
-            return loss_dict, {"total_loss": loss_dict}
-        return sum(loss_dict.values()), loss_dict
-
-    def _record(self, loss_dict, data_time: float) -> None:
-        # The iteration by value: the thread may run when the loop has gone on.
-        write = partial(self._write_metrics, loss_dict, data_time, iter=self.iter)
-        if self.async_write_metrics:
-            self.concurrent_executor.submit(write)
-        else:
-            write()
-
     @property
     def _data_loader_iter(self):
-        # Made at the first use: starting the loader's workers takes a while.
-        running = self._data_loader_iter_obj
-        if running is None:
-            running = self._data_loader_iter_obj = iter(self.data_loader)
-        return running
+        # created at the first use, because it starts the worker processes
+        if self._data_loader_iter_obj is None:
+            self._data_loader_iter_obj = iter(self.data_loader)
+        return self._data_loader_iter_obj
 
     def reset_data_loader(self, data_loader_builder):
-        """Replace the loader by what `data_loader_builder()` returns.
+        """Replaces the data loader by the result of ``data_loader_builder()``.
 
-        The old one is let go first, so that two sets of workers never exist together.
+        The old loader is deleted first, so that its worker processes end.
         """
         del self.data_loader
         self._data_loader_iter_obj = None
@@ -284,9 +261,9 @@ class SimpleTrainer(TrainerBase):
         try:
             SimpleTrainer.write_metrics(loss_dict, data_time, iteration, prefix)
         except Exception:
-            # In a thread the error itself would get lost.
+            # an exception in a thread is not visible otherwise
             logging.getLogger(__name__).exception(
-                f"Could not write the metrics of iteration {iteration}:"
+                f"The metrics of iteration {iteration} were not written:"
             )
             raise
 
@@ -297,16 +274,16 @@ class SimpleTrainer(TrainerBase):
         cur_iter: int,
         prefix: str = "",
     ) -> None:
-        """Put the losses, averaged over the ranks, and the slowest rank's data time.
+        """Records the losses, averaged over the ranks, and the data time of the slowest rank.
 
         Args:
-            loss_dict: name -> scalar tensor.
-            data_time: seconds that this rank waited for data.
-            cur_iter: iteration of the values.
-            prefix: before the name of the total loss.
+            loss_dict: Dict from name to scalar tensor.
+            data_time: Seconds that this rank waited for data.
+            cur_iter: Iteration of the values.
+            prefix: Prefix of the name of the total loss.
 
         Raises:
-            FloatingPointError: the sum of the losses is infinite or nan.
+            FloatingPointError: The sum of the losses is infinite or NaN.
         """
         storage = get_event_storage()
         storage.put_scalar("rank_data_time", data_time, cur_iter=cur_iter)
@@ -314,7 +291,7 @@ class SimpleTrainer(TrainerBase):
         gathered = comm.gather((data_time, metrics))
         if not comm.is_main_process():
             return
-        # Everybody waits for the slowest.
+        # all ranks wait for the slowest one
         storage.put_scalar("data_time", max(time for time, _ in gathered), cur_iter=cur_iter)
         mean = {name: np.mean([m[name] for _, m in gathered]) for name in gathered[0][1]}
         total = sum(mean.values())
@@ -327,22 +304,36 @@ class SimpleTrainer(TrainerBase):
             storage.put_scalars(cur_iter=cur_iter, **mean)
 
     def after_train(self):
-        # First the pending writes, then the hooks that write them out.
+        """Waits for pending metrics, then calls ``after_train`` of the hooks."""
         self.concurrent_executor.shutdown(wait=True)
         super().after_train()
 
     def state_dict(self):
+        """Returns the state of the trainer, its hooks, and its optimizer."""
         state = super().state_dict()
         state["optimizer"] = self.optimizer.state_dict()
         return state
 
     def load_state_dict(self, state_dict):
+        """Loads the state of the trainer, its hooks, and its optimizer."""
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
 
 
 class AMPTrainer(SimpleTrainer):
-    """`SimpleTrainer` with PyTorch's automatic mixed precision; needs a CUDA device."""
+    """``SimpleTrainer`` with PyTorch's automatic mixed precision. It needs a CUDA device.
+
+    Args:
+        model: See ``SimpleTrainer``.
+        data_loader: See ``SimpleTrainer``.
+        optimizer: See ``SimpleTrainer``.
+        gather_metric_period: See ``SimpleTrainer``.
+        zero_grad_before_forward: See ``SimpleTrainer``.
+        grad_scaler: PyTorch ``GradScaler``; by default a new one.
+        precision: Data type of the computation.
+        log_grad_scaler: Whether to record the scale as the scalar "[metric]grad_scaler".
+        async_write_metrics: See ``SimpleTrainer``.
+    """
 
     def __init__(
         self,
@@ -356,20 +347,13 @@ class AMPTrainer(SimpleTrainer):
         log_grad_scaler: bool = False,
         async_write_metrics=False,
     ):
-        """
-        Args:
-            model ... zero_grad_before_forward, async_write_metrics: as in `SimpleTrainer`.
-            grad_scaler: a PyTorch GradScaler; a new one by default.
-            precision: type to compute in.
-            log_grad_scaler: put the scale as the metric "[metric]grad_scaler".
-        """
         several_devices = isinstance(model, DataParallel) or (
             isinstance(model, DistributedDataParallel)
             and model.device_ids is not None
             and len(model.device_ids) > 1
         )
         assert not several_devices, (
-            "AMPTrainer needs a process for each device; this model is spread over several"
+            "AMPTrainer supports one device per process; this model uses several"
         )
         super().__init__(
             model,
@@ -399,15 +383,17 @@ class AMPTrainer(SimpleTrainer):
 
     def _check_ready(self) -> None:
         super()._check_ready()
-        assert torch.cuda.is_available(), "AMPTrainer needs a CUDA device; there is none"
+        assert torch.cuda.is_available(), "AMPTrainer needs a CUDA device"
 
     def state_dict(self):
+        """Returns the state of the trainer, including the gradient scaler."""
         state = super().state_dict()
         state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
 
     def load_state_dict(self, state_dict):
+        """Loads the state of the trainer, including the gradient scaler."""
         super().load_state_dict(state_dict)
-        # A scaler on a machine without CUDA is disabled and saves nothing.
+        # without CUDA, the scaler is disabled and its state is empty
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluator base classes and the loop that runs a model over a data set."""
+"""Evaluator base classes and the evaluation loop."""
 
 import datetime
 import logging
@@ -14,60 +14,62 @@ from torch import nn
 
 
 class DatasetEvaluator:
-    """Collects pairs of inputs and outputs, then turns them into figures."""
+    """Base class of evaluators, which process inputs and outputs of a model."""
 
     def reset(self):
-        """Forget everything; called before each run."""
+        """Resets the evaluator for a new evaluation."""
 
     def process(self, inputs, outputs):
-        """Take one batch.
+        """Processes one batch.
 
         Args:
-            inputs: what the model was given.
-            outputs: what it returned, usually one entry for each input.
+            inputs: Inputs of the model.
+            outputs: Outputs of the model, usually one per input.
         """
 
     def evaluate(self):
-        """Compute the figures; called once, after all batches.
+        """Computes the metrics after all batches.
 
         Returns:
-            task -> {metric -> value}, or nothing (as on ranks other than 0).
+            Dict from task to a dict from metric to value; None or empty on ranks other than 0.
         """
 
 
 class DatasetEvaluators(DatasetEvaluator):
-    """Several evaluators as one."""
+    """Combines several evaluators.
+
+    Args:
+        evaluators: List of ``DatasetEvaluator``.
+    """
 
     def __init__(self, evaluators):
-        """
-        Args:
-            evaluators: a list of `DatasetEvaluator`.
-        """
         super().__init__()
         self._evaluators = evaluators
 
     def reset(self):
-        for part in self._evaluators:
-            part.reset()
+        """Resets all evaluators."""
+        for evaluator in self._evaluators:
+            evaluator.reset()
 
     def process(self, inputs, outputs):
-        for part in self._evaluators:
-            part.process(inputs, outputs)
+        """Processes one batch with all evaluators."""
+        for evaluator in self._evaluators:
+            evaluator.process(inputs, outputs)
 
     def evaluate(self):
-        """All evaluators' tasks in one dict, which is empty on ranks other than 0."""
-        # Every rank has to ask every evaluator: they may wait for each other in there.
-        answers = [part.evaluate() for part in self._evaluators]
+        """Returns the results of all evaluators in one dict, empty on ranks other than 0."""
         merged = OrderedDict()
-        for answer in answers if is_main_process() else ():
-            for task, metrics in (answer or {}).items():
-                assert task not in merged, f"two evaluators give results for the task {task!r}"
-                merged[task] = metrics
+        for evaluator in self._evaluators:
+            results = evaluator.evaluate()
+            if is_main_process() and results is not None:
+                for task, metrics in results.items():
+                    assert task not in merged, f"two evaluators return results of task {task!r}"
+                    merged[task] = metrics
         return merged
 
 
-class _Stopwatch:
-    """Seconds spent on data, model and evaluator, not counting the first batches."""
+class _InferenceTimer:
+    """Measures the time of data loading, model and evaluator without the first batches."""
 
     def __init__(self, total: int):
         self.total = total
@@ -75,22 +77,19 @@ class _Stopwatch:
         self.start(0)
 
     def start(self, index: int) -> None:
-        """Begin, or begin anew while warming up, with batch `index`."""
+        """Resets the timer before the first batch and after the warmup."""
         if index == 0 or index == self.num_warmup:
             self.start_time = time.perf_counter()
             self.data = self.compute = self.evaluate = 0.0
 
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.start_time
-
-    def report(self, index: int) -> None:
-        """Log the progress from time to time, after batch `index`."""
+    def log_progress(self, index: int) -> None:
+        """Logs the progress after batch ``index``, at most every 5 seconds."""
         counted = index + 1 - self.num_warmup * int(index >= self.num_warmup)
         compute = self.compute / counted
-        # Early figures are poor; a slow model may speak sooner.
+        # early measurements are inaccurate; for a slow model, they are logged
         if index < self.num_warmup * 2 and compute <= 5:
             return
-        per_batch = self.elapsed() / counted
+        per_batch = (time.perf_counter() - self.start_time) / counted
         eta = datetime.timedelta(seconds=int(per_batch * (self.total - index - 1)))
         log_every_n_seconds(
             logging.INFO,
@@ -103,11 +102,11 @@ class _Stopwatch:
             n=5,
         )
 
-    def summarize(self) -> None:
-        """Log the totals."""
+    def log_summary(self) -> None:
+        """Logs the total times."""
         logger = logging.getLogger(__name__)
         counted = self.total - self.num_warmup
-        elapsed, devices = self.elapsed(), get_world_size()
+        elapsed, devices = time.perf_counter() - self.start_time, get_world_size()
         logger.info(
             f"Total inference time: {datetime.timedelta(seconds=elapsed)} "
             f"({elapsed / counted:.6f} s / iter per device, on {devices} devices)"
@@ -125,16 +124,17 @@ def inference_on_dataset(
     evaluator: DatasetEvaluator | list[DatasetEvaluator] | None,
     callbacks=None,
 ):
-    """Run a model over a data set and evaluate it, timing both.
+    """Runs a model on a data set and evaluates it. It also measures the speed.
 
     Args:
-        model: a callable; a module runs in eval mode and gets its mode back afterwards.
-        data_loader: an iterable of inputs with a length.
-        evaluator: one evaluator, a list of them, or None to measure the speed only.
-        callbacks: functions by name: `on_start`, `before_inference`, `after_inference`, `on_end`.
+        model: Callable. A module runs in eval mode; its mode is restored afterwards.
+        data_loader: Iterable of inputs with a length.
+        evaluator: Evaluator, list of evaluators, or None to measure the speed only.
+        callbacks: Dict of functions: ``on_start``, ``before_inference``, ``after_inference``,
+            ``on_end``.
 
     Returns:
-        What `evaluator.evaluate()` returns, or an empty dict if that is None.
+        The result of ``evaluator.evaluate()``; an empty dict if it is None.
     """
     logger = logging.getLogger(__name__)
     logger.info(f"Start inference on {len(data_loader)} batches")
@@ -150,42 +150,42 @@ def inference_on_dataset(
         if name in callbacks:
             callbacks[name]()
 
-    watch = _Stopwatch(len(data_loader))
+    timer = _InferenceTimer(len(data_loader))
     eval_mode = inference_context(model) if isinstance(model, nn.Module) else nullcontext()
     with eval_mode, torch.no_grad():
         data_start = time.perf_counter()
         call("on_start")
         for index, inputs in enumerate(data_loader):
             data_time = time.perf_counter() - data_start
-            watch.start(index)
-            watch.data += data_time
+            timer.start(index)
+            timer.data += data_time
 
             compute_start = time.perf_counter()
             call("before_inference")
             outputs = model(inputs)
             call("after_inference")
             if torch.cuda.is_available():
-                # Kernels run on; without waiting, the evaluator would get their time.
+                # CUDA kernels run asynchronously
                 torch.cuda.synchronize()
-            watch.compute += time.perf_counter() - compute_start
+            timer.compute += time.perf_counter() - compute_start
 
             evaluate_start = time.perf_counter()
             evaluator.process(inputs, outputs)
-            watch.evaluate += time.perf_counter() - evaluate_start
+            timer.evaluate += time.perf_counter() - evaluate_start
 
-            watch.report(index)
+            timer.log_progress(index)
             data_start = time.perf_counter()
         call("on_end")
 
-    watch.summarize()
+    timer.log_summary()
     results = evaluator.evaluate()
-    # Ranks other than 0 often return nothing; callers may still index the result.
+    # evaluators often return None on ranks other than 0
     return {} if results is None else results
 
 
 @contextmanager
 def inference_context(model):
-    """Put a module into eval mode inside this block."""
+    """Context manager that sets a module to eval mode."""
     training = model.training
     model.eval()
     yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of an evaluation: flat names, a printed form, and a check against expected values."""
+"""Results of an evaluation: flattening, printing, and comparison with expected values."""
 
 import logging
 import pprint
@@ -10,24 +10,24 @@ import numpy as np
 
 
 def flatten_results_dict(results) -> dict:
-    """{"bbox": {"AP": 1}} -> {"bbox/AP": 1}, at any depth."""
+    """Flattens nested results: {"bbox": {"AP": 1}} becomes {"bbox/AP": 1}."""
     flat = {}
     for name, value in results.items():
         if isinstance(value, Mapping):
-            inner = flatten_results_dict(value)
-            flat.update({f"{name}/{inner_name}": inner[inner_name] for inner_name in inner})
+            for inner_name, inner_value in flatten_results_dict(value).items():
+                flat[f"{name}/{inner_name}"] = inner_value
         else:
             flat[name] = value
     return flat
 
 
 def print_csv_format(results) -> None:
-    """Log the main metrics so that they can be pasted into a spreadsheet.
+    """Logs the main metrics in a format for spreadsheets.
 
-    Metrics with "-" in their name, such as those of single categories, are left out.
+    Metrics with "-" in their name, such as those of single categories, are omitted.
 
     Args:
-        results: task -> {metric -> value}.
+        results: Dict from task to a dict from metric to value.
     """
     assert isinstance(results, Mapping) or not len(results), results
     logger = logging.getLogger(__name__)
@@ -42,31 +42,26 @@ def print_csv_format(results) -> None:
 
 
 def verify_results(cfg, results) -> bool:
-    """Check results against cfg.TEST.EXPECTED_RESULTS; leave the program if they differ.
+    """Compares results with cfg.TEST.EXPECTED_RESULTS and exits the program if they differ.
 
     Args:
-        cfg: each expectation is [task, metric, expected value, tolerance].
-        results: task -> {metric -> value}.
+        cfg: Full config. Each expected result is [task, metric, expected value, tolerance].
+        results: Dict from task to a dict from metric to value.
 
     Returns:
-        True; a mismatch exits with status 1.
+        True; different results exit with status 1.
     """
     logger = logging.getLogger(__name__)
-    expectations = cfg.TEST.EXPECTED_RESULTS
-    missed = [
-        f"{task}/{metric} is {results[task].get(metric)}, not {expected} +- {tolerance}"
-        for task, metric, expected, tolerance in expectations
-        if not _is_near(results[task].get(metric), expected, tolerance)
-    ]
-    if missed:
-        logger.error("TEST.EXPECTED_RESULTS is not met:\n" + "\n".join(missed))
+    different = []
+    for task, metric, expected, tolerance in cfg.TEST.EXPECTED_RESULTS:
+        actual = results[task].get(metric)
+        is_finite = actual is not None and np.isfinite(actual)
+        if not is_finite or abs(actual - expected) > tolerance:
+            different.append(f"{task}/{metric} is {actual}, expected {expected} +- {tolerance}")
+    if different:
+        logger.error("The results differ from TEST.EXPECTED_RESULTS:\n" + "\n".join(different))
         logger.error(f"All results:\n{pprint.pformat(results)}")
         sys.exit(1)
-    if expectations:
-        logger.info("The results meet TEST.EXPECTED_RESULTS")
+    if cfg.TEST.EXPECTED_RESULTS:
+        logger.info("The results agree with TEST.EXPECTED_RESULTS")
     return True
-
-
-def _is_near(actual: float | None, expected: float, tolerance: float) -> bool:
-    """Whether a metric exists, is finite, and is as expected."""
-    return actual is not None and bool(np.isfinite(actual)) and abs(actual - expected) <= tolerance

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands between Detectron2's classes and TorchScript, and ways around it.
+"""Patches that allow TorchScript to compile models.
 
-TorchScript wants every attribute of a class declared, and ``Instances`` takes any. So a class with
-given fields is written out, compiled, and put in the place of ``Instances`` for a while.
+TorchScript needs a type for every attribute of a class, while ``Instances`` accepts any field. So a
+class with given fields is generated, compiled, and temporarily replaces ``Instances``.
 """
 
 import contextlib
@@ -17,8 +17,6 @@ from collections.abc import Iterator
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import nn
-
-__all__ = ["freeze_training_mode", "patch_builtin_len", "patch_instances"]
 
 _counter = itertools.count(1)
 
@@ -35,7 +33,7 @@ class {name}:
 
     def __len__(self) -> int:
         {len_body}
-        raise NotImplementedError("Instances without fields have no length")
+        raise NotImplementedError("Instances without fields do not have a length")
 
     def has(self, name: str) -> bool:
         {has_body}
@@ -62,7 +60,7 @@ class {name}:
         return result
 {properties}
 
-# here, because TorchScript looks up names where it is called
+# TorchScript resolves names in the calling module
 torch.jit.script({name})
 """
 
@@ -80,21 +78,20 @@ _PROPERTY = """
 
 
 def _body(statements: list[str]) -> str:
-    """Joins statements, which may have several lines, at the indentation of a method."""
+    """Joins statements at the indentation of a method."""
     lines = itertools.chain.from_iterable(s.splitlines() for s in statements)
     return "\n        ".join(lines) or "pass"
 
 
 def _if_set(field: str, then: str) -> str:
-    # TorchScript narrows the type of a local variable, not of an attribute
+    # TorchScript refines the type of a local variable, not of an attribute
     return f"value_{field} = self._{field}\nif value_{field} is not None:\n    {then}"
 
 
 def _class_source(name: str, fields: dict[str, type]) -> str:
-    """Returns the source of a module with a class that has just these fields."""
+    """Returns the source of a module that defines a class with the given fields."""
 
     def for_fields(statement: str, needs: str | None = None) -> str:
-        """``statement`` for each set field whose type has the method ``needs``."""
         return _body(
             [
                 _if_set(f, statement.format(f=f))
@@ -119,7 +116,7 @@ def _class_source(name: str, fields: dict[str, type]) -> str:
         name=name,
         field_names=list(fields),
         init_args=", ".join(f"{f}: Optional[Type_{f}] = None" for f in fields),
-        # a method being compiled does not know the defaults of its own class yet
+        # the defaults of the class are unknown while it is compiled
         nones=", None" * len(fields),
         init_body=_body([f"self._{f} = {f}" for f in fields]),
         len_body=for_fields("return len(value_{f})", "__len__"),
@@ -133,7 +130,7 @@ def _class_source(name: str, fields: dict[str, type]) -> str:
 
 
 def _make_class(fields: dict[str, type], folder: str) -> type:
-    """Writes the class to a file, since TorchScript reads sources, and imports it."""
+    """Writes the class to a file, because TorchScript needs source files, and imports it."""
     name = f"ScriptedInstances{next(_counter)}"
     module_name = f"detectron2.export._generated_{name}"
     file_name = os.path.join(folder, f"{name}.py")
@@ -148,23 +145,20 @@ def _make_class(fields: dict[str, type], folder: str) -> type:
     made = getattr(module, name)
 
     def from_instances(instances: Instances):
-        """Copies ordinary ``Instances``, whose fields must be among those declared."""
+        """Converts ``Instances``, whose fields must be declared."""
         result = made(instances.image_size)
         for field, value in instances.get_fields().items():
             assert field in fields, f"No field named {field} in ScriptedInstances"
             setattr(result, field, copy.deepcopy(value))
         return result
 
-    # added after compilation, as TorchScript could not compile it
+    # after the compilation, because TorchScript cannot compile it
     made.from_instances = staticmethod(from_instances)
     return made
 
 
-def _forget_compiled() -> None:
-    """Clears what TorchScript remembers of modules and functions it compiled.
-
-    Compiled with one meaning of ``Instances``, they would be used with another.
-    """
+def _clear_jit_cache() -> None:
+    """Clears TorchScript's caches, which depend on the class that replaces ``Instances``."""
     torch.jit._recursive.concrete_type_store.type_store.clear()
     torch.jit._recursive.concrete_type_store.methods_compiled.clear()
     torch.jit._state._jit_caching_layer.clear()
@@ -172,18 +166,17 @@ def _forget_compiled() -> None:
 
 @contextlib.contextmanager
 def patch_instances(fields: dict[str, type]) -> Iterator[type]:
-    """Within the ``with`` block, TorchScript takes ``Instances`` for a class with these fields.
+    """Context manager in which TorchScript replaces ``Instances`` by a generated class.
 
     Args:
-        fields: name and type of every field; ``torch.Tensor``, ``Boxes``, or another class that
+        fields: Type of every field by name: ``torch.Tensor``, ``Boxes``, or another class that
             TorchScript can compile.
 
     Yields:
-        The class. ``from_instances`` of it copies ordinary ``Instances``; a field that is not
-        set can be asked for with ``has`` and fails when read.
+        The class. Its static method ``from_instances`` converts ``Instances``.
     """
     with tempfile.TemporaryDirectory(prefix="detectron2_lite_") as folder:
-        _forget_compiled()
+        _clear_jit_cache()
         made = _make_class(fields, folder)
         marks = {
             "__torch_script_class__": True,
@@ -197,18 +190,17 @@ def patch_instances(fields: dict[str, type]) -> Iterator[type]:
             for name in marks:
                 delattr(Instances, name)
             sys.modules.pop(made.__module__)
-            _forget_compiled()
+            _clear_jit_cache()
 
 
 @contextlib.contextmanager
 def patch_builtin_len(modules=()) -> Iterator[None]:
-    """Within the ``with`` block, ``len`` in the modeling code keeps traced lengths dynamic.
+    """Context manager in which ``len`` in the modeling code keeps traced lengths dynamic.
 
-    Python's own ``len`` makes an integer of whatever ``__len__`` returns, and so a constant of the
-    traced length.
+    The built-in ``len`` converts a length to an integer, which is a constant in a trace.
 
     Args:
-        modules: names of further modules to change it in.
+        modules: Names of further modules to patch.
     """
     names = [n for n in sys.modules if n.startswith("detectron2.modeling.")] + list(modules)
     changed = [sys.modules[name] for name in dict.fromkeys(names)]
@@ -223,9 +215,9 @@ def patch_builtin_len(modules=()) -> Iterator[None]:
 
 @contextlib.contextmanager
 def freeze_training_mode(model: nn.Module) -> Iterator[None]:
-    """Within the ``with`` block, TorchScript takes ``training`` of the model for a constant.
+    """Context manager in which ``training`` of the model is a constant for TorchScript.
 
-    So it does not compile what is only for the other mode, and may not be able to.
+    TorchScript then skips the code for the other mode, which it may not be able to compile.
     """
     classes = {type(module) for module in model.modules()} | {nn.ModuleList}
     kept = [(cls.__annotations__, dict(cls.__annotations__)) for cls in classes]

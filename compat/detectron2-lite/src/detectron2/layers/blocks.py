@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base class of the blocks that backbones are made of."""
+"""The base class of the blocks of backbones."""
 
 from torch import nn
 
@@ -7,10 +7,14 @@ from .batch_norm import FrozenBatchNorm2d
 
 
 class CNNBlockBase(nn.Module):
-    """A block of a CNN that states its channels and stride and can be frozen.
+    """Base class of a CNN block that can be frozen.
 
-    It takes one (N, in_channels, H, W) tensor and returns one of
-    (N, out_channels, H // stride, W // stride).
+    A block maps (N, in_channels, H, W) to (N, out_channels, H // stride, W // stride).
+
+    Args:
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        stride: Stride of the block.
     """
 
     def __init__(self, in_channels, out_channels, stride):
@@ -20,7 +24,11 @@ class CNNBlockBase(nn.Module):
         self.stride = stride
 
     def freeze(self):
-        """Stops the block from learning: parameters and the statistics of batch norm alike."""
+        """Freezes the parameters and converts the batch norms to ``FrozenBatchNorm2d``.
+
+        Returns:
+            The block itself.
+        """
         for parameter in self.parameters():
             parameter.requires_grad = False
         FrozenBatchNorm2d.convert_frozen_batchnorm(self)

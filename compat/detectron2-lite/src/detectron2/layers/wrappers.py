@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch operators that also take empty input, can be traced, or fuse what follows them."""
+"""PyTorch operators extended for empty inputs, tracing, and fused normalization."""
 
 from collections.abc import Callable
 from typing import List, Optional  # noqa: UP035  TorchScript reads these annotations
@@ -17,9 +17,9 @@ def shapes_to_tensor(
     x: List[int],  # noqa: UP006
     device: Optional[torch.device] = None,  # noqa: UP045
 ) -> torch.Tensor:
-    """Turns sizes into a 1-d tensor; in a trace they stay connected to where they come from."""
+    """Converts sizes to a 1-d tensor and keeps them dynamic in a trace."""
     if not torch.jit.is_scripting() and torch.jit.is_tracing():
-        # Tensor.shape yields tensors while tracing; as_tensor would read out their numbers.
+        # Tensor.shape yields tensors while tracing; as_tensor would make constants of them.
         assert all(isinstance(size, torch.Tensor) for size in x), "shapes must be traced as tensors"
         stacked = torch.stack(x)
         return stacked if device is None else stacked.to(device)
@@ -27,12 +27,12 @@ def shapes_to_tensor(
 
 
 def cat(tensors: List[torch.Tensor], dim: int = 0) -> torch.Tensor:  # noqa: UP006
-    """``torch.cat`` that hands a single tensor back without a copy."""
+    """Concatenates tensors; a single tensor is returned without a copy."""
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
 def empty_input_loss_func_wrapper(loss_func: Callable) -> Callable:
-    """Makes the mean of ``loss_func(input, target, ...)`` over nothing 0 instead of nan.
+    """Wraps a loss function so that its mean over an empty batch is 0 instead of NaN.
 
     The 0 depends on the input, so that every parameter still receives a gradient.
     """
@@ -49,22 +49,21 @@ cross_entropy = empty_input_loss_func_wrapper(F.cross_entropy)
 
 
 class Conv2d(torch.nn.Conv2d):
-    """A convolution followed by an optional normalization and activation."""
+    """A convolution followed by an optional normalization and activation.
+
+    It takes the arguments of ``torch.nn.Conv2d`` and two keyword arguments: ``norm``, a module, and
+    ``activation``, a callable.
+    """
 
     def __init__(self, *args, **kwargs):
-        """Takes the arguments of ``torch.nn.Conv2d`` and two more.
-
-        Args:
-            *args: see ``torch.nn.Conv2d``.
-            **kwargs: see ``torch.nn.Conv2d``; ``norm``, a module, and ``activation``, a callable.
-        """
         norm, activation = (kwargs.pop(name, None) for name in ("norm", "activation"))
         super().__init__(*args, **kwargs)
         self.norm = norm
         self.activation = activation
 
     def forward(self, x):
-        # TorchScript compiles neither the isinstance below nor would it meet empty batches.
+        """Applies convolution, normalization and activation."""
+        # TorchScript cannot compile the isinstance below.
         if not torch.jit.is_scripting() and x.numel() == 0 and self.training:
             assert not isinstance(self.norm, torch.nn.SyncBatchNorm), (
                 f"an empty batch {tuple(x.shape)} cannot be normalized by SyncBatchNorm"
@@ -76,14 +75,14 @@ class Conv2d(torch.nn.Conv2d):
 
 
 def nonzero_tuple(x):
-    """``x.nonzero(as_tuple=True)`` that TorchScript compiles too."""
+    """Returns ``x.nonzero(as_tuple=True)``; TorchScript can compile it, too."""
     if not torch.jit.is_scripting():
         return x.nonzero(as_tuple=True)
-    # A list here; a 0-d tensor is taken for one element, as as_tuple does.
+    # a list in TorchScript; a 0-d tensor counts as one element, as with as_tuple
     return torch.nonzero(torch.atleast_1d(x)).unbind(dim=1)
 
 
 @torch.jit.script_if_tracing
 def move_device_like(src: torch.Tensor, dst: torch.Tensor) -> torch.Tensor:
-    """Moves ``src`` to the device of ``dst``; a trace records the move and not the device."""
+    """Moves ``src`` to the device of ``dst``; a trace records the move, not the device."""
     return src.to(dst.device)

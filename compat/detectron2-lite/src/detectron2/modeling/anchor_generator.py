@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anchors: reference boxes centered on every cell of every feature map.
+"""Anchors: reference boxes at every cell of every feature map.
 
 Shape shorthand: L feature maps, A anchors per cell, Hi x Wi cells of map i.
-Order of the anchors of one map: row by row, column by column, then the A anchors of the cell,
-which run over sizes first and aspect ratios within a size.
+The anchors of a map are ordered by row, column, size and aspect ratio.
 """
 
 import math
@@ -20,13 +19,15 @@ from torch import nn
 
 ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
 ANCHOR_GENERATOR_REGISTRY.__doc__ = """
-Anchor generators, called as `obj(cfg, input_shape)` with a list of `ShapeSpec`, one per feature
-map. They return an `nn.Module` that turns a list of feature maps into a list of `Boxes`.
+Anchor generators, called as `obj(cfg, input_shape)` with the `ShapeSpec` of each feature map; they
+return an `nn.Module` that maps a list of feature maps to a list of `Boxes`.
 """
+
+RotatedAnchorGenerator = absent_class(__name__, "RotatedAnchorGenerator")
 
 
 class BufferList(nn.Module):
-    """A list of tensors that moves with the module but stays out of checkpoints."""
+    """A list of buffers that are not saved in checkpoints."""
 
     def __init__(self, buffers):
         super().__init__()
@@ -41,34 +42,33 @@ class BufferList(nn.Module):
 
 
 def _per_level(params: Sequence, num_levels: int, name: str) -> Sequence:
-    """Accept one list for all levels, or one list per level; return one list per level."""
-    assert isinstance(params, Sequence), f"anchor {name} must be a list, not {params!r}"
+    """Returns one list per level, from one list for all levels or one list per level."""
+    assert isinstance(params, Sequence), f"anchor {name} must be a list, got {params!r}"
     assert len(params), f"anchor {name} must not be empty"
     if not isinstance(params[0], Sequence):
         params = [params]
     if len(params) == 1:
         params = list(params) * num_levels
     assert len(params) == num_levels, (
-        f"{len(params)} lists of anchor {name} for {num_levels} feature maps; give one per map, "
-        "or one for all"
+        f"anchor {name} must be one list, or {num_levels} lists for the feature maps; got "
+        f"{len(params)} lists"
     )
     return params
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class DefaultAnchorGenerator(nn.Module):
-    """The usual anchors of "Faster R-CNN".
+    """The anchors of Faster R-CNN.
 
     Args:
-        sizes: side lengths in pixels (square roots of areas) per level, or one list for all.
-        aspect_ratios: heights over widths, per level, or one list for all.
-        strides: stride of each feature map.
-        offset: where in its cell the first anchor is centered, in [0, 1), in units of the
-            stride: 0 the upper left corner, 0.5 the middle.
+        sizes: List of sizes in pixels (square roots of areas) for each level, or for all levels.
+        aspect_ratios: List of ratios of height to width for each level, or for all levels.
+        strides: Stride of each feature map.
+        offset: Center of an anchor in its cell, in [0, 1) relative to the stride.
     """
 
     box_dim: Final[int] = 4
-    """Numbers per box."""
+    """Number of parameters of a box."""
 
     @configurable
     def __init__(self, *, sizes, aspect_ratios, strides, offset=0.5):
@@ -86,6 +86,7 @@ class DefaultAnchorGenerator(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape: list[ShapeSpec]):
+        """Returns the arguments of ``__init__``."""
         return {
             "sizes": cfg.MODEL.ANCHOR_GENERATOR.SIZES,
             "aspect_ratios": cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS,
@@ -96,25 +97,23 @@ class DefaultAnchorGenerator(nn.Module):
     @property
     @torch.jit.unused
     def num_anchors(self) -> list[int]:
-        """A of each feature map."""
+        """Number of anchors A per cell of each feature map."""
         return [len(cell) for cell in self.cell_anchors]
 
     @property
     @torch.jit.unused
     def num_cell_anchors(self) -> list[int]:
-        """Another name of `num_anchors`."""
+        """Alias of ``num_anchors``."""
         return self.num_anchors
 
     def generate_cell_anchors(
         self, sizes=(32, 64, 128, 256, 512), aspect_ratios=(0.5, 1, 2)
     ) -> torch.Tensor:
-        """Anchors of one cell, centered on the origin.
+        """Returns the (A, 4) anchors of a cell, centered at the origin.
 
         Args:
-            sizes, aspect_ratios: of one feature map.
-
-        Returns:
-            (len(sizes) * len(aspect_ratios), 4).
+            sizes: Sizes of one feature map.
+            aspect_ratios: Aspect ratios of one feature map.
         """
         half_sides = []
         for size in sizes:
@@ -124,7 +123,7 @@ class DefaultAnchorGenerator(nn.Module):
         return torch.tensor([[-x, -y, x, y] for x, y in half_sides])
 
     def _grid_anchors(self, grid_sizes: list[list[int]]) -> list[torch.Tensor]:
-        """Per level the (Hi*Wi*A, 4) anchors for the given [Hi, Wi]."""
+        """Returns the (Hi*Wi*A, 4) anchors of each level."""
         cells: list[torch.Tensor] = []
         for _, buffer in self.cell_anchors.named_buffers():
             cells.append(buffer)
@@ -135,20 +134,17 @@ class DefaultAnchorGenerator(nn.Module):
         return anchors
 
     def forward(self, features: list[torch.Tensor]) -> list[Boxes]:
-        """Anchors of each feature map, the same for every image of the batch.
+        """Returns the anchors of each level, Boxes of length Hi*Wi*A, for every image.
 
         Args:
-            features: per level, (N, C, Hi, Wi); only the sizes are used.
-
-        Returns:
-            Per level, Boxes of length Hi*Wi*A.
+            features: For each level, (N, C, Hi, Wi) features, of which only the size is used.
         """
         grid_sizes = [feature.shape[-2:] for feature in features]
         return [Boxes(anchors) for anchors in self._grid_anchors(grid_sizes)]
 
 
 def _grid_shifts(size: list[int], stride: int, offset: float, like: torch.Tensor) -> torch.Tensor:
-    """(Hi*Wi, 4): the point of each cell as (x, y, x, y)."""
+    """Returns the (Hi*Wi, 4) positions (x, y, x, y) of the cells."""
     height, width = size[0], size[1]
     start = offset * stride
     ys = torch.arange(start, height * stride, step=stride, dtype=torch.float32, device=like.device)
@@ -159,9 +155,5 @@ def _grid_shifts(size: list[int], stride: int, offset: float, like: torch.Tensor
 
 
 def build_anchor_generator(cfg, input_shape: list[ShapeSpec]) -> nn.Module:
-    """The anchor generator named by `cfg.MODEL.ANCHOR_GENERATOR.NAME`."""
+    """Builds the anchor generator named by cfg.MODEL.ANCHOR_GENERATOR.NAME."""
     return ANCHOR_GENERATOR_REGISTRY.get(cfg.MODEL.ANCHOR_GENERATOR.NAME)(cfg, input_shape)
-
-
-# Imported beside the default generator by code that hardly uses it.
-RotatedAnchorGenerator = absent_class(__name__, "RotatedAnchorGenerator")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Assign each prediction (anchor or proposal) to a ground truth by their IoU.
+"""Matching of predictions (anchors or proposals) with ground truth boxes.
 
 Shape shorthand: M ground truths, N predictions.
 """
@@ -9,17 +9,16 @@ from detectron2.layers import nonzero_tuple
 
 
 class Matcher:
-    """Label predictions by the band that their best IoU falls into.
+    """Matches each prediction with a ground truth and labels it by the quality of the match.
 
-    `thresholds` cut the range of qualities into `len(thresholds) + 1` bands, lowest first;
-    `labels` gives one label per band: 1 foreground, 0 background, -1 ignored. A quality equal to
-    a threshold belongs to the band above it.
+    ``thresholds`` divide the qualities into ``len(thresholds) + 1`` intervals, lowest first, each
+    with its label. A quality equal to a threshold belongs to the interval above it.
 
     Args:
-        thresholds: increasing, positive cut points.
-        labels: one label out of {-1, 0, 1} per band.
-        allow_low_quality_matches: also make foreground every prediction that is the best one
-            for some ground truth, whatever its band. It keeps its own best ground truth.
+        thresholds: Increasing positive thresholds.
+        labels: Label of each interval: 1 foreground, 0 background, -1 ignored.
+        allow_low_quality_matches: Whether the best predictions of a ground truth are foreground
+            regardless of their quality.
     """
 
     def __init__(
@@ -28,7 +27,7 @@ class Matcher:
         labels: list[int],
         allow_low_quality_matches: bool = False,
     ):
-        assert len(labels) == len(thresholds) + 1, "need one label per band"
+        assert len(labels) == len(thresholds) + 1, "need one label per interval"
         bounds: list[float] = [-float("inf")]
         for t in thresholds:
             assert t > 0, "thresholds must be positive"
@@ -43,16 +42,14 @@ class Matcher:
         self.allow_low_quality_matches = allow_low_quality_matches
 
     def __call__(self, match_quality_matrix):
-        """Match.
+        """Matches predictions.
 
         Args:
-            match_quality_matrix: (M, N), values >= 0.
+            match_quality_matrix: (M, N) qualities, at least 0.
 
         Returns:
-            matches: (N,) int64, the ground truth with the highest quality.
-            match_labels: (N,) int8.
-
-            Without ground truth every prediction gets match 0 and the label of the lowest band.
+            The (N,) int64 index of the ground truth with the highest quality, and the (N,) int8
+            label. Without ground truth, these are 0 and the label of the lowest interval.
         """
         assert match_quality_matrix.dim() == 2, "need an (M, N) matrix"
         num_predictions = match_quality_matrix.size(1)
@@ -66,24 +63,20 @@ class Matcher:
         assert torch.all(match_quality_matrix >= 0), "qualities must not be negative"
         best_quality, matches = match_quality_matrix.max(dim=0)
         match_labels = torch.ones_like(matches, dtype=torch.int8)
-        for band in range(len(self.labels)):
-            in_band = (best_quality >= self.thresholds[band]) & (
-                best_quality < self.thresholds[band + 1]
-            )
-            match_labels[in_band] = self.labels[band]
+        for index, label in enumerate(self.labels):
+            is_above = best_quality >= self.thresholds[index]
+            match_labels[is_above & (best_quality < self.thresholds[index + 1])] = label
         if not self.allow_low_quality_matches:
             return matches, match_labels
         self.set_low_quality_matches_(match_labels, match_quality_matrix)
         return matches, match_labels
 
     def set_low_quality_matches_(self, match_labels, match_quality_matrix):
-        """Set to 1, in place, the label of each prediction that is some ground truth's best.
-
-        Ties count: all predictions that share a ground truth's highest quality are set.
+        """Sets to 1, in place, the label of each prediction with the highest quality of a row.
 
         Args:
-            match_labels: (N,) int8.
-            match_quality_matrix: (M, N).
+            match_labels: (N,) int8 labels.
+            match_quality_matrix: (M, N) qualities.
         """
         best_per_gt, _ = match_quality_matrix.max(dim=1)
         is_best = match_quality_matrix == best_per_gt[:, None]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Crop features of boxes out of a feature pyramid.
+"""Pooling of the features of boxes from a feature pyramid.
 
-Shape shorthand: N images, M boxes of all images together, L levels, C channels, P output side.
+Shape shorthand: N images, M boxes of all images, L levels, C channels, P output side.
 """
 
 import math
@@ -13,8 +13,6 @@ from detectron2.structures import Boxes
 from torch import nn
 from torchvision.ops import RoIPool
 
-__all__ = ["ROIPooler"]
-
 
 def assign_boxes_to_levels(
     box_lists: list[Boxes],
@@ -23,36 +21,37 @@ def assign_boxes_to_levels(
     canonical_box_size: int,
     canonical_level: int,
 ) -> torch.Tensor:
-    """Choose the pyramid level of each box (FPN paper, Eq. 1).
+    """Assigns each box to a pyramid level (FPN paper, Eq. 1).
 
     Args:
-        box_lists: boxes per image, M in all.
-        min_level, max_level: finest and coarsest level at hand, as log2 of their strides.
-        canonical_box_size: side in pixels of a box that belongs to `canonical_level`.
-        canonical_level: see above. Doubling the side goes up one level.
+        box_lists: Boxes of each image.
+        min_level: Finest level, as log2 of the stride.
+        max_level: Coarsest level, as log2 of the stride.
+        canonical_box_size: Side length in pixels of a box at ``canonical_level``.
+        canonical_level: Level of a box of size ``canonical_box_size``.
 
     Returns:
-        (M,) int64, counted from `min_level`.
+        (M,) int64 levels, counted from ``min_level``.
     """
     sides = torch.sqrt(cat([boxes.area() for boxes in box_lists]))
-    # The small constant keeps the logarithm finite for boxes without area.
+    # the small constant avoids log(0)
     level = torch.floor(canonical_level + torch.log2(sides / canonical_box_size + 1e-8))
     return torch.clamp(level, min=min_level, max=max_level).to(torch.int64) - min_level
 
 
 def convert_boxes_to_pooler_format(box_lists: list[Boxes]) -> torch.Tensor:
-    """Boxes per image -> (M, 5) rows (index of the image, x1, y1, x2, y2)."""
+    """Converts the boxes of each image to (M, 5) rows (index of the image, x1, y1, x2, y2)."""
     rows: list[torch.Tensor] = []
     for index, boxes in enumerate(box_lists):
         box = boxes.tensor
-        # full_like of a slice, not of a Python length: it stays right when traced.
+        # full_like of a slice keeps the length dynamic in a trace
         rows.append(torch.cat([torch.full_like(box[:, :1], float(index)), box], dim=1))
     return cat(rows, dim=0)
 
 
 def _level_of_scale(scale: float, name: str) -> int:
     level = -math.log2(scale)
-    assert math.isclose(level, int(level)), f"{name} scale {scale} is not one over a power of 2"
+    assert math.isclose(level, int(level)), f"{name} scale {scale} is not a power of 2"
     return int(level)
 
 
@@ -71,20 +70,21 @@ def _make_level_pooler(
     if pooler_type == "ROIAlignRotated":
         raise NotInLiteError(absence_message("POOLER_TYPE 'ROIAlignRotated' (rotated boxes)"))
     raise ValueError(
-        f"unknown pooler type: {pooler_type}; known: ROIAlign, ROIAlignV2, ROIPool "
-        "(cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE)"
+        f"unknown pooler type: {pooler_type} (cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE); available: "
+        "ROIAlign, ROIAlignV2, ROIPool"
     )
 
 
 class ROIPooler(nn.Module):
-    """Pool boxes to a fixed size, each from the one pyramid level that suits its size.
+    """Pools the features of boxes, each from the pyramid level for its size.
 
     Args:
         output_size: P, or (height, width).
-        scales: per level 1 / stride; consecutive powers of two, finest first.
-        sampling_ratio: samples per bin and axis of ROIAlign; 0 adapts it to the box.
-        pooler_type: "ROIAlign", "ROIAlignV2" (half-pixel correct) or "ROIPool".
-        canonical_box_size, canonical_level: see `assign_boxes_to_levels`.
+        scales: 1 / stride of each level, finest first; contiguous powers of 2.
+        sampling_ratio: Samples per output cell and axis of ROIAlign; 0 adapts to the box.
+        pooler_type: "ROIAlign", "ROIAlignV2" (aligned) or "ROIPool".
+        canonical_box_size: See ``assign_boxes_to_levels``.
+        canonical_level: See ``assign_boxes_to_levels``.
     """
 
     def __init__(
@@ -110,22 +110,22 @@ class ROIPooler(nn.Module):
         self.min_level = _level_of_scale(scales[0], "first")
         self.max_level = _level_of_scale(scales[-1], "last")
         assert len(scales) == self.max_level - self.min_level + 1, (
-            f"scales {scales} are not consecutive powers of 2"
+            f"scales {scales} are not contiguous powers of 2"
         )
-        assert self.min_level >= 0, f"scale {scales[0]} enlarges"
+        assert self.min_level >= 0, f"scale {scales[0]} is greater than 1"
         self.canonical_level = canonical_level
         assert canonical_box_size > 0
         self.canonical_box_size = canonical_box_size
 
     def forward(self, x: list[torch.Tensor], box_lists: list[Boxes]) -> torch.Tensor:
-        """Pool.
+        """Pools boxes.
 
         Args:
-            x: per level, (N, C, H_l, W_l).
-            box_lists: per image, boxes in pixels of the input image.
+            x: For each level, (N, C, H_l, W_l) features.
+            box_lists: Boxes of each image, in pixels of the input image.
 
         Returns:
-            (M, C, P, P), boxes of the first image first. M = 0 gives an empty tensor.
+            (M, C, P, P) features.
         """
         num_levels = len(self.level_poolers)
         assert len(x) == num_levels, "need one feature map per pooler level"
@@ -147,7 +147,6 @@ class ROIPooler(nn.Module):
         )
         for level, pooler in enumerate(self.level_poolers):
             rows = nonzero_tuple(level_of_roi == level)[0]
-            # index_put_ rather than assignment: a traced assignment of a single row would fix
-            # its shape (pytorch issue 49852).
+            # index_put_, because a traced assignment of a single row would make its shape constant
             pooled.index_put_((rows,), pooler(x[level], rois[rows]))
         return pooled

@@ -1,36 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw a balanced subset of labelled rows."""
+"""Sampling of foreground and background."""
 
 import torch
 from detectron2.layers import nonzero_tuple
-
-__all__ = ["subsample_labels"]
 
 
 def subsample_labels(
     labels: torch.Tensor, num_samples: int, positive_fraction: float, bg_label: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose at most `num_samples` rows, at most `positive_fraction` of them foreground.
+    """Samples at most ``num_samples`` elements, of which a limited number is foreground.
 
-    Missing foreground rows are made up for by background rows, never the other way round.
+    Background fills up missing foreground, but not the reverse.
 
     Args:
-        labels: (N,) integers; -1 is never chosen, `bg_label` is background, all else foreground.
-        num_samples: rows wanted in all.
-        positive_fraction: share of them that may be foreground.
-        bg_label: the label of background.
+        labels: (N,) labels; -1 is ignored, ``bg_label`` is background, all others are foreground.
+        num_samples: Total number of samples.
+        positive_fraction: Maximum fraction of foreground.
+        bg_label: Label of background.
 
     Returns:
-        Two 1-d int64 tensors with the rows chosen, foreground and background, in random order.
+        Two 1-d tensors of indices, of foreground and of background, in random order.
     """
     foreground = nonzero_tuple((labels != -1) & (labels != bg_label))[0]
     background = nonzero_tuple(labels == bg_label)[0]
 
     num_fg = min(int(num_samples * positive_fraction), foreground.numel())
     num_bg = min(num_samples - num_fg, background.numel())
-    # Foreground draws first: this order is part of reproducing a seeded run.
-    return _choose(foreground, num_fg), _choose(background, num_bg)
-
-
-def _choose(rows: torch.Tensor, count: int) -> torch.Tensor:
-    return rows[torch.randperm(rows.numel(), device=rows.device)[:count]]
+    # foreground first: the order of the random draws must be that of Detectron2
+    fg_order = torch.randperm(foreground.numel(), device=foreground.device)[:num_fg]
+    bg_order = torch.randperm(background.numel(), device=background.device)[:num_bg]
+    return foreground[fg_order], background[bg_order]

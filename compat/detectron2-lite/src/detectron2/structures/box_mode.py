@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways to write a box as numbers, and conversion between them."""
+"""Box formats and the conversion between them."""
 
 import math
 from enum import IntEnum, unique
@@ -12,36 +12,35 @@ _RawBox = list[float] | tuple[float, ...] | torch.Tensor | np.ndarray
 
 @unique
 class BoxMode(IntEnum):
-    """How the numbers of a box are to be read.
+    """Format of a box.
 
-    The ``_ABS`` modes are in pixels. The ``_REL`` ones are in parts of the image size; they can
-    be named, but not converted. An angle is in degrees, counter-clockwise.
+    The ``_ABS`` modes are in pixels. The ``_REL`` modes are relative to the image size and cannot
+    be converted. Angles are in degrees, counter-clockwise.
     """
 
     XYXY_ABS = 0
-    """x0, y0, x1, y1: the two corners."""
+    """x0, y0, x1, y1."""
     XYWH_ABS = 1
-    """x0, y0, width, height: a corner and the size."""
+    """x0, y0, width, height."""
     XYXY_REL = 2
-    """As XYXY_ABS, in [0, 1]. Not convertible."""
+    """As XYXY_ABS, in [0, 1]."""
     XYWH_REL = 3
-    """As XYWH_ABS, in [0, 1]. Not convertible."""
+    """As XYWH_ABS, in [0, 1]."""
     XYWHA_ABS = 4
     """center x, center y, width, height, angle."""
 
     @staticmethod
     def convert(box: _RawBox, from_mode: "BoxMode", to_mode: "BoxMode") -> _RawBox:
-        """Converts one box, or an array of boxes, to another mode.
+        """Converts one box or an array of boxes to another mode.
 
         Args:
-            box: a list or tuple of 4 or 5 numbers, or an (N, 4) or (N, 5) array or tensor.
-            from_mode: the mode of ``box``.
-            to_mode: the mode wanted.
+            box: List or tuple of 4 or 5 numbers, or (N, 4) or (N, 5) array or tensor.
+            from_mode: Mode of ``box``.
+            to_mode: Mode of the result.
 
         Returns:
-            The boxes in the same container type and, for arrays and tensors, number type. It is
-            ``box`` itself if the modes are equal. (N, 5) boxes with an angle become their
-            smallest upright (N, 4) boxes.
+            The converted boxes in the type of ``box``, which is returned itself if the modes are
+            equal. A box with an angle becomes the smallest upright box that contains it.
         """
         if from_mode == to_mode:
             return box

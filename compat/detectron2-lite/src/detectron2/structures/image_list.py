@@ -13,8 +13,8 @@ class ImageList:
     """Images padded at the bottom and on the right to a common size.
 
     Attributes:
-        tensor: (N, H, W) or (N, C1, ..., CK, H, W), padding included.
-        image_sizes: the (height, width) of each image without padding.
+        tensor: (N, H, W) or (N, C1, ..., CK, H, W) images with padding.
+        image_sizes: (height, width) of each image without padding.
     """
 
     def __init__(self, tensor: torch.Tensor, image_sizes: List[Tuple[int, int]]):  # noqa: UP006
@@ -25,17 +25,18 @@ class ImageList:
         return len(self.image_sizes)
 
     def __getitem__(self, idx) -> torch.Tensor:
-        """Returns image ``idx`` without its padding, a view of (H, W) or (C1, ..., CK, H, W)."""
+        """Returns a view of image ``idx`` without padding, (H, W) or (C1, ..., CK, H, W)."""
         size = self.image_sizes[idx]
         return self.tensor[idx, ..., : size[0], : size[1]]
 
     @torch.jit.unused
     def to(self, *args: Any, **kwargs: Any) -> "ImageList":
-        """Returns the list with its tensor converted as by ``Tensor.to``."""
+        """Calls ``Tensor.to`` on the images."""
         return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
 
     @property
     def device(self) -> device:
+        """Device of the images."""
         return self.tensor.device
 
     @staticmethod
@@ -48,11 +49,11 @@ class ImageList:
         """Pads images to a common size and stacks them.
 
         Args:
-            tensors: images, each (H_i, W_i) or (C1, ..., CK, H_i, W_i) with the same C's.
-            size_divisibility: if over 1, the common size is rounded up to a multiple of it.
-            pad_value: what the padding is filled with.
-            padding_constraints: optionally "size_divisibility", used in place of the argument,
-                and "square_size", which if positive is the height and the width to pad to.
+            tensors: Images, each (H_i, W_i) or (C1, ..., CK, H_i, W_i).
+            size_divisibility: If greater than 1, the common size is rounded up to a multiple of it.
+            pad_value: Value of the padding.
+            padding_constraints: May hold "size_divisibility", which overrides the argument, and
+                "square_size"; if that is positive, it is the height and width to pad to.
         """
         assert len(tensors) > 0, "an ImageList needs at least one image"
         leading = tensors[0].shape[:-2]
@@ -60,7 +61,7 @@ class ImageList:
             assert image.shape[:-2] == leading, f"images differ: {image.shape[:-2]}, {leading}"
 
         image_sizes = [(image.shape[-2], image.shape[-1]) for image in tensors]
-        # As tensors, so that a trace records how sizes follow from the input and not the numbers.
+        # tensors, so that a trace computes the sizes from the input
         size_tensors = [shapes_to_tensor([h, w]) for h, w in image_sizes]
         common = torch.stack(size_tensors).max(0).values
         if padding_constraints is not None:
@@ -69,7 +70,7 @@ class ImageList:
                 common = torch.full_like(common, side)
             size_divisibility = padding_constraints.get("size_divisibility", size_divisibility)
         if size_divisibility > 1:
-            # rounded up: the negative of the negative, rounded down
+            # -floor(-x) rounds up
             blocks = -torch.div(-common, size_divisibility, rounding_mode="floor")
             common = blocks * size_divisibility
 
@@ -82,12 +83,12 @@ class ImageList:
                 image_sizes = size_tensors
 
         if len(tensors) == 1:
-            # Padding alone is the cheaper way for the usual batch at test time.
+            # cheaper for the usual batch at test time
             own = image_sizes[0]
             batch = F.pad(tensors[0], [0, w - own[1], 0, h - own[0]], value=pad_value).unsqueeze(0)
         else:
             shape = [len(tensors)] + list(leading) + [h, w]
-            # A trace would record the device itself; there, move_device_like brings it along.
+            # a trace would make a constant of the device
             start = torch.device("cpu") if torch.jit.is_tracing() else tensors[0].device
             batch = tensors[0].new_full(shape, pad_value, device=start)
             batch = move_device_like(batch, tensors[0])

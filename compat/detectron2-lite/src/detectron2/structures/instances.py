@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of the objects of one image, field by field."""
+"""The instances of one image."""
 
 import itertools
 import warnings
@@ -9,15 +9,18 @@ import torch
 
 
 class Instances:
-    """N objects of one image: named fields of length N, and the image size.
+    """N instances of one image: named fields of length N, and the image size.
 
-    A field is set and read like an attribute, ``instances.gt_boxes = Boxes(...)``. It can be
-    anything with a length that can be indexed: a tensor, ``Boxes``, a list. All fields of an
-    object have the same length, and ``instances[index]`` indexes all of them.
+    Fields are set and read like attributes, for example ``instances.gt_boxes = Boxes(...)``. A
+    field can be any object with a length that can be indexed, such as a tensor, ``Boxes`` or a
+    list. ``instances[index]`` indexes all fields.
+
+    Args:
+        image_size: (height, width) of the image in pixels.
+        **kwargs: Fields.
     """
 
     def __init__(self, image_size: tuple[int, int], **kwargs: Any):
-        """Takes the (height, width) of the image, and fields as keyword arguments."""
         self._image_size = image_size
         self._fields: dict[str, Any] = {}
         for name, value in kwargs.items():
@@ -29,21 +32,21 @@ class Instances:
         return self._image_size
 
     def __setattr__(self, name: str, val: Any) -> None:
-        # Private names are the object's own attributes, all others are fields.
+        # private names are attributes, all others are fields
         store = super().__setattr__ if name.startswith("_") else self.set
         store(name, val)
 
     def __getattr__(self, name: str) -> Any:
-        # Only asked for what is no attribute. Unpickling asks before there are any fields.
+        # unpickling asks before _fields is set
         fields = self.__dict__.get("_fields", {})
         if name not in fields:
             raise AttributeError(f"these Instances have no field '{name}', only {list(fields)}")
         return fields[name]
 
     def set(self, name: str, value: Any) -> None:
-        """Sets a field. It must be as long as the fields that are there already."""
+        """Sets a field, which must have the length of the other fields."""
         with warnings.catch_warnings(record=True):
-            # PyTorch warns of len() of a tensor that is being traced
+            # PyTorch warns about len() of a traced tensor
             length = len(value)
         if self._fields:
             assert len(self) == length, (
@@ -52,7 +55,7 @@ class Instances:
         self._fields[name] = value
 
     def has(self, name: str) -> bool:
-        """Tells whether there is a field of this name."""
+        """Returns whether the field exists."""
         return name in self._fields
 
     def remove(self, name: str) -> None:
@@ -60,26 +63,25 @@ class Instances:
         del self._fields[name]
 
     def get(self, name: str) -> Any:
-        """Returns a field; ``KeyError`` if there is none of this name."""
+        """Returns a field; raises ``KeyError`` if it does not exist."""
         return self._fields[name]
 
     def get_fields(self) -> dict[str, Any]:
-        """Returns the dict of all fields. Changing it changes the object."""
+        """Returns the dict of all fields; changes to it change the object."""
         return self._fields
 
     def to(self, *args: Any, **kwargs: Any) -> "Instances":
-        """Returns a copy with ``to`` called on every field that has it."""
+        """Returns a copy with ``to`` called on every field that has this method."""
         moved = Instances(self._image_size)
         for name, value in self._fields.items():
             moved.set(name, value.to(*args, **kwargs) if hasattr(value, "to") else value)
         return moved
 
     def __getitem__(self, item: int | slice | torch.BoolTensor) -> "Instances":
-        """Indexes every field: an integer keeps one object, a mask or a slice several."""
+        """Indexes every field; an integer gives an object with N = 1."""
         if type(item) is int:
-            # range() counts negative indices from the end, and knows what lies beyond the ends
+            # range() handles negative indices and raises IndexError
             index = range(len(self))[item]
-            # a slice keeps the dimension
             item = slice(index, index + 1)
         selected = Instances(self._image_size)
         for name, value in self._fields.items():
@@ -88,16 +90,16 @@ class Instances:
 
     def __len__(self) -> int:
         for value in self._fields.values():
-            # a traced tensor's own len() would be a constant in the graph
+            # len() would make a constant of the length of a traced tensor
             return value.__len__()
-        raise NotImplementedError("Instances without fields have no length")
+        raise NotImplementedError("Instances without fields do not have a length")
 
     def __iter__(self):
         raise NotImplementedError("iterate over a field of the Instances, not over them")
 
     @staticmethod
     def cat(instance_lists: list["Instances"]) -> "Instances":
-        """Joins objects of the same image; all must have the same fields."""
+        """Concatenates instances of the same image, which must have the same fields."""
         assert instance_lists, "there must be at least one Instances to join"
         first, *others = instance_lists
         if not others:
@@ -123,7 +125,7 @@ class Instances:
 
 
 def _join(values: list[Any]) -> Any:
-    """Concatenates values of one field."""
+    """Concatenates the values of one field."""
     first = values[0]
     if isinstance(first, torch.Tensor):
         return torch.cat(values, dim=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keypoints as annotation: carried along with the other fields, not learned from."""
+"""Keypoint annotations. They are loaded and transformed; models for keypoints are absent."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ import torch
 
 
 class Keypoints:
-    """K keypoints for each of N objects.
+    """K keypoints for each of N instances.
 
     Attributes:
         tensor: (N, K, 3) float tensor of x, y in pixels and visibility (0 not labelled,
-            1 labelled but hidden, 2 visible).
+            1 labelled but not visible, 2 visible).
     """
 
     def __init__(self, keypoints: torch.Tensor | np.ndarray | list[list[float]]):
@@ -27,10 +27,11 @@ class Keypoints:
 
     @property
     def device(self) -> torch.device:
+        """Device of the keypoints."""
         return self.tensor.device
 
     def to(self, *args: Any, **kwargs: Any) -> "Keypoints":
-        """Returns the keypoints converted as by ``Tensor.to``."""
+        """Calls ``Tensor.to`` on the keypoints."""
         return type(self)(self.tensor.to(*args, **kwargs))
 
     def __getitem__(self, item: int | slice | torch.BoolTensor) -> "Keypoints":
@@ -43,7 +44,7 @@ class Keypoints:
 
     @staticmethod
     def cat(keypoints_list: list["Keypoints"]) -> "Keypoints":
-        """Joins at least one list of keypoints along N."""
+        """Concatenates keypoints along N."""
         if not keypoints_list:
             raise AssertionError("there must be at least one Keypoints to join")
         return Keypoints(torch.cat([keypoints.tensor for keypoints in keypoints_list], dim=0))

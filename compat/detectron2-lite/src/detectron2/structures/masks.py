@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks as annotation: loaded, transformed and carried along, not learned from.
+"""Mask annotations. They are loaded and transformed; models for masks are absent.
 
 Shape shorthand: N masks; H, W height and width of the image.
 """
@@ -11,11 +11,8 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from detectron2._lite import absent_class
 
 from .boxes import Boxes
-
-ROIMasks = absent_class(__name__, "ROIMasks")
 
 
 def polygons_to_bitmask(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
@@ -27,7 +24,7 @@ def polygons_to_bitmask(polygons: list[np.ndarray], height: int, width: int) -> 
 
 
 class BitMasks:
-    """N masks of one image as pixels.
+    """N masks of one image as bitmaps.
 
     Attributes:
         tensor: (N, H, W) bool tensor.
@@ -41,11 +38,12 @@ class BitMasks:
         self.tensor = tensor
 
     def to(self, *args: Any, **kwargs: Any) -> "BitMasks":
-        """Returns the masks converted as by ``Tensor.to``."""
+        """Calls ``Tensor.to`` on the masks."""
         return BitMasks(self.tensor.to(*args, **kwargs))
 
     @property
     def device(self) -> torch.device:
+        """Device of the masks."""
         return self.tensor.device
 
     def __getitem__(self, item: int | slice | torch.BoolTensor) -> "BitMasks":
@@ -62,7 +60,7 @@ class BitMasks:
         return f"{type(self).__name__}(num_instances={len(self)})"
 
     def nonempty(self) -> torch.Tensor:
-        """Returns (N,) bool: the mask has a pixel set."""
+        """Returns (N,) bool: the mask is not empty."""
         return self.tensor.flatten(1).any(dim=1)
 
     def get_bounding_boxes(self) -> Boxes:
@@ -79,7 +77,7 @@ class BitMasks:
     def from_polygon_masks(
         polygon_masks: "PolygonMasks | list[list[np.ndarray]]", height: int, width: int
     ) -> "BitMasks":
-        """Draws polygons into masks of (height, width)."""
+        """Rasterizes polygons to masks of (height, width)."""
         if isinstance(polygon_masks, PolygonMasks):
             polygon_masks = polygon_masks.polygons
         masks = [polygons_to_bitmask(polygons, height, width) for polygons in polygon_masks]
@@ -89,7 +87,7 @@ class BitMasks:
 
     @staticmethod
     def cat(bitmasks_list: list["BitMasks"]) -> "BitMasks":
-        """Joins at least one list of masks of the same image size along N."""
+        """Concatenates masks of the same image size along N."""
         if not bitmasks_list:
             raise AssertionError("there must be at least one BitMasks to join")
         return type(bitmasks_list[0])(torch.cat([masks.tensor for masks in bitmasks_list], dim=0))
@@ -99,14 +97,14 @@ class PolygonMasks:
     """N masks of one image as polygons.
 
     Attributes:
-        polygons: for each object the list of its polygons, each a float64 array
+        polygons: For each instance the list of its polygons, each a float64 array
             x0, y0, x1, y1, ... in pixels.
     """
 
     def __init__(self, polygons: list[list[torch.Tensor | np.ndarray]]):
         if not isinstance(polygons, list):
             raise ValueError(
-                "PolygonMasks takes a list (objects) of lists (their polygons), "
+                "PolygonMasks takes a list (instances) of lists (their polygons), "
                 f"got {type(polygons).__name__}"
             )
         self.polygons = [self._checked(polygons_of_one) for polygons_of_one in polygons]
@@ -114,7 +112,7 @@ class PolygonMasks:
     @staticmethod
     def _checked(polygons: list[torch.Tensor | np.ndarray]) -> list[np.ndarray]:
         if not isinstance(polygons, list):
-            raise ValueError(f"the polygons of an object must be a list, got {type(polygons)}")
+            raise ValueError(f"the polygons of an instance must be a list, got {type(polygons)}")
         arrays = [
             np.asarray(p.cpu() if isinstance(p, torch.Tensor) else p).astype(np.float64)
             for p in polygons
@@ -125,11 +123,12 @@ class PolygonMasks:
         return arrays
 
     def to(self, *args: Any, **kwargs: Any) -> "PolygonMasks":
-        """Returns itself: polygons always stay in NumPy arrays."""
+        """Returns the object itself: polygons are always NumPy arrays."""
         return self
 
     @property
     def device(self) -> torch.device:
+        """The CPU."""
         return torch.device("cpu")
 
     def __getitem__(self, item: int | slice | list[int] | torch.BoolTensor) -> "PolygonMasks":
@@ -155,11 +154,11 @@ class PolygonMasks:
         return f"{type(self).__name__}(num_instances={len(self)})"
 
     def nonempty(self) -> torch.Tensor:
-        """Returns (N,) bool: the object has a polygon."""
+        """Returns (N,) bool: the instance has a polygon."""
         return torch.tensor([len(polygons) > 0 for polygons in self.polygons], dtype=torch.bool)
 
     def get_bounding_boxes(self) -> Boxes:
-        """Returns the smallest boxes around all polygons of each object."""
+        """Returns the smallest boxes around the polygons of each instance."""
         boxes = torch.zeros(len(self), 4)
         for box, polygons in zip(boxes, self.polygons, strict=True):
             points = np.concatenate([p.reshape(-1, 2) for p in polygons] or [np.zeros((1, 2))])
@@ -168,12 +167,12 @@ class PolygonMasks:
         return Boxes(boxes)
 
     def area(self) -> torch.Tensor:
-        """Returns the (N,) sums of the areas of the polygons, overlaps counted twice."""
+        """Returns the (N,) sums of the areas of the polygons; overlaps count twice."""
         return torch.tensor([sum(map(_shoelace_area, polygons)) for polygons in self.polygons])
 
     @staticmethod
     def cat(polymasks_list: list["PolygonMasks"]) -> "PolygonMasks":
-        """Joins at least one list of masks along N."""
+        """Concatenates masks along N."""
         if not polymasks_list:
             raise AssertionError("there must be at least one PolygonMasks to join")
         joined = itertools.chain.from_iterable(masks.polygons for masks in polymasks_list)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helpers shared by the other packages: processes, events, logging, files, drawing."""
+"""Utilities for processes, events, logging and files."""

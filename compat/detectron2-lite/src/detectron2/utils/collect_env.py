@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table of versions and devices, printed at the start of every job.
-
-Run as `python -m detectron2.utils.collect_env`.
-"""
+"""Environment report with versions and devices: ``python -m detectron2.utils.collect_env``."""
 
 import importlib
 import os
@@ -13,21 +10,14 @@ import detectron2
 import torch
 from tabulate import tabulate
 
-__all__ = ["collect_env_info"]
-
 
 def _folder(module) -> str:
     return os.path.dirname(os.path.realpath(module.__file__))
 
 
-def collect_torch_env() -> str:
-    """How PyTorch was built."""
-    return torch.__config__.show()
-
-
 def _gpu_rows() -> list[tuple[str, str]]:
     if not torch.cuda.is_available():
-        return [("GPU available", "No: PyTorch finds no CUDA device")]
+        return [("GPU available", "No: torch.cuda.is_available() is False")]
     names: dict[str, list[str]] = {}
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
@@ -58,7 +48,7 @@ def _library_rows() -> list[tuple[str, str]]:
 
 
 def collect_env_info() -> str:
-    """Versions of Python, this package and its dependencies, and the devices, as a table."""
+    """Returns a table of versions and devices."""
     lite = getattr(detectron2, "__lite__", "unknown version")
     rows = [
         ("sys.platform", sys.platform),
@@ -76,13 +66,8 @@ def collect_env_info() -> str:
         *_gpu_rows(),
         *_library_rows(),
     ]
-    return f"{tabulate(rows)}\n{collect_torch_env()}"
-
-
-def main() -> None:
-    """Print the table."""
-    print(collect_env_info())
+    return f"{tabulate(rows)}\n{torch.__config__.show()}"
 
 
 if __name__ == "__main__":
-    main()
+    print(collect_env_info())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of a training run: a storage that code anywhere can put values into, and writers."""
+"""Metrics of a training run: an event storage, and writers that read it."""
 
 import datetime
 import json
@@ -14,118 +14,110 @@ import torch
 from detectron2.utils.file_io import PathManager
 from fvcore.common.history_buffer import HistoryBuffer
 
-__all__ = [
-    "get_event_storage",
-    "has_event_storage",
-    "JSONWriter",
-    "TensorboardXWriter",
-    "CommonMetricPrinter",
-    "EventStorage",
-]
-
 _CURRENT_STORAGE_STACK: list["EventStorage"] = []
 
 
 def get_event_storage() -> "EventStorage":
-    """The storage of the innermost `with EventStorage(...)` block.
+    """Returns the storage of the innermost ``with EventStorage(...)`` block.
 
     Raises:
-        AssertionError: no such block is open.
+        AssertionError: The call is outside of such a block.
     """
     assert has_event_storage(), (
-        "there is no event storage: this code needs an open `with EventStorage(...)` block"
+        "no event storage is open: call this code inside a `with EventStorage(...)` block"
     )
     return _CURRENT_STORAGE_STACK[-1]
 
 
 def has_event_storage() -> bool:
-    """Whether a `with EventStorage(...)` block is open."""
+    """Returns whether the call is inside a ``with EventStorage(...)`` block."""
     return bool(_CURRENT_STORAGE_STACK)
 
 
 class EventWriter:
-    """Base class of what reads a storage from time to time and puts its content somewhere."""
+    """Base class of writers that read events from the current storage."""
 
     def write(self):
+        """Writes new events. Subclasses define it."""
         raise NotImplementedError
 
     def close(self):
-        pass
+        """Closes files."""
 
 
-class _News:
-    """Picks from a storage the scalars that came after the last time it was read."""
+class _NewScalars:
+    """Reads the scalars of a storage that are newer than those of the previous read."""
 
     def __init__(self, window_size: int):
         self._window_size = window_size
         self._last_iteration = -1
 
     def read(self, storage: "EventStorage") -> list[tuple[str, float, int]]:
-        """(name, value, iteration) of scalars put at iterations after all those read before."""
+        """Returns name, value and iteration of the new scalars."""
         latest = storage.latest_with_smoothing_hint(self._window_size)
-        news = [
+        new = [
             (name, value, iteration)
             for name, (value, iteration) in latest.items()
             if iteration > self._last_iteration
         ]
-        self._last_iteration = max([self._last_iteration, *(item[2] for item in news)])
-        return news
+        self._last_iteration = max([self._last_iteration, *(item[2] for item in new)])
+        return new
 
 
 class JSONWriter(EventWriter):
-    """Appends scalars to a file, one JSON object a line and one line an iteration."""
+    """Appends scalars to a JSON file with one line per iteration.
+
+    Args:
+        json_file: Path of the file, which is created if necessary.
+        window_size: Number of iterations for the median of smoothed scalars.
+    """
 
     def __init__(self, json_file: str, window_size: int = 20):
-        """
-        Args:
-            json_file: file to append to; it is created when missing.
-            window_size: iterations over which smoothed scalars take the median.
-        """
-        self._news = _News(window_size)
+        self._new_scalars = _NewScalars(window_size)
         self._file_handle = PathManager.open(json_file, "a")
 
     def write(self):
-        # Scalars may have been put at different iterations; each goes to the line of its own.
+        """Appends the new scalars, each to the line of its iteration."""
         lines: dict[int, dict] = defaultdict(dict)
-        for name, value, iteration in self._news.read(get_event_storage()):
+        for name, value, iteration in self._new_scalars.read(get_event_storage()):
             lines[iteration][name] = value
         for iteration, scalars in lines.items():
             scalars["iteration"] = iteration
             self._file_handle.write(json.dumps(scalars, sort_keys=True) + "\n")
         self._file_handle.flush()
-        with suppress(AttributeError):  # remote file objects have no descriptor
+        with suppress(AttributeError):  # remote files have no file descriptor
             os.fsync(self._file_handle.fileno())
 
     def close(self):
+        """Closes the file."""
         self._file_handle.close()
 
 
 class TensorboardXWriter(EventWriter):
-    """Writes scalars, images and histograms to a TensorBoard event file."""
+    """Writes scalars, images and histograms to a TensorBoard event file.
+
+    Args:
+        log_dir: Folder of the event files.
+        window_size: Number of iterations for the median of smoothed scalars.
+        **kwargs: Further arguments of ``torch.utils.tensorboard.SummaryWriter``.
+    """
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs):
-        """
-        Args:
-            log_dir: folder of the event files.
-            window_size: iterations over which smoothed scalars take the median.
-            kwargs: further arguments of `torch.utils.tensorboard.SummaryWriter`.
-        """
-        self._news = _News(window_size)
+        self._new_scalars = _NewScalars(window_size)
         self._writer_args = dict(kwargs, log_dir=log_dir)
 
     @cached_property
     def _writer(self):
-        # Opened at the first write: the import is slow, and TensorBoard an optional package.
+        # imported at the first write, because it is slow, and TensorBoard is optional
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(**self._writer_args)
 
     def write(self):
+        """Writes the new scalars, and all images and histograms, which are then removed."""
         storage = get_event_storage()
-        for scalar in self._news.read(storage):
+        for scalar in self._new_scalars.read(storage):
             self._writer.add_scalar(*scalar)
-
-        # Images and histograms are heavy: written once, then dropped from the storage.
         for name, image, iteration in storage._vis_data:
             self._writer.add_image(name, image, iteration)
         storage.clear_images()
@@ -134,29 +126,24 @@ class TensorboardXWriter(EventWriter):
         storage.clear_histograms()
 
     def close(self):
-        opened = vars(self).get("_writer")  # no attribute before the first write
+        """Closes the file."""
+        opened = vars(self).get("_writer")  # missing before the first write
         if opened is not None:
             opened.close()
 
 
-def _clock(seconds: float) -> str:
-    """Whole seconds as "1 day, 2:03:04"."""
-    return str(datetime.timedelta(seconds=int(seconds)))
-
-
 class CommonMetricPrinter(EventWriter):
-    """Logs one line with the losses, times, learning rate, memory and remaining time.
+    """Logs one line with losses, times, learning rate, memory and estimated remaining time.
 
-    Losses are the scalars with "loss" in their name; other scalars appear if their name contains
-    "[metric]".
+    Losses are the scalars with "loss" in their name. Other scalars are logged if their name
+    contains "[metric]".
+
+    Args:
+        max_iter: Total number of iterations, for the remaining time.
+        window_size: Number of iterations for the median of losses and the mean of times.
     """
 
     def __init__(self, max_iter: int | None = None, window_size: int = 20):
-        """
-        Args:
-            max_iter: iterations of the whole training; without it no remaining time is given.
-            window_size: iterations over which losses take the median and times the mean.
-        """
         self.logger = logging.getLogger("detectron2.utils.events")
         self._max_iter = max_iter
         self._window_size = window_size
@@ -166,25 +153,25 @@ class CommonMetricPrinter(EventWriter):
         if self._max_iter is None:
             return ""
         iteration = storage.iter
-        remaining = self._max_iter - iteration - 1
         if "time" in storage.histories():
-            # Long window: the estimate should not jump.
-            seconds = storage.history("time").median(1000) * remaining
+            # a long window gives a stable estimate
+            seconds = storage.history("time").median(1000) * (self._max_iter - iteration - 1)
             storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
-            return _clock(seconds)
-        # Nobody measures iterations: take the time since the previous line instead.
-        now = time.perf_counter()
-        previous, self._last_write = self._last_write, (iteration, now)
-        if previous is None:
-            return None
-        per_iteration = (now - previous[1]) / (iteration - previous[0])
-        return _clock(per_iteration * remaining)
+        else:
+            # without an IterationTimer: from the time since the previous line
+            now = time.perf_counter()
+            previous, self._last_write = self._last_write, (iteration, now)
+            if previous is None:
+                return None
+            per_iteration = (now - previous[1]) / (iteration - previous[0])
+            seconds = per_iteration * (self._max_iter - iteration - 1)
+        return str(datetime.timedelta(seconds=int(seconds)))
 
     def _format_times(self, storage: "EventStorage") -> str:
         text = ""
         histories = storage.histories()
         for name in ("time", "data_time"):
-            # Missing in the first iterations (the timer warms up) and in other trainers.
+            # missing in the first iterations and in other trainers
             if name in histories:
                 mean = (
                     histories[name].global_avg()
@@ -202,9 +189,10 @@ class CommonMetricPrinter(EventWriter):
         )
 
     def write(self):
+        """Logs the line, except after the last iteration."""
         storage = get_event_storage()
         if storage.iter == self._max_iter:
-            # The hooks that run after training also trigger writers; progress is over by then.
+            # called by a hook after training
             return
         eta = self._get_eta(storage)
         lr = "N/A"
@@ -226,16 +214,15 @@ class CommonMetricPrinter(EventWriter):
 
 
 class EventStorage:
-    """Keeps the history of scalars, and recent images and histograms, of a training run.
+    """Stores the history of scalars, and recent images and histograms, of a training run.
 
-    Opened as a context manager; code called inside finds it with `get_event_storage()`.
+    Code inside of a ``with EventStorage(...)`` block obtains it with ``get_event_storage()``.
+
+    Args:
+        start_iter: First iteration.
     """
 
     def __init__(self, start_iter: int = 0):
-        """
-        Args:
-            start_iter: iteration at which the run starts.
-        """
         self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
         self._smoothing_hints: dict[str, bool] = {}
         self._latest_scalars: dict[str, tuple[float, int]] = {}
@@ -245,19 +232,19 @@ class EventStorage:
         self._histograms: list[dict] = []
 
     def put_scalar(self, name, value, smoothing_hint: bool = True, cur_iter: int | None = None):
-        """Add a value to the history of `name`.
+        """Adds a value to the history of a scalar.
 
         Args:
-            name: name, completed by the current name scope.
-            value: number or scalar tensor.
-            smoothing_hint: writers should show a median over a window, as for noisy losses. One
-                name always takes the same hint.
-            cur_iter: iteration of the value; the current one by default.
+            name: Name of the scalar, without the current name scope.
+            value: Number or scalar tensor.
+            smoothing_hint: Whether writers should show the median over a window, as for noisy
+                losses. It must always be the same for a name.
+            cur_iter: Iteration of the value, by default the current one.
         """
         name = self._current_prefix + name
         cur_iter = self._iter if cur_iter is None else cur_iter
         value = float(value)
-        # The latest value goes in last: a writer in another thread then finds the rest in place.
+        # the latest value is set last, for writers in other threads
         known_hint = self._smoothing_hints.setdefault(name, smoothing_hint)
         self._history[name].update(value, cur_iter)
         self._latest_scalars[name] = (value, cur_iter)
@@ -266,26 +253,26 @@ class EventStorage:
         )
 
     def put_scalars(self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **kwargs):
-        """Add several scalars, given as keyword arguments; see `put_scalar`."""
+        """Adds several scalars, given as keyword arguments; see ``put_scalar``."""
         for name, value in kwargs.items():
             self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
 
     def put_image(self, img_name, img_tensor):
-        """Add an image for TensorBoard.
+        """Adds an image for TensorBoard.
 
         Args:
-            img_name: its name.
-            img_tensor: (3, H, W) RGB, uint8 in [0, 255] or float in [0, 1].
+            img_name: Name of the image.
+            img_tensor: (3, H, W) RGB image, uint8 in [0, 255] or float in [0, 1].
         """
         self._vis_data.append((img_name, img_tensor, self._iter))
 
     def put_histogram(self, hist_name, hist_tensor, bins: int = 1000):
-        """Add the histogram of a tensor's values for TensorBoard.
+        """Adds a histogram of the values of a tensor for TensorBoard.
 
         Args:
-            hist_name: its name.
-            hist_tensor: tensor of any shape.
-            bins: number of equal bins between the smallest and the largest value.
+            hist_name: Name of the histogram.
+            hist_tensor: Tensor of any shape.
+            bins: Number of bins between the minimum and the maximum.
         """
         low, high = hist_tensor.min().item(), hist_tensor.max().item()
         counts = torch.histc(hist_tensor, bins=bins)
@@ -305,10 +292,10 @@ class EventStorage:
         )
 
     def history(self, name) -> HistoryBuffer:
-        """All values of one scalar.
+        """Returns the history of a scalar.
 
         Raises:
-            KeyError: it was never put.
+            KeyError: The scalar does not exist.
         """
         found = self._history.get(name)
         if found is None:
@@ -316,18 +303,18 @@ class EventStorage:
         return found
 
     def histories(self) -> dict[str, HistoryBuffer]:
-        """name -> history of every scalar."""
+        """Returns the histories of all scalars by name."""
         return self._history
 
     def latest(self) -> dict[str, tuple[float, int]]:
-        """name -> (latest value, its iteration)."""
+        """Returns the latest value and its iteration of all scalars by name."""
         return self._latest_scalars
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict:
-        """name -> (value to show, iteration of the latest value).
+        """Returns the value to show and the latest iteration of all scalars by name.
 
-        The value is the median over the last `window_size` iterations for scalars put with a
-        smoothing hint, the latest one for the others.
+        The value is the median over the last ``window_size`` iterations for scalars with a
+        smoothing hint, otherwise the latest value.
         """
         return {
             name: (
@@ -340,7 +327,7 @@ class EventStorage:
         }
 
     def count_samples(self, name, window_size: int = 20) -> int:
-        """How many values of `name` fall into the `window_size` iterations before its latest."""
+        """Returns the number of values of ``name`` in its last ``window_size`` iterations."""
         values = self._history[name].values()
         first_inside = values[-1][1] - window_size + 1
         count = 0
@@ -351,16 +338,16 @@ class EventStorage:
         return count
 
     def smoothing_hints(self) -> dict[str, bool]:
-        """name -> the hint it was put with."""
+        """Returns the smoothing hints of all scalars by name."""
         return self._smoothing_hints
 
     def step(self):
-        """Go on to the next iteration."""
+        """Increments the iteration."""
         self._iter += 1
 
     @property
     def iter(self) -> int:
-        """The current iteration. Set by the trainer, from 0."""
+        """The current iteration, from 0; the trainer sets it."""
         return self._iter
 
     @iter.setter
@@ -369,23 +356,23 @@ class EventStorage:
 
     @property
     def iteration(self) -> int:
-        """The older name of `iter`."""
+        """Alias of ``iter``."""
         return self._iter
 
     @contextmanager
     def name_scope(self, name):
-        """Inside this block, scalars are put as `name/...`. Scopes do not nest."""
+        """Context manager that adds the prefix ``name/`` to scalars. Scopes cannot be nested."""
         previous = self._current_prefix
         self._current_prefix = name.rstrip("/") + "/"
         yield
         self._current_prefix = previous
 
     def clear_images(self):
-        """Drop the images; called after they were written."""
+        """Removes all images."""
         self._vis_data = []
 
     def clear_histograms(self):
-        """Drop the histograms; called after they were written."""
+        """Removes all histograms."""
         self._histograms = []
 
     def __enter__(self):

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The path manager through which all files are opened: local paths, http(s) and detectron2://."""
+"""The path manager that opens all files: local paths, http(s):// and detectron2://."""
 
 from iopath.common.file_io import HTTPURLHandler, OneDrivePathHandler, PathHandler
 from iopath.common.file_io import PathManager as PathManagerBase
 
-__all__ = ["PathManager", "PathHandler"]
-
 PathManager = PathManagerBase()
-"""The one instance in use. Register further handlers on it to read from elsewhere."""
+"""The global path manager; further handlers can be registered with it."""
 
 
 class Detectron2Handler(PathHandler):
-    """Maps `detectron2://X` to the public download server of Detectron2's model zoo."""
+    """Maps ``detectron2://X`` to the download server of Detectron2's model zoo."""
 
     PREFIX = "detectron2://"
     S3_DETECTRON2_PREFIX = "https://dl.fbaipublicfiles.com/detectron2/"

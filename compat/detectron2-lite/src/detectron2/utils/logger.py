@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Set-up of logging, logging less often than called, and small tables for log files."""
+"""Logging: setup, rate-limited messages, and small tables."""
 
 import atexit
 import functools
@@ -16,10 +16,7 @@ from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 from termcolor import colored
 
-__all__ = ["setup_logger", "log_first_n", "log_every_n", "log_every_n_seconds"]
-
 D2_LOG_BUFFER_SIZE_KEY = "D2_LOG_BUFFER_SIZE"
-DEFAULT_LOG_BUFFER_SIZE = 1024 * 1024
 
 _DATE_FORMAT = "%m/%d %H:%M:%S"
 _LOG_COUNTER: Counter = Counter()
@@ -27,7 +24,7 @@ _LOG_TIMER: dict = {}
 
 
 class _ColorfulFormatter(logging.Formatter):
-    """Colors the level of warnings and errors and shortens the root module's name."""
+    """Colors the level of warnings and errors, and abbreviates the name of the root logger."""
 
     def __init__(self, *args, **kwargs):
         self._root_name = kwargs.pop("root_name") + "."
@@ -45,14 +42,7 @@ class _ColorfulFormatter(logging.Formatter):
         return text
 
 
-def _log_file(output: str, rank: int) -> str:
-    file_name = output
-    if not output.endswith((".txt", ".log")):
-        file_name = os.path.join(output, "log.txt")
-    return f"{file_name}.rank{rank}" if rank > 0 else file_name
-
-
-# Cached so that calling it again, as default_setup may do, adds no second set of handlers.
+# cached, so that a second call does not add the handlers again
 @functools.cache
 def setup_logger(
     output=None,
@@ -64,17 +54,18 @@ def setup_logger(
     enable_propagation: bool = False,
     configure_stdout: bool = True,
 ) -> logging.Logger:
-    """Send a package's log records of every level to the terminal and to a file.
+    """Sets up a logger for the terminal and a file, and returns it.
 
     Args:
-        output: file ending in .txt or .log, or a folder that gets a log.txt; None for no file.
-        distributed_rank: rank of this process. Only rank 0 prints; the others' files end in
-            `.rank<n>`.
-        color: print colors.
-        name: root of the loggers to set up.
-        abbrev_name: how to print that root; "d2" for detectron2, unchanged for others.
-        enable_propagation: also hand the records to the parent logger.
-        configure_stdout: print at all.
+        output: File name with the extension .txt or .log, or folder of a file log.txt; None for no
+            file.
+        distributed_rank: Rank of this process. Only rank 0 prints; the files of the other ranks
+            have the suffix ``.rank<n>``.
+        color: Whether to print colors.
+        name: Name of the logger.
+        abbrev_name: Abbreviation of the name in the terminal; by default "d2" for detectron2.
+        enable_propagation: Whether to propagate records to the parent logger.
+        configure_stdout: Whether to print.
     """
     if abbrev_name is None:
         abbrev_name = "d2" if name == "detectron2" else name
@@ -96,7 +87,11 @@ def setup_logger(
         )
         handlers.append(handler)
     if output is not None:
-        file_name = _log_file(output, distributed_rank)
+        file_name = output
+        if not output.endswith((".txt", ".log")):
+            file_name = os.path.join(output, "log.txt")
+        if distributed_rank > 0:
+            file_name = f"{file_name}.rank{distributed_rank}"
         PathManager.mkdirs(os.path.dirname(file_name))
         handler = logging.StreamHandler(_cached_log_stream(file_name))
         handler.setFormatter(plain)
@@ -110,85 +105,67 @@ def setup_logger(
     return root
 
 
-# One stream a file: loggers of several packages share it without overwriting each other.
+# one stream per file, which the loggers of several packages share
 @functools.cache
 def _cached_log_stream(filename):
-    stream = PathManager.open(filename, "a", buffering=_get_log_stream_buffer_size(filename))
+    # line buffering for local files; flushing remote files is expensive
+    size = 1 if "://" not in filename else os.environ.get(D2_LOG_BUFFER_SIZE_KEY, 1024 * 1024)
+    stream = PathManager.open(filename, "a", buffering=int(size))
     atexit.register(stream.close)
     return stream
 
 
-def _get_log_stream_buffer_size(filename: str) -> int:
-    """Line buffering for local files; remote ones are costly to flush."""
-    if "://" not in filename:
-        return 1
-    return int(os.environ.get(D2_LOG_BUFFER_SIZE_KEY, DEFAULT_LOG_BUFFER_SIZE))
-
-
 def _find_caller() -> tuple[str, tuple]:
-    """Who called the logging helper.
-
-    Returns:
-        module name, and a key made of file, line and function.
-    """
-    helpers = os.path.join("utils", "logger.")
+    """Returns the module that called the logging function, and its file, line and function."""
     frame = sys._getframe(2)
-    # As Detectron2 does: step over everything in files of a package's utils/logger.
-    while helpers in frame.f_code.co_filename:
+    # as in Detectron2: skips the frames in files of a package's utils/logger
+    while os.path.join("utils", "logger.") in frame.f_code.co_filename:
         frame = frame.f_back
     module = frame.f_globals["__name__"]
-    # A script has no logger of its own set up; the package's prints.
+    # the logger of a script is usually not set up
     module = "detectron2" if module == "__main__" else module
     return module, (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
-def _count_call(key: tuple) -> int:
-    """How often `key` was counted, this time included."""
-    _LOG_COUNTER[key] += 1
-    return _LOG_COUNTER[key]
-
-
-def _log(lvl: int, msg: str, name: str | None, caller_module: str) -> None:
-    logging.getLogger(name or caller_module).log(lvl, msg)
-
-
 def log_first_n(lvl, msg, n=1, *, name=None, key="caller"):
-    """Log only the first `n` times.
+    """Logs a message only for the first n times.
 
     Args:
-        lvl: logging level.
-        msg: the message.
-        n: how often.
-        name: logger; that of the calling module by default.
-        key: what is counted: the "caller" (this line of code), the "message", or a tuple of both.
+        lvl: Logging level.
+        msg: Message.
+        n: Maximum number of times.
+        name: Name of the logger; by default that of the calling module.
+        key: What to count: "caller" (the line of code), "message", or a tuple of both.
     """
     parts = (key,) if isinstance(key, str) else key
-    assert parts, 'key must name what is counted: "caller", "message" or both'
-    module, place = _find_caller()
-    identities = {"caller": place, "message": (msg,)}
-    counted = itertools.chain.from_iterable(identities.get(part, ()) for part in sorted(parts))
-    if _count_call(tuple(counted)) <= n:
-        _log(lvl, msg, name, module)
+    assert parts, 'key must be "caller", "message" or both'
+    module, caller = _find_caller()
+    identities = {"caller": caller, "message": (msg,)}
+    counted = tuple(itertools.chain(*(identities.get(part, ()) for part in sorted(parts))))
+    _LOG_COUNTER[counted] += 1
+    if _LOG_COUNTER[counted] <= n:
+        logging.getLogger(name or module).log(lvl, msg)
 
 
 def log_every_n(lvl, msg, n=1, *, name=None):
-    """Log the first of every `n` calls from the same line of code."""
-    module, place = _find_caller()
-    if (_count_call(place) - 1) % n == 0:
-        _log(lvl, msg, name, module)
+    """Logs the first of every ``n`` calls from the same line of code."""
+    module, caller = _find_caller()
+    _LOG_COUNTER[caller] += 1
+    if n == 1 or _LOG_COUNTER[caller] % n == 1:
+        logging.getLogger(name or module).log(lvl, msg)
 
 
 def log_every_n_seconds(lvl, msg, n=1, *, name=None):
-    """Log unless the same line of code logged less than `n` seconds ago."""
-    module, place = _find_caller()
+    """Logs unless the same line of code logged less than ``n`` seconds ago."""
+    module, caller = _find_caller()
     now = time.time()
-    if now - _LOG_TIMER.get(place, -math.inf) >= n:
-        _LOG_TIMER[place] = now
-        _log(lvl, msg, name, module)
+    if now - _LOG_TIMER.get(caller, -math.inf) >= n:
+        _LOG_TIMER[caller] = now
+        logging.getLogger(name or module).log(lvl, msg)
 
 
 def create_small_table(small_dict: dict) -> str:
-    """A table of one row, the keys of `small_dict` above its values."""
+    """Returns a table of one row with the keys of ``small_dict`` as headers."""
     return tabulate(
         [tuple(small_dict.values())],
         headers=tuple(small_dict),
@@ -200,5 +177,5 @@ def create_small_table(small_dict: dict) -> str:
 
 
 def _log_api_usage(identifier: str):
-    """Tell PyTorch's usage log which component ran."""
+    """Reports the use of a component to PyTorch's usage log."""
     torch._C._log_api_usage_once("detectron2." + identifier)

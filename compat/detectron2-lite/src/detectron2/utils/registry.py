@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registries of classes by name, and the way from an object to its import path and back."""
+"""Registries, and conversion between objects and their import paths."""
 
 import importlib
 import pydoc
 from typing import Any
 
-from fvcore.common.registry import Registry
-
-__all__ = ["Registry", "locate"]
+from fvcore.common.registry import Registry  # noqa: F401
 
 
 def _resolve(path: str) -> Any | None:
-    """The object that the dotted `path` names, or None."""
+    """Returns the object with the dotted ``path``, or None."""
     first, *rest = path.split(".")
     try:
         found, module_name = importlib.import_module(first), first
         for part in rest:
             module_name = f"{module_name}.{part}"
-            # A submodule need not be an attribute of its package: torch.optim deletes its own.
+            # A submodule may be missing among the attributes of its package, as in torch.optim.
             found = (
                 getattr(found, part)
                 if hasattr(found, part)
@@ -29,10 +27,9 @@ def _resolve(path: str) -> Any | None:
 
 
 def _convert_target_to_string(target: Any) -> str:
-    """The shortest import path of a class or function that leads back to the same object.
+    """Returns the shortest import path of a class or function.
 
-    `pkg.impl.Thing` becomes `pkg.Thing` when `pkg` exports it: such names survive a reshuffle
-    of the implementation files.
+    ``pkg.impl.Thing`` becomes ``pkg.Thing`` if ``pkg`` exports it.
     """
     module, qualname = target.__module__, target.__qualname__
     parts = module.split(".")
@@ -44,15 +41,15 @@ def _convert_target_to_string(target: Any) -> str:
 
 
 def locate(name: str) -> Any:
-    """The object with the dotted path `name`.
+    """Returns the object with the dotted path ``name``.
 
     Raises:
-        ImportError: nothing importable has this name.
+        ImportError: The object does not exist.
     """
     found = pydoc.locate(name)
     if found is None:
-        # pydoc gives up on names such as torch.optim.sgd.SGD.
+        # pydoc does not find names such as torch.optim.sgd.SGD
         found = _resolve(name)
     if found is None:
-        raise ImportError(f"Cannot locate the object '{name}': no such module or attribute")
+        raise ImportError(f"{name} is not an importable module, class or function")
     return found

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pickling of lambdas and local functions, as data loader workers need it."""
+"""Pickling of lambdas and local functions for data loader workers."""
 
 import cloudpickle
 
 
 class PicklableWrapper:
-    """Makes any callable picklable by letting cloudpickle do the work; calls pass through."""
+    """Makes any callable picklable with cloudpickle.
+
+    Args:
+        obj: Callable to wrap; unpickling returns it without the wrapper.
+    """
 
     def __init__(self, obj):
-        # Wrapping twice would only cost time.
+        # avoids nested wrappers
         self._obj = obj._obj if isinstance(obj, PicklableWrapper) else obj
 
     def __reduce__(self):
-        # The other side receives the bare object: the wrapper has done its duty by then.
         return cloudpickle.loads, (cloudpickle.dumps(self._obj),)
 
     def __call__(self, *args, **kwargs):
+        """Calls the wrapped object."""
         return self._obj(*args, **kwargs)
 
     def __getattr__(self, name):

@@ -2,44 +2,33 @@
 """Helpers for unit tests of detection code."""
 
 import io
-import unittest
 
 import torch
+from detectron2._lite import absent
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.torch_version_utils import min_torch_version
 
-__all__ = [
-    "assert_instances_allclose",
-    "convert_scripted_instances",
-    "min_torch_version",
-    "random_boxes",
-    "reload_script_model",
-    "skipIfOnCPUCI",
-    "skipIfUnsupportedMinTorchVersion",
-]
+__getattr__ = absent(
+    __name__, "get_model_no_weights", "get_sample_coco_image", "reload_lazy_config"
+)
 
 
 def random_boxes(num_boxes: int, max_coord: float = 100, device="cpu") -> torch.Tensor:
-    """Boxes of positive size: top left in the first half of the range, sides up to the other half.
-
-    Returns:
-        (num_boxes, 4) XYXY, drawn by PyTorch's global generator.
-    """
+    """Returns (num_boxes, 4) random boxes x0, y0, x1, y1 with sides of at least 1."""
     numbers = torch.rand(num_boxes, 4, device=device) * (max_coord * 0.5)
-    # Zero-area boxes would turn IoU-based targets into nan.
+    # IoU-based targets of boxes without area would be NaN
     top_left, size = numbers.clamp(min=1.0).split(2, dim=1)
     return torch.cat((top_left, top_left + size), dim=1)
 
 
 def reload_script_model(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """Save a compiled module or function and load it again, to see that nothing gets lost."""
+    """Saves a compiled module or function and loads it again."""
     with io.BytesIO(module.save_to_buffer()) as file:
         return torch.jit.load(file)
 
 
 def convert_scripted_instances(instances) -> Instances:
-    """Copy an object of a class made by `patch_instances` to ordinary `Instances`."""
-    assert hasattr(instances, "image_size"), "Expect an `Instances` object, but it has no size"
+    """Converts an instance of a class made by ``patch_instances`` to ``Instances``."""
+    assert hasattr(instances, "image_size"), "the object must have an image_size"
     converted = Instances(instances.image_size)
     for name in instances._field_names:
         value = getattr(instances, "_" + name, None)
@@ -51,13 +40,14 @@ def convert_scripted_instances(instances) -> Instances:
 def assert_instances_allclose(
     input: Instances, other: Instances, *, rtol: float = 1e-5, msg: str = "", size_as_tensor=False
 ) -> None:
-    """Fail unless two sets of instances have equal sizes, the same fields and close values.
+    """Asserts that two objects have the same image size, fields, and close values.
 
     Args:
-        input, other: what to compare.
-        rtol: allowed deviation relative to the magnitude.
-        msg: start of the message.
-        size_as_tensor: the image sizes are tensors, as in traced models.
+        input: ``Instances``, or an object of a class made by ``patch_instances``.
+        other: Object to compare with.
+        rtol: Tolerance relative to the largest magnitude of a field.
+        msg: Prefix of the error message.
+        size_as_tensor: Whether the image sizes are tensors, as in traced models.
     """
     input, other = (
         x if isinstance(x, Instances) else convert_scripted_instances(x) for x in (input, other)
@@ -75,23 +65,9 @@ def assert_instances_allclose(
         value, other_value = input.get(name), other.get(name)
         if isinstance(value, Boxes):
             value, other_value = value.tensor, other_value.tensor
-        if isinstance(value, torch.Tensor):
-            close = len(value) == len(other_value) and (
-                len(value) == 0 or (value - other_value).abs().max() <= value.abs().max() * rtol
-                if value.is_floating_point()
-                else bool((value == other_value).all())
-            )
-            assert close, f"{msg}'{name}' has different values:\n{value}\n{other_value}"
-        else:
+        if not isinstance(value, torch.Tensor):
             raise ValueError(f"{msg}Cannot compare the field '{name}' of type {type(value)}")
-
-
-def skipIfOnCPUCI(test):
-    """Skip a test when there is no GPU; for tests that take too long on a CPU."""
-    return unittest.skipIf(not torch.cuda.is_available(), "The test is too slow on CPUs.")(test)
-
-
-def skipIfUnsupportedMinTorchVersion(min_version: str):
-    """Skip a test on an older PyTorch."""
-    reason = f"module 'torch' has version {torch.__version__}, the test needs {min_version}"
-    return unittest.skipIf(not min_torch_version(min_version), reason)
+        close = torch.equal(value, other_value)
+        if len(value) == len(other_value) > 0 and value.is_floating_point():
+            close = bool((value - other_value).abs().max() <= value.abs().max() * rtol)
+        assert close, f"{msg}'{name}' has different values:\n{value}\n{other_value}"

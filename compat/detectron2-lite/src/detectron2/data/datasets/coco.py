@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COCO's JSON format: loading, registration, and (in ``coco_export``) writing."""
+"""Loading and registration of data sets in COCO's JSON format."""
 
 import contextlib
 import io
@@ -14,34 +14,26 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from ..catalog import DatasetCatalog, MetadataCatalog
-from .coco_export import convert_to_coco_dict, convert_to_coco_json
 
-__all__ = [
-    "convert_to_coco_dict",
-    "convert_to_coco_json",
-    "load_coco_json",
-    "register_coco_instances",
-]
-
-__getattr__ = absent(__name__, "load_sem_seg")
+__getattr__ = absent(__name__, "convert_to_coco_dict", "convert_to_coco_json", "load_sem_seg")
 
 logger = logging.getLogger(__name__)
 
 
 def load_coco_json(json_file, image_root, dataset_name=None, extra_annotation_keys=None):
-    """Loads a file of instances in COCO's format.
+    """Loads instance annotations in COCO's format.
 
     Args:
-        json_file: path of the file.
-        image_root: folder that the file names in it are relative to.
-        dataset_name: if given, the metadata of that name gets ``thing_classes``, and categories
-            are numbered 0, 1, ... in the order of their ids, which
-            ``thing_dataset_id_to_contiguous_id`` keeps. Without it, ids stay as they are.
-        extra_annotation_keys: further keys of annotations to keep, beside ``iscrowd``, ``bbox``,
+        json_file: Path of the annotation file.
+        image_root: Folder to which the file names of the images are relative.
+        dataset_name: Name of the data set, or None. With a name, category ids are mapped to
+            0, 1, ..., and the metadata get ``thing_classes`` and
+            ``thing_dataset_id_to_contiguous_id``.
+        extra_annotation_keys: Keys of annotations to keep in addition to ``iscrowd``, ``bbox``,
             ``keypoints``, ``category_id`` and ``segmentation``.
 
     Returns:
-        One record per image, by image id.
+        List of records, one per image, in the order of the image ids.
     """
     from pycocotools.coco import COCO
 
@@ -51,7 +43,7 @@ def load_coco_json(json_file, image_root, dataset_name=None, extra_annotation_ke
 
     contiguous_id = None
     if dataset_name is not None:
-        contiguous_id = _note_categories(coco, dataset_name)
+        contiguous_id = _set_category_metadata(coco, dataset_name)
 
     image_ids = sorted(coco.imgs.keys())
     annotations = [coco.imgToAnns[image_id] for image_id in image_ids]
@@ -89,22 +81,22 @@ def load_coco_json(json_file, image_root, dataset_name=None, extra_annotation_ke
         )
     if num_dropped > 0:
         logger.warning(
-            "Left out %d instances of %s without a valid polygon; a polygon has at least 3 points.",
+            "Removed %d instances of %s without a valid polygon; a polygon has at least 3 points.",
             num_dropped,
             json_file,
         )
     return records
 
 
-def _note_categories(coco, dataset_name: str) -> dict[int, int]:
-    """Writes the categories of a file to the metadata; returns the mapping from id to index."""
+def _set_category_metadata(coco, dataset_name: str) -> dict[int, int]:
+    """Stores the categories of a file in the metadata; returns the mapping from id to index."""
     metadata = MetadataCatalog.get(dataset_name)
     ids = sorted(coco.getCatIds())
     categories = sorted(coco.loadCats(ids), key=lambda category: category["id"])
     metadata.thing_classes = [category["name"] for category in categories]
     if not (min(ids) == 1 and max(ids) == len(ids)) and "coco" not in dataset_name:
         logger.warning(
-            "The category ids of %s are not 1 to %d; they are numbered anew, in order.",
+            "The category ids of %s are not 1 to %d; they are mapped to contiguous ids.",
             dataset_name,
             len(ids),
         )
@@ -116,18 +108,18 @@ def _note_categories(coco, dataset_name: str) -> dict[int, int]:
 def _convert_annotation(
     annotation: dict, keys: list[str], contiguous_id: dict[int, int] | None
 ) -> dict[str, Any] | None:
-    """Returns the annotation as a record has it, or None if all its polygons are invalid."""
+    """Converts an annotation to the format of records; None if all its polygons are invalid."""
     converted = {key: annotation[key] for key in keys if key in annotation}
     if len(converted.get("bbox", (0,))) == 0:
         raise ValueError(
             f"an annotation of image {annotation['image_id']} has an empty 'bbox'. "
-            "A box of COCO's format has four numbers: correct the file."
+            "A box in COCO's format has four numbers: correct the file."
         )
     segmentation = annotation.get("segmentation")
     if segmentation:
         if isinstance(segmentation, dict):
             if isinstance(segmentation["counts"], list):
-                # run lengths in plain numbers; pycocotools compresses them
+                # uncompressed run-length encoding
                 segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
         else:
             segmentation = [p for p in segmentation if len(p) % 2 == 0 and len(p) >= 6]
@@ -137,7 +129,7 @@ def _convert_annotation(
 
     keypoints = converted.get("keypoints")
     if keypoints:
-        # COCO's keypoints are indices of pixels; half a pixel on is the center of the pixel
+        # from indices of pixels to the coordinates of their centers
         converted["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(keypoints)]
 
     converted["bbox_mode"] = BoxMode.XYWH_ABS
@@ -154,16 +146,16 @@ def _convert_annotation(
 
 
 def register_coco_instances(name, metadata, json_file, image_root):
-    """Registers a file of instances in COCO's format.
+    """Registers a data set in COCO's format.
 
     Args:
-        name: the name of the data set.
-        metadata: dict of further metadata, may be empty.
-        json_file: path of the file.
-        image_root: folder of the images.
+        name: Name of the data set.
+        metadata: Dict of additional metadata.
+        json_file: Path of the annotation file.
+        image_root: Folder of the images.
     """
     for path in (json_file, image_root):
-        assert isinstance(path, (str, os.PathLike)), f"data set '{name}': {path!r} is no path"
+        assert isinstance(path, (str, os.PathLike)), f"data set '{name}': {path!r} is not a path"
     DatasetCatalog.register(name, partial(load_coco_json, json_file, image_root, name))
     facts = {"json_file": json_file, "image_root": image_root, "evaluator_type": "coco"}
     MetadataCatalog.get(name).set(**facts, **metadata)

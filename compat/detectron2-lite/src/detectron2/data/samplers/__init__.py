@@ -1,5 +1,6 @@
+# ruff: noqa: F401
 # SPDX-License-Identifier: Apache-2.0
-"""Which image comes when, for one process or several."""
+"""Samplers for one process or several."""
 
 from detectron2._lite import absent
 
@@ -10,13 +11,5 @@ from .distributed_sampler import (
     TrainingSampler,
 )
 from .grouped_batch_sampler import GroupedBatchSampler
-
-__all__ = [
-    "GroupedBatchSampler",
-    "InferenceSampler",
-    "RandomSubsetTrainingSampler",
-    "RepeatFactorTrainingSampler",
-    "TrainingSampler",
-]
 
 __getattr__ = absent(__name__)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samplers that several processes share.
+"""Samplers for distributed training and inference.
 
-For training, every process draws the same endless stream of indices from the same seed, and takes
-each world_size-th of them. So images are balanced over processes without any exchange.
+In training, all processes draw the same infinite stream of indices from the same seed, and each
+takes every world_size-th of them.
 """
 
 import itertools
@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 
 
 class _EndlessSampler(Sampler):
-    """Epoch after epoch of indices. A subclass says what an epoch is."""
+    """Yields epochs of indices without end. Subclasses define ``_epoch``."""
 
     def __init__(self, shuffle: bool, seed: int | None):
-        # All processes must agree on a seed, so they must all come here.
+        # collective: all processes must construct the sampler
         self._seed = int(comm.shared_random_seed() if seed is None else seed)
         self._shuffle = shuffle
         self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
 
     def _epoch(self, generator: torch.Generator) -> torch.Tensor:
-        """Returns the indices of one epoch, of all processes, in the order not shuffled."""
+        """Returns the unshuffled indices of one epoch, of all processes."""
         raise NotImplementedError
 
     def _infinite_indices(self) -> Iterator[int]:
@@ -39,20 +39,20 @@ class _EndlessSampler(Sampler):
             yield from indices.tolist()
 
     def __iter__(self) -> Iterator[int]:
-        # This process's share: each world_size-th index.
         yield from itertools.islice(self._infinite_indices(), self._rank, None, self._world_size)
 
 
 class TrainingSampler(_EndlessSampler):
-    """An endless stream of indices: permutation after permutation of ``range(size)``."""
+    """Yields permutations of ``range(size)`` without end.
+
+    Args:
+        size: Number of elements to sample from.
+        shuffle: Whether to shuffle the indices.
+        seed: Seed of the permutations, equal in all processes; by default a random seed, shared by
+            all processes.
+    """
 
     def __init__(self, size: int, shuffle: bool = True, seed: int | None = None):
-        """
-        Args:
-            size: number of elements to draw from.
-            shuffle: draw permutations; False goes through the elements in order.
-            seed: of the permutations, the same in every process. None: the processes agree on one.
-        """
         if not isinstance(size, int):
             raise TypeError(f"size of a {type(self).__name__} must be an int, got {size!r}")
         if size <= 0:
@@ -65,7 +65,15 @@ class TrainingSampler(_EndlessSampler):
 
 
 class RandomSubsetTrainingSampler(TrainingSampler):
-    """As ``TrainingSampler``, over a random subset that stays the same for the whole run."""
+    """``TrainingSampler`` over a fixed random subset.
+
+    Args:
+        size: Number of elements of the whole set.
+        subset_ratio: Fraction of the elements in the subset, in (0, 1].
+        shuffle: Whether to shuffle the indices.
+        seed_shuffle: Seed of the permutations.
+        seed_subset: Seed of the subset.
+    """
 
     def __init__(
         self,
@@ -75,14 +83,6 @@ class RandomSubsetTrainingSampler(TrainingSampler):
         seed_shuffle: int | None = None,
         seed_subset: int | None = None,
     ):
-        """
-        Args:
-            size: number of elements of the whole set.
-            subset_ratio: share of it that is used, in (0, 1].
-            shuffle: see ``TrainingSampler``.
-            seed_shuffle: seed of the permutations.
-            seed_subset: seed of the choice of the subset.
-        """
         super().__init__(size=size, shuffle=shuffle, seed=seed_shuffle)
         assert 0.0 < subset_ratio <= 1.0, f"subset_ratio must be in (0, 1], got {subset_ratio}"
         subset_size = int(size * subset_ratio)
@@ -98,31 +98,31 @@ class RandomSubsetTrainingSampler(TrainingSampler):
 
 
 class RepeatFactorTrainingSampler(_EndlessSampler):
-    """Shows images with rare categories more often (Gupta et al., "LVIS", CVPR 2019)."""
+    """Repeats images with rare categories (Gupta et al., "LVIS", CVPR 2019).
+
+    Args:
+        repeat_factors: (size,) tensor of repetitions of each image per epoch. The fractional part
+            is rounded at random in each epoch.
+        shuffle: Whether to shuffle the images of an epoch.
+        seed: See ``TrainingSampler``.
+    """
 
     def __init__(self, repeat_factors, *, shuffle=True, seed=None):
-        """
-        Args:
-            repeat_factors: (size,) tensor; how often to show each image per epoch. The fraction
-                is drawn anew for every epoch.
-            shuffle: shuffle the images of an epoch.
-            seed: as for ``TrainingSampler``.
-        """
         super().__init__(shuffle, seed)
         self._repeats = torch.trunc(repeat_factors)
         self._chance_of_another = repeat_factors - self._repeats
 
     @staticmethod
     def repeat_factors_from_category_frequency(dataset_dicts, repeat_thresh, sqrt=True):
-        """Returns the repeat factors of images, by the rarest category in each.
+        """Computes the repeat factors of images from the frequencies of their categories.
 
-        A category in the share f of the images has r = max(1, sqrt(repeat_thresh / f)), an image
-        the largest r of its categories, an image without any 1.
+        A category in a fraction f of the images has the factor max(1, sqrt(repeat_thresh / f)). The
+        factor of an image is the largest one of its categories, at least 1.
 
         Args:
-            dataset_dicts: records with ``annotations``.
-            repeat_thresh: share of the images below which a category counts as rare.
-            sqrt: take the square root, or not.
+            dataset_dicts: Records with ``annotations``.
+            repeat_thresh: Fraction of the images below which a category is rare.
+            sqrt: Whether to take the square root.
         """
         images_with = defaultdict(int)
         categories = [
@@ -148,13 +148,14 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
 
 
 class InferenceSampler(Sampler):
-    """Every index once, over all processes; each gets one contiguous stretch.
+    """Yields every index once over all processes, in contiguous parts of about equal length.
 
-    The stretches may differ in length by one, and be empty.
+    Args:
+        size: Number of elements.
     """
 
     def __init__(self, size: int):
-        assert size > 0, f"there must be something to sample from, got size {size}"
+        assert size > 0, f"size must be positive, got {size}"
         self._local_indices = self._get_local_indices(size, comm.get_world_size(), comm.get_rank())
 
     @staticmethod

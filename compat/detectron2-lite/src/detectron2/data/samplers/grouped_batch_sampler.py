@@ -9,26 +9,25 @@ from torch.utils.data.sampler import BatchSampler, Sampler
 
 
 class GroupedBatchSampler(BatchSampler):
-    """Gathers the indices of another sampler into full batches of one group each.
+    """Groups the indices of another sampler into full batches of one group each.
 
-    Within a group, and for the order in which batches fill up, the sampler's order is kept.
-    Elements of groups that never fill a batch are not given out.
+    The order of the sampler is kept within a group. Elements of groups that never fill a batch are
+    not returned.
+
+    Args:
+        sampler: ``Sampler``, usually an infinite one.
+        group_ids: (size,) group of each element.
+        batch_size: Batch size.
     """
 
     def __init__(self, sampler, group_ids, batch_size):
-        """
-        Args:
-            sampler: a ``Sampler``, in general an endless one.
-            group_ids: (size,) the group of each element.
-            batch_size: elements in a batch.
-        """
         if not isinstance(sampler, Sampler):
             raise ValueError(f"sampler must be a torch.utils.data.Sampler, got {sampler!r}")
         self.sampler = sampler
         self.group_ids = np.asarray(group_ids)
         assert self.group_ids.ndim == 1, f"group_ids must be 1-d, got {self.group_ids.shape}"
         self.batch_size = batch_size
-        # Kept from one iteration to the next, so that no index is lost where a loop is left.
+        # kept between iterations, so that no index is lost if a loop is left
         self.buffer_per_group = defaultdict(list)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -40,4 +39,4 @@ class GroupedBatchSampler(BatchSampler):
                 buffer.clear()
 
     def __len__(self) -> int:
-        raise NotImplementedError("how many batches fill up depends on the sampler's order")
+        raise NotImplementedError("the number of batches depends on the order of the sampler")

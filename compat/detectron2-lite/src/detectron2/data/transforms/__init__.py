@@ -1,29 +1,14 @@
+# ruff: noqa: F401, F403
 # SPDX-License-Identifier: Apache-2.0
-"""Transforms of images and of what is drawn on them, and random choices of transforms."""
+"""Transforms of images with their annotations, and augmentations that choose transforms."""
 
-# Transform first: the other modules register further data types on it.
-from fvcore.transforms.transform import Transform, TransformList  # isort: skip
 from detectron2._lite import absent
-from fvcore.transforms.transform import *  # noqa: F403
-from fvcore.transforms.transform import __all__ as _fvcore_names
+from fvcore.transforms.transform import *
+from fvcore.transforms.transform import Transform, TransformList
 
-from .augmentation import *  # noqa: F403
-from .augmentation import __all__ as _augmentation_names
-from .augmentation_color import *  # noqa: F403
-from .augmentation_color import __all__ as _color_names
-from .augmentation_impl import *  # noqa: F403
-from .augmentation_impl import __all__ as _impl_names
-from .transform import *  # noqa: F403
-from .transform import __all__ as _transform_names
+from .augmentation import *
+from .augmentation_color import *
+from .augmentation_impl import *
+from .transform import *
 
-__all__ = [
-    "Transform",
-    "TransformList",
-    *_fvcore_names,
-    *_transform_names,
-    *_augmentation_names,
-    *_impl_names,
-    *_color_names,
-]
-
-__getattr__ = absent(__name__, "MinIoURandomCrop", "RandomCrop_CategoryAreaConstraint")
+__getattr__ = absent(__name__)

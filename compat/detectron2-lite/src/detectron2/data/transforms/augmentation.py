@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentations: rules that pick a transform, at random or by the input.
+"""Augmentations: policies that choose a transform, at random or by the input.
 
-An ``Augmentation`` looks at an ``AugInput`` and returns a ``Transform``. That is deterministic and
-can be applied to whatever belongs to the image. All randomness comes from ``numpy.random``.
+An ``Augmentation`` takes an ``AugInput`` and returns a ``Transform``, which is deterministic and
+applies to all data types of the image. All random numbers come from ``numpy.random``.
 """
 
 import inspect
@@ -29,27 +29,27 @@ def _check_image(image: np.ndarray) -> None:
 
 
 class Augmentation:
-    """A rule that picks a transform.
+    """A policy that chooses a transform.
 
-    A subclass defines ``get_transform``. The names of its arguments say which attributes of the
-    ``AugInput`` it is called with; a single argument is always the image.
+    A subclass defines ``get_transform``. The names of its arguments are those of the attributes of
+    the ``AugInput`` that it needs; a single argument is always the image.
     """
 
     input_args: tuple[str, ...] | None = None
-    """Names of the attributes; None takes them from the signature of ``get_transform``."""
+    """Names of the attributes; by default from the signature of ``get_transform``."""
 
     def _init(self, params: dict[str, Any] | None = None) -> None:
-        """Sets attributes from ``locals()`` of ``__init__``, leaving out self and private ones."""
+        """Sets attributes from ``locals()`` of ``__init__``, except self and private names."""
         for name, value in (params or {}).items():
             if name != "self" and not name.startswith("_"):
                 setattr(self, name, value)
 
     def get_transform(self, *args) -> Transform:
-        """Returns the transform for an input. It must not change the input."""
+        """Returns the transform for an input, which must not be changed."""
         raise NotImplementedError(f"{type(self).__name__} must define get_transform")
 
     def __call__(self, aug_input) -> Transform:
-        """Picks a transform, applies it to ``aug_input`` in place, and returns it."""
+        """Chooses a transform, applies it to ``aug_input`` in place, and returns it."""
         transform = self.get_transform(*self._arguments_from(aug_input))
         assert isinstance(transform, (Transform, TransformList)), (
             f"{type(self).__name__}.get_transform must return a Transform, got {transform!r}"
@@ -66,7 +66,7 @@ class Augmentation:
                 variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
                 if any(p.kind in variadic for p in parameters):
                     raise TypeError(
-                        f"{type(self).__name__}.get_transform takes *args or **kwargs; name its "
+                        f"{type(self).__name__}.get_transform takes *args or **kwargs; name the "
                         "arguments, or override __call__"
                     )
                 self.input_args = tuple(p.name for p in parameters)
@@ -79,7 +79,7 @@ class Augmentation:
             ) from e
 
     def _rand_range(self, low=1.0, high=None, size=None):
-        """Draws from [low, high), or from [0, low) if ``high`` is not given."""
+        """Draws from [low, high), or from [0, low) if ``high`` is None."""
         if high is None:
             low, high = 0, low
         return np.random.uniform(low, high, size=[] if size is None else size)
@@ -102,7 +102,7 @@ class Augmentation:
 
 
 class _TransformToAug(Augmentation):
-    """An augmentation that always picks the same transform."""
+    """An augmentation that always returns the same transform."""
 
     def __init__(self, tfm: Transform):
         self.tfm = tfm
@@ -117,7 +117,7 @@ class _TransformToAug(Augmentation):
 
 
 def _transform_to_aug(tfm_or_aug) -> Augmentation:
-    """Wraps a transform into an augmentation; returns an augmentation as it is."""
+    """Converts a transform to an augmentation; returns an augmentation unchanged."""
     assert isinstance(tfm_or_aug, (Transform, TransformList, Augmentation)), (
         f"expected a Transform or an Augmentation, got {tfm_or_aug!r}"
     )
@@ -126,14 +126,18 @@ def _transform_to_aug(tfm_or_aug) -> Augmentation:
 
 
 class AugmentationList(Augmentation):
-    """Augmentations one after another; each sees the result of the one before."""
+    """Applies augmentations one after another.
+
+    Args:
+        augs: List of augmentations and transforms.
+    """
 
     def __init__(self, augs):
-        """Takes a list of augmentations and transforms."""
         super().__init__()
         self.augs = [_transform_to_aug(aug) for aug in augs]
 
     def __call__(self, aug_input) -> TransformList:
+        """Applies the augmentations in place and returns their transforms."""
         return TransformList([aug(aug_input) for aug in self.augs])
 
     def __repr__(self) -> str:
@@ -143,9 +147,9 @@ class AugmentationList(Augmentation):
 
 
 class AugInput:
-    """What augmentations look at and change: an image, and what belongs to it.
+    """Input of augmentations, changed in place: an image with optional boxes and segmentation.
 
-    A subclass may hold more, if its ``transform`` takes care of it.
+    A subclass may have more attributes, if its ``transform`` handles them.
 
     Attributes:
         image: (H, W) or (H, W, C) array, uint8 in [0, 255] or floating point.
@@ -166,7 +170,7 @@ class AugInput:
         self.sem_seg = sem_seg
 
     def transform(self, tfm: Transform) -> None:
-        """Applies a transform to all that is there."""
+        """Applies a transform to all attributes."""
         self.image = tfm.apply_image(self.image)
         for name, apply in (("boxes", tfm.apply_box), ("sem_seg", tfm.apply_segmentation)):
             value = getattr(self, name)
@@ -174,7 +178,7 @@ class AugInput:
                 setattr(self, name, apply(value))
 
     def apply_augmentations(self, augmentations: list[Augmentation | Transform]) -> TransformList:
-        """Applies augmentations in order; returns the transforms they picked."""
+        """Applies augmentations in order and returns the chosen transforms."""
         return AugmentationList(augmentations)(self)
 
 
@@ -182,8 +186,8 @@ def apply_augmentations(augmentations: list[Augmentation | Transform], inputs):
     """Applies augmentations in order.
 
     Args:
-        augmentations: a list of augmentations and transforms.
-        inputs: an image, or an ``AugInput``, which is changed.
+        augmentations: List of augmentations and transforms.
+        inputs: Image, or ``AugInput``, which is changed in place.
 
     Returns:
         The augmented image or ``AugInput``, and the ``TransformList`` that was applied.
@@ -195,7 +199,7 @@ def apply_augmentations(augmentations: list[Augmentation | Transform], inputs):
     return inputs, inputs.apply_augmentations(augmentations)
 
 
-# Names of before.
+# Aliases for backward compatibility.
 apply_transform_gens = apply_augmentations
 TransformGen = Augmentation
 StandardAugInput = AugInput

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentations of color. They take (H, W, C) images and blend them with something else."""
+"""Color augmentations of (H, W, C) images."""
 
 import numpy as np
 from fvcore.transforms.transform import BlendTransform
@@ -10,18 +10,23 @@ __all__ = ["RandomBrightness", "RandomContrast", "RandomLighting", "RandomSatura
 
 
 class _RandomIntensity(Augmentation):
-    """Blends with weight w for the image and 1 - w for something else, w uniform at random."""
+    """Blends the image, with a random weight w, with another image, with weight 1 - w.
+
+    Args:
+        intensity_min: Minimum of w. Values below 1 reduce the property.
+        intensity_max: Maximum of w. Values above 1 increase the property.
+    """
 
     def __init__(self, intensity_min, intensity_max):
-        """Takes the range of w: below 1 weakens, above 1 strengthens, 1 changes nothing."""
         super().__init__()
         self._init(locals())
 
     def _other(self, image):
-        """Returns what the image is blended with."""
+        """Returns the other image."""
         raise NotImplementedError
 
     def get_transform(self, image):
+        """Returns a random blend."""
         weight = np.random.uniform(self.intensity_min, self.intensity_max)
         return BlendTransform(
             src_image=self._other(image), src_weight=1 - weight, dst_weight=weight
@@ -29,21 +34,21 @@ class _RandomIntensity(Augmentation):
 
 
 class RandomContrast(_RandomIntensity):
-    """Changes the contrast: the distance of every value to the mean of the image."""
+    """Changes the contrast: the difference of every value to the mean of the image."""
 
     def _other(self, image):
         return image.mean()
 
 
 class RandomBrightness(_RandomIntensity):
-    """Changes the brightness: the distance to black."""
+    """Changes the brightness: the difference to black."""
 
     def _other(self, image):
         return 0
 
 
 class RandomSaturation(_RandomIntensity):
-    """Changes the saturation: the distance to gray. The image must be RGB."""
+    """Changes the saturation of an RGB image: the difference to gray."""
 
     def _other(self, image):
         assert image.shape[-1] == 3, f"RandomSaturation needs RGB images, got {image.shape}"
@@ -53,11 +58,13 @@ class RandomSaturation(_RandomIntensity):
 class RandomLighting(Augmentation):
     """Shifts the color of an RGB image along the principal components of ImageNet's colors.
 
-    The "fancy PCA" of Krizhevsky et al., NeurIPS 2012.
+    This is the "fancy PCA" of Krizhevsky et al., NeurIPS 2012.
+
+    Args:
+        scale: Standard deviation of the weight of each component.
     """
 
     def __init__(self, scale):
-        """Takes the standard deviation of the weight of each component."""
         super().__init__()
         self._init(locals())
         self.eigen_vecs = np.array(
@@ -70,6 +77,7 @@ class RandomLighting(Augmentation):
         self.eigen_vals = np.array([0.2175, 0.0188, 0.0045])
 
     def get_transform(self, image):
+        """Returns a random shift."""
         assert image.shape[-1] == 3, f"RandomLighting needs RGB images, got {image.shape}"
         weights = np.random.normal(scale=self.scale, size=3)
         shift = self.eigen_vecs.dot(weights * self.eigen_vals)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentations of geometry.
+"""Geometric augmentations.
 
-The order in which each draws from ``numpy.random`` is part of its interface: with the same seed,
-Detectron2 picks the same transforms.
+Each draws from ``numpy.random`` in the order of Detectron2, so that the same seed gives the same
+transforms.
 """
 
 import sys
@@ -21,13 +21,12 @@ from fvcore.transforms.transform import (
 from PIL import Image
 
 from .augmentation import Augmentation, _transform_to_aug
-from .transform import ExtentTransform, ResizeTransform, RotationTransform
+from .transform import ResizeTransform, RotationTransform
 
 __all__ = [
     "FixedSizeCrop",
     "RandomApply",
     "RandomCrop",
-    "RandomExtent",
     "RandomFlip",
     "RandomResize",
     "RandomRotation",
@@ -45,24 +44,30 @@ def _is_range(sample_style: str) -> bool:
 
 
 def _as_pair(value):
-    """Returns a single number twice, as a range or a choice of it alone; else ``value``."""
+    """Returns a single number twice; other values unchanged."""
     return (value, value) if isinstance(value, (int, float)) else value
 
 
 class RandomApply(Augmentation):
-    """Applies another augmentation, or does nothing."""
+    """Applies another augmentation at random.
+
+    Args:
+        tfm_or_aug: Augmentation or transform.
+        prob: Probability of applying it.
+    """
 
     def __init__(self, tfm_or_aug, prob=0.5):
-        """Takes an augmentation or transform, and the probability with which it is applied."""
         super().__init__()
         self.aug = _transform_to_aug(tfm_or_aug)
         assert 0.0 <= prob <= 1.0, f"prob must be in [0, 1], got {prob}"
         self.prob = prob
 
     def get_transform(self, *args):
+        """Returns the transform of the augmentation, or no transform."""
         return self.aug.get_transform(*args) if self._draw() else NoOpTransform()
 
     def __call__(self, aug_input):
+        """Applies the augmentation in place, or does nothing; returns the transform."""
         return self.aug(aug_input) if self._draw() else NoOpTransform()
 
     def _draw(self) -> bool:
@@ -70,24 +75,25 @@ class RandomApply(Augmentation):
 
 
 class RandomFlip(Augmentation):
-    """Mirrors the image, or does nothing."""
+    """Flips the image at random, either horizontally or vertically.
+
+    Args:
+        prob: Probability of a flip.
+        horizontal: Whether to flip horizontally.
+        vertical: Whether to flip vertically.
+    """
 
     def __init__(self, prob=0.5, *, horizontal=True, vertical=False):
-        """
-        Args:
-            prob: probability of a flip.
-            horizontal: exchange left and right.
-            vertical: exchange top and bottom. Exactly one of the two must be asked for.
-        """
         super().__init__()
         if bool(horizontal) == bool(vertical):
             raise ValueError(
-                f"RandomFlip mirrors one axis, got horizontal={horizontal}, vertical={vertical}; "
+                f"RandomFlip flips one axis, got horizontal={horizontal}, vertical={vertical}; "
                 "for both, use two RandomFlips"
             )
         self._init(locals())
 
     def get_transform(self, image):
+        """Returns the flip, or no transform."""
         height, width = image.shape[:2]
         if self._rand_range() >= self.prob:
             return NoOpTransform()
@@ -95,14 +101,19 @@ class RandomFlip(Augmentation):
 
 
 class Resize(Augmentation):
-    """Resizes to a fixed size."""
+    """Resizes to a fixed size.
+
+    Args:
+        shape: (height, width), or an integer for both.
+        interp: PIL interpolation.
+    """
 
     def __init__(self, shape, interp=Image.BILINEAR):
-        """Takes (height, width), or an integer for both, and the PIL interpolation."""
         self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
         self.interp = interp
 
     def get_transform(self, image):
+        """Returns the resize transform."""
         height, width = image.shape[:2]
         return ResizeTransform(height, width, self.shape[0], self.shape[1], self.interp)
 
@@ -110,10 +121,17 @@ class Resize(Augmentation):
 class ResizeShortestEdge(Augmentation):
     """Resizes the shorter side to a length, keeping the aspect ratio.
 
-    If the longer side would then exceed ``max_size``, it is resized to that instead.
+    If the longer side exceeds ``max_size`` then, the longer side is resized to ``max_size``.
+
+    Args:
+        short_edge_length: List of lengths in pixels to choose from, (minimum, maximum) of a range,
+            or a single length. A length of 0 does not resize the image.
+        max_size: Maximum length of the longer side in pixels.
+        sample_style: "choice" or "range".
+        interp: PIL interpolation.
     """
 
-    # TorchScript compiles the class of get_output_shape; these two it cannot.
+    # unused, so that TorchScript can compile get_output_shape
     @torch.jit.unused
     def __init__(
         self,
@@ -122,24 +140,17 @@ class ResizeShortestEdge(Augmentation):
         sample_style="range",
         interp=Image.BILINEAR,
     ):
-        """
-        Args:
-            short_edge_length: lengths to choose from, or the (smallest, largest) of a range; an
-                integer for only one. A length of 0 leaves the image as it is.
-            max_size: bound of the longer side.
-            sample_style: "choice" or "range".
-            interp: PIL interpolation.
-        """
         super().__init__()
         self._init(locals())
         self.is_range = _is_range(sample_style)
         self.short_edge_length = _as_pair(short_edge_length)
         assert not self.is_range or len(self.short_edge_length) == 2, (
-            f"a range is (smallest, largest) short_edge_length, got {short_edge_length}"
+            f"a range is (minimum, maximum) short_edge_length, got {short_edge_length}"
         )
 
     @torch.jit.unused
     def get_transform(self, image):
+        """Returns the resize transform, or no transform."""
         height, width = image.shape[:2]
         lengths = self.short_edge_length
         if self.is_range:
@@ -158,7 +169,7 @@ class ResizeShortestEdge(Augmentation):
         """Returns the (height, width) that an image of (oldh, oldw) is resized to."""
         size = short_edge_length * 1.0
         scale = size / min(oldh, oldw)
-        # the shorter side is the length itself: scale * oldh may be a little off it
+        # the shorter side is set to the exact length
         newh, neww = (size, scale * oldw) if oldh < oldw else (scale * oldh, size)
         if max(newh, neww) > max_size:
             scale = max_size * 1.0 / max(newh, neww)
@@ -167,19 +178,32 @@ class ResizeShortestEdge(Augmentation):
 
 
 class RandomResize(Augmentation):
-    """Resizes to one of several sizes."""
+    """Resizes to a random size from a list.
+
+    Args:
+        shape_list: List of (height, width).
+        interp: PIL interpolation.
+    """
 
     def __init__(self, shape_list, interp=Image.BILINEAR):
-        """Takes a list of (height, width), and the PIL interpolation."""
         self._init(locals())
 
     def get_transform(self, image):
+        """Returns the resize transform."""
         index = np.random.choice(len(self.shape_list))
         return Resize(self.shape_list[index], self.interp).get_transform(image)
 
 
 class ResizeScale(Augmentation):
-    """Resizes to fit into a target size times a random scale, keeping the aspect ratio."""
+    """Resizes to a target size times a random scale, keeping the aspect ratio.
+
+    Args:
+        min_scale: Minimum scale.
+        max_scale: Maximum scale.
+        target_height: Target height in pixels.
+        target_width: Target width in pixels.
+        interp: PIL interpolation.
+    """
 
     def __init__(
         self,
@@ -192,39 +216,38 @@ class ResizeScale(Augmentation):
         super().__init__()
         self._init(locals())
 
-    def _get_resize(self, image: np.ndarray, scale: float) -> Transform:
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Returns the resize transform."""
+        scale = np.random.uniform(self.min_scale, self.max_scale)
         height, width = image.shape[:2]
         factor = min(self.target_height * scale / height, self.target_width * scale / width)
         new_height, new_width = np.round(np.multiply((height, width), factor)).astype(int)
         return ResizeTransform(height, width, int(new_height), int(new_width), self.interp)
 
-    def get_transform(self, image: np.ndarray) -> Transform:
-        return self._get_resize(image, np.random.uniform(self.min_scale, self.max_scale))
-
 
 class RandomRotation(Augmentation):
-    """Rotates counter-clockwise. Needs OpenCV."""
+    """Rotates counter-clockwise. It needs OpenCV.
+
+    Args:
+        angle: (minimum, maximum) in degrees of a range, or list of angles to choose from.
+        expand: Whether to enlarge the image so that it holds the whole rotated image.
+        center: (minimum, maximum) of a range, or list of centers to choose from. A center is (x, y)
+            relative to width and height.
+        sample_style: "range" or "choice".
+        interp: OpenCV interpolation.
+    """
 
     def __init__(self, angle, expand=True, center=None, sample_style="range", interp=None):
-        """
-        Args:
-            angle: degrees; the (smallest, largest) of a range, or the angles to choose from.
-            expand: see ``RotationTransform``.
-            center: with "range", (least, greatest) center; with "choice", a list of centers. A
-                center is (x, y) in parts of width and height.
-            sample_style: "range" or "choice".
-            interp: OpenCV interpolation.
-        """
         super().__init__()
         self._init(locals())
         self.is_range = _is_range(sample_style)
         self.angle = _as_pair(angle)
         if center is not None:
-            # one point is a range, or a choice, of that point alone
             is_point = isinstance(center[0], (float, int))
             self.center = (center, center) if is_point else center
 
     def get_transform(self, image):
+        """Returns a random rotation, or no transform for an angle of 0."""
         height, width = image.shape[:2]
         angle = self._draw(self.angle)
         center = None
@@ -238,14 +261,21 @@ class RandomRotation(Augmentation):
         )
 
     def _draw(self, options):
-        """Draws from the range between two options (axis by axis), or one of several."""
+        """Draws from the range between two options, or one of several."""
         if not self.is_range:
             return np.random.choice(options)
         return np.random.uniform(options[0], options[1])
 
 
 class FixedSizeCrop(Augmentation):
-    """Crops to a size at a random place, and pads what is smaller at the bottom and right."""
+    """Crops to a fixed size at a random position; pads smaller images at the bottom and right.
+
+    Args:
+        crop_size: (height, width) in pixels.
+        pad: Whether to pad smaller images.
+        pad_value: Padding value of images.
+        seg_pad_value: Padding value of segmentations.
+    """
 
     def __init__(
         self,
@@ -254,64 +284,55 @@ class FixedSizeCrop(Augmentation):
         pad_value: float = 128.0,
         seg_pad_value: int = 255,
     ):
-        """
-        Args:
-            crop_size: (height, width).
-            pad: pad images that are smaller.
-            pad_value: what images are padded with.
-            seg_pad_value: what segmentations are padded with.
-        """
         super().__init__()
         self._init(locals())
 
-    def _get_crop(self, image: np.ndarray) -> Transform:
+    def get_transform(self, image: np.ndarray) -> TransformList:
+        """Returns a random crop, followed by the padding."""
         size, (height, width) = image.shape[:2], self.crop_size
         largest_offset = np.maximum(np.subtract(size, self.crop_size), 0)
-        # one number for both axes
+        # one random number for both axes
         offset = np.multiply(largest_offset, np.random.uniform(0.0, 1.0))
         y, x = np.round(offset).astype(int)
-        return CropTransform(x, y, width, height, size[1], size[0])
-
-    def _get_pad(self, image: np.ndarray) -> Transform:
-        size = image.shape[:2]
+        crop = CropTransform(x, y, width, height, size[1], size[0])
+        if not self.pad:
+            return TransformList([crop])
         missing = np.maximum(np.subtract(self.crop_size, size), 0)
-        left = np.minimum(size, self.crop_size)
-        return PadTransform(
-            0, 0, missing[1], missing[0], left[1], left[0], self.pad_value, self.seg_pad_value
+        cropped = np.minimum(size, self.crop_size)
+        pad = PadTransform(
+            0, 0, missing[1], missing[0], cropped[1], cropped[0], self.pad_value, self.seg_pad_value
         )
-
-    def get_transform(self, image: np.ndarray) -> TransformList:
-        crop = self._get_crop(image)
-        return TransformList([crop, self._get_pad(image)] if self.pad else [crop])
+        return TransformList([crop, pad])
 
 
 class RandomCrop(Augmentation):
-    """Crops a rectangle at a random place."""
+    """Crops a rectangle at a random position.
+
+    Args:
+        crop_type: Meaning of ``crop_size``. "relative": fractions of height and width;
+            "relative_range": minimum fractions, the fractions are random; "absolute": (height,
+            width) in pixels; "absolute_range": (minimum, maximum) of height and width in pixels.
+        crop_size: Two numbers.
+    """
 
     def __init__(self, crop_type: str, crop_size):
-        """
-        Args:
-            crop_type: what ``crop_size`` means. "relative": the part of (height, width);
-                "relative_range": the least part, the part is drawn for each axis; "absolute":
-                (height, width) in pixels; "absolute_range": the least and greatest of both.
-            crop_size: two numbers.
-        """
         super().__init__()
         assert crop_type in ("relative_range", "relative", "absolute", "absolute_range"), crop_type
         self._init(locals())
 
     def get_transform(self, image):
+        """Returns a random crop."""
         height, width = image.shape[:2]
         crop_height, crop_width = self.get_crop_size((height, width))
         assert height >= crop_height and width >= crop_width, (
-            f"{self} asks for more than the image of {(height, width)}"
+            f"{self} needs a larger image than {(height, width)}"
         )
         y = np.random.randint(height - crop_height + 1)
         x = np.random.randint(width - crop_width + 1)
         return CropTransform(x, y, crop_width, crop_height)
 
     def get_crop_size(self, image_size):
-        """Returns the (height, width) to crop from an image of (height, width)."""
+        """Returns a random (height, width) of the crop for an image of (height, width)."""
         height, width = image_size
         if self.crop_type == "relative":
             part_y, part_x = self.crop_size
@@ -327,29 +348,3 @@ class RandomCrop(Augmentation):
         crop_height = np.random.randint(min(height, least), min(height, greatest) + 1)
         crop_width = np.random.randint(min(width, least), min(width, greatest) + 1)
         return crop_height, crop_width
-
-
-class RandomExtent(Augmentation):
-    """Takes a rectangle around the center, scaled and shifted; it may reach over the image."""
-
-    def __init__(self, scale_range, shift_range):
-        """
-        Args:
-            scale_range: (least, greatest) size of the rectangle in parts of the image.
-            shift_range: (x, y) width of the range of its shift in parts of the image.
-        """
-        super().__init__()
-        self._init(locals())
-
-    def get_transform(self, image):
-        height, width = image.shape[:2]
-        rect = np.array([-0.5 * width, -0.5 * height, 0.5 * width, 0.5 * height])
-        rect *= np.random.uniform(self.scale_range[0], self.scale_range[1])
-        rect[0::2] += self.shift_range[0] * width * (np.random.rand() - 0.5)
-        rect[1::2] += self.shift_range[1] * height * (np.random.rand() - 0.5)
-        rect[0::2] += 0.5 * width
-        rect[1::2] += 0.5 * height
-        return ExtentTransform(
-            src_rect=(rect[0], rect[1], rect[2], rect[3]),
-            output_size=(int(rect[3] - rect[1]), int(rect[2] - rect[0])),
-        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deterministic transforms beside those of fvcore.
+"""Deterministic transforms in addition to those of fvcore.
 
 Coordinates are continuous: pixel (row i, column j) covers [j, j + 1) x [i, i + 1) in (x, y).
 """
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from fvcore.transforms.transform import (
     CropTransform,
-    HFlipTransform,
     NoOpTransform,
     Transform,
     TransformList,
@@ -20,7 +19,6 @@ from torch.nn import functional as F
 
 __all__ = [
     "ColorTransform",
-    "ExtentTransform",
     "PILColorTransform",
     "ResizeTransform",
     "RotationTransform",
@@ -30,74 +28,31 @@ _TORCH_MODES = {Image.NEAREST: "nearest", Image.BILINEAR: "bilinear", Image.BICU
 
 
 def _through_pil(img: np.ndarray, operation: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    """Applies a PIL operation to an (H, W) or (H, W, C) array; PIL has no (H, W, 1)."""
+    """Applies a PIL operation to an (H, W) or (H, W, C) array; PIL does not accept (H, W, 1)."""
     single = img.ndim == 3 and img.shape[2] == 1
     result = np.asarray(operation(Image.fromarray(img[:, :, 0] if single else img)))
     return result[:, :, None] if single else result
 
 
-class ExtentTransform(Transform):
-    """Takes a rectangle of the image and resizes it; it may reach over the image."""
-
-    def __init__(self, src_rect, output_size, interp=Image.BILINEAR, fill=0):
-        """
-        Args:
-            src_rect: x0, y0, x1, y1 in the image.
-            output_size: (height, width) to resize it to.
-            interp: PIL interpolation.
-            fill: value of what lies outside of the image.
-        """
-        super().__init__()
-        self._set_attributes(locals())
-
-    def apply_image(self, img, interp=None):
-        height, width = self.output_size
-        return _through_pil(
-            img,
-            lambda image: image.transform(
-                size=(width, height),
-                method=Image.EXTENT,
-                data=self.src_rect,
-                resample=interp if interp else self.interp,
-                fill=self.fill,
-            ),
-        )
-
-    def apply_coords(self, coords):
-        height, width = self.output_size
-        x0, y0, x1, y1 = self.src_rect
-        coords = coords.astype(np.float32)
-        # about the centers of source and result
-        coords[:, 0] -= 0.5 * (x0 + x1)
-        coords[:, 1] -= 0.5 * (y0 + y1)
-        coords[:, 0] *= width / (x1 - x0)
-        coords[:, 1] *= height / (y1 - y0)
-        coords[:, 0] += 0.5 * width
-        coords[:, 1] += 0.5 * height
-        return coords
-
-    def apply_segmentation(self, segmentation):
-        return self.apply_image(segmentation, interp=Image.NEAREST)
-
-
 class ResizeTransform(Transform):
-    """Resizes the image: by PIL if it is uint8, and else by PyTorch (without antialiasing)."""
+    """Resizes the image, with PIL if it is uint8, otherwise with PyTorch without antialiasing.
+
+    Args:
+        h: Height of the image.
+        w: Width of the image.
+        new_h: New height.
+        new_w: New width.
+        interp: PIL interpolation, bilinear by default.
+    """
 
     def __init__(self, h, w, new_h, new_w, interp=None):
-        """
-        Args:
-            h: height of the image.
-            w: width of the image.
-            new_h: height wanted.
-            new_w: width wanted.
-            interp: PIL interpolation, bilinear by default.
-        """
         super().__init__()
         self.h, self.w = h, w
         self.new_h, self.new_w = new_h, new_w
         self.interp = Image.BILINEAR if interp is None else interp
 
     def apply_image(self, img, interp=None):
+        """Resizes an (H, W) or (H, W, C) image."""
         assert img.shape[:2] == (self.h, self.w), (
             f"the transform is for images of {(self.h, self.w)}, got {img.shape}"
         )
@@ -106,7 +61,7 @@ class ResizeTransform(Transform):
         if img.dtype == np.uint8:
             return _through_pil(img, lambda image: image.resize((self.new_w, self.new_h), method))
 
-        # from_numpy takes no negative strides, which flips leave behind
+        # from_numpy does not accept negative strides, which flips produce
         if any(stride < 0 for stride in img.strides):
             img = np.ascontiguousarray(img)
         tensor = torch.from_numpy(img)
@@ -122,31 +77,35 @@ class ResizeTransform(Transform):
         return planes[0].permute(1, 2, 0).reshape(self.new_h, self.new_w, *trailing).numpy()
 
     def apply_coords(self, coords):
+        """Scales (N, 2) coordinates in place."""
         for axis, scale in enumerate((self.new_w * 1.0 / self.w, self.new_h * 1.0 / self.h)):
-            # not "*=", which integer coordinates refuse
+            # "*=" fails for integer coordinates
             coords[:, axis] = coords[:, axis] * scale
         return coords
 
     def apply_segmentation(self, segmentation):
+        """Resizes a segmentation with nearest-neighbor interpolation."""
         return self.apply_image(segmentation, interp=Image.NEAREST)
 
     def inverse(self):
+        """Returns the transform to the old size."""
         return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
 
 
 class RotationTransform(Transform):
-    """Rotates the image counter-clockwise. Needs OpenCV (the package opencv-python)."""
+    """Rotates the image counter-clockwise. It needs OpenCV (the package opencv-python).
+
+    Args:
+        h: Height of the image.
+        w: Width of the image.
+        angle: Angle in degrees.
+        expand: Whether to enlarge the image so that it holds the whole rotated image.
+        center: (x, y) of the center of rotation, by default the center of the image. It has no
+            effect with ``expand``.
+        interp: OpenCV interpolation, linear by default.
+    """
 
     def __init__(self, h, w, angle, expand=True, center=None, interp=None):
-        """
-        Args:
-            h: height of the image.
-            w: width of the image.
-            angle: degrees.
-            expand: enlarge the result so that all of the image is in it; False keeps the size.
-            center: (x, y) to rotate about, by default the center; of no effect with expand.
-            interp: OpenCV interpolation, linear by default.
-        """
         super().__init__()
         cv2 = _opencv()
         self.h, self.w = h, w
@@ -162,10 +121,11 @@ class RotationTransform(Transform):
             bound = np.rint([h * sin + w * cos, h * cos + w * sin])
             self.bound_w, self.bound_h = bound.astype(int)
         self.rm_coords = self.create_rotation_matrix()
-        # OpenCV counts coordinates from the center of the first pixel
+        # in OpenCV, the center of the first pixel has the coordinates (0, 0)
         self.rm_image = self.create_rotation_matrix(offset=-0.5)
 
     def apply_image(self, img, interp=None):
+        """Rotates an (H, W) or (H, W, C) image."""
         if self._does_nothing_to(img):
             return img
         assert img.shape[:2] == (self.h, self.w), (
@@ -179,6 +139,7 @@ class RotationTransform(Transform):
         )
 
     def apply_coords(self, coords):
+        """Rotates (N, 2) coordinates."""
         points = np.asarray(coords, dtype=float)
         if self._does_nothing_to(points):
             return points
@@ -188,10 +149,11 @@ class RotationTransform(Transform):
         return len(array) == 0 or self.angle % 360 == 0
 
     def apply_segmentation(self, segmentation):
+        """Rotates a segmentation with nearest-neighbor interpolation."""
         return self.apply_image(segmentation, interp=_opencv().INTER_NEAREST)
 
     def create_rotation_matrix(self, offset=0):
-        """Returns the (2, 3) affine matrix for coordinates that are shifted by ``offset``."""
+        """Returns the (2, 3) affine matrix for coordinates shifted by ``offset``."""
         cv2 = _opencv()
         center = (float(self.center[0] + offset), float(self.center[1] + offset))
         matrix = cv2.getRotationMatrix2D(center, self.angle, 1)
@@ -203,7 +165,7 @@ class RotationTransform(Transform):
         return matrix
 
     def inverse(self):
-        """Rotates back and crops to the size before; without ``expand`` too much is lost for it."""
+        """Returns the rotation back and the crop to the old size; it needs ``expand``."""
         if not self.expand:
             raise NotImplementedError("a rotation without expand cannot be inverted")
         back = RotationTransform(
@@ -224,56 +186,38 @@ def _opencv():
 
 
 class ColorTransform(Transform):
-    """Changes the colors by a function; nothing moves."""
+    """Changes the colors of the image.
+
+    Args:
+        op: Function from an image array to an image array of the same shape.
+    """
 
     def __init__(self, op):
-        """Takes a function from an image array to one of the same shape."""
         if not callable(op):
             raise ValueError(f"op must be callable, got {op!r}")
         super().__init__()
         self.op = op
 
     def apply_image(self, img):
+        """Applies the function."""
         return self.op(img)
 
     def apply_coords(self, coords):
+        """Returns the coordinates unchanged."""
         return coords
 
     def apply_segmentation(self, segmentation):
+        """Returns the segmentation unchanged."""
         return segmentation
 
     def inverse(self):
+        """Returns no transform: the colors cannot be restored."""
         return NoOpTransform()
 
 
 class PILColorTransform(ColorTransform):
-    """As ``ColorTransform``, for a function from PIL image to PIL image."""
+    """``ColorTransform`` for a function from PIL image to PIL image."""
 
     def apply_image(self, img):
+        """Applies the function."""
         return np.asarray(self.op(Image.fromarray(img)))
-
-
-def _flip_rotated_boxes(transform, rotated_boxes):
-    """Mirrors (N, 5) boxes (center x, center y, width, height, degrees) in place."""
-    center_x, angle = rotated_boxes[:, 0], rotated_boxes[:, 4]
-    center_x[:], angle[:] = transform.width - center_x, -angle
-    return rotated_boxes
-
-
-def _resize_rotated_boxes(transform, rotated_boxes):
-    """Scales (N, 5) boxes in place. With unequal factors the result is the nearest rectangle."""
-    scale_x = transform.new_w * 1.0 / transform.w
-    scale_y = transform.new_h * 1.0 / transform.h
-    radians = rotated_boxes[:, 4] * np.pi / 180.0
-    cos, sin = np.cos(radians), np.sin(radians)
-    rotated_boxes[:, 0] *= scale_x
-    rotated_boxes[:, 1] *= scale_y
-    rotated_boxes[:, 2] *= np.hypot(scale_x * cos, scale_y * sin)
-    rotated_boxes[:, 3] *= np.hypot(scale_x * sin, scale_y * cos)
-    rotated_boxes[:, 4] = np.arctan2(scale_x * sin, scale_y * cos) * 180 / np.pi
-    return rotated_boxes
-
-
-HFlipTransform.register_type("rotated_box", _flip_rotated_boxes)
-ResizeTransform.register_type("rotated_box", _resize_rotated_boxes)
-NoOpTransform.register_type("rotated_box", lambda transform, rotated_boxes: rotated_boxes)

@@ -8,17 +8,17 @@ from .backbone import Backbone
 
 BACKBONE_REGISTRY = Registry("BACKBONE")
 BACKBONE_REGISTRY.__doc__ = """
-Backbones, called as `obj(cfg, input_shape)` with the `ShapeSpec` of the image (its channels).
-They return a `Backbone`.
+Backbones, called as `obj(cfg, input_shape)` with the `ShapeSpec` of the image; they return a
+`Backbone`.
 """
 
 
 def build_backbone(cfg, input_shape: ShapeSpec | None = None) -> Backbone:
-    """The backbone named by `cfg.MODEL.BACKBONE.NAME`.
+    """Builds the backbone named by cfg.MODEL.BACKBONE.NAME.
 
     Args:
-        cfg: a config.
-        input_shape: of the image; by default as many channels as cfg.MODEL.PIXEL_MEAN has.
+        cfg: Full config.
+        input_shape: Shape of the image, by default with the channels of cfg.MODEL.PIXEL_MEAN.
     """
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))

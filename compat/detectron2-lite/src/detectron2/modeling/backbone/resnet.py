@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ResNet in the variants of Detectron2: depths 18 to 152, ResNeXt groups, dilated res5.
+"""ResNet with the variants of Detectron2: depths 18 to 152, ResNeXt groups, dilated res5.
 
 Shape shorthand: N images, C channels, H x W cells.
-Checkpoints use the names stem.conv1, res{2..5}.{block}.{conv1,conv2,conv3,shortcut}, each with a
-`.norm` inside.
 """
 
 import fvcore.nn.weight_init as weight_init
@@ -16,18 +14,8 @@ from torch.nn import functional as F
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY
 
-__all__ = [
-    "BasicBlock",
-    "BasicStem",
-    "BottleneckBlock",
-    "ResNet",
-    "ResNetBlockBase",
-    "build_resnet_backbone",
-    "make_stage",
-]
-
 ResNetBlockBase = CNNBlockBase
-"""Another name of `CNNBlockBase`."""
+"""Alias of ``CNNBlockBase``."""
 
 _BLOCKS_PER_STAGE = {
     18: [2, 2, 2, 2],
@@ -39,7 +27,7 @@ _BLOCKS_PER_STAGE = {
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, norm, **kwargs) -> Conv2d:
-    """A convolution without bias, followed by a normalization layer."""
+    """Returns a convolution without bias, followed by a normalization."""
     kwargs.setdefault("padding", kernel // 2)
     return Conv2d(
         in_channels,
@@ -52,7 +40,7 @@ def _conv(in_channels: int, out_channels: int, kernel: int, norm, **kwargs) -> C
 
 
 def _projection(in_channels: int, out_channels: int, stride: int, norm) -> Conv2d | None:
-    """The 1x1 convolution on the shortcut; None where the shortcut is the identity."""
+    """Returns the 1x1 convolution of the shortcut; None for an identity."""
     if in_channels == out_channels:
         return None
     return _conv(in_channels, out_channels, 1, norm, stride=stride)
@@ -68,21 +56,22 @@ class BasicBlock(CNNBlockBase):
     """Two 3x3 convolutions and a shortcut (ResNet-18 and 34).
 
     Args:
-        in_channels, out_channels: a projection on the shortcut is added where they differ.
-        stride: of the first convolution.
-        norm: name or callable, see `detectron2.layers.get_norm`.
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        stride: Stride of the first convolution.
+        norm: Normalization; see ``get_norm``.
     """
 
     def __init__(self, in_channels, out_channels, *, stride=1, norm="BN"):
         super().__init__(in_channels, out_channels, stride)
-        # The order of construction is part of reproducing weights from a seed.
+        # The order of the random draws must be that of Detectron2.
         self.shortcut = _projection(in_channels, out_channels, stride, norm)
         self.conv1 = _conv(in_channels, out_channels, 3, norm, stride=stride)
         self.conv2 = _conv(out_channels, out_channels, 3, norm)
         _init_convs(self.conv1, self.conv2, self.shortcut)
 
     def forward(self, x):
-        """(N, Cin, H, W) -> (N, Cout, H / stride, W / stride)."""
+        """Maps (N, Cin, H, W) to (N, Cout, H / stride, W / stride)."""
         out = self.conv2(F.relu_(self.conv1(x)))
         out += self.shortcut(x) if self.shortcut is not None else x
         return F.relu_(out)
@@ -92,14 +81,15 @@ class BottleneckBlock(CNNBlockBase):
     """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet-50, 101, 152 and ResNeXt).
 
     Args:
-        in_channels, out_channels: a projection on the shortcut is added where they differ.
-        bottleneck_channels: width of the 3x3 convolution.
-        stride: stride of the block.
-        num_groups: groups of the 3x3 convolution.
-        norm: name or callable, see `detectron2.layers.get_norm`.
-        stride_in_1x1: put the stride on the first 1x1 convolution (as the MSRA weights want)
-            instead of the 3x3 one (as torchvision's weights want).
-        dilation: of the 3x3 convolution.
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        bottleneck_channels: Number of channels of the 3x3 convolution.
+        stride: Stride of the block.
+        num_groups: Number of groups of the 3x3 convolution.
+        norm: Normalization; see ``get_norm``.
+        stride_in_1x1: Whether the first 1x1 convolution has the stride, as in the MSRA weights,
+            instead of the 3x3 convolution, as in torchvision's weights.
+        dilation: Dilation of the 3x3 convolution.
     """
 
     def __init__(
@@ -132,7 +122,7 @@ class BottleneckBlock(CNNBlockBase):
         _init_convs(self.conv1, self.conv2, self.conv3, self.shortcut)
 
     def forward(self, x):
-        """(N, Cin, H, W) -> (N, Cout, H / stride, W / stride)."""
+        """Maps (N, Cin, H, W) to (N, Cout, H / stride, W / stride)."""
         out = F.relu_(self.conv1(x))
         out = F.relu_(self.conv2(out))
         out = self.conv3(out)
@@ -141,12 +131,12 @@ class BottleneckBlock(CNNBlockBase):
 
 
 class BasicStem(CNNBlockBase):
-    """The first layers: a 7x7 convolution of stride 2 and a 3x3 max pooling of stride 2.
+    """The stem: a 7x7 convolution and a 3x3 max pooling, each with a stride of 2.
 
     Args:
-        in_channels: of the image.
-        out_channels: of the output.
-        norm: name or callable, see `detectron2.layers.get_norm`.
+        in_channels: Number of channels of the image.
+        out_channels: Number of output channels.
+        norm: Normalization; see ``get_norm``.
     """
 
     def __init__(self, in_channels=3, out_channels=64, norm="BN"):
@@ -156,20 +146,20 @@ class BasicStem(CNNBlockBase):
         _init_convs(self.conv1)
 
     def forward(self, x):
-        """(N, Cin, H, W) -> (N, Cout, H / 4, W / 4)."""
+        """Maps (N, Cin, H, W) to (N, Cout, H / 4, W / 4)."""
         return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, padding=1)
 
 
 class ResNet(Backbone):
-    """A stem and up to four stages, res2 to res5, and a classifier if asked for.
+    """ResNet with a stem, up to four stages res2 to res5, and an optional classifier.
 
     Args:
-        stem: a block whose `stride` is that of its output.
-        stages: lists of blocks, at least one stage.
-        num_classes: add global average pooling and a linear classifier, output "linear".
-        out_features: names out of "stem", "res2" ... "res5", "linear"; by default the last one.
-            Stages behind the last one named are left out.
-        freeze_at: see `freeze`.
+        stem: Stem.
+        stages: List of blocks of each stage.
+        num_classes: Number of classes of the classifier, the output "linear"; None for none.
+        out_features: Names of the outputs: "stem", "res2", ..., "res5", "linear"; by default the
+            last one. Stages after the last output are removed.
+        freeze_at: See ``freeze``.
     """
 
     def __init__(self, stem, stages, num_classes=None, out_features=None, freeze_at=0):
@@ -187,7 +177,7 @@ class ResNet(Backbone):
         for number, blocks in enumerate(stages, start=2):
             assert len(blocks) > 0, len(blocks)
             for block in blocks:
-                assert isinstance(block, CNNBlockBase), f"{type(block)} is no CNNBlockBase"
+                assert isinstance(block, CNNBlockBase), f"{type(block)} is not a CNNBlockBase"
             name = f"res{number}"
             self.add_module(name, nn.Sequential(*blocks))
             names.append(name)
@@ -203,7 +193,7 @@ class ResNet(Backbone):
         if num_classes is not None:
             self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
             self.linear = nn.Linear(stages[-1][-1].out_channels, num_classes)
-            # Sec. 5.1 of "Accurate, Large Minibatch SGD".
+            # Goyal et al., "Accurate, Large Minibatch SGD", Sec. 5.1
             nn.init.normal_(self.linear.weight, std=0.01)
             last = "linear"
 
@@ -211,21 +201,21 @@ class ResNet(Backbone):
         assert len(self._out_features)
         children = [name for name, _ in self.named_children()]
         for name in self._out_features:
-            assert name in children, f"no feature {name!r}; there are {children}"
+            assert name in children, f"unknown feature {name!r}; available: {children}"
         self.freeze(freeze_at)
 
     def forward(self, x):
-        """Features of an image batch.
+        """Computes the features of an image batch.
 
         Args:
-            x: (N, C, H, W).
+            x: (N, C, H, W) images.
 
         Returns:
-            A dict with the `out_features`; "linear" is (N, num_classes).
+            Dict with the ``out_features``; "linear" is (N, num_classes).
         """
-        assert x.dim() == 4, f"need images as one batch (N, C, H, W), got shape {x.shape}"
+        assert x.dim() == 4, f"images must be (N, C, H, W), got {x.shape}"
         outputs: dict[str, torch.Tensor] = {}
-        # The children in order of registration: stem, stages, then avgpool and linear if there.
+        # stem, stages, and optionally avgpool and linear
         for name, child in self.named_children():
             x = child(torch.flatten(x, 1) if name == "linear" else x)
             if name in self._out_features:
@@ -233,10 +223,10 @@ class ResNet(Backbone):
         return outputs
 
     def freeze(self, freeze_at=0):
-        """Stop training the first parts and turn their BatchNorm into FrozenBatchNorm.
+        """Freezes the first stages.
 
         Args:
-            freeze_at: 0 nothing, 1 the stem, 2 the stem and res2, and so on.
+            freeze_at: Number of frozen stages: 1 for the stem, 2 for the stem and res2, ...
 
         Returns:
             The network itself.
@@ -251,18 +241,18 @@ class ResNet(Backbone):
 
     @staticmethod
     def make_stage(block_class, num_blocks, *, in_channels, out_channels, **kwargs):
-        """Build the blocks of one stage.
+        """Builds the blocks of one stage.
 
         Args:
-            block_class: a `CNNBlockBase`.
-            num_blocks: how many.
-            in_channels: of the first block; the others take `out_channels`.
-            out_channels: of every block.
-            kwargs: further arguments of `block_class`. One written `NAME_per_block` gives
-                argument `NAME` as a list with a value for each block.
+            block_class: Subclass of ``CNNBlockBase``.
+            num_blocks: Number of blocks.
+            in_channels: Number of input channels of the first block.
+            out_channels: Number of output channels of every block.
+            **kwargs: Further arguments of ``block_class``. ``NAME_per_block`` is a list of the
+                values of ``NAME`` for the blocks.
 
         Returns:
-            A list of blocks.
+            List of blocks.
         """
         blocks = []
         for index in range(num_blocks):
@@ -273,7 +263,7 @@ class ResNet(Backbone):
                         f"{key} has {len(value)} values for {num_blocks} blocks"
                     )
                     name = key.removesuffix("_per_block")
-                    assert name not in kwargs, f"{name} and {key} exclude each other"
+                    assert name not in kwargs, f"{name} and {key} are mutually exclusive"
                     block_kwargs[name] = value[index]
                 else:
                     block_kwargs[key] = value
@@ -288,16 +278,16 @@ class ResNet(Backbone):
 
     @staticmethod
     def make_default_stages(depth, block_class=None, **kwargs):
-        """The four stages of a standard ResNet.
+        """Builds the four stages of a standard ResNet.
 
         Args:
             depth: 18, 34, 50, 101 or 152.
-            block_class: default `BasicBlock` for 18 and 34, `BottleneckBlock` for the others. A
-                class of another kind must not need arguments beyond channels and stride.
-            kwargs: passed to `make_stage`; neither channels nor stride.
+            block_class: Class of the blocks, by default ``BasicBlock`` for 18 and 34, otherwise
+                ``BottleneckBlock``.
+            **kwargs: Further arguments of ``make_stage``, except channels and stride.
 
         Returns:
-            A list of four lists of blocks.
+            List of blocks of each stage.
         """
         shallow = depth < 50
         if block_class is None:
@@ -324,53 +314,47 @@ class ResNet(Backbone):
 
 
 def _stage_number(feature: str) -> int:
-    """How many stages are needed for this feature: res2 -> 1 ... res5 -> 4; else 0."""
+    """Returns the number of stages for a feature: 1 for res2 to 4 for res5, otherwise 0."""
     return {"res2": 1, "res3": 2, "res4": 3, "res5": 4}.get(feature, 0)
 
 
 def make_stage(*args, **kwargs):
-    """Old name of `ResNet.make_stage`."""
+    """Alias of ``ResNet.make_stage``."""
     return ResNet.make_stage(*args, **kwargs)
 
 
-def _check_depth(cfg) -> None:
-    """Settings that only bottleneck blocks, or only Detectron2 itself, know."""
+@BACKBONE_REGISTRY.register()
+def build_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
+    """Builds the ResNet of cfg.MODEL.RESNETS, frozen up to cfg.MODEL.BACKBONE.FREEZE_AT."""
     resnets = cfg.MODEL.RESNETS
     if resnets.DEPTH not in _BLOCKS_PER_STAGE:
         raise ValueError(
-            f"cfg.MODEL.RESNETS.DEPTH is {resnets.DEPTH}; known: {sorted(_BLOCKS_PER_STAGE)}"
+            f"cfg.MODEL.RESNETS.DEPTH is {resnets.DEPTH}; available: {sorted(_BLOCKS_PER_STAGE)}"
         )
     if any(resnets.DEFORM_ON_PER_STAGE):
         raise NotInLiteError(
             absence_message("cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE (deformable convolution)")
         )
     assert resnets.RES5_DILATION in {1, 2}, (
-        f"cfg.MODEL.RESNETS.RES5_DILATION is {resnets.RES5_DILATION}; known: 1, 2"
+        f"cfg.MODEL.RESNETS.RES5_DILATION must be 1 or 2, got {resnets.RES5_DILATION}"
     )
     if resnets.DEPTH in (18, 34):
         assert resnets.RES2_OUT_CHANNELS == 64, (
-            "ResNet-18 and 34 need cfg.MODEL.RESNETS.RES2_OUT_CHANNELS 64"
+            "ResNet-18 and 34 need cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64"
         )
-        assert resnets.RES5_DILATION == 1, "ResNet-18 and 34 cannot dilate res5"
-        assert resnets.NUM_GROUPS == 1, "ResNet-18 and 34 have no groups"
-
-
-@BACKBONE_REGISTRY.register()
-def build_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
-    """The ResNet that `cfg.MODEL.RESNETS` describes, frozen up to cfg.MODEL.BACKBONE.FREEZE_AT."""
-    resnets = cfg.MODEL.RESNETS
-    _check_depth(cfg)
+        assert resnets.RES5_DILATION == 1, "ResNet-18 and 34 need RES5_DILATION = 1"
+        assert resnets.NUM_GROUPS == 1, "ResNet-18 and 34 need NUM_GROUPS = 1"
     stem = BasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, norm=resnets.NORM)
 
     bottleneck = resnets.DEPTH >= 50
     in_channels, out_channels = resnets.STEM_OUT_CHANNELS, resnets.RES2_OUT_CHANNELS
     width = resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP
     stages = []
-    # Always all four stages, though ResNet drops those behind the last output: whatever is built
-    # after the backbone then draws the same random weights as on Detectron2.
+    # All four stages, although ResNet removes those after the last output: the modules after the
+    # backbone then draw the same random weights as in Detectron2.
     for index, num_blocks in enumerate(_BLOCKS_PER_STAGE[resnets.DEPTH]):
         dilation = resnets.RES5_DILATION if index == 3 else 1
-        # A dilated res5 keeps the resolution of res4.
+        # a dilated res5 has the resolution of res4
         first_stride = 1 if index == 0 or dilation == 2 else 2
         kwargs = {"norm": resnets.NORM}
         if bottleneck:

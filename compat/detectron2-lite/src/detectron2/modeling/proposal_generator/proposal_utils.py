@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose the best proposals of an image; add the ground truth to them for training.
+"""Selection of proposals, and their extension by ground truth boxes.
 
 Shape shorthand: N images, L feature levels, R_l predictions of level l.
 """
@@ -21,21 +21,21 @@ def find_top_rpn_proposals(
     min_box_size: float,
     training: bool,
 ) -> list[Instances]:
-    """Keep the top of each level, suppress duplicates within levels, keep the top of the rest.
+    """Selects the proposals with the highest scores of each level, and applies NMS.
 
     Args:
-        proposals: per level, decoded boxes (N, R_l, 4).
-        pred_objectness_logits: per level, (N, R_l).
-        image_sizes: per image (height, width), to clip to.
-        nms_thresh: IoU from which the lower scored box goes.
-        pre_nms_topk: kept per level and image before NMS.
-        post_nms_topk: kept per image after it.
-        min_box_size: boxes need both sides above this, in pixels, after clipping.
-        training: whether Inf or NaN is an error. At inference such rows are dropped.
+        proposals: For each level, (N, R_l, 4) decoded boxes.
+        pred_objectness_logits: For each level, (N, R_l) logits.
+        image_sizes: (height, width) of each image.
+        nms_thresh: IoU threshold of NMS within each level.
+        pre_nms_topk: Number of proposals per level and image before NMS.
+        post_nms_topk: Number of proposals per image after NMS.
+        min_box_size: Side length in pixels that the clipped boxes must exceed.
+        training: Whether Inf or NaN is an error. At inference, such proposals are removed.
 
     Returns:
-        Per image an Instances with `proposal_boxes` and `objectness_logits`, best first, without
-        gradient on the choice.
+        For each image, Instances with `proposal_boxes` and `objectness_logits`, highest score
+        first.
     """
     boxes, logits, levels = _top_of_each_level(proposals, pred_objectness_logits, pre_nms_topk)
     results: list[Instances] = []
@@ -44,7 +44,7 @@ def find_top_rpn_proposals(
         finite = torch.isfinite(image_boxes.tensor).all(dim=1) & torch.isfinite(image_logits)
         if not finite.all():
             if training:
-                raise FloatingPointError("Inf or NaN among the proposals: training has diverged")
+                raise FloatingPointError("the proposals contain Inf or NaN: training has diverged")
             image_boxes, image_logits = image_boxes[finite], image_logits[finite]
             image_levels = image_levels[finite]
         image_boxes.clip(image_size)
@@ -55,7 +55,7 @@ def find_top_rpn_proposals(
             image_levels = image_levels[large]
 
         keep = batched_nms(image_boxes.tensor, image_logits, image_levels, nms_thresh)
-        keep = keep[:post_nms_topk]  # NMS returns the best first
+        keep = keep[:post_nms_topk]  # sorted by score
         result = Instances(image_size)
         result.proposal_boxes = image_boxes[keep]
         result.objectness_logits = image_logits[keep]
@@ -64,7 +64,7 @@ def find_top_rpn_proposals(
 
 
 def _is_tracing() -> bool:
-    # TorchScript cannot compile is_tracing().
+    # TorchScript cannot compile is_tracing()
     if torch.jit.is_scripting():
         return False
     return torch.jit.is_tracing()
@@ -73,7 +73,7 @@ def _is_tracing() -> bool:
 def _top_of_each_level(
     proposals: list[torch.Tensor], pred_objectness_logits: list[torch.Tensor], topk: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Boxes (N, K, 4), logits (N, K) and levels (K,) of the best `topk` per level."""
+    """Returns (N, K, 4) boxes, (N, K) logits and (K,) levels of the best ``topk`` per level."""
     boxes: list[torch.Tensor] = []
     logits: list[torch.Tensor] = []
     levels: list[torch.Tensor] = []
@@ -93,23 +93,23 @@ def _top_of_each_level(
 def add_ground_truth_to_proposals(
     gt: list[Instances] | list[Boxes], proposals: list[Instances]
 ) -> list[Instances]:
-    """Append each image's ground truth boxes to its proposals.
+    """Appends the ground truth boxes of each image to its proposals.
 
-    It gives the second stage positives to learn from while the first one is still untrained.
+    They provide foreground for the second stage while the first one is not trained yet.
 
     Args:
-        gt: per image, Instances with `gt_boxes`, or the Boxes themselves. If the proposals have
-            other fields than `proposal_boxes` and `objectness_logits`, the ground truth needs
-            them too.
-        proposals: per image, as from `find_top_rpn_proposals`.
+        gt: For each image, Instances with `gt_boxes`, or Boxes. It must have all fields of the
+            proposals except `proposal_boxes` and `objectness_logits`.
+        proposals: For each image, Instances from ``find_top_rpn_proposals``.
 
     Returns:
-        New Instances with the fields of the proposals; nothing is changed in place.
+        New list of Instances with the fields of the proposals.
     """
     assert gt is not None
     if len(proposals) != len(gt):
         raise ValueError(
-            f"proposals of {len(proposals)} images, ground truth of {len(gt)}: need the same length"
+            f"proposals of {len(proposals)} images and ground truth of {len(gt)} images must have "
+            "the same length"
         )
     return [
         add_ground_truth_to_proposals_single_image(image_gt, image_proposals)
@@ -120,13 +120,11 @@ def add_ground_truth_to_proposals(
 def add_ground_truth_to_proposals_single_image(
     gt: Instances | Boxes, proposals: Instances
 ) -> Instances:
-    """The same for one image."""
+    """Appends the ground truth boxes of one image; see ``add_ground_truth_to_proposals``."""
     if isinstance(gt, Boxes):
-        boxes = gt
-        gt = Instances(proposals.image_size, gt_boxes=boxes)
+        gt = Instances(proposals.image_size, gt_boxes=gt)
     boxes = gt.gt_boxes
-
-    # A logit for a probability as near to 1 as makes sense: it outranks every real proposal.
+    # the logit of a probability close to 1
     probability = 1.0 - 1e-10
     logit = math.log(probability / (1 - probability))
     gt_proposals = Instances(proposals.image_size, **gt.get_fields())
@@ -135,7 +133,5 @@ def add_ground_truth_to_proposals_single_image(
         (len(boxes),), logit, device=proposals.objectness_logits.device
     )
     for name in proposals.get_fields():
-        assert gt_proposals.has(name), (
-            f"the proposals have a field {name!r} which the ground truth lacks"
-        )
+        assert gt_proposals.has(name), f"the ground truth lacks the field {name!r} of the proposals"
     return Instances.cat([proposals, gt_proposals])

@@ -2,13 +2,13 @@
 """Region Proposal Network.
 
 Shape shorthand:
-    N images, L feature levels, A anchors per cell, Hi x Wi cells of level i, B numbers per box (4),
-    R = sum of Hi * Wi * A, all anchors of an image.
+    N images, L feature levels, A anchors per cell, Hi x Wi cells of level i, B parameters of a box
+    (4), R = sum of Hi * Wi * A, all anchors of an image.
 
 Naming convention:
-    objectness: "is there anything?", a logit that sigmoid maps to a probability.
-    deltas: box code relative to an anchor, see `Box2BoxTransform`.
-    pred_*: predicted; gt_*: ground truth. gt_labels: 1 object, 0 background, -1 ignored.
+    objectness: logit of the probability that an anchor contains an object.
+    deltas: box relative to an anchor; see `Box2BoxTransform`.
+    gt_labels: 1 object, 0 background, -1 ignored.
 """
 
 import torch
@@ -30,26 +30,26 @@ from .proposal_utils import find_top_rpn_proposals
 
 RPN_HEAD_REGISTRY = Registry("RPN_HEAD")
 RPN_HEAD_REGISTRY.__doc__ = """
-RPN heads, called as `obj(cfg, input_shape)` with a list of `ShapeSpec`. They return an `nn.Module`
+RPN heads, called as `obj(cfg, input_shape)` with a list of `ShapeSpec`; they return an `nn.Module`
 that maps L feature maps to L maps of objectness logits (N, A, Hi, Wi) and L maps of anchor deltas
 (N, A * B, Hi, Wi).
 """
 
 
 def build_rpn_head(cfg, input_shape):
-    """The head named by `cfg.MODEL.RPN.HEAD_NAME`."""
+    """Builds the RPN head named by cfg.MODEL.RPN.HEAD_NAME."""
     return RPN_HEAD_REGISTRY.get(cfg.MODEL.RPN.HEAD_NAME)(cfg, input_shape)
 
 
 @RPN_HEAD_REGISTRY.register()
 class StandardRPNHead(nn.Module):
-    """3x3 convolutions, then one 1x1 convolution each for objectness and deltas, for all levels.
+    """3x3 convolutions, then a 1x1 convolution each for objectness and deltas.
 
     Args:
-        in_channels: of every feature map.
-        num_anchors: A.
-        box_dim: B.
-        conv_dims: output channels of the 3x3 convolutions; -1 keeps `in_channels`.
+        in_channels: Number of channels of every feature map.
+        num_anchors: Number of anchors A per cell.
+        box_dim: Number of parameters B of a box.
+        conv_dims: Output channels of the 3x3 convolutions; -1 keeps the number of channels.
     """
 
     @configurable
@@ -68,12 +68,11 @@ class StandardRPNHead(nn.Module):
             out_channels = channels if dim == -1 else dim
             if out_channels <= 0:
                 raise ValueError(
-                    f"an RPN convolution with {out_channels} output channels "
-                    "(cfg.MODEL.RPN.CONV_DIMS)"
+                    f"cfg.MODEL.RPN.CONV_DIMS must be positive or -1, got {out_channels}"
                 )
             convs.append(self._get_rpn_conv(channels, out_channels))
             channels = out_channels
-        # A single convolution carries the name "conv" itself: checkpoints of the original RPN.
+        # a single convolution has the name "conv" in checkpoints
         if len(convs) == 1:
             self.conv = convs[0]
         else:
@@ -92,12 +91,13 @@ class StandardRPNHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        """Returns the arguments of ``__init__``."""
         channels = {spec.channels for spec in input_shape}
-        assert len(channels) == 1, f"the RPN shares its head: unequal channels: {channels}"
+        assert len(channels) == 1, f"the levels share a head, but have unequal channels: {channels}"
         anchor_generator = build_anchor_generator(cfg, input_shape)
         num_anchors = set(anchor_generator.num_anchors)
         assert len(num_anchors) == 1, (
-            f"the RPN shares its head: unequal numbers of anchors: {num_anchors}"
+            f"the levels share a head, but have unequal numbers of anchors: {num_anchors}"
         )
         return {
             "in_channels": channels.pop(),
@@ -107,13 +107,13 @@ class StandardRPNHead(nn.Module):
         }
 
     def forward(self, features: list[torch.Tensor]):
-        """Predict.
+        """Predicts objectness and deltas.
 
         Args:
-            features: per level, (N, C, Hi, Wi).
+            features: For each level, (N, C, Hi, Wi) features.
 
         Returns:
-            Per level the logits (N, A, Hi, Wi), and per level the deltas (N, A * B, Hi, Wi).
+            (N, A, Hi, Wi) logits of each level, and (N, A * B, Hi, Wi) deltas of each level.
         """
         logits: list[torch.Tensor] = []
         deltas: list[torch.Tensor] = []
@@ -126,22 +126,25 @@ class StandardRPNHead(nn.Module):
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class RPN(nn.Module):
-    """The network of "Faster R-CNN" that proposes boxes around anything.
+    """Region Proposal Network (Ren et al., "Faster R-CNN", NeurIPS 2015).
 
     Args:
-        in_features: names of the L feature maps to use.
-        head: see `RPN_HEAD_REGISTRY`.
-        anchor_generator: maps feature maps to anchors.
-        anchor_matcher: labels anchors by their IoU with the ground truth.
-        box2box_transform: code of the deltas.
-        batch_size_per_image: anchors per image in the loss.
-        positive_fraction: share of them that may be foreground.
-        pre_nms_topk, post_nms_topk: (training, inference), see `find_top_rpn_proposals`.
-        nms_thresh, min_box_size: see `find_top_rpn_proposals`.
-        anchor_boundary_thresh: ignore anchors that stick out of the image by more pixels than
-            this; a negative value turns that off.
-        loss_weight: factor of all losses, or a dict by name of the loss.
-        box_reg_loss_type, smooth_l1_beta: see `_dense_box_regression_loss`.
+        in_features: Names of the L feature maps.
+        head: See ``RPN_HEAD_REGISTRY``.
+        anchor_generator: See ``ANCHOR_GENERATOR_REGISTRY``.
+        anchor_matcher: Matcher of anchors with ground truth boxes.
+        box2box_transform: Transform of the deltas.
+        batch_size_per_image: Number of anchors per image in the loss.
+        positive_fraction: Maximum fraction of foreground anchors.
+        pre_nms_topk: (training, inference) values; see ``find_top_rpn_proposals``.
+        post_nms_topk: (training, inference) values; see ``find_top_rpn_proposals``.
+        nms_thresh: See ``find_top_rpn_proposals``.
+        min_box_size: See ``find_top_rpn_proposals``.
+        anchor_boundary_thresh: Number of pixels by which anchors may exceed the image without being
+            ignored; a negative value disables the check.
+        loss_weight: Weight of all losses, or dict by name of the loss.
+        box_reg_loss_type: See ``_dense_box_regression_loss``.
+        smooth_l1_beta: See ``_dense_box_regression_loss``.
     """
 
     @configurable
@@ -172,7 +175,7 @@ class RPN(nn.Module):
         self.box2box_transform = box2box_transform
         self.batch_size_per_image = batch_size_per_image
         self.positive_fraction = positive_fraction
-        # By `self.training`.
+        # keys: self.training
         self.pre_nms_topk = dict(zip((True, False), pre_nms_topk, strict=True))
         self.post_nms_topk = dict(zip((True, False), post_nms_topk, strict=True))
         self.nms_thresh = nms_thresh
@@ -186,6 +189,7 @@ class RPN(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        """Returns the arguments of ``__init__``."""
         rpn = cfg.MODEL.RPN
         in_features = rpn.IN_FEATURES
         shapes = [input_shape[name] for name in in_features]
@@ -213,7 +217,7 @@ class RPN(nn.Module):
         }
 
     def _subsample_labels(self, label):
-        """Set to -1, in place, all labels but a random balanced subset; returns them."""
+        """Sets all labels except a random balanced subset to -1 in place, and returns them."""
         positive, negative = subsample_labels(
             label, self.batch_size_per_image, self.positive_fraction, 0
         )
@@ -227,22 +231,21 @@ class RPN(nn.Module):
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Choose the anchors that take part in the loss, and their targets.
+        """Labels a random subset of the anchors for training.
 
         Args:
-            anchors: per level.
-            gt_instances: per image, with `gt_boxes`.
+            anchors: Anchors of each level.
+            gt_instances: For each image, Instances with `gt_boxes`.
 
         Returns:
-            gt_labels: per image, (R,) int8 in {-1, 0, 1}.
-            matched_gt_boxes: per image, (R, 4), meaningful where the label is 1. Zeros for an
-            image without ground truth.
+            For each image, (R,) int8 labels, and (R, 4) matched ground truth boxes, which are
+            defined for foreground.
         """
         all_anchors = Boxes.cat(anchors)
         gt_labels, matched_gt_boxes = [], []
         for instances in gt_instances:
             gt_boxes = instances.gt_boxes
-            # Both fall back to the CPU where a crowd would not fit into GPU memory.
+            # on the CPU if many boxes do not fit into the GPU memory
             quality = retry_if_cuda_oom(pairwise_iou)(gt_boxes, all_anchors)
             matches, labels = retry_if_cuda_oom(self.anchor_matcher)(quality)
             labels = labels.to(device=gt_boxes.device)
@@ -265,17 +268,18 @@ class RPN(nn.Module):
         pred_anchor_deltas: list[torch.Tensor],
         gt_boxes: list[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """The two losses of the RPN.
+        """Computes the losses.
 
         Args:
-            anchors: per level.
-            pred_objectness_logits: per level, (N, Hi*Wi*A).
-            gt_labels, gt_boxes: per image, see `label_and_sample_anchors`.
-            pred_anchor_deltas: per level, (N, Hi*Wi*A, B).
+            anchors: Anchors of each level.
+            pred_objectness_logits: For each level, (N, Hi*Wi*A) logits.
+            gt_labels: For each image, labels from ``label_and_sample_anchors``.
+            pred_anchor_deltas: For each level, (N, Hi*Wi*A, B) deltas.
+            gt_boxes: For each image, boxes from ``label_and_sample_anchors``.
 
         Returns:
-            "loss_rpn_cls" and "loss_rpn_loc", divided by the number of anchors sampled for
-            (a full batch), not by how many of them are positive.
+            Dict with "loss_rpn_cls" and "loss_rpn_loc", both normalized by N *
+            ``batch_size_per_image``.
         """
         labels = torch.stack(gt_labels)
         num_images = len(gt_labels)
@@ -309,23 +313,23 @@ class RPN(nn.Module):
         features: dict[str, torch.Tensor],
         gt_instances: list[Instances] | None = None,
     ):
-        """Propose boxes.
+        """Computes proposals and losses.
 
         Args:
-            images: only their sizes are used.
-            features: has the `in_features`, each (N, C, Hi, Wi).
-            gt_instances: per image, with `gt_boxes`; needed in training.
+            images: Images, of which only the sizes are used.
+            features: Dict from name to (N, C, Hi, Wi) features.
+            gt_instances: In training, Instances with `gt_boxes` for each image.
 
         Returns:
-            proposals: per image, Instances with `proposal_boxes` and `objectness_logits`.
-            losses: see `losses`; empty at inference.
+            For each image, Instances with `proposal_boxes` and `objectness_logits`; and the dict
+            of losses, empty at inference.
         """
         feature_maps = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(feature_maps)
         logits, deltas = self.rpn_head(feature_maps)
 
         box_dim = self.anchor_generator.box_dim
-        # To the order of the anchors: cells first, then the A anchors of a cell.
+        # in the order of the anchors
         logits = [x.permute(0, 2, 3, 1).flatten(1) for x in logits]
         deltas = [
             x.unflatten(1, (-1, box_dim)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in deltas
@@ -345,16 +349,16 @@ class RPN(nn.Module):
         pred_anchor_deltas: list[torch.Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """Decode all predictions and keep the best, without gradient.
-
-        The second stage treats proposals as constants ("approximate joint training").
+        """Decodes all predictions and selects the best, without gradient.
 
         Args:
-            anchors, pred_objectness_logits, pred_anchor_deltas: as for `losses`.
-            image_sizes: per image, (height, width).
+            anchors: See ``losses``.
+            pred_objectness_logits: See ``losses``.
+            pred_anchor_deltas: See ``losses``.
+            image_sizes: (height, width) of each image.
 
         Returns:
-            See `find_top_rpn_proposals`.
+            The result of ``find_top_rpn_proposals``.
         """
         with torch.no_grad():
             return find_top_rpn_proposals(
@@ -371,7 +375,7 @@ class RPN(nn.Module):
     def _decode_proposals(
         self, anchors: list[Boxes], pred_anchor_deltas: list[torch.Tensor]
     ) -> list[torch.Tensor]:
-        """Per level the boxes (N, Hi*Wi*A, B)."""
+        """Returns the (N, Hi*Wi*A, B) boxes of each level."""
         decoded: list[torch.Tensor] = []
         for level, deltas in enumerate(pred_anchor_deltas):
             num_images, box_dim = deltas.shape[0], deltas.shape[-1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Heads that turn the pooled features of a box into one vector.
+"""Heads that map the pooled features of a box to a vector.
 
 Shape shorthand: M boxes, C channels, P pooled side, D output channels.
 """
@@ -12,25 +12,23 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from fvcore.common.registry import Registry
 from torch import nn
 
-__all__ = ["FastRCNNConvFCHead", "ROI_BOX_HEAD_REGISTRY", "build_box_head"]
-
 ROI_BOX_HEAD_REGISTRY = Registry("ROI_BOX_HEAD")
 ROI_BOX_HEAD_REGISTRY.__doc__ = """
-Box heads, called as `obj(cfg, input_shape)` with the `ShapeSpec` of the pooled features. They
-return an `nn.Module` with a property `output_shape`, from (M, C, P, P) to features of each box.
+Box heads, called as `obj(cfg, input_shape)` with the `ShapeSpec` of the pooled features; they
+return an `nn.Module` with the property `output_shape` that maps (M, C, P, P) to features of boxes.
 """
 
 
-# nn.Sequential rather than nn.Module: user code indexes and iterates over the layers.
+# nn.Sequential, as in Detectron2, whose layers can be indexed
 @ROI_BOX_HEAD_REGISTRY.register()
 class FastRCNNConvFCHead(nn.Sequential):
     """3x3 convolutions, then linear layers, each followed by a ReLU.
 
     Args:
-        input_shape: channels, height and width of the pooled features.
-        conv_dims: output channels of the convolutions, named conv1, conv2 ...
-        fc_dims: outputs of the linear layers, named fc1, fc2 ...
-        conv_norm: normalization after the convolutions, see `detectron2.layers.get_norm`.
+        input_shape: Shape of the pooled features.
+        conv_dims: Output channels of the convolutions conv1, conv2, ...
+        fc_dims: Output channels of the linear layers fc1, fc2, ...
+        conv_norm: Normalization after the convolutions; see ``get_norm``.
     """
 
     @configurable
@@ -39,7 +37,7 @@ class FastRCNNConvFCHead(nn.Sequential):
     ):
         super().__init__()
         assert len(conv_dims) + len(fc_dims) > 0, (
-            "a box head needs layers (cfg.MODEL.ROI_BOX_HEAD.NUM_CONV and NUM_FC)"
+            "cfg.MODEL.ROI_BOX_HEAD.NUM_CONV or NUM_FC must be positive"
         )
         size = (input_shape.channels, input_shape.height, input_shape.width)
 
@@ -76,6 +74,7 @@ class FastRCNNConvFCHead(nn.Sequential):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        """Returns the arguments of ``__init__``."""
         head = cfg.MODEL.ROI_BOX_HEAD
         return {
             "input_shape": input_shape,
@@ -85,7 +84,7 @@ class FastRCNNConvFCHead(nn.Sequential):
         }
 
     def forward(self, x):
-        """(M, C, P, P) -> (M, D), or (M, D, P, P) without linear layers."""
+        """Maps (M, C, P, P) to (M, D), or to (M, D, P, P) without linear layers."""
         for part in self:
             x = part(x)
         return x
@@ -93,7 +92,7 @@ class FastRCNNConvFCHead(nn.Sequential):
     @property
     @torch.jit.unused
     def output_shape(self) -> ShapeSpec:
-        """Shape of what `forward` returns."""
+        """Shape of the output."""
         size = self._output_size
         if isinstance(size, int):
             return ShapeSpec(channels=size)
@@ -101,5 +100,5 @@ class FastRCNNConvFCHead(nn.Sequential):
 
 
 def build_box_head(cfg, input_shape):
-    """The head named by `cfg.MODEL.ROI_BOX_HEAD.NAME`."""
+    """Builds the box head named by cfg.MODEL.ROI_BOX_HEAD.NAME."""
     return ROI_BOX_HEAD_REGISTRY.get(cfg.MODEL.ROI_BOX_HEAD.NAME)(cfg, input_shape)

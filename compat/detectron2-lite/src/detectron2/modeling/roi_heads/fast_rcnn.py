@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last layers of Fast R-CNN: scores and box deltas of each proposal, losses and inference.
+"""Output layers of Fast R-CNN: scores and box deltas of each proposal, losses and inference.
 
 Shape shorthand:
-    N images, Ri proposals of image i, R all of them, K foreground classes, B numbers per box (4).
+    N images, Ri proposals of image i, R proposals of all images, K foreground classes, B parameters
+    of a box (4).
 
 Naming convention:
-    scores: classification logits (R, K + 1); the last column is background.
-    deltas: (R, K * B) class specific, or (R, B) class agnostic; see `Box2BoxTransform`.
-    probs: softmax (or sigmoid) of scores, in [0, 1].
-    gt_classes: 0 .. K - 1 foreground, K background, anything negative ignored by the statistics.
+    scores: (R, K + 1) classification logits; the last column is background.
+    deltas: (R, K * B) class specific or (R, B) class agnostic deltas; see `Box2BoxTransform`.
+    probs: softmax or sigmoid of the scores.
+    gt_classes: 0 to K - 1 foreground, K background, negative ignored.
 """
 
 import math
@@ -25,8 +26,6 @@ from torch.nn import functional as F
 
 from ..box_regression import Box2BoxTransform, _dense_box_regression_loss
 
-__all__ = ["FastRCNNOutputLayers", "fast_rcnn_inference"]
-
 
 def fast_rcnn_inference(
     boxes: list[torch.Tensor],
@@ -36,19 +35,19 @@ def fast_rcnn_inference(
     nms_thresh: float,
     topk_per_image: int,
 ) -> tuple[list[Instances], list[torch.Tensor]]:
-    """Detections of several images.
+    """Selects the detections of each image with a score threshold and NMS.
 
     Args:
-        boxes: per image, (Ri, K * B), or (Ri, B) if class agnostic.
-        scores: per image, probabilities (Ri, K + 1).
-        image_shapes: per image, (height, width).
-        score_thresh: a detection needs a score above this.
-        nms_thresh: IoU from which the lower scored detection of the same class goes.
-        topk_per_image: detections kept; negative keeps all.
+        boxes: For each image, (Ri, K * B) boxes, or (Ri, B) if class agnostic.
+        scores: For each image, (Ri, K + 1) probabilities.
+        image_shapes: (height, width) of each image.
+        score_thresh: Score that a detection must exceed.
+        nms_thresh: IoU threshold of NMS within each class.
+        topk_per_image: Maximum number of detections; negative for all.
 
     Returns:
-        instances: per image, with `pred_boxes`, `scores`, `pred_classes`, best first.
-        kept: per image, the proposal of each detection.
+        For each image, Instances with `pred_boxes`, `scores` and `pred_classes`, highest score
+        first; and for each image, the index of the proposal of each detection.
     """
     results = [
         fast_rcnn_inference_single_image(b, s, shape, score_thresh, nms_thresh, topk_per_image)
@@ -65,7 +64,7 @@ def fast_rcnn_inference_single_image(
     nms_thresh: float,
     topk_per_image: int,
 ) -> tuple[Instances, torch.Tensor]:
-    """The same for one image. Rows with Inf or NaN are dropped first."""
+    """Selects the detections of one image; see ``fast_rcnn_inference``."""
     finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
     if not finite.all():
         boxes, scores = boxes[finite], scores[finite]
@@ -76,7 +75,7 @@ def fast_rcnn_inference_single_image(
     clipped.clip(image_shape)
     boxes = clipped.tensor.view(-1, box_columns, 4)
 
-    # Every (proposal, class) pair above the threshold is a candidate of its own.
+    # every (proposal, class) pair above the threshold is a candidate
     confident = foreground_scores > score_thresh
     candidates = confident.nonzero()
     candidate_scores = foreground_scores[confident]
@@ -93,14 +92,12 @@ def fast_rcnn_inference_single_image(
 
 
 def _log_classification_stats(pred_logits, gt_classes, prefix="fast_rcnn"):
-    """Put the accuracy of a batch of proposals into the event storage.
+    """Records the accuracy, the foreground accuracy and the false negative rate of a batch.
 
     Args:
-        pred_logits: (R, K + 1).
-        gt_classes: (R,).
-        prefix: of the names `cls_accuracy` (all proposals), `fg_cls_accuracy` (foreground ones)
-            and `false_negative` (share of foreground called background). Nothing is written for
-            an empty batch, and only the first one for a batch without foreground.
+        pred_logits: (R, K + 1) logits.
+        gt_classes: (R,) classes.
+        prefix: Prefix of the names of the scalars.
     """
     num_proposals = gt_classes.numel()
     if num_proposals == 0:
@@ -122,27 +119,28 @@ def _log_classification_stats(pred_logits, gt_classes, prefix="fast_rcnn"):
 
 
 def _lengths(proposals: list[Instances]) -> list[int]:
-    """Ri of each image. Not by len(), which would make them constants of a traced graph."""
+    """Returns Ri of each image; len() would make a constant of it in a trace."""
     return [p.__len__() for p in proposals]
 
 
 class FastRCNNOutputLayers(nn.Module):
-    """Two linear layers on the feature of a box: `cls_score` and `bbox_pred`.
+    """Two linear layers for the features of a box: ``cls_score`` and ``bbox_pred``.
 
     Args:
-        input_shape: of the feature of one box; a number means that many channels.
-        box2box_transform: code of the deltas.
-        num_classes: K.
-        test_score_thresh, test_nms_thresh, test_topk_per_image: see `fast_rcnn_inference`.
-        cls_agnostic_bbox_reg: one set of deltas for all classes.
-        smooth_l1_beta, box_reg_loss_type: see `_dense_box_regression_loss`.
-        loss_weight: factor of both losses, or a dict by name of the loss.
-        use_fed_loss: federated loss: count only some of the classes absent from a batch, drawn
-            by frequency. Needs `use_sigmoid_ce`.
-        use_sigmoid_ce: one binary problem per class instead of a softmax.
-        get_fed_loss_cls_weights: called without arguments, returns the (K,) class frequencies to
-            draw by.
-        fed_loss_num_classes: classes that count in the federated loss, present ones included.
+        input_shape: Shape of the features of a box, or number of channels.
+        box2box_transform: Transform of the deltas.
+        num_classes: Number of foreground classes K.
+        test_score_thresh: See ``fast_rcnn_inference``.
+        test_nms_thresh: See ``fast_rcnn_inference``.
+        test_topk_per_image: See ``fast_rcnn_inference``.
+        cls_agnostic_bbox_reg: Whether all classes share the deltas.
+        smooth_l1_beta: See ``_dense_box_regression_loss``.
+        box_reg_loss_type: See ``_dense_box_regression_loss``.
+        loss_weight: Weight of both losses, or dict by name of the loss.
+        use_fed_loss: Must be False; the federated loss is absent.
+        use_sigmoid_ce: Whether to use a binary cross entropy per class instead of a softmax.
+        get_fed_loss_cls_weights: Not used.
+        fed_loss_num_classes: Not used.
     """
 
     @configurable
@@ -165,6 +163,8 @@ class FastRCNNOutputLayers(nn.Module):
         fed_loss_num_classes: int = 50,
     ):
         super().__init__()
+        if use_fed_loss:
+            raise NotInLiteError(absence_message("cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = True"))
         if isinstance(input_shape, int):
             input_shape = ShapeSpec(channels=input_shape)
         self.num_classes = num_classes
@@ -189,25 +189,12 @@ class FastRCNNOutputLayers(nn.Module):
         if not isinstance(loss_weight, dict):
             loss_weight = {"loss_cls": loss_weight, "loss_box_reg": loss_weight}
         self.loss_weight = loss_weight
-        self.use_fed_loss = use_fed_loss
         self.use_sigmoid_ce = use_sigmoid_ce
-        self.fed_loss_num_classes = fed_loss_num_classes
-        if use_fed_loss:
-            self._register_class_frequencies(get_fed_loss_cls_weights())
-
-    def _register_class_frequencies(self, weights: torch.Tensor) -> None:
-        """Keep the (K,) weights of the federated loss as a buffer."""
-        assert self.use_sigmoid_ce, "use_fed_loss needs use_sigmoid_ce"
-        assert len(weights) == self.num_classes, (
-            f"{len(weights)} federated loss weights for {self.num_classes} classes"
-        )
-        self.register_buffer("fed_loss_cls_weights", weights)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        """Returns the arguments of ``__init__``."""
         head = cfg.MODEL.ROI_BOX_HEAD
-        if head.USE_FED_LOSS:
-            raise NotInLiteError(absence_message("cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS (LVIS)"))
         return {
             "input_shape": input_shape,
             "box2box_transform": Box2BoxTransform(weights=head.BBOX_REG_WEIGHTS),
@@ -221,32 +208,30 @@ class FastRCNNOutputLayers(nn.Module):
             "loss_weight": {"loss_box_reg": head.BBOX_REG_LOSS_WEIGHT},
             "use_fed_loss": head.USE_FED_LOSS,
             "use_sigmoid_ce": head.USE_SIGMOID_CE,
-            "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
         }
 
     def forward(self, x):
-        """Predict.
+        """Computes predictions.
 
         Args:
-            x: (R, ...), flattened to (R, channels * height * width).
+            x: (R, ...) features, which are flattened.
 
         Returns:
-            scores (R, K + 1) and deltas (R, K * B) or (R, B).
+            (R, K + 1) scores, and (R, K * B) or (R, B) deltas.
         """
         x = torch.flatten(x, start_dim=1)
         return self.cls_score(x), self.bbox_pred(x)
 
     def losses(self, predictions, proposals):
-        """The two losses.
+        """Computes the losses.
 
         Args:
-            predictions: what `forward` returned.
-            proposals: per image, Instances with `proposal_boxes`, `gt_classes` and, where there
-                is ground truth, `gt_boxes`.
+            predictions: Result of ``forward``.
+            proposals: For each image, Instances with `proposal_boxes`, `gt_classes` and, if the
+                image has ground truth, `gt_boxes`.
 
         Returns:
-            "loss_cls", the mean over proposals, and "loss_box_reg", the sum over foreground
-            proposals divided by the number of all proposals.
+            Dict with "loss_cls" and "loss_box_reg", both normalized by the number of proposals.
         """
         scores, deltas = predictions
         gt_classes = cat([p.gt_classes for p in proposals], dim=0) if proposals else torch.empty(0)
@@ -254,8 +239,8 @@ class FastRCNNOutputLayers(nn.Module):
 
         if proposals:
             proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
-            assert not proposal_boxes.requires_grad, "proposals are constants here; detach them"
-            # An image without ground truth has background only: its boxes take no part.
+            assert not proposal_boxes.requires_grad, "the proposals must be detached from the graph"
+            # without ground truth, all proposals are background, which does not need targets
             targets = [p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes for p in proposals]
             gt_boxes = Boxes.cat(targets).tensor
         else:
@@ -270,65 +255,33 @@ class FastRCNNOutputLayers(nn.Module):
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
-    def get_fed_loss_classes(self, gt_classes, num_fed_loss_classes, num_classes, weight):
-        """The classes that count in the federated loss of a batch.
-
-        Args:
-            gt_classes: (R,), background included.
-            num_fed_loss_classes: how many to return at least.
-            num_classes: K.
-            weight: (K,) to draw absent classes by.
-
-        Returns:
-            1-d, the classes present (background too if it is) and then the ones drawn.
-        """
-        present = torch.unique(gt_classes)
-        missing = num_fed_loss_classes - len(present)
-        if missing <= 0:
-            return present
-        prob = present.new_ones(num_classes + 1).float()
-        prob[:num_classes] = weight.float()
-        prob[-1] = 0
-        prob[present] = 0
-        return torch.cat([present, torch.multinomial(prob, missing, replacement=False)])
-
     def sigmoid_cross_entropy_loss(self, pred_class_logits, gt_classes):
-        """Binary cross entropy, summed over classes, averaged over proposals.
+        """Computes the binary cross entropy, summed over classes and averaged over proposals.
 
         Args:
-            pred_class_logits: (R, K + 1); the background column is not used.
-            gt_classes: (R,).
+            pred_class_logits: (R, K + 1) logits; the background column is not used.
+            gt_classes: (R,) classes.
         """
         if pred_class_logits.numel() == 0:
             return pred_class_logits.new_zeros(())
         num_proposals, num_columns = pred_class_logits.shape
-        num_classes = num_columns - 1
-        targets = F.one_hot(gt_classes, num_columns)[:, :num_classes].to(pred_class_logits.dtype)
+        targets = F.one_hot(gt_classes, num_columns)[:, :-1].to(pred_class_logits.dtype)
         loss = F.binary_cross_entropy_with_logits(
             pred_class_logits[:, :-1], targets, reduction="none"
         )
-        if self.use_fed_loss:
-            counted = self.get_fed_loss_classes(
-                gt_classes,
-                num_fed_loss_classes=self.fed_loss_num_classes,
-                num_classes=num_classes,
-                weight=self.fed_loss_cls_weights,
-            )
-            mask = loss.new_zeros(num_columns)
-            mask[counted] = 1
-            loss = loss * mask[:num_classes]
         return loss.sum() / num_proposals
 
     def box_reg_loss(self, proposal_boxes, gt_boxes, pred_deltas, gt_classes):
-        """Loss of the foreground proposals, with the deltas of their own class.
+        """Computes the loss of the foreground proposals with the deltas of their class.
 
-        Dividing by the number of all proposals, not of the foreground ones, gives each foreground
-        proposal the same weight whatever their number in a batch.
+        The normalization by the number of all proposals gives each foreground proposal the same
+        weight in every batch.
 
         Args:
-            proposal_boxes, gt_boxes: (R, B).
-            pred_deltas: (R, K * B) or (R, B).
-            gt_classes: (R,).
+            proposal_boxes: (R, B) boxes.
+            gt_boxes: (R, B) matched ground truth boxes.
+            pred_deltas: (R, K * B) or (R, B) deltas.
+            gt_classes: (R,) classes.
         """
         box_dim = proposal_boxes.shape[1]
         fg = nonzero_tuple((gt_classes >= 0) & (gt_classes < self.num_classes))[0]
@@ -348,11 +301,11 @@ class FastRCNNOutputLayers(nn.Module):
         return loss / max(gt_classes.numel(), 1.0)
 
     def inference(self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]):
-        """Detections; see `fast_rcnn_inference`.
+        """Returns the detections; see ``fast_rcnn_inference``.
 
         Args:
-            predictions: what `forward` returned.
-            proposals: per image, with `proposal_boxes`.
+            predictions: Result of ``forward``.
+            proposals: For each image, Instances with `proposal_boxes`.
         """
         return fast_rcnn_inference(
             self.predict_boxes(predictions, proposals),
@@ -364,9 +317,9 @@ class FastRCNNOutputLayers(nn.Module):
         )
 
     def predict_boxes_for_gt_classes(self, predictions, proposals):
-        """Per image the boxes (Ri, B) decoded with the deltas of the ground truth class.
+        """Returns the (Ri, B) boxes of each image, decoded with the deltas of the true class.
 
-        Background proposals, which have no deltas of their own, take those of the last class.
+        Background proposals use the deltas of the last class.
         """
         if not len(proposals):
             return []
@@ -385,7 +338,7 @@ class FastRCNNOutputLayers(nn.Module):
     def predict_boxes(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ):
-        """Per image the decoded boxes, (Ri, K * B) or (Ri, B)."""
+        """Returns the (Ri, K * B) or (Ri, B) decoded boxes of each image."""
         if not len(proposals):
             return []
         _, deltas = predictions
@@ -396,7 +349,7 @@ class FastRCNNOutputLayers(nn.Module):
     def predict_probs(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ):
-        """Per image the probabilities (Ri, K + 1)."""
+        """Returns the (Ri, K + 1) probabilities of each image."""
         scores, _ = predictions
         probs = scores.sigmoid() if self.use_sigmoid_ce else F.softmax(scores, dim=-1)
         return probs.split(_lengths(proposals))

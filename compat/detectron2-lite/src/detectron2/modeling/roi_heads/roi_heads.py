@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ROI heads: sample proposals, pool their features, classify and refine.
+"""ROI heads: sampling of proposals, pooling of their features, classification and box regression.
 
 Shape shorthand: N images, Ri proposals of image i, K foreground classes, C channels, P pooled side.
 Background has class K.
@@ -24,29 +24,29 @@ from .fast_rcnn import FastRCNNOutputLayers
 
 ROI_HEADS_REGISTRY = Registry("ROI_HEADS")
 ROI_HEADS_REGISTRY.__doc__ = """
-ROI heads, called as `obj(cfg, input_shape)` with a dict from feature name to `ShapeSpec`. They
+ROI heads, called as `obj(cfg, input_shape)` with a dict from feature name to `ShapeSpec`; they
 return a `ROIHeads`.
 """
 
 
 def build_roi_heads(cfg, input_shape):
-    """The ROI heads named by `cfg.MODEL.ROI_HEADS.NAME`."""
+    """Builds the ROI heads named by cfg.MODEL.ROI_HEADS.NAME."""
     return ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, input_shape)
 
 
 def select_foreground_proposals(
     proposals: list[Instances], bg_label: int
 ) -> tuple[list[Instances], list[torch.Tensor]]:
-    """Keep the proposals whose `gt_classes` is neither -1 nor background.
+    """Selects the proposals whose `gt_classes` is neither -1 nor background.
 
     Args:
-        proposals: per image, with `gt_classes`.
-        bg_label: the class of background.
+        proposals: For each image, Instances with `gt_classes`.
+        bg_label: Class of background.
 
     Returns:
-        The proposals kept, per image, and the (Ri,) bool masks that kept them.
+        For each image, the foreground proposals; and for each image, their (Ri,) bool mask.
     """
-    assert all(p.has("gt_classes") for p in proposals), "label the proposals first"
+    assert all(p.has("gt_classes") for p in proposals), "the proposals must have gt_classes"
     masks = [(p.gt_classes != -1) & (p.gt_classes != bg_label) for p in proposals]
     kept = [p[mask.nonzero().squeeze(1)] for p, mask in zip(proposals, masks, strict=True)]
     return kept, masks
@@ -59,14 +59,14 @@ def _refuse_masks_and_keypoints(cfg) -> None:
 
 
 class ROIHeads(nn.Module):
-    """Base class: matches proposals to ground truth and samples them for training.
+    """Base class of ROI heads, which matches and samples proposals for training.
 
     Args:
-        num_classes: K.
-        batch_size_per_image: proposals per image in the loss.
-        positive_fraction: share of them that may be foreground.
-        proposal_matcher: labels proposals by their IoU with the ground truth.
-        proposal_append_gt: add the ground truth boxes to the proposals.
+        num_classes: Number of foreground classes K.
+        batch_size_per_image: Number of proposals per image in the loss.
+        positive_fraction: Maximum fraction of foreground proposals.
+        proposal_matcher: Matcher of proposals with ground truth boxes.
+        proposal_append_gt: Whether to append the ground truth boxes to the proposals.
     """
 
     @configurable
@@ -88,6 +88,7 @@ class ROIHeads(nn.Module):
 
     @classmethod
     def from_config(cls, cfg):
+        """Returns the arguments of ``__init__``."""
         heads = cfg.MODEL.ROI_HEADS
         return {
             "batch_size_per_image": heads.BATCH_SIZE_PER_IMAGE,
@@ -102,15 +103,15 @@ class ROIHeads(nn.Module):
     def _sample_proposals(
         self, matched_idxs: torch.Tensor, matched_labels: torch.Tensor, gt_classes: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose proposals of one image and give them a class.
+        """Samples proposals of one image and assigns classes.
 
         Args:
-            matched_idxs: (Ri,) row of the ground truth matched to each proposal.
-            matched_labels: (Ri,) label of the matcher, -1, 0 or 1.
-            gt_classes: (number of ground truths,).
+            matched_idxs: (Ri,) index of the ground truth matched with each proposal.
+            matched_labels: (Ri,) labels -1, 0 or 1 of the matcher.
+            gt_classes: Classes of the ground truth.
 
         Returns:
-            Rows chosen, foreground first, and their classes (K for background).
+            Indices of the samples, foreground first, and their classes.
         """
         if gt_classes.numel() > 0:
             classes = gt_classes[matched_idxs]
@@ -129,17 +130,17 @@ class ROIHeads(nn.Module):
     def label_and_sample_proposals(
         self, proposals: list[Instances], targets: list[Instances]
     ) -> list[Instances]:
-        """Choose the proposals that take part in the loss, and attach their ground truth.
+        """Samples the proposals for the loss and assigns their ground truth.
 
         Args:
-            proposals: per image, with `proposal_boxes` and `objectness_logits`.
-            targets: per image, with `gt_boxes`, `gt_classes` and any further `gt_*` fields.
+            proposals: For each image, Instances with `proposal_boxes` and `objectness_logits`.
+            targets: For each image, Instances with `gt_boxes`, `gt_classes` and optionally further
+                `gt_*` fields.
 
         Returns:
-            Per image Instances with at most `batch_size_per_image` rows: the fields of the
-            proposals, `gt_classes` and, if the image has ground truth, every other `gt_*` field of
-            the targets, row by row that of the matched ground truth (for background it has no
-            meaning).
+            For each image, at most ``batch_size_per_image`` proposals with `gt_classes` and, if the
+            image has ground truth, all `gt_*` fields of the matched targets, which are undefined
+            for background.
         """
         if self.proposal_append_gt:
             proposals = add_ground_truth_to_proposals(targets, proposals)
@@ -173,31 +174,31 @@ class ROIHeads(nn.Module):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """Detect in the proposals.
+        """Computes losses or detections. Subclasses define it.
 
         Args:
-            images: the input.
-            features: by name, (N, C, H, W).
-            proposals: per image, with `proposal_boxes`.
-            targets: per image, with `gt_boxes` and `gt_classes`; needed in training.
+            images: Input images.
+            features: Dict from name to (N, C, H, W) features.
+            proposals: For each image, Instances with `proposal_boxes`.
+            targets: In training, Instances with `gt_boxes` and `gt_classes` for each image.
 
         Returns:
-            The sampled proposals and a dict of losses in training; detections and {} otherwise.
+            In training, sampled proposals and a dict of losses; otherwise, detections and {}.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement forward()")
+        raise NotImplementedError
 
 
 @ROI_HEADS_REGISTRY.register()
 class Res5ROIHeads(ROIHeads):
-    """Heads of a "C4" model: the last ResNet stage runs on every box.
+    """ROI heads of a "C4" model, which apply the last ResNet stage to every box.
 
     Args:
-        in_features: one feature name.
-        pooler: see `ROIPooler`.
-        res5: maps (R, C, P, P) to (R, C', P', P'); its mean over P' x P' goes to the predictor.
-        box_predictor: see `FastRCNNOutputLayers`.
-        mask_head: must be None here.
-        kwargs: arguments of `ROIHeads`.
+        in_features: List of one feature name.
+        pooler: See ``ROIPooler``.
+        res5: ResNet stage. The spatial mean of its output is the input of the predictor.
+        box_predictor: See ``FastRCNNOutputLayers``.
+        mask_head: Must be None; masks are absent.
+        **kwargs: Arguments of ``ROIHeads``.
     """
 
     @configurable
@@ -222,8 +223,9 @@ class Res5ROIHeads(ROIHeads):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        """Returns the arguments of ``__init__``."""
         _refuse_masks_and_keypoints(cfg)
-        (in_feature,) = in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES  # exactly one
+        (in_feature,) = in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         ret = super().from_config(cfg)
         ret["in_features"] = in_features
         ret["pooler"] = ROIPooler(
@@ -240,7 +242,7 @@ class Res5ROIHeads(ROIHeads):
 
     @classmethod
     def _build_res5_block(cls, cfg):
-        """The stage and its output channels."""
+        """Returns the stage and its number of output channels."""
         resnets = cfg.MODEL.RESNETS
         if resnets.DEFORM_ON_PER_STAGE[-1]:
             raise NotInLiteError(
@@ -270,7 +272,7 @@ class Res5ROIHeads(ROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ):
-        """See `ROIHeads.forward`."""
+        """See ``ROIHeads.forward``."""
         if self.training:
             assert targets, "training the ROI heads needs targets"
             proposals = self.label_and_sample_proposals(proposals, targets)
@@ -286,7 +288,7 @@ class Res5ROIHeads(ROIHeads):
     def forward_with_given_boxes(
         self, features: dict[str, torch.Tensor], instances: list[Instances]
     ) -> list[Instances]:
-        """Predict what else belongs to given boxes: nothing, without mask head."""
+        """Returns the instances unchanged: masks and keypoints are absent."""
         assert not self.training
         assert instances[0].has("pred_boxes") and instances[0].has("pred_classes")
         return instances
@@ -294,17 +296,22 @@ class Res5ROIHeads(ROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class StandardROIHeads(ROIHeads):
-    """Pool each box from a pyramid, run a box head, then classify and refine.
+    """ROI heads that pool the features of each box from a pyramid.
 
     Args:
-        box_in_features: names of the feature maps to pool from.
-        box_pooler: see `ROIPooler`.
-        box_head: maps (R, C, P, P) to the input of the predictor.
-        box_predictor: see `FastRCNNOutputLayers`.
-        mask_in_features, mask_pooler, mask_head, keypoint_in_features, keypoint_pooler,
-            keypoint_head: part of Detectron2's signature; must be None here.
-        train_on_pred_boxes: after the loss, replace the proposals' boxes by the predicted ones.
-        kwargs: arguments of `ROIHeads`.
+        box_in_features: Names of the feature maps.
+        box_pooler: See ``ROIPooler``.
+        box_head: See ``ROI_BOX_HEAD_REGISTRY``.
+        box_predictor: See ``FastRCNNOutputLayers``.
+        mask_in_features: Must be None; masks are absent.
+        mask_pooler: Must be None.
+        mask_head: Must be None.
+        keypoint_in_features: Must be None; keypoints are absent.
+        keypoint_pooler: Must be None.
+        keypoint_head: Must be None.
+        train_on_pred_boxes: Whether to replace the boxes of the proposals by predicted boxes after
+            the loss.
+        **kwargs: Arguments of ``ROIHeads``.
     """
 
     @configurable
@@ -346,6 +353,7 @@ class StandardROIHeads(ROIHeads):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        """Returns the arguments of ``__init__``."""
         _refuse_masks_and_keypoints(cfg)
         ret = super().from_config(cfg)
         ret["train_on_pred_boxes"] = cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES
@@ -354,7 +362,7 @@ class StandardROIHeads(ROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
-        """Arguments of `__init__` that make the box branch."""
+        """Returns the arguments of ``__init__`` for boxes."""
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
         channels = [input_shape[name].channels for name in in_features]
@@ -382,7 +390,7 @@ class StandardROIHeads(ROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """See `ROIHeads.forward`."""
+        """See ``ROIHeads.forward``."""
         if self.training:
             assert targets, "training the ROI heads needs targets"
             sampled = self.label_and_sample_proposals(proposals, targets)
@@ -393,14 +401,14 @@ class StandardROIHeads(ROIHeads):
     def forward_with_given_boxes(
         self, features: dict[str, torch.Tensor], instances: list[Instances]
     ) -> list[Instances]:
-        """Predict what else belongs to given boxes.
+        """Predicts further outputs of given boxes, such as masks.
 
-        Without mask and keypoint heads that is nothing; subclasses add per-box outputs here. It
-        also serves boxes from elsewhere, see `GeneralizedRCNN.inference`.
+        It returns the instances unchanged, because masks and keypoints are absent. Subclasses may
+        add outputs.
 
         Args:
-            features: by name, (N, C, H, W).
-            instances: per image, with `pred_boxes` and `pred_classes`.
+            features: Dict from name to (N, C, H, W) features.
+            instances: For each image, Instances with `pred_boxes` and `pred_classes`.
 
         Returns:
             The instances.
@@ -410,7 +418,7 @@ class StandardROIHeads(ROIHeads):
         return instances
 
     def _forward_box(self, features: dict[str, torch.Tensor], proposals: list[Instances]):
-        """Losses in training, detections per image otherwise."""
+        """Returns losses in training, otherwise the detections of each image."""
         box_features = self.box_pooler(
             [features[name] for name in self.box_in_features],
             [p.proposal_boxes for p in proposals],
@@ -423,11 +431,8 @@ class StandardROIHeads(ROIHeads):
 
         losses = self.box_predictor.losses(predictions, proposals)
         if self.train_on_pred_boxes:
-            self._replace_by_predicted_boxes(predictions, proposals)
+            with torch.no_grad():
+                boxes = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
+                for image_proposals, image_boxes in zip(proposals, boxes, strict=True):
+                    image_proposals.proposal_boxes = Boxes(image_boxes)
         return losses
-
-    @torch.no_grad()
-    def _replace_by_predicted_boxes(self, predictions, proposals: list[Instances]) -> None:
-        predicted = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
-        for image_proposals, image_boxes in zip(proposals, predicted, strict=True):
-            image_proposals.proposal_boxes = Boxes(image_boxes)

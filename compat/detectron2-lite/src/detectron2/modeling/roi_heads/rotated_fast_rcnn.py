@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotated boxes are absent; the names exist so that code which only imports them loads."""
+"""Placeholders of the heads for rotated boxes, which are absent."""
 
 from detectron2._lite import absent_class
 
