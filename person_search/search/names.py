@@ -3,6 +3,7 @@
 
 import os
 import unicodedata
+from contextlib import suppress
 
 
 def to_stored(path: str | os.PathLike) -> str:
@@ -28,7 +29,9 @@ def printable(text: str | os.PathLike) -> str:
     Bytes that are not UTF-8 appear as ``\xe9``, line feeds and other control characters as
     ``\n`` or ``\x07``.
     """
-    text = to_stored(text)
+    text = os.fspath(text)
+    with suppress(UnicodeEncodeError):  # in an ASCII locale: text that is not a native path
+        text = to_stored(text)
     if text.isprintable():
         return text
     shown = []

@@ -9,6 +9,7 @@ from PIL import Image
 
 from person_search.data import BadImageError
 from person_search.search import clip_box, read_image
+from person_search.search.images import image_suffixes
 
 
 def test_channel_order(tmp_path) -> None:
@@ -46,7 +47,7 @@ def test_damaged_image_is_named_in_one_line(kind: str, suffix: str, tmp_path) ->
 def test_messages_about_damaged_images(tmp_path) -> None:
     path = tmp_path / "bad.png"
     for kind, text in (("empty", "the file is empty (0 bytes)"),
-                       ("text", "it is not an image of a known format, or its beginning"),
+                       ("text", "it is not an image of a known format"),
                        ("cut", "it is truncated (")):  # fmt: skip
         damaged(kind, path)
         with pytest.raises(BadImageError) as caught:
@@ -136,3 +137,21 @@ def test_exif_orientation_is_applied(tmp_path) -> None:
     Image.fromarray(image).save(tmp_path / "turned.png", exif=exif)
     shown = read_image(tmp_path / "turned.png")
     assert shown.shape == (16, 8, 3) and shown[0, 0, 0] == 250 and shown[-1, 0, 0] == 0
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".jfif", ".avif", ".heic"])
+def test_further_formats(suffix: str, tmp_path) -> None:
+    if suffix not in image_suffixes():
+        pytest.skip(f"this Pillow has no decoder for {suffix}")
+    frames = [Image.new("RGB", (40, 30), (gray,) * 3) for gray in (200, 20)]
+    more = {"save_all": True, "append_images": frames[1:]} if suffix == ".gif" else {}
+    frames[0].save(tmp_path / f"a{suffix}", **more)
+    pixels = read_image(tmp_path / f"a{suffix}")
+    assert pixels.shape == (30, 40, 3) and np.abs(pixels.astype(int) - 200).max() < 6, "frame 0"
+
+
+def test_the_hint_for_a_format_without_a_decoder(tmp_path, monkeypatch) -> None:
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    monkeypatch.setattr("person_search.search.images.image_suffixes", lambda: (".jpg",))
+    with pytest.raises(BadImageError, match=r"a\.heic': .*; pip install pillow-heif"):
+        read_image(tmp_path / "a.heic")

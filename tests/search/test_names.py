@@ -59,16 +59,16 @@ def test_names_of_any_bytes(name: bytes) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Images, a video and a subfolder (used as a camera) with odd names."""
-    (tmp_path / "images").mkdir()
+    (tmp_path / "odd").mkdir()
     paint(tmp_path / "a.png", {(0, 0, 100, 80): RED})
     for name in ODD:
-        shutil.copy(os.fsencode(tmp_path / "a.png"), os.fsencode(tmp_path / "images") + b"/" + name)
-    sub = os.fsencode(tmp_path / "images") + b"/s\xfcd"
+        shutil.copy(os.fsencode(tmp_path / "a.png"), os.fsencode(tmp_path / "odd") + b"/" + name)
+    sub = os.fsencode(tmp_path / "odd") + b"/s\xfcd"
     os.mkdir(sub)
     shutil.copy(os.fsencode(tmp_path / "a.png"), sub + b"/b.png")
     write_video(tmp_path / "v.avi", 5)
     os.rename(tmp_path / "v.avi", sub + b"/v\xe9.avi")
-    return tmp_path / "images"
+    return tmp_path / "odd"
 
 
 def test_indexed_found_and_shown(folder: Path, tmp_path: Path) -> None:

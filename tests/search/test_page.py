@@ -121,6 +121,8 @@ def test_a_drawn_box_and_a_detected_person_mean_the_same(shared: Page) -> None:
 def test_filters(shared: Page) -> None:
     person = {"persons": [{"image": key_of(shared, "a.png"), "person": 1}]}
     assert names(shared.post("/api/search", {**person, "cameras": ["gate"]})) == ["b.png"]
+    day = {"since": "2026-05-01", "until": "2026-05-01"}
+    assert set(names(shared.post("/api/search", {**person, **day}))) == {"b.png", "c.png"}
     late = {"since": "2026-05-01T13:30", "until": "2026-05-01T14:00"}
     assert names(shared.post("/api/search", {**person, **late})) == ["c.png"]
     matches = shared.post("/api/search", {**person, "min_score": 0.7}).json["matches"]

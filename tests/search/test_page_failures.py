@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page when the gallery on disk is damaged, or the program itself fails."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -126,3 +127,18 @@ def test_invalid_origins(shared: Page, origin: str, path: str) -> None:
 def shared(tmp_path_factory: pytest.TempPathFactory):
     with running(make_gallery(tmp_path_factory.mktemp("failures"))) as page:
         yield page
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch) -> None:
+    """An upload is refused with the reason, and leaves nothing behind."""
+
+    def full(path: Path, content: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with running(make_gallery(tmp_path)) as page:
+        monkeypatch.setattr(Path, "write_bytes", full)
+        answer = page.post("/api/uploads", image_bytes())
+        assert answer.status == 507
+        assert answer.json["error"] == "the image cannot be stored: No space left on device."
+        assert list(Path(page.session.uploads._folder.name).iterdir()) == []

@@ -122,7 +122,7 @@ def test_full_disk_takes_the_image_back(tmp_path) -> None:
     with FullDisk(tmp_path / "s", DIM) as writer:
         writer.append(*image(0, 2))
         writer.full = True
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 's'}'"):
             writer.append(*image(1, 2))
         writer.full = False
         writer.append(*image(2, 1))

@@ -6,9 +6,11 @@ import os
 import pytest
 from PIL import Image
 
+from person_search.search.images import image_suffixes
 from person_search.search.sources import (
     Origin,
     OriginRules,
+    describe_others,
     find_sources,
     parse_time,
     read_exif,
@@ -103,3 +105,52 @@ def test_table(tmp_path) -> None:
         read_table(tmp_path / "t.csv")
     with pytest.raises(FileNotFoundError, match="absent.csv' does not exist"):
         read_table(tmp_path / "absent.csv")
+
+
+def test_a_date_as_the_end_of_a_range_includes_that_day() -> None:
+    noon, midnight = parse_time("2026-05-01T12:00"), parse_time("2026-05-01")
+    for text in ("2026-05-01", "20260501", " 2026-05-01 "):
+        assert parse_time(text) == midnight
+        assert parse_time(text, end=True) == pytest.approx(midnight + 86_400, abs=1e-3)
+        assert noon < parse_time(text, end=True) < parse_time("2026-05-02")
+    assert parse_time("2026-05-01T12:00", end=True) == noon
+    assert parse_time("2026-05-01T00:00", end=True) == midnight, "a time is taken as it is"
+
+
+def test_kinds_of_images_and_hints_for_the_others(tmp_path) -> None:
+    for name in ("a.jfif", "b.gif", "c.jpe", "d.ts", "e.h264", "f.HEIC", "g.txt", "h"):
+        (tmp_path / name).touch()
+    listing = find_sources([tmp_path])
+    heif = ".heic" in image_suffixes()
+    assert names(listing) == ["a.jfif", "b.gif", "c.jpe", *(["f.HEIC"] if heif else [])]
+    lines = describe_others(listing.others)
+    assert "1 file .ts (ffmpeg -i FILE -c copy FILE.mp4)" in lines
+    assert "1 file .h264 (ffmpeg -i FILE -c copy FILE.mp4)" in lines
+    assert "1 file without a suffix" in lines and "1 file .txt" in lines
+    assert ("1 file .heic (pip install pillow-heif)" in lines) is not heif
+    with pytest.raises(ValueError, match=r"neither an image nor a video .*ffmpeg -i FILE"):
+        find_sources([tmp_path / "d.ts"])
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "x.ts").touch()
+    with pytest.raises(FileNotFoundError, match=r"contains no image .*1 file \.ts \(ffmpeg"):
+        find_sources([tmp_path / "only"])
+
+
+def test_links_that_form_a_loop_and_unreadable_folders(tmp_path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "x.png").symlink_to("y.png")
+    (tmp_path / "y.png").symlink_to("x.png")
+    deep = tmp_path
+    for _ in range(150):
+        deep = deep / "d"
+    deep.mkdir(parents=True)
+    (deep / "z.png").touch()
+    listing = find_sources([tmp_path], recursive=True)
+    assert [name[-5:] for name in names(listing)] == ["a.png", "z.png"]
+    assert set(listing.left_out) == {str(tmp_path / "x.png"), str(tmp_path / "y.png")}
+
+
+def test_a_table_that_is_not_text(tmp_path) -> None:
+    (tmp_path / "t.csv").write_text("file,camera\na.png,gate\n", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"line \d of '.*t\.csv': .*"):
+        read_table(tmp_path / "t.csv")
