@@ -14,6 +14,7 @@ and the range of the ratios.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from person_search.cli import program_parser, run_program
@@ -123,9 +124,7 @@ def benchmark(args: argparse.Namespace) -> None:
             name = f"PSDiff, {steps} steps, " + (
                 "eager float32" if precision == "eager" else f"optimized {precision}"
             )
-            variants[name] = lambda model=model, steps=steps: model.inference(
-                [{"image": psdiff_image}], steps=steps
-            )
+            variants[name] = partial(model.inference, [{"image": psdiff_image}], steps=steps)
     with torch.no_grad():
         times = time_interleaved(variants, args.repeats, args.device, args.clock)
     table = Table(title=f"Inference of one image on {args.device}, {args.clock} time")

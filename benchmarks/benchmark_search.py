@@ -18,7 +18,6 @@ Shape shorthand: N persons, D length of an embedding, Q queries.
 """
 
 import argparse
-import importlib.util
 import os
 import resource
 import shutil
@@ -27,7 +26,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -311,15 +312,13 @@ def read_entries(folder: Path) -> list[tuple]:
     return [(e.path, e.size, e.mtime_ns, e.first, e.rows, e.crc) for e in contents.entries]
 
 
-def load_test_module(name: str):
+def load_test_module(name: str) -> ModuleType:
     """Returns a helper module of the tests; loads it once, because it registers its model."""
-    if name in sys.modules:
-        return sys.modules[name]
-    path = TESTS / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    if name not in sys.modules:
+        loader = SourceFileLoader(name, str(TESTS / f"{name}.py"))
+        module = sys.modules[name] = ModuleType(name)
+        loader.exec_module(module)
+    return sys.modules[name]
 
 
 if __name__ == "__main__":

@@ -218,12 +218,12 @@ def next_commands(out: Path, datasets: Path) -> list[str]:
     gallery = ["--gallery", out / "gallery"]
     images = datasets / "synthetic" / "CUHK-SYSU" / "Image" / "SSM"
     program = from_root(Path(sys.executable).parent / "person-search")
-    commands = [
+    commands: list[list[object]] = [
         ["dev/setup_env.sh", "--page"],
         [program, "index", *gallery, "--source", images, *model],
         [program, "serve", *gallery, "--open", *model],
     ]
-    return [shlex.join(map(str, command)) for command in commands]
+    return [shlex.join(str(word) for word in command) for command in commands]
 
 
 def from_root(path: Path) -> Path:

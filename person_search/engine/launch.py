@@ -56,12 +56,18 @@ def find_external_process(environ: Mapping[str, str]) -> ExternalProcess | None:
         ValueError: If variables are missing or contradict each other.
     """
     if "TORCHELASTIC_RUN_ID" in environ:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        places = [_integer(environ, name, "torchrun") for name in names]
-        process = ExternalProcess("torchrun", *places, init_method="env://")
+        rank, world_size, local_rank, local_world_size = (
+            _integer(environ, name, "torchrun")
+            for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        )
+        process = ExternalProcess(
+            "torchrun", rank, world_size, local_rank, local_world_size, "env://"
+        )
     elif "SLURM_STEP_ID" in environ and int(environ.get("SLURM_NTASKS", "1")) > 1:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-        rank, world_size, local_rank = (_integer(environ, name, "srun") for name in names)
+        rank, world_size, local_rank = (
+            _integer(environ, name, "srun")
+            for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        )
         tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
         per_node = re.fullmatch(r"(\d+)(?:\(x\d+\))?", tasks)
         if per_node is None or world_size % int(per_node[1]):

@@ -74,7 +74,9 @@ def fold_batch_norms(module: nn.Module) -> int:
     """
     folded = 0
     for layer in module.modules():
-        norm = layer.norm if isinstance(layer, Conv2d) else None
+        if not isinstance(layer, Conv2d):
+            continue
+        norm = layer.norm
         frozen = isinstance(norm, FrozenBatchNorm2d)
         if frozen or (isinstance(norm, nn.BatchNorm2d) and not norm.training):
             layer.weight, layer.bias = fuse_conv_bn_weights(
@@ -120,11 +122,12 @@ def optimize_for_inference(
     Returns:
         The optimized model. It cannot be trained.
     """
-    names = modules or getattr(model, "low_precision_modules", DEFAULT_MODULES)
+    if modules is None:
+        modules = getattr(model, "low_precision_modules", DEFAULT_MODULES)
     device = next(model.parameters()).device
     dtype = choose_precision(precision, device)
     optimized = _shallow_copy(model)
-    for name in names:
+    for name in modules or ():
         parent = optimized
         *path, last = name.split(".")
         for step in path:

@@ -70,7 +70,7 @@ def write_results(result: SearchResult, folder: Path, shown: int) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     scenes = list(_scenes(result, shown))
-    contents = {
+    contents: dict[str, str | bytes] = {
         RESULTS: json_lines(result),
         SHEET: encode_image(_sheet(result, scenes), ".png"),
         REPORT: _report(result, scenes, len(scenes)),

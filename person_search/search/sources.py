@@ -77,8 +77,7 @@ def find_sources(places: Iterable[str | os.PathLike], recursive: bool = False) -
         ValueError: If a single file is neither an image nor a video.
     """
     listing = Listing()
-    places = [Path(place) for place in places]
-    for place in places:
+    for place in map(Path, places):
         if place.is_dir():
             _walk(place.resolve(), recursive, listing)
         elif place.is_file():

@@ -47,7 +47,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """
     path = os.fspath(path)
     content = load_file(path) if _check_content(path) == "safetensors" else _torch_load(path)
-    weights, rest = content, {}
+    weights = content
+    rest: dict[str, Any] = {}
     while isinstance(weights, Mapping):
         wrapper = next((k for k in WRAPPERS if isinstance(weights.get(k), Mapping)), None)
         if wrapper is None:

@@ -8,8 +8,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from person_search.cli import program_parser, run_program
 
@@ -39,7 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                         help="number of drawing processes (default: 1)")  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
-    def add(name: str, text: str, convert: type = int, **kwargs: object) -> None:
+    def add(name: str, text: str, convert: Callable[[str], Any] = int, **kwargs: Any) -> None:
         default = getattr(SyntheticConfig(), name)
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         parser.add_argument(f"--{name.replace('_', '-')}", type=convert, default=default,

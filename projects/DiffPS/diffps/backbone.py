@@ -333,13 +333,13 @@ def _through_cache(
     """Returns the entry of each key; missing ones are computed, by their indices, and added."""
     if cache is None:
         return compute(list(range(len(keys))))
-    results = cache.get_many(keys)
-    missing = [i for i, result in enumerate(results) if result is None]
+    results = {i: found for i, found in enumerate(cache.get_many(keys)) if found is not None}
+    missing = [i for i in range(len(keys)) if i not in results]
     if missing:
         for i, result in zip(missing, compute(missing), strict=True):
             cache.put(keys[i], result)
             results[i] = result
-    return results
+    return [results[i] for i in range(len(keys))]
 
 
 def _pad(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -118,11 +118,14 @@ class TensorCache:
             self.misses += 1
             return None
         except (OSError, SafetensorError, ValueError, KeyError) as e:
-            return self._reject(path, f"damaged ({e})")
+            self._reject(path, f"damaged ({e})")
+            return None
         if (metadata.get("identity"), metadata.get("key")) != (self.identity, key):
-            return self._reject(path, "of another model or image")
+            self._reject(path, "of another model or image")
+            return None
         if metadata.get("checksum") != checksum(tensors):
-            return self._reject(path, "damaged (wrong checksum)")
+            self._reject(path, "damaged (wrong checksum)")
+            return None
         self.hits += 1
         return tensors
 

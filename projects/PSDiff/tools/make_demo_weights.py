@@ -46,7 +46,7 @@ def work(args: argparse.Namespace) -> None:
 
     demo = runpy.run_path(str(Path(__file__).resolve().parents[3] / "tools" / "demo.py"))
     names = ("CONFIG", "DATA_OPTIONS", "PSDIFF_WEIGHTS", "ROOT", "TEACHER_WEIGHTS", "Steps")
-    CONFIG, DATA_OPTIONS, PSDIFF_WEIGHTS, ROOT, TEACHER_WEIGHTS, Steps = map(demo.get, names)
+    CONFIG, DATA_OPTIONS, PSDIFF_WEIGHTS, ROOT, TEACHER_WEIGHTS, Steps = (demo[n] for n in names)
     os.chdir(ROOT)
     out, programs = args.output, "projects/PSDiff/tools"
     keys = (
