@@ -134,7 +134,7 @@ def test_the_box_that_is_seen_is_the_one_that_is_searched_for(visit) -> None:
     stage = tab.locator("#stage").bounding_box()
     tab.mouse.move(stage["x"] + 20, stage["y"] + 20)
     tab.mouse.down()
-    tab.mouse.move(stage["x"] + 90, stage["y"] + 20)  # a line is no box
+    tab.mouse.move(stage["x"] + 90, stage["y"] + 20)  # a line is not a box
     tab.mouse.up()
     assert tab.locator("#drawn").get_attribute("style") == before
     with tab.expect_request("**/api/search") as request:
@@ -204,7 +204,7 @@ def test_a_damaged_gallery_is_told_and_opened_once_it_is_whole(visit, page_serve
     try:
         tab = visit("status of 503", early=lambda _: None)
         tab.wait_for_selector("#error:has-text('Line 1 of')")
-        assert "is damaged. 'person-search verify' names" in tab.inner_text("#error")
+        assert "is damaged. 'person-search verify' lists" in tab.inner_text("#error")
         assert tab.inner_text("#gallery") == "The gallery is not open."
         give(tab, "drop", "me.png")
         tab.wait_for_selector("#error:has-text('Line 1 of')")
@@ -230,7 +230,7 @@ def test_drawing_that_the_system_breaks_off(visit) -> None:
         touch("touchStart", (0.1, 0.2))
         touch("touchMove", (0.3, 0.5))
         assert tab.locator("#drawn").is_visible()
-        if end == "touchEnd":  # a line is no box
+        if end == "touchEnd":  # a line is not a box
             touch("touchMove", (0.3, 0.2))
         touch(end)
         until(tab, "document.getElementById('drawn').hidden")

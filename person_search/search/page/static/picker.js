@@ -58,8 +58,8 @@ export class Picker {
         type: "button",
         class: "person",
         "aria-pressed": "false",
-        "aria-label": `Person ${i + 1} of ${persons.length} from the left, detected with ${percent} %`,
-        title: `detected with ${percent} %`,
+        "aria-label": `Person ${i + 1} of ${persons.length} from the left, score ${percent} %`,
+        title: `score ${percent} %`,
         "data-person": one.person,
         onClick: () => this.pick(one.person),
       });
