@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -59,9 +60,10 @@ class FileLock:
             "host": socket.gethostname(),
             "since": datetime.now().isoformat(" ", "seconds"),
         }
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(owner).encode(), 0)
         self._handle = handle
+        with suppress(OSError):  # a full disk; the lock itself needs no space
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(owner).encode(), 0)
 
     def release(self) -> None:
         """Releases the lock if it is held."""

@@ -7,6 +7,7 @@ is computed, so an interrupted run is simply started again.
 """
 
 import logging
+import stat
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -247,10 +248,18 @@ def _make_plan(
             if root in roots.values() and (root, path) not in listed:
                 file = store.root_path(root) / from_stored(path)
                 # other files exist: this listing may be the only one that is not recursive
-                if not file.exists() or str(file) in listing.left_out:
+                if _is_missing(file) or str(file) in listing.left_out:
                     last = entries[-1]
                     removed.append(Entry(run, root, path, last.size, last.mtime_ns, removed=True))
     return _Plan(run, segments, tasks, removed, len(candidates) - len(tasks))
+
+
+def _is_missing(file: Path) -> bool:
+    """Whether a file has been removed or replaced by a folder; not if it cannot be accessed."""
+    try:
+        return not stat.S_ISREG(file.stat().st_mode)
+    except OSError as e:
+        return isinstance(e, (FileNotFoundError, NotADirectoryError))
 
 
 def _task_of(

@@ -70,13 +70,13 @@ def write_results(result: SearchResult, folder: Path, shown: int) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     scenes = list(_scenes(result, shown))
-    contents: dict[str, str | bytes] = {
-        RESULTS: json_lines(result),
+    contents = {
+        RESULTS: json_lines(result).encode(),
         SHEET: encode_image(_sheet(result, scenes), ".png"),
-        REPORT: _report(result, scenes, len(scenes)),
+        REPORT: _report(result, scenes, len(scenes)).encode(),
     }
     for name, content in contents.items():
-        write_atomically(folder / name, content.encode() if isinstance(content, str) else content)
+        write_atomically(folder / name, content)
     return [folder / name for name in contents]
 
 

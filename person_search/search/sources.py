@@ -77,7 +77,8 @@ def find_sources(places: Iterable[str | os.PathLike], recursive: bool = False) -
         ValueError: If a single file is neither an image nor a video.
     """
     listing = Listing()
-    for place in map(Path, places):
+    paths = [Path(place) for place in places]
+    for place in paths:
         if place.is_dir():
             _walk(place.resolve(), recursive, listing)
         elif place.is_file():
@@ -92,7 +93,7 @@ def find_sources(places: Iterable[str | os.PathLike], recursive: bool = False) -
         else:
             raise FileNotFoundError(f"the folder, image or video '{place}' does not exist.")
     if not listing.sources:
-        names = ", ".join(str(place) for place in places)
+        names = ", ".join(map(str, paths))
         raise FileNotFoundError(
             f"'{names}' contains no image or video"
             f"{'' if recursive else ' (--recursive includes subfolders)'}"
@@ -118,10 +119,10 @@ def _walk(root: Path, recursive: bool, listing: Listing) -> None:
     pending = [root]  # no recursion: folders may be nested deeper than Python's stack
     while pending:
         folder = pending.pop()
-        if (folder / MANIFEST).exists():  # a gallery inside the folder of its images
-            continue
         is_result = _is_result_folder(folder)
         try:
+            if (folder / MANIFEST).exists():  # a gallery inside the folder of its images
+                continue
             items = sorted(os.scandir(folder), key=lambda item: item.name)
         except OSError as e:
             if folder == root:

@@ -106,7 +106,7 @@ class Page:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         if isinstance(body, dict):
             body, named["content-type"] = json.dumps(body).encode(), "application/json"
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
         try:
             connection.request(method, path, body, named)
             response = connection.getresponse()
@@ -137,12 +137,12 @@ def running(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while not server.started and time.monotonic() < deadline:
             time.sleep(0.01)
         yield Page(session, listening.getsockname()[1])
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join()
         listening.close()
         session.close()

@@ -3,7 +3,7 @@
 
 Chromium is looked for on the machine (Debian: ``apt install chromium``); PERSON_SEARCH_CHROMIUM
 names another. The images that are taken lie in the folder of PERSON_SEARCH_SCREENSHOTS, if set.
-Whoever uses ``visit`` or ``look`` imports all four fixtures.
+Test modules that use ``visit`` or ``look`` import all four fixtures.
 """
 
 import io
@@ -47,13 +47,13 @@ def visit(chromium, page_server: Page) -> Iterator[Callable]:
     """Returns ``visit(**options of the browser)``, which opens the page.
 
     Any message in the browser's console that is not asked for (``expect``) fails the test.
-    ``early(tab)`` is called before the page is loaded; the gallery is not waited for then.
+        ``early(tab)`` is called before the page is loaded, which is then not awaited.
     """
     contexts, complaints, expected = [], [], []
 
     def open_page(expect: str = "", early: Callable | None = None, **options):
         context = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)
         contexts.append(context)
         expected.append(expect)
         tab = context.new_page()
@@ -147,7 +147,7 @@ def found(tab) -> list[str]:
 
 def until(tab, true: str) -> None:
     """Waits for an expression in the page; the browser's own waiting is against the page's CSP."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while not tab.evaluate(true):
         assert time.monotonic() < deadline, true
         time.sleep(0.02)

@@ -111,6 +111,27 @@ def test_files_that_are_gone(folder) -> None:
     assert sorted(Path(p).name for p in gallery.images.paths) == ["a.png", "c.png"]
 
 
+def test_pruning_removes_replaced_files_but_not_unreachable_ones(folder, monkeypatch) -> None:
+    index(folder)
+    (folder / "b.png").unlink()
+    (folder / "b.png").mkdir()
+    assert index(folder, prune=True).removed == 1
+    (folder / "sub").mkdir()
+    shutil.copy(folder / "a.png", folder / "sub" / "d.png")
+    index(folder)
+    listing = find_sources([folder])  # as if the subfolder were unreadable
+    reach = Path.stat
+
+    def stat(path: Path, **options):
+        if path.parent.name == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return reach(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    options = IndexOptions(prune=True)
+    assert index_images(make_embedder(), folder.parent / "g", listing, options).removed == 0
+
+
 def bad_files(folder: Path) -> dict[str, str]:
     """Writes files that cannot be read; name -> part of the message."""
     (folder / "empty.png").write_bytes(b"")

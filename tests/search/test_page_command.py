@@ -45,7 +45,7 @@ def test_the_command(serve_words, tmp_path: Path, child_env, number: int) -> Non
         line = next(line for line in lines if "is open at" in line)
         address = re.search(r"http://127\.0\.0\.1:\d+/", line)[0]
         sent = urllib.request.Request(address + "api/uploads", data=image_bytes())
-        with urllib.request.urlopen(sent, timeout=60) as answer:
+        with urllib.request.urlopen(sent) as answer:
             image = json.load(answer)
         assert image["width"] == 100
         choice = {"image": image["id"], "box": [0, 0, 50, 80]}
@@ -54,13 +54,13 @@ def test_the_command(serve_words, tmp_path: Path, child_env, number: int) -> Non
             data=json.dumps({"persons": [choice]}).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(sent, timeout=60) as answer:
+        with urllib.request.urlopen(sent) as answer:
             assert len(json.load(answer)["matches"]) == 4
         kept = list((tmp_path / "tmp").rglob("*.png"))
         assert len(kept) == 1
     finally:
         run.send_signal(number)
-        out, errors = run.communicate(timeout=60)
+        out, errors = run.communicate()
     assert run.returncode == 0, errors
     assert "Traceback" not in errors
     assert list((tmp_path / "tmp").glob("person-search-*")) == []

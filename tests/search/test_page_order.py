@@ -134,7 +134,7 @@ def test_the_box_that_is_seen_is_the_one_that_is_searched_for(visit) -> None:
     stage = tab.locator("#stage").bounding_box()
     tab.mouse.move(stage["x"] + 20, stage["y"] + 20)
     tab.mouse.down()
-    tab.mouse.move(stage["x"] + 90, stage["y"] + 20)  # a line is no box
+    tab.mouse.move(stage["x"] + 90, stage["y"] + 20)  # a line is not a box
     tab.mouse.up()
     assert tab.locator("#drawn").get_attribute("style") == before
     with tab.expect_request("**/api/search") as request:
@@ -230,7 +230,7 @@ def test_drawing_that_the_system_breaks_off(visit) -> None:
         touch("touchStart", (0.1, 0.2))
         touch("touchMove", (0.3, 0.5))
         assert tab.locator("#drawn").is_visible()
-        if end == "touchEnd":  # a line is no box
+        if end == "touchEnd":  # a line is not a box
             touch("touchMove", (0.3, 0.2))
         touch(end)
         until(tab, "document.getElementById('drawn').hidden")

@@ -136,7 +136,7 @@ def test_kinds_of_images_and_hints_for_the_others(tmp_path) -> None:
         find_sources([tmp_path / "only"])
 
 
-def test_links_that_form_a_loop_and_unreadable_folders(tmp_path) -> None:
+def test_links_that_form_a_loop_and_deep_folders(tmp_path) -> None:
     (tmp_path / "a.png").touch()
     (tmp_path / "x.png").symlink_to("y.png")
     (tmp_path / "y.png").symlink_to("x.png")
@@ -154,3 +154,12 @@ def test_a_table_that_is_not_text(tmp_path) -> None:
     (tmp_path / "t.csv").write_text("file,camera\na.png,gate\n", encoding="utf-16")
     with pytest.raises(ValueError, match=r"line \d of '.*t\.csv': .*"):
         read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every folder")
+def test_an_unreadable_folder(tmp_path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "sub").mkdir(mode=0)
+    listing = find_sources([tmp_path], recursive=True)
+    assert names(listing) == ["a.png"]
+    assert listing.left_out == {str(tmp_path / "sub"): "an unreadable folder (Permission denied)"}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Manifest, lock, paths, and which entries count."""
 
+import errno
 import importlib
 import json
 import logging
@@ -220,7 +221,7 @@ def test_verify_and_salvage(tmp_path) -> None:
     folder = tmp_path / "g" / "segments" / "0001"
     with (folder / LOG).open("ab") as log:
         log.write(b"0badc0de {")
-    assert verify(store) == [], "the unfinished end of a run is no damage"
+    assert verify(store) == [], "the unfinished end of a run is not damage"
     vectors = bytearray((folder / VECTORS).read_bytes())
     vectors[5] ^= 1
     (folder / VECTORS).write_bytes(vectors)
@@ -234,3 +235,19 @@ def test_verify_and_salvage(tmp_path) -> None:
     report = compact(store)
     assert report.damaged == ["the persons of 'p0.png' in '0001' are damaged."]
     assert report.images == 2 and len(Gallery(store)) == 2
+
+
+def test_a_full_disk_does_not_keep_the_lock(tmp_path, monkeypatch) -> None:
+    store, _ = write_gallery(tmp_path / "g", [1])
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", full)
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*gallery\.json'"):
+            with store.writing():
+                pass
+    with store.writing() as run:
+        assert run == 2
