@@ -11,7 +11,7 @@ from person_search.config.build import (
     merge_run_config,
 )
 from person_search.config.defaults import add_person_search_config
-from person_search.config.files import config_folder, list_configs, nearest_configs
+from person_search.config.files import config_folder, find_config, list_configs, nearest_configs
 from person_search.config.projects import ProjectError, add_all_project_configs, project_names
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "config_folder",
     "default_config",
     "did_you_mean",
+    "find_config",
     "list_configs",
     "merge_into",
     "merge_run_config",

@@ -15,7 +15,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from person_search.config.defaults import add_person_search_config
-from person_search.config.files import config_folder, list_configs, nearest_configs
+from person_search.config.files import find_config
 from person_search.config.projects import add_all_project_configs
 
 
@@ -62,12 +62,7 @@ def merge_into(cfg: CfgNode, config_file: str | os.PathLike, opts: Sequence[str]
     """
     config_file = os.fspath(config_file)
     if config_file:
-        if "://" not in config_file and not os.path.isfile(config_file):
-            if config_file not in list_configs():
-                kind = "is a folder" if os.path.isdir(config_file) else "does not exist"
-                hint = nearest_configs(config_file)
-                raise FileNotFoundError(f"--config-file {config_file!r} {kind}.{hint}")
-            config_file = str(config_folder() / config_file)
+        config_file = find_config(config_file)
         with _explained(cfg, config_file):
             _check_yaml(config_file)
             cfg.merge_from_file(config_file)
@@ -99,6 +94,8 @@ def merge_run_config(cfg: CfgNode, args: argparse.Namespace) -> None:
         ValueError: See :func:`merge_into`. Also if the model is unknown, no data set is named, or
             the device is not available.
     """
+    if args.config_file:
+        args.config_file = find_config(args.config_file)  # Detectron2's default_setup reads it, too
     merge_into(cfg, args.config_file, args.opts)
     check_model(cfg)
     split = "TEST" if args.eval_only else "TRAIN"

@@ -2,6 +2,7 @@
 """The configs that come with the project: where they are, and their names."""
 
 import difflib
+import os
 from pathlib import Path
 
 
@@ -33,3 +34,20 @@ def nearest_configs(name: str) -> str:
     near = difflib.get_close_matches(Path(name).stem, by_stem, n=2, cutoff=0.7)
     near = [by_stem[stem] for stem in near]
     return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def find_config(name: str) -> str:
+    """Returns the path of a config file.
+
+    Args:
+        name: Path or URL of a YAML file, or the name of one below ``configs/``.
+
+    Raises:
+        FileNotFoundError: There is no such file; the message lists the nearest names.
+    """
+    if "://" in name or os.path.isfile(name):
+        return name
+    if name in list_configs():
+        return str(config_folder() / name)
+    kind = "is a folder" if os.path.isdir(name) else "does not exist"
+    raise FileNotFoundError(f"--config-file {name!r} {kind}.{nearest_configs(name)}")

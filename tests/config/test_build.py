@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configs from installed projects, a YAML file and overrides."""
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,11 @@ def test_missing_file_names_the_nearest(tmp_path) -> None:
 
 
 def test_a_name_of_the_model_zoo_is_a_config_file() -> None:
-    assert build_config("PSDiff/tiny/psdiff_slim_synthetic.yaml") == build_config(SLIM)
+    name = "PSDiff/tiny/psdiff_slim_synthetic.yaml"
+    assert build_config(name) == build_config(SLIM)
+    args = argparse.Namespace(config_file=name, opts=[], eval_only=False, num_gpus=0)
+    merge_run_config(default_config(), args)
+    assert args.config_file == str(SLIM), "Detectron2's default_setup reads the file once more"
 
 
 def test_a_project_outside_of_this_repository(tmp_path, monkeypatch) -> None:
