@@ -17,19 +17,19 @@ def demo():
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_commands_keep_paths_with_spaces(demo, quick: bool) -> None:
+def test_commands_keep_paths_with_spaces(demo, quick: bool, tmp_path) -> None:
     commands = {}
 
     class Recorded(demo.Steps):
         def run(self, name, title, command, done=None):
             commands[name] = shlex.split(command)
 
-    out = Path("/tmp/my demo")
-    demo.run_steps(Recorded(out), out, Path("/tmp/my data"), quick)
+    out, data = tmp_path / "my demo", tmp_path / "my data"
+    demo.run_steps(Recorded(out), out, data, quick)
     assert list(commands) == ["data", "embeddings", "untrained", "start", "training", "search"]
-    assert "/tmp/my data/synthetic" in commands["data"]
-    assert "/tmp/my demo/train" in commands["training"]
-    assert "/tmp/my demo/embeddings.safetensors" in commands["training"]
+    assert f"{data}/synthetic" in commands["data"]
+    assert f"{out}/train" in commands["training"]
+    assert f"{out}/embeddings.safetensors" in commands["training"]
     assert all((demo.ROOT / words[0]).is_file() or words[0] == "-m" for words in commands.values())
     for name, words in commands.items():
         assert ("SOLVER.MAX_ITER" in words) == (quick and name != "data")
