@@ -141,6 +141,19 @@ def small_cuhk_sysu(root: Path, **changes: object) -> Path:
     return write_cuhk_sysu(root, **(content | changes))
 
 
+def cuhk_sysu_of_training_images(root: Path, images: dict, train: list) -> Path:
+    """A set with the given training images and identities, and two test images with one query."""
+    test_images = {"s4.jpg": [(10, 5, 40, 80)], "s5.jpg": [(20, 5, 40, 80)]}
+    return small_cuhk_sysu(
+        root,
+        images=images | test_images,
+        pool=["s4.jpg", "s5.jpg"],
+        train=train,
+        queries=[("s4.jpg", (10, 5, 40, 80))],
+        galleries={100: [[("s5.jpg", (20, 5, 40, 80))]]},
+    )
+
+
 def write_subset(root: Path, file: str, variable: str, rows: list[tuple]) -> None:
     """Adds a subset of CUHK-SYSU: (query image, box, gallery) per query, with a third field."""
     fields = ["imname", "idlocate", "ishard"]
