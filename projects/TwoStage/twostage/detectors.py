@@ -99,18 +99,13 @@ def build_detector(cfg: CfgNode) -> TorchvisionDetector | Detectron2Detector:
         )
     if source == "torchvision":
         initial = two.DETECTOR_WEIGHTS if not cfg.MODEL.WEIGHTS else ""
-        sizes = [cfg.INPUT.MIN_SIZE_TEST or 800], cfg.INPUT.MAX_SIZE_TEST or 1333
         net = _torchvision_net(name, initial)
-        transform = getattr(net, "transform", None)
-        if transform is not None and not getattr(transform, "fixed_size", None):
-            transform.min_size, transform.max_size = tuple(sizes[0]), sizes[1]
-        for key, value in (
-            ("box_score_thresh", two.SCORE_THRESH),
-            ("score_thresh", two.SCORE_THRESH),
-        ):
-            for part in (net, getattr(net, "roi_heads", None)):
-                if hasattr(part, key.removeprefix("box_")):
-                    setattr(part, key.removeprefix("box_"), value)
+        if getattr(net.transform, "fixed_size", None) is None:  # SSD has one size
+            net.transform.min_size = (cfg.INPUT.MIN_SIZE_TEST or 800,)
+            net.transform.max_size = cfg.INPUT.MAX_SIZE_TEST or 1333
+        for part in (net, getattr(net, "roi_heads", None)):
+            if hasattr(part, "score_thresh"):
+                part.score_thresh = two.SCORE_THRESH
         return TorchvisionDetector(net, is_bgr=cfg.INPUT.FORMAT == "BGR")
     inner = cfg.clone()
     inner.defrost()
