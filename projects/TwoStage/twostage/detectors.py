@@ -103,9 +103,9 @@ def build_detector(cfg: CfgNode) -> TorchvisionDetector | Detectron2Detector:
         if getattr(net.transform, "fixed_size", None) is None:  # SSD has one size
             net.transform.min_size = (cfg.INPUT.MIN_SIZE_TEST or 800,)
             net.transform.max_size = cfg.INPUT.MAX_SIZE_TEST or 1333
-        for part in (net, getattr(net, "roi_heads", None)):
-            if hasattr(part, "score_thresh"):
-                part.score_thresh = two.SCORE_THRESH
+        owner = getattr(net, "roi_heads", net)
+        if hasattr(owner, "score_thresh"):  # RoI heads hold the threshold of two-stage detectors
+            owner.score_thresh = two.SCORE_THRESH
         return TorchvisionDetector(net, is_bgr=cfg.INPUT.FORMAT == "BGR")
     inner = cfg.clone()
     inner.defrost()
