@@ -113,13 +113,16 @@ class TimmBackbone(Backbone):
         return outputs
 
 
-def create_timm_net(name: str, in_chans: int, pretrained: bool) -> nn.Module:
-    """Creates a ``features_only`` model of timm.
+def create_timm_net(
+    name: str, in_chans: int, pretrained: bool, features_only: bool = True
+) -> nn.Module:
+    """Creates a model of timm.
 
     Args:
         name: Name of the model, for example ``convnext_base`` or ``pvt_v2_b2.in1k``.
         in_chans: Number of image channels.
         pretrained: Downloads timm's weights.
+        features_only: Whether the model returns feature maps. False: a pooled vector.
 
     Raises:
         ValueError: timm is not installed, or the model is unknown, has no features, or its
@@ -134,10 +137,12 @@ def create_timm_net(name: str, in_chans: int, pretrained: bool) -> nn.Module:
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ValueError(f"MODEL.TIMM.NAME {name!r} is unknown to timm. Similar: {near}.")
-    window = {"strict_img_size": False} if name.startswith("swin") else {}
+    options: dict = {"features_only": True} if features_only else {"num_classes": 0}
+    if name.startswith("swin"):
+        options["strict_img_size"] = False
     try:
         net = timm.create_model(
-            name, features_only=True, pretrained=pretrained, in_chans=in_chans, **window
+            name, pretrained=pretrained, in_chans=in_chans, **options
         )
     except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
         raise ValueError(
@@ -148,6 +153,8 @@ def create_timm_net(name: str, in_chans: int, pretrained: bool) -> nn.Module:
             f"MODEL.TIMM.WEIGHTS 'imagenet' could not be downloaded for {name!r}: "
             f"{str(error).splitlines()[0]}. Without a network, give the path of a weights file."
         ) from error
+    if not features_only:
+        return net
     strides = net.feature_info.reduction()
     if any(math.log2(stride) % 1 for stride in strides) or len(set(strides)) < 2:
         raise ValueError(
