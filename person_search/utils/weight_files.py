@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
+WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "teacher")
 """Names under which checkpoints of different code bases keep their weights."""
 
 _DAMAGED = "is truncated or damaged ({}); download or copy it again"
