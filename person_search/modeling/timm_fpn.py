@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -128,27 +130,15 @@ class TimmBackbone(Backbone):
         return outputs | {name: norm(outputs[name]) for name, norm in self.out_norms.items()}
 
 
-def create_timm_net(
-    name: str,
-    in_chans: int = 3,
-    pretrained: bool = False,
-    features_only: bool = True,
-    drop_path: float = 0.0,
-    key: str = "MODEL.TIMM.NAME",
-) -> nn.Module:
-    """Creates a model of timm.
+def import_timm(name: str, key: str = "MODEL.TIMM.NAME") -> ModuleType:
+    """Returns the module ``timm``, which has a model of this name.
 
     Args:
         name: Name of the model, for example ``convnext_base`` or ``pvt_v2_b2.in1k``.
-        in_chans: Number of image channels.
-        pretrained: Downloads timm's weights.
-        features_only: Whether the model returns feature maps. False: a pooled vector.
-        drop_path: Highest probability of skipping a residual branch in training.
         key: Config key of the name, for error messages.
 
     Raises:
-        ValueError: timm is not installed, or the model is unknown, cannot be used as a backbone, or
-            its weights cannot be downloaded.
+        ValueError: timm is not installed, or the model is unknown.
     """
     try:
         import timm
@@ -159,9 +149,33 @@ def create_timm_net(
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=5) or "none"
         raise ValueError(f"{key} {name!r} is unknown to timm. Similar: {near}.")
-    options: dict = {"features_only": True} if features_only else {"num_classes": 0}
-    if drop_path:
-        options["drop_path_rate"] = drop_path
+    return timm
+
+
+def create_timm_net(
+    name: str,
+    in_chans: int = 3,
+    pretrained: bool = False,
+    features_only: bool = True,
+    key: str = "MODEL.TIMM.NAME",
+    **options: Any,
+) -> nn.Module:
+    """Creates a model of timm.
+
+    Args:
+        name: Name of the model.
+        in_chans: Number of image channels.
+        pretrained: Downloads timm's weights.
+        features_only: Whether the model returns feature maps. False: a pooled vector.
+        key: Config key of the name, for error messages.
+        **options: Further arguments of ``timm.create_model``.
+
+    Raises:
+        ValueError: timm is not installed, or the model is unknown, cannot be used as a backbone, or
+            its weights cannot be downloaded.
+    """
+    timm = import_timm(name, key)
+    options |= {"features_only": True} if features_only else {"num_classes": 0}
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
     hub.setLevel(logging.ERROR)  # not one line for each of its attempts
@@ -256,8 +270,7 @@ def _layouts(weights: dict[str, Tensor], name: str) -> Iterator[tuple[str, dict[
         if official is not None:
             yield "name (Swin layout converted)", to_timm_names(official)
     if name:
-        import timm
-
+        timm = import_timm(name)
         family = sys.modules[timm.model_entrypoint(name.split(".")[0]).__module__]
         convert = getattr(family, "checkpoint_filter_fn", None)
         if convert is not None:
@@ -296,7 +309,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         keys.NAME,
         input_shape.channels,
         pretrained=initial == "imagenet",
-        drop_path=keys.DROP_PATH,
+        **({"drop_path_rate": keys.DROP_PATH} if keys.DROP_PATH else {}),
     )
     if initial not in ("", "imagenet"):
         logger.info("%s", load_timm_weights(net, initial, keys.NAME))

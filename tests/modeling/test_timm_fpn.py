@@ -70,7 +70,7 @@ def test_synchronized_norms_output_norms_and_checkpointing() -> None:
 
 
 def test_drop_path_reaches_the_model() -> None:
-    net = create_timm_net("convnext_atto", drop_path=0.4)
+    net = create_timm_net("convnext_atto", drop_path_rate=0.4)
     rates = [m.drop_prob for m in net.modules() if type(m).__name__ == "DropPath"]
     assert max(rates) == pytest.approx(0.4) and rates == sorted(rates)
 
