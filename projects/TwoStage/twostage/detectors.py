@@ -122,8 +122,8 @@ class DetectionsOfFile(Detector):
         super().__init__()
         self.path, self.predictions = path, read_predictions(path)
         ids, names = self.predictions.image_ids, self.predictions.image_names
-        self.by_name = names is not None and bool((ids < 0).all())  # a file without ids
-        keys = names if self.by_name else ids
+        keys = ids if names is None or (ids >= 0).all() else names
+        self.by_name = keys is names
         self.row_of = {key: row for row, key in enumerate(keys.tolist())}
 
     def detect(self, batched_inputs: list[dict], device: torch.device) -> list[Instances]:

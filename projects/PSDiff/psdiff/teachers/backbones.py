@@ -163,7 +163,7 @@ def _from_torchvision(name: str, cfg: CfgNode) -> StagedBackbone:
 def _from_timm(name: str, cfg: CfgNode) -> StagedBackbone | WholeBackbone:
     teacher, wanted = cfg.MODEL.PSDIFF.TEACHER, cfg.MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS
     known = import_timm(name, _KEY).get_pretrained_cfg(name)
-    size = {"img_size": tuple(teacher.CROP_SIZE)} if known and known.fixed_input_size else {}
+    size: dict = {"img_size": tuple(teacher.CROP_SIZE)} if known and known.fixed_input_size else {}
     net = create_timm_net(
         name, pretrained=wanted == "imagenet", features_only=False, key=_KEY, **size
     )
