@@ -87,8 +87,8 @@ class PersonEmbedder:
         if path and "://" not in path and not os.path.isfile(path):  # before the model is built
             raise FileNotFoundError(f"the weight file '{path}' does not exist.")
         model = build_model(cfg)
+        checkpointer = PersonSearchTrainer.build_checkpointer(cfg, model)
         if path:
-            checkpointer = PersonSearchTrainer.build_checkpointer(cfg, model)
             checkpointer.load(path, checkpointables=[], need_whole=True)
         return cls(
             model,

@@ -10,11 +10,11 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from person_search.evaluation import read_predictions
 from person_search.utils.weight_files import read_weights
+from twostage.weights import local_file
 
 _KEY = "MODEL.TWO_STAGE.DETECTOR"
 _WEIGHTS = "MODEL.TWO_STAGE.DETECTOR_WEIGHTS"
@@ -213,9 +213,7 @@ def _torchvision_net(name: str, num_classes: int, weights: str) -> nn.Module:
 
 def _load(net: nn.Module, path: str, name: str) -> None:
     """Loads a state dict; rows of training identities may differ."""
-    if not PathManager.isfile(path):
-        raise FileNotFoundError(f"{_WEIGHTS} {path!r} does not exist.")
-    found, own = read_weights(PathManager.get_local_path(path)), net.state_dict()
+    found, own = read_weights(local_file(path, _WEIGHTS)), net.state_dict()
     per_identity = {
         f"{module}.{buffer}".lstrip(".")
         for module, part in net.named_modules()

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from detectron2.config import CfgNode
-from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from person_search.modeling import CROP_EMBEDDER_REGISTRY
 from person_search.modeling.timm_fpn import create_timm_net, load_timm_weights
+from twostage.weights import local_file
 
 logger = logging.getLogger(__name__)
 
@@ -106,11 +106,8 @@ def build_reid(cfg: CfgNode) -> nn.Module:
             "path of a state dict."
         ) from error
     if initial not in ("", "imagenet"):
-        if not PathManager.isfile(initial):
-            raise FileNotFoundError(f"{_WEIGHTS} {initial!r} does not exist.")
-        model = name if source == "timm" else ""
-        local = PathManager.get_local_path(initial)
-        logger.info("%s", load_timm_weights(net, local, model, _WEIGHTS))
+        model, path = name if source == "timm" else "", local_file(initial, _WEIGHTS)
+        logger.info("%s", load_timm_weights(net, path, model, _WEIGHTS))
     return CropEmbedder(
         net,
         channels,
