@@ -53,6 +53,20 @@ def test_frozen_stages_and_norms() -> None:
     assert norms and not any(norm.training for norm in norms)
 
 
+@pytest.mark.parametrize(
+    "name", ["convnext_atto", "swin_tiny_patch4_window7_224", "pvt_v2_b0", "mobilenetv2_035"]
+)
+def test_frozen_stages_of_all_families(name) -> None:
+    """Everything up to the frozen stage, nothing behind it."""
+    net = build_backbone(timm_cfg(name, FROZEN_STAGES=2)).bottom_up.net
+    modules = [module.replace(".", "_") for module in net.feature_info.module_name()]
+    parameters = [(key.replace(".", "_"), p.requires_grad) for key, p in net.named_parameters()]
+    for module, trained in zip(modules[:4], (False, False, True, True), strict=True):
+        of_stage = {grad for key, grad in parameters if key.startswith(f"{module}_")}
+        assert of_stage == {trained}, module
+    assert not parameters[0][1], "the stem"
+
+
 def test_synchronized_norms_output_norms_and_checkpointing() -> None:
     cfg = timm_cfg("resnet18", NORM="sync", OUT_NORM="LN", ACTIVATION_CHECKPOINT=True)
     backbone = build_backbone(cfg).train().bottom_up
