@@ -145,10 +145,16 @@ def run_query(args: argparse.Namespace) -> int:
         fuse([query.reid_feat for query in queries]),
         skip=() if args.include_own else args.query,
         per_image=not args.every_person,
+        every_frame=args.every_frame,
         method=args.method,
     )
     matches = search(args.top, wanted=wanted)
-    settings = {"method": args.method, "top": args.top, **wanted.to_json()}
+    settings = {
+        "method": args.method,
+        "top": args.top,
+        "every_frame": args.every_frame,
+        **wanted.to_json(),
+    }
     result = SearchResult(queries, gallery, matches, settings, wanted)
     files = write_results(result, args.output, args.show)
     if matches:
@@ -194,7 +200,8 @@ def match_lines(matches: Sequence[Match], shown: int, gallery: Gallery | None = 
         frame = "" if match.offset is None else f" at {match.offset:.1f} s"
         time = "" if match.time is None else format_time(match.time)
         changed = CHANGED if gallery is not None and gallery.is_changed(match.image) else ""
-        known = ", ".join(fact for fact in (match.camera, time, changed) if fact)
+        seen = match.describe_span() and f"seen {match.describe_span()}"
+        known = ", ".join(fact for fact in (seen, match.camera, time, changed) if fact)
         lines.append(
             f"{match.rank:3d}  similarity {match.sim:6.3f}  {printable(match.path)}{frame}"
             + (f"  ({known})" if known else "")
