@@ -18,6 +18,8 @@ with frames sampled every half second and every second, for
     place only   the same, with equal embeddings
     ByteTrack    that of supervision, with its default values and the rate of the sampled frames
 
+A last row has the number of tracklets that cross a cut if the sequences are joined to one video.
+
 The second table has the search with and without averaged embeddings, on a protocol of
 tools/convert_dataset.py: mAP and top-1 over all persons in all frames, each with the embedding of
 its tracklet, and over the tracklets, each of which shows the person of most of its frames. Boxes
@@ -35,6 +37,8 @@ from pathlib import Path
 import numpy as np
 
 from person_search.cli import program_parser, run_program
+from person_search.search.images import read_image
+from person_search.search.tracklets import Tracklets, group_frames
 
 MISSING, ERROR = 0.15, 0.06
 CROP, BATCH = (112, 224), 32
@@ -146,8 +150,6 @@ def classifier(name: str, weights: Path) -> Callable[[Sequence[np.ndarray]], np.
 
 def crops_of(video: Video, folder: Path) -> Iterator[np.ndarray]:
     """Yields the crop of each person, clipped to the image."""
-    from person_search.search.images import read_image
-
     number, image = -1, np.zeros((0, 0, 3), np.uint8)
     for frame, box in zip(video.frame, video.boxes, strict=True):
         if frame != number:
@@ -184,8 +186,6 @@ def embedded(args: argparse.Namespace, folder: Path, noisy: bool, embed) -> Vide
 
 def tracklets(video: Video) -> np.ndarray:
     """Returns the tracklet of each person (n,)."""
-    from person_search.search.tracklets import group_frames
-
     offsets = (video.frames - 1) / video.rate
     return group_frames(offsets, video.counts(), video.boxes, video.feats)
 
@@ -216,6 +216,21 @@ def byte_track(video: Video) -> np.ndarray:
         if len(found):
             numbers[found.data["row"]] = found.tracker_id
     return numbers
+
+
+def across_cuts(videos: Sequence[Video], every: float) -> int:
+    """Returns the number of tracklets that cross a cut between sequences joined to one video."""
+    some = [video.sampled(every) for video in videos]
+    counts = np.concatenate([video.counts() for video in some])
+    sequence = np.repeat(np.arange(len(some)), [len(video.frame) for video in some])
+    seconds, start = [], 0.0
+    for video in some:
+        own = (video.frames - video.frames[0]) / video.rate
+        seconds.append(start + own)
+        start = seconds[-1][-1] + (own[1] if len(own) > 1 else 1.0)
+    boxes, feats = (np.concatenate([getattr(v, name) for v in some]) for name in ("boxes", "feats"))
+    numbers = group_frames(np.concatenate(seconds), counts, boxes, feats)
+    return len(np.unique(np.stack([numbers, sequence]), axis=1).T) - len(np.unique(numbers))
 
 
 def idf1(truths: Sequence[Video], videos: Sequence[Video], numbers: Sequence[np.ndarray]) -> float:
@@ -318,8 +333,6 @@ def search(gallery: Gallery, averaged: int) -> np.ndarray:
     """
     from unittest.mock import patch
 
-    from person_search.search import tracklets as rule
-
     results = []
     for query in gallery.queries:
         keep = gallery.image != gallery.image[query]
@@ -327,8 +340,8 @@ def search(gallery: Gallery, averaged: int) -> np.ndarray:
         positive = gallery.person[keep] == gallery.person[query]
         feats, query_feat = gallery.feats[keep], gallery.feats[query]
         if averaged:
-            with patch.object(rule, "BEST_CROPS", averaged):
-                means = rule.Tracklets(numbers, [gallery.boxes[keep]], [feats]).reid_feats
+            with patch("person_search.search.tracklets.BEST_CROPS", averaged):
+                means = Tracklets(numbers, [gallery.boxes[keep]], [feats]).reid_feats
             of_tracklets = means @ query_feat
             of_persons = of_tracklets[numbers]
         else:
@@ -382,6 +395,8 @@ def run_benchmark(args: argparse.Namespace) -> int:
                 truth = [video.sampled(every) for video in exact]
                 row.append(f"{idf1(truth, some, [track(video) for video in some]):.1f}")
         print(f"| {name} | " + " | ".join(row) + " |", flush=True)
+    row = [str(across_cuts(videos, every)) for videos in (exact, noisy) for every in INTERVALS]
+    print("| tracklets across cuts | " + " | ".join(row) + " |")
     if args.protocol:
         gallery = read_gallery(args.protocol, exact)
         print(

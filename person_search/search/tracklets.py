@@ -41,6 +41,9 @@ VELOCITY_SECONDS = 0.3
 """Time constant of the moving average of the velocity."""
 MEMORY = 0.7
 """Weight of the earlier embeddings in the moving average of a tracklet."""
+CUT = 1.35
+"""The scene changes where the mean embedding of the persons changes by more than ``CUT`` times what
+is expected of independent persons of one scene (variances)."""
 OUTLIER, SMALLEST_CHANGE = 3.0, 0.1
 """If no frame shows two persons, an embedding that changes by more than ``OUTLIER`` times the
 median change, and by ``SMALLEST_CHANGE``, belongs to another person."""
@@ -92,18 +95,16 @@ def group_frames(
         Numbers (n,) int32 of the tracklets, in the order of their first persons.
     """
     numbers = np.full(len(boxes), -1, np.int32)
-    average, least = _compare_with(counts, reid_feats)
+    average, least, cuts = _study(counts, reid_feats)
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     heights = np.maximum(boxes[:, 3] - boxes[:, 1], 1.0)
     active: list[_Tracklet] = []
     used = end = 0
-    for time, count in zip(offsets, counts, strict=True):
+    for time, count, cut in zip(offsets, counts, cuts, strict=True):
         start, end = end, end + int(count)
         feats = _unit(reid_feats[start:end] - average)
-        active = [one for one in active if time - one.time <= GAP + ROUNDING]
+        active = [one for one in active if not cut and time - one.time <= GAP + ROUNDING]
         pairs = _continued(active, time, centers[start:end], heights[start:end], feats, least)
-        if pairs is None:  # a cut
-            active, pairs = [], {}
         for j in range(count):
             row = start + j
             if j in pairs:
@@ -121,27 +122,45 @@ def group_frames(
     return numbers
 
 
-def _compare_with(
+def _study(
     counts: Sequence[int] | np.ndarray, reid_feats: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """Returns the embedding of the average person (D,), and the minimum similarity.
+) -> tuple[np.ndarray, float, np.ndarray]:
+    """Finds out how similar the persons of a video are to each other.
 
     Two embeddings are compared by the cosine of their differences from the average person. It is
     positive if they resemble each other more than two persons of the video do on average. Only
     frames with several persons count, and each counts once: in a video of a single person, the
     differences from the average would be noise.
+
+    Embeddings also depend on the scene. From one frame to the next, the mean embedding changes less
+    than between independent samples of the persons, and more than that at a cut.
+
+    Returns:
+        The embedding of the average person (D,); the minimum similarity; and whether each frame
+        starts a scene (F,).
     """
     ends = np.cumsum(counts)
-    means = [
-        np.mean(reid_feats[end - count : end], axis=0)
-        for count, end in zip(counts, ends, strict=True)
-        if count > 1
-    ]
-    if means:
-        return np.mean(means, axis=0), 0.0
+    cuts = np.zeros(len(ends), bool)
+    means = np.array(
+        [np.mean(reid_feats[end - count : end], axis=0)
+         for count, end in zip(counts, ends, strict=True) if count]
+    )  # fmt: skip
+    shown = np.flatnonzero(counts)
+    sizes = np.asarray(counts)[shown]
+    several = sizes > 1
+    if several.any():
+        spread = np.mean(
+            [np.sum((reid_feats[ends[frame] - size : ends[frame]] - mean) ** 2) / (size - 1)
+             for frame, size, mean in zip(shown, sizes, means, strict=True) if size > 1]
+        )  # fmt: skip
+        changes = np.sum(np.diff(means, axis=0) ** 2, axis=1)
+        expected = spread * (1 / sizes[1:] + 1 / sizes[:-1])
+        cuts[shown[1:]] = changes > CUT * expected + ROUNDING
+        return means[several].mean(axis=0), 0.0, cuts
     changes = 1 - np.vecdot(reid_feats[1:], reid_feats[:-1])  # one person in every frame
     change = np.median(changes) if len(changes) else 0.0
-    return np.zeros(reid_feats.shape[1], np.float32), 1 - max(OUTLIER * change, SMALLEST_CHANGE)
+    least = 1 - max(OUTLIER * change, SMALLEST_CHANGE)
+    return np.zeros(reid_feats.shape[1], np.float32), least, cuts
 
 
 def _continued(
@@ -151,12 +170,11 @@ def _continued(
     heights: np.ndarray,
     feats: np.ndarray,
     least: float,
-) -> dict[int, int] | None:
+) -> dict[int, int]:
     """Assigns the persons of a frame to tracklets.
 
     Returns:
-        Index of the tracklet by the index of the person; None at a cut: most of the pairs that
-        are close enough do not look alike.
+        Index of the tracklet by the index of the person.
     """
     if not active or not len(feats):
         return {}
@@ -167,19 +185,11 @@ def _continued(
     reach = (REACH + SPEED * passed)[:, None] * (before[:, None] + heights) / 2
     sims = _unit(np.array([one.feat for one in active])) @ feats.T
     ratios = np.maximum(before[:, None] / heights, heights / before[:, None])
-    far = (distances > reach) | (ratios > HEIGHT_RATIO)
-    other = sims < least - ROUNDING
-    costs = np.where(far, FORBIDDEN, 1 - sims + distances / reach)
+    impossible = (distances > reach) | (ratios > HEIGHT_RATIO) | (sims < least - ROUNDING)
+    costs = np.where(impossible, FORBIDDEN, 1 - sims + distances / reach)
     rows, columns = linear_sum_assignment(costs)
-    close = ~far[rows, columns]
-    unlike = np.count_nonzero(other[rows, columns] & close)
-    if unlike:
-        if 2 * unlike > np.count_nonzero(close):
-            return None
-        far |= other
-        rows, columns = linear_sum_assignment(np.where(other, FORBIDDEN, costs))
-        close = ~far[rows, columns]
-    return dict(zip(columns[close].tolist(), rows[close].tolist(), strict=True))
+    possible = ~impossible[rows, columns]
+    return dict(zip(columns[possible].tolist(), rows[possible].tolist(), strict=True))
 
 
 def _unit(feats: np.ndarray) -> np.ndarray:
