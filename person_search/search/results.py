@@ -223,10 +223,11 @@ def _facts(result: SearchResult, match: Match, warning: str) -> list[tuple[str, 
 
 
 def _note(result: SearchResult, match: Match) -> str:
-    """Returns place, camera and time in one line."""
+    """Returns the place, or the span of a tracklet, camera and time in one line."""
     time = "" if match.time is None else format_time(match.time)
-    place = place_of(match, result.gallery.images.paths[match.image])
-    facts = (place, match.describe_span() and f"seen {match.describe_span()}", match.camera, time)
+    name = result.gallery.images.paths[match.image]
+    span = match.describe_span()
+    facts = (printable(name) if span else place_of(match, name), span, match.camera, time)
     return ", ".join(fact for fact in facts if fact)
 
 
