@@ -28,6 +28,7 @@ are the true ones. The image of the query is left out, also from the averages.
 
 import argparse
 import configparser
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -295,32 +296,35 @@ def read_gallery(path: Path, videos: Sequence[Video]) -> Gallery:
     for image in document["images"]:
         *_, sequence, _, name = Path(image["file_name"]).parts
         places[image["id"]] = sequence, int(Path(name).stem)
-    row_of, parts, used = {}, [], 0
+    used = 0
+    selected, tracklet = [], []
     for video in videos:
         frames = sorted(frame for name, frame in places.values() if name == video.name)
-        some = replace(video.select(np.isin(video.frame, frames)), frames=np.array(frames))
-        for row, pair in enumerate(zip(some.frame.tolist(), some.boxes, strict=True)):
-            row_of.setdefault((video.name, pair[0]), []).append((len(parts) + row, pair[1]))
-        numbers = tracklets(some) + used if frames else np.zeros(0, int)
-        used = int(numbers.max(initial=used - 1)) + 1
-        parts += list(zip(some.feats, numbers, strict=True))
-    image, person, boxes, rows, queries = [], [], [], [], []
-    index_of = {}
+        some = replace(video.select(np.isin(video.frame, frames)), frames=np.array(frames, int))
+        selected.append(some)
+        tracklet.append(tracklets(some) + used)
+        used = int(tracklet[-1].max(initial=used - 1)) + 1
+    sequences = np.concatenate([np.full(len(some.frame), some.name) for some in selected])
+    frame = np.concatenate([some.frame for some in selected])
+    boxes = np.concatenate([some.boxes for some in selected])
+    rows, index_of = [], {}
     for annotation in document["annotations"]:
+        sequence, number = places[annotation["image_id"]]
+        near = np.flatnonzero((sequences == sequence) & (frame == number))
         x, y, width, height = annotation["bbox"]
-        given = np.array([[x, y, x + width, y + height]])
-        near = row_of.get(places[annotation["image_id"]], [])
-        ious = overlaps(given, np.array([box for _, box in near]).reshape(-1, 4))
+        ious = overlaps(np.array([[x, y, x + width, y + height]]), boxes[near])[0]
         if ious.max(initial=0) < 0.5:
             raise ValueError(f"'{path}': annotation {annotation['id']} is not in the sequences.")
-        rows.append(near[int(ious.argmax())][0])
-        index_of[annotation["id"]] = len(image)
-        image.append(annotation["image_id"])
-        person.append(annotation.get("person_id") or "")
-        boxes.append([*given[0], 1.0])
-    queries = [index_of[query["annotation_id"]] for query in document["queries"]]
-    feats, numbers = (np.array(column)[rows] for column in zip(*parts, strict=True))
-    return Gallery(np.array(image), np.array(person), np.array(boxes), feats, numbers, queries)
+        index_of[annotation["id"]] = len(rows)
+        rows.append(near[int(ious.argmax())])
+    return Gallery(
+        np.array([one["image_id"] for one in document["annotations"]]),
+        np.array([one.get("person_id") or "" for one in document["annotations"]]),
+        np.column_stack([boxes, np.ones(len(boxes))])[rows],
+        np.concatenate([some.feats for some in selected])[rows],
+        np.concatenate(tracklet)[rows],
+        [index_of[query["annotation_id"]] for query in document["queries"]],
+    )
 
 
 def search(gallery: Gallery, averaged: int) -> np.ndarray:
@@ -368,12 +372,8 @@ def precision(sims: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
 def run_benchmark(args: argparse.Namespace) -> int:
     """Prints both tables."""
     for name in ("motmetrics", "supervision"):
-        try:
-            __import__(name)
-        except ImportError as e:
-            raise ImportError(
-                f"{name} is not installed ({e}): pip install motmetrics 'supervision<0.27'"
-            ) from e
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"{name} is not installed: pip install motmetrics 'supervision<0.27'")
     folders = sorted(path.parent for path in args.mot.glob("*/seqinfo.ini"))
     if not folders:
         raise FileNotFoundError(f"--mot is '{args.mot}', which contains no */seqinfo.ini.")
@@ -406,7 +406,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
         print("| averaged crops | persons: mAP | top-1 | tracklets: mAP | top-1 |")
         print("|---" * 5 + "|")
         for averaged in AVERAGED:
-            name = "all" if averaged == AVERAGED[-1] else averaged or "none"
+            name = "all" if averaged == AVERAGED[-1] else str(averaged or "none")
             row = [f"{value:.1f}" for value in search(gallery, averaged)]
             print(f"| {name} | " + " | ".join(row) + " |", flush=True)
     return 0
