@@ -109,8 +109,9 @@ def group_frames(
             row = start + j
             if j in pairs:
                 one = active[pairs[j]]
-                share = 1 - np.exp(-(time - one.time) / VELOCITY_SECONDS)
-                moved = (centers[row] - one.center) / (time - one.time)
+                passed = max(time - one.time, ROUNDING)
+                share = 1 - np.exp(-passed / VELOCITY_SECONDS)
+                moved = (centers[row] - one.center) / passed
                 one.velocity = (1 - share) * one.velocity + share * moved
                 one.feat = MEMORY * one.feat + (1 - MEMORY) * feats[j]
                 one.time, one.center, one.height = time, centers[row], heights[row]
@@ -139,24 +140,17 @@ def _study(
         The embedding of the average person (D,); the minimum similarity; and whether each frame
         starts a scene (F,).
     """
-    ends = np.cumsum(counts)
-    cuts = np.zeros(len(ends), bool)
-    means = np.array(
-        [np.mean(reid_feats[end - count : end], axis=0)
-         for count, end in zip(counts, ends, strict=True) if count]
-    )  # fmt: skip
+    cuts = np.zeros(len(counts), bool)
     shown = np.flatnonzero(counts)
+    parts = [part for part in np.split(reid_feats, np.cumsum(counts)[:-1]) if len(part)]
     sizes = np.asarray(counts)[shown]
-    several = sizes > 1
-    if several.any():
-        spread = np.mean(
-            [np.sum((reid_feats[ends[frame] - size : ends[frame]] - mean) ** 2) / (size - 1)
-             for frame, size, mean in zip(shown, sizes, means, strict=True) if size > 1]
-        )  # fmt: skip
+    if (sizes > 1).any():
+        means = np.array([part.mean(axis=0) for part in parts])
+        spread = np.mean([part.var(axis=0, ddof=1).sum() for part in parts if len(part) > 1])
         changes = np.sum(np.diff(means, axis=0) ** 2, axis=1)
         expected = spread * (1 / sizes[1:] + 1 / sizes[:-1])
         cuts[shown[1:]] = changes > CUT * expected + ROUNDING
-        return means[several].mean(axis=0), 0.0, cuts
+        return means[sizes > 1].mean(axis=0), 0.0, cuts
     changes = 1 - np.vecdot(reid_feats[1:], reid_feats[:-1])  # one person in every frame
     change = np.median(changes) if len(changes) else 0.0
     least = 1 - max(OUTLIER * change, SMALLEST_CHANGE)

@@ -204,6 +204,8 @@ def test_little_to_group() -> None:
     assert group([(0, [box(1), box(50)], [like(0, 0), like(1, 0)])]) == [[0, 1]], "one frame"
     same = [(t, [box(1), box(80)], [like(0, 0)] * 2) for t in range(3)]
     assert group(same) == [[0, 1]] * 3, "a model without embeddings to speak of: by place"
+    still = [(0.0, [box(1 + t)], [like(0, 0)]) for t in range(3)]
+    assert group(still) == [[0]] * 3, "a video without time stamps"
     flat = [(t, [[5.0, 5.0, 5.0, 5.0]], [like(0, 0)]) for t in range(2)]
     assert group(flat) == [[0]] * 2, "boxes without area"
 
@@ -335,6 +337,7 @@ def test_videos_without_persons_and_nothing_else(tmp_path) -> None:
     add_video(store, [(t, [], []) for t in range(3)])
     gallery = Gallery(store)
     assert [m.frames for m in gallery.search(like(0, 0))] == [None]
+    assert gallery.search(like(0, 0), wanted=SearchFilter(cameras=frozenset({"x"}))) == []
     assert len(gallery.tracklets) == 0
     store, _ = write_gallery(tmp_path / "h", [0], DIM)
     add_video(store, frames_of(0, seconds=1))
