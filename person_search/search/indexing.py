@@ -195,8 +195,8 @@ def index_images(
                     writer.append(entry)
             report = _work(embedder, writer, plan, plan.tasks[rank::processes], options, progress)
         reports = comm.all_gather(report)
-        if rank == 0 and options.approximate:
-            _refresh_index(store)
+        if rank == 0:
+            _refresh(store, options.approximate)
     return IndexReport(
         images=sum(report.images for report in reports),
         persons=sum(report.persons for report in reports),
@@ -398,9 +398,17 @@ def read_ahead(items: Iterable[T], ahead: int = 4) -> Generator[T, None, None]:
                 future.cancel()
 
 
-def _refresh_index(store: GalleryStore) -> None:
-    """Builds the approximate index if the gallery is large and the index missing or outdated."""
+def _refresh(store: GalleryStore, approximate: bool) -> None:
+    """Saves the tracklets, and builds the approximate index.
+
+    Args:
+        store: The gallery.
+        approximate: Build the index if the gallery is large and the index missing or outdated.
+    """
     gallery = Gallery(store)
+    gallery.save_tracklets()
+    if not approximate:
+        return
     description = read_description(store.folder)
     rows = len(gallery.image_of_row)
     held = sum(description.rows.values()) if description else 0

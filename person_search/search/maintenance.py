@@ -7,6 +7,7 @@ from pathlib import Path
 
 from person_search.search.errors import UnsafePathError
 from person_search.search.file_lock import FileLock
+from person_search.search.gallery import Gallery
 from person_search.search.segment import (
     LOCK,
     Entry,
@@ -93,6 +94,7 @@ def compact(store: GalleryStore) -> CompactReport:
                 lock.release()
         for replaced in old:
             shutil.rmtree(store.segment_folder(replaced), ignore_errors=True)
+        Gallery(store).save_tracklets()  # the numbers of the rows have changed
         return report
 
 
