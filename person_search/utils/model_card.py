@@ -123,11 +123,11 @@ class ModelCard:
         return _KIND_TEXTS[self.kind] + (f" ({known})" if known else "")
 
     def _evaluated(self) -> str:
+        shown = (("search", "mAP"), ("search", "top1"), ("detection", "AP50"))
         texts = [
-            f"{task} {metric} {tasks[task][metric]:.1f} on {name}"
+            ", ".join(f"{k} {tasks[task][k]:.1f}" for task, k in shown if k in tasks.get(task, {}))
+            + f" on {name}"
             for name, tasks in self.metrics.items()
-            for task, metric in (("search", "mAP"), ("search", "top1"), ("detection", "AP50"))
-            if metric in tasks.get(task, {})
         ]
         at = "" if self.score_thresh is None else f" (score threshold {self.score_thresh:g})"
         return ", ".join(texts) + at
