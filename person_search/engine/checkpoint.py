@@ -55,7 +55,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         allow_partial: Whether to accept a file that fills only a part of the model even where the
             whole model is needed (``cfg.MODEL.ALLOW_PARTIAL_LOAD``).
         tag_last: Whether ``last_checkpoint`` follows the files saved here.
-        embed_dim: Embedding dimension of the model, compared with the card of a file; 0 if unknown.
+        method: Method of the model, compared with the card of a file; "" for any.
+        embed_dim: Embedding dimension of the model, compared likewise; 0 for any.
         **checkpointables: As in Detectron2.
 
     Attributes:
@@ -71,13 +72,14 @@ class AtomicCheckpointer(DetectionCheckpointer):
         save_to_disk: bool | None = None,
         allow_partial: bool = False,
         tag_last: bool = True,
+        method: str = "",
         embed_dim: int = 0,
         **checkpointables: Any,
     ):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.allow_partial = allow_partial
         self.tag_last = tag_last
-        self.embed_dim = embed_dim
+        self.method, self.embed_dim = method, embed_dim
         self.card: ModelCard | None = None
         self.loaded_card: ModelCard | None = None
         self._need_whole = False
@@ -172,7 +174,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any):
         """Loads the weights of a file that has been read; a hook of Detectron2's checkpointer."""
-        self._check_card(checkpoint.pop(CARD_KEY, None))
+        self._read_card(checkpoint.pop(CARD_KEY, None))
         in_file = list(checkpoint["model"])
         for prefix, module in named_hooks(self.model, AdaptsWeights):
             try:
@@ -204,6 +206,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             )
             remedy = ", or set MODEL.ALLOW_PARTIAL_LOAD True to load what matches."
         else:
+            self._check_card()
             return incompatible
         # where nothing matched, Detectron2 has no list of them
         known = self.model.state_dict().keys()
@@ -218,30 +221,33 @@ class AtomicCheckpointer(DetectionCheckpointer):
             f"Use the config that the file was trained with (config.yaml beside it){remedy}"
         )
 
-    def _check_card(self, content: Any) -> None:
-        """Reads the card of a file; where the whole model is needed, it must describe the model."""
+    def _read_card(self, content: Any) -> None:
+        """Reads the card of a file, and logs it where the whole model is needed."""
         try:
-            card = None if content is None else ModelCard.from_json(content)
+            self.loaded_card = None if content is None else ModelCard.from_json(content)
         except ModelCardError as e:
             self._logger.warning(
                 "The model card of %s is unusable and is ignored: %s.", self._source, e
             )
             return
-        self.loaded_card = card
-        if not self._need_whole:
+        if self._need_whole:
+            text = self.loaded_card.describe() if self.loaded_card else NO_CARD
+            self._logger.info("Model card of %s: %s.", self._source, text)
+
+    def _check_card(self) -> None:
+        """Checks that the card describes the model, whose weights fit."""
+        card = self.loaded_card
+        if card is None or not self._need_whole or self.allow_partial:
             return
-        if card is None:
-            self._logger.info("Model card of %s: %s.", self._source, NO_CARD)
-            return
-        self._logger.info("Model card of %s: %s.", self._source, card.describe())
-        method = type(self.model).__name__
-        faults = []
-        if card.method != method:
-            faults.append(f"method {card.method}, but the model is a {method}")
-        if self.embed_dim and card.embed_dim not in (0, self.embed_dim):
-            faults.append(f"embedding dimension {card.embed_dim}, but the model's is "
-                          f"{self.embed_dim}")  # fmt: skip
-        if faults and not self.allow_partial:
+        faults = [
+            f"{what} {theirs}, but that of the model is {ours}"
+            for what, theirs, ours in (
+                ("method", card.method, self.method),
+                ("embedding dimension", card.embed_dim, self.embed_dim),
+            )
+            if theirs and ours and theirs != ours
+        ]
+        if faults:
             raise IncompatibleCheckpointError(
                 f"The model card of {self._source!r} describes another model: {'; '.join(faults)}. "
                 "Use the config that the weights were trained with, or set "

@@ -138,6 +138,7 @@ class PersonSearchTrainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             allow_partial=cfg.MODEL.ALLOW_PARTIAL_LOAD,
+            method=cfg.MODEL.META_ARCHITECTURE,
             embed_dim=getattr(model, "embed_dim", cfg.MODEL.REID.EMBED_DIM),
             **kwargs,
         )
