@@ -43,7 +43,7 @@ CORE_MAY_IMPORT = {
         "cli",
     },
     "cli": {"utils", "engine"},
-    "model_zoo": {"config"},
+    "model_zoo": {"config", "utils"},
     "testing": {"schema", "utils", "config", "data", "modeling", "evaluation", "interface"},
 }
 # documented under their own names although their package exports some of the same names

@@ -163,9 +163,11 @@ class CollaborativeDenoisingLayer(nn.Module):
         self.position = nn.Parameter(torch.zeros(1, 1, num_cells, dim))
         self.reid_in = nn.Linear(embed_dim, dim)
         self.sa = ProposalSelfAttention(dim, heads, sa_over) if use_sa else None
-        self.dc = DynamicConvolution(dim, num_cells, dc_hidden, dc_out) if use_dc else None
-        # Without DC the detection feature still has to know where in the window things are.
-        self.flat = None if use_dc else StaticProjection(dim, num_cells, dc_out)
+        self.dc = self.flat = None
+        if use_dc:
+            self.dc = DynamicConvolution(dim, num_cells, dc_hidden, dc_out)
+        else:  # the detection feature still has to know where in the window things are
+            self.flat = StaticProjection(dim, num_cells, dc_out)
         self.ca = WindowCrossAttention(dim, heads) if use_ca else None
         self.det_norm = nn.LayerNorm(dim)
         self.reid_norm = nn.LayerNorm(dim)
@@ -205,8 +207,12 @@ class CollaborativeDenoisingLayer(nn.Module):
         windows = roi_feats.flatten(0, 1)
         tokens = self.reid_in(reid_tokens).flatten(0, 1)
 
-        det_feats = self.flat(windows) if self.dc is None else self.dc(windows, tokens)
-        det_feats = self.det_norm(windows.mean(dim=1) + det_feats)
+        det_feats = windows.mean(dim=1)
+        if self.dc is not None:
+            det_feats = det_feats + self.dc(windows, tokens)
+        if self.flat is not None:
+            det_feats = det_feats + self.flat(windows)
+        det_feats = self.det_norm(det_feats)
 
         if self.ca is not None:
             tokens = tokens + self.ca(tokens, windows)

@@ -45,6 +45,7 @@ class TwoStage(nn.Module):
         self.train_detector = train_detector
         if not train_detector:
             detector.requires_grad_(False)
+        self.embed_dim = reid.embed_dim  # of the model card
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
         self.max_detections = max_detections
 
