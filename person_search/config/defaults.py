@@ -73,6 +73,10 @@ def add_person_search_config(cfg: CN) -> None:
     cfg.MODEL.TIMM.DROP_PATH = 0.0
     cfg.MODEL.TIMM.ACTIVATION_CHECKPOINT = False
 
+    # ---- model card (docs/model_card.md) -------------------------------------------------------
+    # License of the trained weights, for example "CC-BY-NC-4.0". Empty: not stated.
+    cfg.MODEL.LICENSE = ""
+
     # ---- solver ------------------------------------------------------------------------------
     # "SGD" as in Detectron2, or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"

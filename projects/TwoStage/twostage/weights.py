@@ -3,14 +3,14 @@
 
 import os
 
-from detectron2.utils.file_io import PathManager
+from person_search.utils.weight_files import fetch_weights
 
 
 def local_file(path: str, key: str) -> str:
     """Returns the local path of a weight file, downloading it if it is a URL.
 
     Args:
-        path: Path, or an address of Detectron2's ``PathManager``. Downloads are kept.
+        path: Path, or an address of :func:`~person_search.utils.weight_files.fetch_weights`.
         key: Config key of the path, for error messages.
 
     Raises:
@@ -19,12 +19,9 @@ def local_file(path: str, key: str) -> str:
     """
     if "://" in path:
         try:
-            return PathManager.get_local_path(path)
+            return fetch_weights(path)
         except OSError as error:
-            raise ValueError(
-                f"{key} {path!r} could not be downloaded: {error}. Without a network, give the "
-                "path of a file."
-            ) from error
+            raise ValueError(f"{key}: {error}") from error
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{key} {path!r} does not exist.")
     return path

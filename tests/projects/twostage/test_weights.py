@@ -30,7 +30,7 @@ def test_weights_from_a_url(tmp_path, monkeypatch) -> None:
     try:
         assert torch.equal(build_reid(cfg).net.conv1.weight, source.conv1.weight)
         cfg.MODEL.TWO_STAGE.REID_WEIGHTS = f"{address}/other.pth"
-        with pytest.raises(ValueError, match="REID_WEIGHTS .*other.pth' could not be downloaded"):
+        with pytest.raises(ValueError, match="REID_WEIGHTS.*other.pth' could not be downloaded"):
             build_reid(cfg)
     finally:
         server.shutdown()
