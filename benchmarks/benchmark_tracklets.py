@@ -321,7 +321,8 @@ def read_gallery(path: Path, videos: Sequence[Video]) -> Gallery:
     sequences = np.concatenate([np.full(len(some.frame), some.name) for some in selected])
     frame = np.concatenate([some.frame for some in selected])
     boxes = np.concatenate([some.boxes for some in selected])
-    rows, index_of = [], {}
+    rows: list[int] = []
+    index_of: dict = {}
     for annotation in document["annotations"]:
         sequence, number = places[annotation["image_id"]]
         near = np.flatnonzero((sequences == sequence) & (frame == number))

@@ -27,7 +27,13 @@ from person_search.search.names import to_stored
 from person_search.search.segment import SegmentContents, check_rows, map_rows
 from person_search.search.store import GalleryStore, live_entries
 from person_search.search.table import ImageTable, Match, SearchFilter
-from person_search.search.tracklets import Tracklets, load_numbers, number_rows, save_numbers
+from person_search.search.tracklets import (
+    NUMBERS_FILE,
+    Tracklets,
+    load_numbers,
+    number_rows,
+    save_numbers,
+)
 from person_search.search.videos import read_frame
 
 METHODS = ("auto", "exact", "approximate")
@@ -130,9 +136,11 @@ class Gallery:
         return bool((self.images.frames >= 0).any())
 
     def save_tracklets(self) -> None:
-        """Saves the tracklets, if there are videos; the caller holds the lock of the gallery."""
+        """Saves the tracklets of the videos; the caller holds the lock of the gallery."""
         if self.has_videos:
             save_numbers(self.store.folder, self.rows, self.tracklets.numbers)
+        else:  # the videos have been deleted
+            (self.store.folder / NUMBERS_FILE).unlink(missing_ok=True)
 
     def search(
         self,

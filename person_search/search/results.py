@@ -20,6 +20,7 @@ from person_search.search.names import printable
 from person_search.search.query import QueryPerson
 from person_search.search.table import Match, SearchFilter, count, format_offset, format_time
 from person_search.utils.files import write_atomically
+from person_search.utils.model_card import NO_CARD
 from person_search.vis import SheetCell, draw_search_sheet, encode_image
 from person_search.vis.html_report import ReportCell, html_report
 from person_search.vis.search_sheet import MAX_QUERY_CROPS, QUERY_TITLE
@@ -95,6 +96,7 @@ def json_lines(result: SearchResult) -> str:
             "pictures": len(gallery.images),
             "persons": len(gallery),
             "model": gallery.store.manifest.model.weights,
+            "model_card": card.to_json() if (card := gallery.store.manifest.card) else None,
         },
         **result.settings,
     }
@@ -197,7 +199,11 @@ def _report(result: SearchResult, scenes: Iterable[_Scene], shown: int) -> str:
     else:
         searched += f"{count(shown, 'match', 'matches')}. "
     weights = result.gallery.store.manifest.model.weights[:12]
-    footer = f"Gallery {printable(result.gallery.store.folder)}, model {weights}."
+    card = result.gallery.store.manifest.card
+    footer = (
+        f"Gallery {printable(result.gallery.store.folder)}, model {weights}: "
+        f"{card.describe() if card else NO_CARD}."
+    )
     return html_report(queries, cells, title=TITLE, summary=searched + DISCLAIMER, footer=footer)
 
 

@@ -29,7 +29,7 @@ from person_search.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-FILE, RULE = "tracklets.npz", 1
+NUMBERS_FILE, RULE = "tracklets.npz", 1
 """File of the numbers, and version of the rule that made them: change it with the rule."""
 GAP = 3.0
 """Seconds without a detection after which a tracklet ends."""
@@ -326,7 +326,7 @@ def save_numbers(folder: Path, rows: Mapping[str, int], numbers: np.ndarray) -> 
         numbers: Numbers (N,).
     """
     write_atomically(
-        folder / FILE,
+        folder / NUMBERS_FILE,
         partial(
             np.savez_compressed,
             rule=RULE,
@@ -350,7 +350,7 @@ def load_numbers(folder: Path, rows: Mapping[str, int]) -> np.ndarray:
     """
     numbers = np.full(sum(rows.values()), -1, np.int32)
     try:
-        with np.load(folder / FILE) as saved:
+        with np.load(folder / NUMBERS_FILE) as saved:
             if saved["rule"] != RULE:
                 return numbers
             counts = dict(zip(saved["segments"].tolist(), saved["rows"].tolist(), strict=True))
@@ -358,7 +358,9 @@ def load_numbers(folder: Path, rows: Mapping[str, int]) -> np.ndarray:
     except FileNotFoundError:
         return numbers
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as e:
-        logger.warning("'%s' is damaged (%s); the tracklets are computed again.", folder / FILE, e)
+        logger.warning(
+            "'%s' is damaged (%s); the tracklets are computed again.", folder / NUMBERS_FILE, e
+        )
         return numbers
     places = np.cumsum([0, *rows.values()])
     place_of = dict(zip(rows, places, strict=False))

@@ -26,6 +26,7 @@ import numpy as np
 from person_search.data import BadImageError
 from person_search.search.embedder import PersonEmbedder
 from person_search.search.errors import GalleryError, ImageChangedError, UnsafePathError
+from person_search.search.fit import describe_misfit
 from person_search.search.gallery import Gallery
 from person_search.search.images import clip_box, read_image
 from person_search.search.names import printable
@@ -40,6 +41,7 @@ from person_search.search.query import QueryPerson, fuse
 from person_search.search.results import SearchResult, place_of
 from person_search.search.sources import parse_time
 from person_search.search.table import SearchFilter, format_time
+from person_search.utils.model_card import NO_CARD
 
 logger = logging.getLogger(__name__)
 MAX_LISTED, MAX_PERSONS, MAX_TOP = 200, 10, 200
@@ -222,6 +224,8 @@ class PageSession:
             "since": format_time(times.min()) if len(times) else None,
             "until": format_time(times.max()) if len(times) else None,
             "upload_bytes": self.uploads.limits.image_bytes,
+            "model": card.describe() if (card := self.embedder.card) else NO_CARD,
+            "warning": describe_misfit(card, edition.gallery.store.manifest.color_details),
             "max_persons": MAX_PERSONS,
             "max_top": MAX_TOP,
         }
