@@ -25,6 +25,7 @@ GALLERIES = 1000
 def measure(folder: Path, jpeg: int, maximum: int) -> list[float]:
     """Returns the color detail of up to ``maximum`` images, evenly spread over the folder."""
     import cv2
+    import numpy as np
 
     from person_search.data import color_detail
     from person_search.data.image_io import read_image_file
@@ -36,7 +37,7 @@ def measure(folder: Path, jpeg: int, maximum: int) -> list[float]:
         image = read_image_file(str(file), "BGR")
         if jpeg:
             content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, jpeg])[1]
-            image = cv2.imdecode(content, cv2.IMREAD_COLOR)
+            image = np.asarray(cv2.imdecode(content, cv2.IMREAD_COLOR))
         details.append(color_detail(image))
     return [value for value in details if not math.isnan(value)]
 
