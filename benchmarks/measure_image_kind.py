@@ -16,6 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from person_search.cli import program_parser, run_program
 
 SIZES = (1, 4, 8, 16, 32)

@@ -130,6 +130,9 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
         help="search images up to this time; a date includes that day")  # fmt: skip
     add("--every-person", action="store_true",
         help="list all similar persons of an image instead of the most similar one")  # fmt: skip
+    add("--every-frame", action="store_true",
+        help="list every frame of a video instead of grouping the frames that show the same person "
+        "walk by")  # fmt: skip
     add("--include-own", action="store_true", help="also search the image of the query")
     add("--method", choices=("auto", "exact", "approximate"), default="auto",
         help="auto uses the approximate index of a large gallery (default: auto)")  # fmt: skip

@@ -25,7 +25,7 @@ from person_search.search.indexing import IndexOptions, IndexReport, index_image
 from person_search.search.maintenance import compact, forget, verify
 from person_search.search.names import printable
 from person_search.search.query import QueryPerson, detected_person, fuse, person_in_box
-from person_search.search.results import SearchResult, write_results
+from person_search.search.results import SearchResult, place_of, write_results
 from person_search.search.sources import (
     Listing,
     OriginRules,
@@ -152,10 +152,16 @@ def run_query(args: argparse.Namespace) -> int:
         fuse([query.reid_feat for query in queries]),
         skip=() if args.include_own else args.query,
         per_image=not args.every_person,
+        every_frame=args.every_frame,
         method=args.method,
     )
     matches = search(args.top, wanted=wanted)
-    settings = {"method": args.method, "top": args.top, **wanted.to_json()}
+    settings = {
+        "method": args.method,
+        "top": args.top,
+        "every_frame": args.every_frame,
+        **wanted.to_json(),
+    }
     result = SearchResult(queries, gallery, matches, settings, wanted)
     files = write_results(result, args.output, args.show)
     if matches:
@@ -198,12 +204,14 @@ def match_lines(matches: Sequence[Match], shown: int, gallery: Gallery | None = 
     """
     lines = []
     for match in matches[:shown]:
-        frame = "" if match.offset is None else f" at {match.offset:.1f} s"
+        place = place_of(match, match.path)
+        if match.describe_span():
+            place = f"{printable(match.path)}, {match.describe_span()}"
         time = "" if match.time is None else format_time(match.time)
         changed = CHANGED if gallery is not None and gallery.is_changed(match.image) else ""
         known = ", ".join(fact for fact in (match.camera, time, changed) if fact)
         lines.append(
-            f"{match.rank:3d}  similarity {match.sim:6.3f}  {printable(match.path)}{frame}"
+            f"{match.rank:3d}  similarity {match.sim:6.3f}  {place}"
             + (f"  ({known})" if known else "")
         )
     if len(matches) > shown:
@@ -279,6 +287,7 @@ def _gallery_facts(gallery: Gallery) -> list[tuple[str, str]]:
         *(("folder", printable(store.root_path(root))) for root in range(len(manifest.roots))),
         ("cameras", ", ".join(name for name in table.camera_names if name) or "unknown"),
         ("times", f"{span}, {len(table) - len(times)} unknown" if span else "unknown"),
+        *([("tracklets", f"{len(gallery.tracklets)} in videos")] if gallery.has_videos else []),
         ("approximate index", _describe_index(description) if description else "none"),
         ("runs", str(manifest.run)),
     ]

@@ -209,8 +209,7 @@ def index_images(
                 card=embedder.card or store.manifest.card,
                 color_details=(*store.manifest.color_details, *details)[-MEASURED_IMAGES:],
             )
-        if rank == 0 and options.approximate:
-            _refresh_index(store)
+            _refresh(store, options.approximate)
     return IndexReport(
         images=sum(report.images for report in reports),
         persons=sum(report.persons for report in reports),
@@ -429,9 +428,17 @@ def read_ahead(items: Iterable[T], ahead: int = 4) -> Generator[T, None, None]:
                 future.cancel()
 
 
-def _refresh_index(store: GalleryStore) -> None:
-    """Builds the approximate index if the gallery is large and the index missing or outdated."""
+def _refresh(store: GalleryStore, approximate: bool) -> None:
+    """Saves the tracklets, and builds the approximate index.
+
+    Args:
+        store: The gallery.
+        approximate: Build the index if the gallery is large and the index missing or outdated.
+    """
     gallery = Gallery(store)
+    gallery.save_tracklets()
+    if not approximate:
+        return
     description = read_description(store.folder)
     rows = len(gallery.image_of_row)
     held = sum(description.rows.values()) if description else 0

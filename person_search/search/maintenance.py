@@ -15,6 +15,7 @@ import numpy as np
 from person_search.search.approximate import DESCRIPTION, read_description
 from person_search.search.errors import GalleryError, UnsafePathError
 from person_search.search.file_lock import FileLock
+from person_search.search.gallery import Gallery
 from person_search.search.names import from_stored
 from person_search.search.segment import (
     LOCK,
@@ -213,6 +214,7 @@ def _replace_segments(
             for lock in locks:
                 lock.release()
         _delete_left_over(store)
+        Gallery(store).save_tracklets()  # the numbers of the rows have changed
         return report
 
 

@@ -79,6 +79,7 @@ class SearchRequest:
         min_similarity: See :class:`SearchFilter`.
         every_person: Return all persons of an image instead of the most similar one.
         include_own: Also search the images of the query.
+        every_frame: Return every frame of a video instead of tracklets.
     """
 
     persons: list[Choice]
@@ -90,6 +91,7 @@ class SearchRequest:
     min_similarity: float | None = None
     every_person: bool = False
     include_own: bool = False
+    every_frame: bool = False
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -329,8 +331,14 @@ class PageSession:
                 wanted=wanted,
                 skip=() if request.include_own else own,
                 per_image=not request.every_person,
+                every_frame=request.every_frame,
             )
-        settings = {"method": "auto", "top": request.top, **wanted.to_json()}
+        settings = {
+            "method": "auto",
+            "top": request.top,
+            "every_frame": request.every_frame,
+            **wanted.to_json(),
+        }
         return SearchResult(queries, gallery, matches, settings, wanted)
 
     def match_facts(self, result: SearchResult) -> list[dict]:
@@ -347,6 +355,7 @@ class PageSession:
                 **match.to_json(),
                 "image": _key(edition, match.image),
                 "name": place_of(match),
+                "seen": match.describe_span(),
                 "changed": result.gallery.is_changed(match.image),
             }
             for match in result.matches

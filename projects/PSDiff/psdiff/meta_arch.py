@@ -299,11 +299,12 @@ class PSDiff(nn.Module):
 
     def reverse_process(self, settings: InferenceSettings | None = None) -> ReverseProcess:
         """Returns Algorithm 2 with these settings, by default those of the model."""
+        settings = settings or self.settings
         return ReverseProcess(
             self.head,
             self.codec,
-            settings or self.settings,
-            num_proposals=self.num_proposals,
+            settings,
+            num_proposals=settings.num_proposals_test or self.num_proposals,
             embed_dim=self.embed_dim,
             device=self.device,
         )

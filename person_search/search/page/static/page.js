@@ -198,6 +198,7 @@ function request() {
     until: byId("until").value,
     every_person: byId("every").checked,
     include_own: byId("own").checked,
+    every_frame: byId("frames").checked,
   };
 }
 
