@@ -119,13 +119,14 @@ def forget(
     Args:
         store: Gallery.
         sources: Folders, images and videos, which need not exist; all their images are deleted.
-        matches: Matches as in ``results.jsonl``. Only the person of a match is deleted; the image
-            and its other persons stay.
+        matches: Matches as in ``results.jsonl``. Only the person of a match is deleted, in all
+            frames of a tracklet; the image and its other persons stay.
 
     Raises:
         GalleryError: If the gallery lacks a source or a match. Nothing is deleted.
         GalleryLockedError: If another process is writing.
     """
+    matches = [one for match in matches for one in _frames_of(store, match)]
     folders = {name: source for source in sources for name in _names(source)}
     persons: dict[tuple[str, int | None], list[Mapping[str, Any]]] = defaultdict(list)
     for match in matches:
@@ -165,6 +166,25 @@ def forget(
 
     report = _replace_segments(store, keep, check)
     return ForgetReport(images, rows, report.damaged)
+
+
+def _frames_of(store: GalleryStore, match: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns a match in each frame of its tracklet, or the match itself if it has none."""
+    if "tracklet" not in match:
+        return [match]
+    gallery = Gallery(store)
+    table, boxes = gallery.images, np.concatenate(gallery.boxes)[:, :4]
+    for row in np.flatnonzero((np.abs(boxes - np.float32(match["box"])) < 0.06).all(axis=1)):
+        image = gallery.image_of_row[row]
+        path = image >= 0 and store.named_path(int(table.roots[image]), table.paths[image])
+        if str(path) == match["image"] and table.frames[image] == match["frame"]:
+            rows = gallery.tracklets.rows_of(gallery.tracklets.numbers[row])
+            frames = table.frames[gallery.image_of_row[rows]].tolist()
+            return [
+                {**match, "frame": frame, "box": box}
+                for frame, box in zip(frames, boxes[rows].tolist(), strict=True)
+            ]
+    return [match]
 
 
 def _names(path: str | os.PathLike) -> set[str]:
