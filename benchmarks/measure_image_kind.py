@@ -27,6 +27,7 @@ GALLERIES = 1000
 def measure(folder: Path, jpeg: int, maximum: int) -> list[float]:
     """Returns the color detail of up to ``maximum`` images, evenly spread over the folder."""
     import cv2
+    import numpy as np
 
     from person_search.data import color_detail
     from person_search.data.image_io import read_image_file
