@@ -27,7 +27,6 @@ GALLERIES = 1000
 def measure(folder: Path, jpeg: int, maximum: int) -> list[float]:
     """Returns the color detail of up to ``maximum`` images, evenly spread over the folder."""
     import cv2
-    import numpy as np
 
     from person_search.data import color_detail
     from person_search.data.image_io import read_image_file
@@ -46,8 +45,6 @@ def measure(folder: Path, jpeg: int, maximum: int) -> list[float]:
 
 def describe(details: list[float], kind: str) -> list[str]:
     """Returns the cells of a row."""
-    import numpy as np
-
     from person_search.data.model_cards import THRESHOLD, kind_of_images
     from person_search.utils.model_card import PHOTOGRAPHS, UNKNOWN
 
