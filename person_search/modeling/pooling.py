@@ -40,93 +40,77 @@ class ChannelsLastPooler(nn.Module):
             box_lists: Boxes of each image.
         """
         pooler, rois = self.pooler, convert_boxes_to_pooler_format(box_lists)
-        level_of_roi = torch.zeros(len(rois), dtype=torch.int64, device=rois.device)
+        levels = torch.zeros(len(rois), dtype=torch.int64, device=rois.device)
         if len(x) > 1:
-            level_of_roi = assign_boxes_to_levels(
+            levels = assign_boxes_to_levels(
                 box_lists,
                 pooler.min_level,
                 pooler.max_level,
                 pooler.canonical_box_size,
                 pooler.canonical_level,
             )
-        height, width = pooler.output_size
-        pooled = rois.new_empty(len(rois), height, width, x[0].shape[1])
-        for level, (align, features) in enumerate(zip(pooler.level_poolers, x, strict=True)):
-            rows = (level_of_roi == level).nonzero().squeeze(1)
+        index, weight = self._taps(rois, levels, [maps.shape[-2:] for maps in x])
+        side, channels = pooler.output_size[0], x[0].shape[1]
+        pooled = rois.new_empty(len(rois), side * side, channels)
+        for level, maps in enumerate(x):
+            rows = (levels == level).nonzero().squeeze(1)
             if len(rows):
-                cells = align_rows(
-                    features,
-                    rois[rows],
-                    pooler.output_size,
-                    align.spatial_scale,
-                    align.sampling_ratio,
-                    align.aligned,
+                cells = F.embedding_bag(
+                    index[rows].view(-1, index.shape[-1]),
+                    maps.permute(0, 2, 3, 1).reshape(-1, channels).float(),
+                    mode="sum",
+                    per_sample_weights=weight[rows].view(-1, index.shape[-1]),
                 )
-                pooled.index_copy_(0, rows, cells)
-        return pooled.permute(0, 3, 1, 2)
+                pooled.index_copy_(0, rows, cells.view(len(rows), -1, channels))
+        return pooled.view(-1, side, side, channels).permute(0, 3, 1, 2)
+
+    def _taps(self, rois: Tensor, levels: Tensor, sizes: list[torch.Size]) -> tuple[Tensor, Tensor]:
+        """Returns the cells of its map that each output cell reads, and their weights.
+
+        Args:
+            rois: Rows (M, 5): index of the image, x1, y1, x2, y2 in pixels.
+            levels: Level of each box (M,).
+            sizes: Size (H, W) of the maps of each level.
+
+        Returns:
+            Rows of the map (B, H, W) as (B H W,) and weights, both (M, P P, 4 s^2).
+        """
+        align, side = self.pooler.level_poolers[0], self.pooler.output_size[0]
+        samples = align.sampling_ratio
+        scales = rois.new_tensor([level.spatial_scale for level in self.pooler.level_poolers])
+        size = torch.tensor(sizes, device=rois.device)[levels].flip(1)[..., None]  # (M, 2, 1)
+        corners = rois[:, 1:] * scales[levels, None] - (0.5 if align.aligned else 0.0)
+        start, end = corners.view(-1, 2, 2).unbind(1)
+        extent = end - start if align.aligned else (end - start).clamp(min=1.0)
+        step = (extent / side)[..., None, None]
+        cell = torch.arange(side, device=rois.device)[:, None]
+        sample = torch.arange(samples, device=rois.device) + 0.5
+        # in the order of RoIAlign, for the same rounding
+        position = (start[..., None, None] + cell * step + sample * step / samples).flatten(2)
+        inside = (position >= -1) & (position <= size)
+        position = torch.minimum(position.clamp(min=0), size - 1.0)
+        low = position.floor()
+        high_weight = position - low
+        low_index = low.long()
+        index = torch.stack([low_index, torch.minimum(low_index + 1, size - 1)], dim=-1)
+        weight = torch.stack([1 - high_weight, high_weight], dim=-1) * (inside / samples)[..., None]
+        shape = (len(rois), 2, side, 2 * samples)
+        columns, lines = index.view(shape).unbind(1)
+        column_weights, line_weights = weight.view(shape).unbind(1)
+        lines = (lines + rois[:, :1, None].long() * size[:, 1:]) * size[:, :1]
+        index = lines[:, :, None, :, None] + columns[:, None, :, None, :]
+        weight = line_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
+        shape = (len(rois), side * side, 4 * samples**2)
+        return index.reshape(shape), weight.reshape(shape)
 
 
 def is_replaceable(module: nn.Module) -> bool:
     """Whether a module is a ``ROIPooler`` of RoIAlign layers with a fixed number of samples."""
-    return isinstance(module, ROIPooler) and all(
-        getattr(level, "sampling_ratio", 0) > 0 and hasattr(level, "aligned")
-        for level in module.level_poolers
+    return (
+        isinstance(module, ROIPooler)
+        and module.output_size[0] == module.output_size[1]
+        and all(
+            getattr(level, "sampling_ratio", 0) > 0 and hasattr(level, "aligned")
+            for level in module.level_poolers
+        )
     )
-
-
-def align_rows(
-    features: Tensor,
-    rois: Tensor,
-    output_size: tuple[int, int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
-    """RoIAlign of one map.
-
-    Args:
-        features: Map (B, C, H, W).
-        rois: Rows (M, 5): index of the image, x1, y1, x2, y2 in pixels.
-        output_size: (P, P).
-        spatial_scale: Cells per pixel.
-        sampling_ratio: Samples s.
-        aligned: Whether cell centers lie at half-integers, as in ROIAlignV2.
-
-    Returns:
-        Features (M, P, P, C).
-    """
-    channels, height, width = features.shape[1:]
-    table = features.permute(0, 2, 3, 1).reshape(-1, channels).float()
-    start, end = (rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)).split(2, dim=1)
-    extent = end - start if aligned else (end - start).clamp(min=1.0)
-    columns, column_weights = _axis(start[:, 0], extent[:, 0], output_size[1], sampling_ratio, width)
-    lines, line_weights = _axis(start[:, 1], extent[:, 1], output_size[0], sampling_ratio, height)
-    lines = lines + rois[:, :1, None].long() * height
-    index = lines[:, :, None, :, None] * width + columns[:, None, :, None, :]
-    weight = line_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
-    taps = 4 * sampling_ratio**2
-    cells = F.embedding_bag(
-        index.view(-1, taps), table, mode="sum", per_sample_weights=weight.view(-1, taps)
-    )
-    return cells.view(len(rois), *output_size, channels)
-
-
-def _axis(
-    start: Tensor, extent: Tensor, cells: int, samples: int, size: int
-) -> tuple[Tensor, Tensor]:
-    """Returns the positions (M, P, 2 s) that the output cells read along an axis, and weights."""
-    cell, sample = (
-        torch.arange(n, device=start.device, dtype=start.dtype) for n in (cells, samples)
-    )
-    step = (extent / cells)[:, None, None]
-    # in the order of RoIAlign, for the same rounding
-    position = start[:, None, None] + cell[:, None] * step + (sample + 0.5) * step / samples
-    inside = (position >= -1) & (position <= size)
-    position = position.clamp(0, size - 1)
-    low = position.floor()
-    high_weight = position - low
-    low_index = low.long()
-    index = torch.stack([low_index, (low_index + 1).clamp(max=size - 1)], dim=-1)
-    weight = torch.stack([1 - high_weight, high_weight], dim=-1) * (inside / samples)[..., None]
-    shape = (len(start), cells, 2 * samples)
-    return index.view(shape), weight.view(shape)

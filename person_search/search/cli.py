@@ -52,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
                 metavar="FILE",
                 help="checkpoint of the model (default: MODEL.WEIGHTS of the config)",
             )
+            command.add_argument(
+                "--precision",
+                metavar="NAME",
+                help="float32, bfloat16, float16 or auto, the fastest of this machine (default: "
+                "TEST.PRECISION of the config, float32)",
+            )
         if name == "compact":
             command.add_argument(
                 "--index", action="store_true", help="also build the approximate index"
@@ -147,6 +153,8 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line and validates what needs no model."""
     parser = build_parser()
     args = parser.parse_args(words)
+    if getattr(args, "precision", None):
+        args.opts += ["TEST.PRECISION", args.precision]
     if args.command == "index":
         if args.fps is not None:
             if not args.fps > 0:
