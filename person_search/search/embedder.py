@@ -57,7 +57,7 @@ class PersonEmbedder:
     ) -> None:
         self.model = optimize_for_inference(model.eval(), precision)
         self.device = device_of(model)
-        self.dtype = choose_precision(precision, self.device)
+        self.precision = str(choose_precision(precision, self.device)).removeprefix("torch.")
         self.image_format = image_format
         resize = T.ResizeShortestEdge([min_size, min_size], max_size)
         self.augmentations = augmentations or T.AugmentationList([resize])
@@ -77,7 +77,8 @@ class PersonEmbedder:
 
         Args:
             cfg: Config of the model.
-            weights: Checkpoint file. Default: ``cfg.MODEL.WEIGHTS``.
+            weights: Checkpoint file, or a model of tools/export_model.py (``.onnx``). Default:
+                ``cfg.MODEL.WEIGHTS``.
 
         Raises:
             FileNotFoundError: If the checkpoint does not exist.
@@ -91,6 +92,10 @@ class PersonEmbedder:
             )
         if "://" not in path and not os.path.isfile(path):  # before the model is built
             raise FileNotFoundError(f"the weight file '{path}' does not exist.")
+        if path.endswith(".onnx"):
+            from person_search.search.onnx_embedder import OnnxEmbedder
+
+            return OnnxEmbedder(path, cfg.TEST.PERSON_SEARCH.SCORE_THRESH)
         model = build_model(cfg)
         checkpointer = PersonSearchTrainer.build_checkpointer(cfg, model)
         checkpointer.load(path, checkpointables=[], need_whole=True)
@@ -113,8 +118,8 @@ class PersonEmbedder:
         same, but a query of another precision finds the same persons (docs/deployment.md).
         """
         detection: dict[str, Any] = {"TEST.PERSON_SEARCH.SCORE_THRESH": self.score_thresh}
-        if self.dtype != torch.float32:
-            detection["TEST.PRECISION"] = str(self.dtype).removeprefix("torch.")
+        if self.precision != "float32":
+            detection["TEST.PRECISION"] = self.precision
         return replace(self._identity, detection=detection)
 
     @cached_property

@@ -211,8 +211,9 @@ def test_video_that_stops_in_the_middle(folder) -> None:
 
 def test_another_model_or_threshold_is_refused(folder) -> None:
     index(folder)
-    other = make_embedder()
-    other.model.extra = torch.nn.Linear(1, 1)
+    model = ColorModel()
+    model.extra = torch.nn.Linear(1, 1)
+    other = PersonEmbedder(model, image_format="RGB", min_size=80, max_size=100)
     with pytest.raises(OtherModelError, match="the weights"):
         index(folder, embedder=other)
     with pytest.raises(OtherModelError, match="SCORE_THRESH .0.5, here 0.2"):
