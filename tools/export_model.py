@@ -81,6 +81,7 @@ def export(args: argparse.Namespace) -> None:
             "min_size": cfg.INPUT.MIN_SIZE_TEST,
             "max_size": cfg.INPUT.MAX_SIZE_TEST,
             "identity": embedder.identity.to_json(),
+            "model_card": embedder.card.to_json() if embedder.card else None,
             **describe(model, side),
         }
         export_onnx(program, args.output, values)

@@ -19,11 +19,13 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from person_search.config import config_identity
 from person_search.data import build_mapper
 from person_search.engine import PersonSearchTrainer
 from person_search.modeling.optimize import choose_precision, device_of, optimize_for_inference
-from person_search.search.identity import ModelIdentity, config_identity
+from person_search.search.identity import ModelIdentity
 from person_search.search.images import clip_box, read_image
+from person_search.utils.model_card import ModelCard
 
 MIN_SIDE = 2.0
 """Minimum side of a detected box in pixels; see :meth:`PersonEmbedder.detect`."""
@@ -41,6 +43,7 @@ class PersonEmbedder:
         augmentations: Replaces the resizing, for example by the augmentations of a mapper.
         config: Further settings that the embeddings depend on, see :class:`ModelIdentity`.
         precision: See :func:`person_search.modeling.optimize.optimize_for_inference`.
+        card: Model card of the weights; None if they have none.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class PersonEmbedder:
         augmentations: T.AugmentationList | None = None,
         config: Mapping[str, Any] | None = None,
         precision: str = "float32",
+        card: ModelCard | None = None,
     ) -> None:
         self.model = optimize_for_inference(model.eval(), precision)
         self.device = device_of(model)
@@ -62,6 +66,7 @@ class PersonEmbedder:
         resize = T.ResizeShortestEdge([min_size, min_size], max_size)
         self.augmentations = augmentations or T.AugmentationList([resize])
         self.score_thresh = score_thresh
+        self.card = card
         self._config = {
             **(config or {}),
             "INPUT.FORMAT": image_format,
@@ -77,7 +82,9 @@ class PersonEmbedder:
 
         Args:
             cfg: Config of the model.
-            weights: Checkpoint file, or a model of tools/export_model.py (``.onnx``). Default:
+            weights: Checkpoint file, an address of
+                :func:`person_search.utils.weight_files.fetch_weights`, or a model of
+                tools/export_model.py (``.onnx``). Default:
                 ``cfg.MODEL.WEIGHTS``.
 
         Raises:
@@ -108,6 +115,7 @@ class PersonEmbedder:
             score_thresh=cfg.TEST.PERSON_SEARCH.SCORE_THRESH,
             config=config_identity(cfg),
             precision=cfg.TEST.PRECISION,
+            card=checkpointer.loaded_card,
         )
 
     @cached_property

@@ -13,6 +13,7 @@ from person_search.search.embedder import MIN_SIDE, PersonEmbedder
 from person_search.search.identity import ModelIdentity
 from person_search.search.images import clip_box, read_image
 from person_search.search.onnx_model import OnnxModel
+from person_search.utils.model_card import ModelCard
 
 
 class OnnxEmbedder(PersonEmbedder):
@@ -35,6 +36,8 @@ class OnnxEmbedder(PersonEmbedder):
         self.model = OnnxModel(path, threads=1)
         self.image_format = self.model.image_format
         self.score_thresh = score_thresh
+        card = self.model.card.get("model_card")
+        self.card = ModelCard.from_json(card) if card else None
         self.device, self.precision = torch.device("cpu"), self.model.card["precision"]
         self._identity = ModelIdentity.from_json(self.model.card["identity"])
 
