@@ -100,8 +100,9 @@ class ChannelsLastPooler(nn.Module):
         lines = (lines + rois[:, :1, None].long() * size[:, 1:]) * size[:, :1]
         index = lines[:, :, None, :, None] + columns[:, None, :, None, :]
         weight = line_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
-        shape = (len(rois), side * side, 4 * samples**2)
-        return index.reshape(shape), weight.reshape(shape)
+        taps = 4 * samples**2
+        index = index.reshape(len(rois), side * side, taps)
+        return index, weight.reshape(len(rois), side * side, taps)
 
 
 def is_replaceable(module: nn.Module) -> bool:

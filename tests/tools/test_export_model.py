@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Invalid requests end before a model is exported; tests/projects/psdiff/test_export.py exports."""
+"""Invalid requests end before a model is built; tests/projects/psdiff/test_export.py exports."""
 
 import pytest
+from programs import run_program_file
 
-from tools import export_model
+PROGRAM = "tools/export_model.py"
+CONFIG = "PSDiff/tiny/psdiff_slim_synthetic.yaml"
 
 
 @pytest.mark.parametrize(
@@ -14,6 +16,12 @@ from tools import export_model
     ],
 )
 def test_wrong_arguments(arguments, message, capsys) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        export_model.main(["--config-file", "c.yaml", *arguments])
-    assert exit_.value.code == 2 and message in capsys.readouterr().err
+    assert run_program_file(PROGRAM, "--config-file", CONFIG, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_weights(tmp_path, capsys) -> None:
+    target = tmp_path / "m.onnx"
+    options = ["--config-file", CONFIG, "--weights", tmp_path / "w.pth", "--output", target]
+    assert run_program_file(PROGRAM, *options) == 2
+    assert "w.pth' does not exist" in capsys.readouterr().err and not target.exists()
