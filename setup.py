@@ -35,6 +35,8 @@ EXTRAS = {
     "hub": ["huggingface_hub>=0.25"],
     # HEIC images in person-search; AVIF needs Pillow 11.3 or later.
     "heif": ["pillow-heif>=0.16"],
+    # Models of tools/export_model.py in person-search; onnxscript writes them.
+    "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
     # The web page of person-search serve.
     "page": ["fastapi>=0.115", "uvicorn>=0.30"],
     # Image models as backbones (MODEL.TIMM), of PSDiff's teachers and as re-ID network of TwoStage.
@@ -61,6 +63,9 @@ EXTRAS = {
         "fastapi>=0.115",  # so that the page is tested
         "hypothesis>=6.100",
         "mypy==2.4.1",
+        "onnx>=1.17",  # so that the export is tested
+        "onnxruntime>=1.20",
+        "onnxscript>=0.5",
         "playwright>=1.48",  # drives an installed Chromium
         "pre-commit>=3.5",
         "pytest>=9",  # faulthandler_exit_on_timeout

@@ -97,6 +97,10 @@ def add_person_search_config(cfg: CN) -> None:
     cfg.MODEL.ALLOW_PARTIAL_LOAD = False
 
     # ---- evaluation --------------------------------------------------------------------------
+    # Precision of the backbone in evaluation and search: "float32", "bfloat16", "float16", "auto"
+    # (the fastest of the device), or "eager" (float32 without any optimization). Embeddings of
+    # "float32" equal those of "eager" up to rounding; see docs/deployment.md for the others.
+    cfg.TEST.PRECISION = "float32"
     cfg.TEST.PERSON_SEARCH = CN()
     # Detections below this score are ignored by the detection and search metrics.
     cfg.TEST.PERSON_SEARCH.SCORE_THRESH = 0.5

@@ -21,6 +21,7 @@ import os
 import struct
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from detectron2.data import detection_utils
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -65,10 +66,41 @@ def read_image_file(path: str, image_format: str) -> np.ndarray:
         if os.path.getsize(path) == 0:
             raise OSError("the file is empty (0 bytes)")
         with Image.open(path) as image:
+            if image.format == "JPEG" and image.mode == "RGB" and image_format in ("RGB", "BGR"):
+                pixels = _decode_jpeg(path, image, image_format)
+                if pixels is not None:
+                    return pixels
             if image.mode in _DEEP_MODES:
                 narrow = _upper_bits(ImageOps.exif_transpose(image))
                 return detection_utils.convert_PIL_to_numpy(narrow, image_format)
     return detection_utils.read_image(path, format=image_format)
+
+
+def _decode_jpeg(path: str, header: Image.Image, image_format: str) -> np.ndarray | None:
+    """Decodes a JPEG with OpenCV: the same pixels as Pillow's, without its copies.
+
+    Args:
+        path: Image file.
+        header: The same file, opened but not decoded.
+        image_format: ``RGB`` or ``BGR``.
+
+    Returns:
+        Array (height, width, 3) uint8. None for what is left to Pillow: images to be turned, and
+        files without an end marker, which may be truncated.
+    """
+    try:
+        upright = header.getexif().get(_EXIF_ORIENTATION, 1) == 1
+    except Exception:  # Pillow raises many kinds for damaged metadata
+        return None
+    if not upright:
+        return None
+    data = np.fromfile(path, np.uint8)
+    if data[-64:].tobytes().rfind(b"\xff\xd9") < 0:
+        return None
+    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None or pixels.shape[1::-1] != header.size:
+        return None
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if image_format == "RGB" else pixels
 
 
 def _upper_bits(image: Image.Image) -> Image.Image:

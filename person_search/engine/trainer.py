@@ -20,11 +20,12 @@ from detectron2.engine import (
     create_ddp_model,
 )
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, inference_context
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import ResNet
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch.nn.parallel import DistributedDataParallel
 
 from person_search.data import build_mapper, training_card
 from person_search.engine.checkpoint import (
@@ -54,6 +55,7 @@ from person_search.engine.train_step import (
 )
 from person_search.evaluation import PersonSearchEvaluator
 from person_search.interface import LoadsInitialWeights
+from person_search.modeling.optimize import optimize_for_inference
 from person_search.utils.backend import backend_name
 
 BEST_METRIC = "search/mAP"
@@ -252,15 +254,19 @@ class PersonSearchTrainer(DefaultTrainer):
 
         Args:
             cfg: Config of the evaluation.
-            model: Model to evaluate.
+            model: Model to evaluate. It is not changed: a copy of its backbone is optimized for
+                inference, in the precision ``TEST.PRECISION``.
             evaluators: One evaluator per test set. Default: those of :meth:`build_evaluator`.
 
         Returns:
             ``{task: {metric: percent}}``, nested by data set if there are several. Empty in all but
             the main process.
         """
-        with isolated_rng(max(cfg.SEED, 0)):
-            results = super().test(cfg, model, evaluators)
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        with isolated_rng(max(cfg.SEED, 0)), inference_context(model):
+            optimized = optimize_for_inference(model, cfg.TEST.PRECISION)
+            results = super().test(cfg, optimized, evaluators)
         if comm.is_main_process() and cfg.OUTPUT_DIR:
             os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
             record = {"backend": backend_name(), "datasets": list(cfg.DATASETS.TEST), **results}

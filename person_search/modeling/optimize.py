@@ -3,23 +3,28 @@
 
 The backbone dominates the cost of both methods' detectors, and its convolutions tolerate low
 precision. Everything behind it (box codecs, dynamic kernels, NMS, the final normalization) keeps
-float32: the optimized backbone takes and returns float32 tensors.
+float32: the optimized backbone takes and returns float32 tensors. On a CPU, RoIAlign reads the
+channels-last maps directly (:mod:`person_search.modeling.pooling`), and freed memory is kept
+(:func:`keep_freed_memory`).
 """
 
 import copy
+import ctypes
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.modeling import Backbone
+from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_map_only
 
-logger = logging.getLogger(__name__)
+from person_search.modeling.pooling import ChannelsLastPooler, is_replaceable
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-DEFAULT_MODULES = ("backbone",)
+PRECISIONS = ("eager", "auto", "float32", "bfloat16", "float16")
 
 
 def choose_precision(precision: str, device: str | torch.device) -> torch.dtype:
@@ -28,22 +33,30 @@ def choose_precision(precision: str, device: str | torch.device) -> torch.dtype:
     Args:
         precision: One of :data:`PRECISIONS`. "auto" selects bfloat16 where the device computes it
             faster than float32 (AVX512-BF16 or AMX on CPUs, compute capability 8.0 or later on
-            NVIDIA GPUs), float16 on older GPUs with tensor cores, and float32 elsewhere.
+            NVIDIA GPUs), float16 on older GPUs with tensor cores, and float32 elsewhere. "eager"
+            is float32 without any optimization.
         device: Device of the model.
 
     Raises:
         ValueError: The precision is unknown.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}; choose from {', '.join(PRECISIONS)}.")
+        raise ValueError(
+            f"TEST.PRECISION (--precision) is {precision!r}; choose from {', '.join(PRECISIONS)}."
+        )
+    if precision in ("eager", "float32"):
+        return torch.float32
     supported = supported_precisions(device)
     if precision == "auto":
         return getattr(torch, supported[0])
     if precision not in supported:
-        logger.warning(
-            "%s has no fast %s; float32 is used instead. Fast here: %s.",
-            device, precision, ", ".join(supported),
-        )  # fmt: skip
+        log_first_n(
+            logging.WARNING,
+            f"{device} has no fast {precision}; float32 is used instead. Fast here: "
+            f"{', '.join(supported)}.",
+            name=__name__,
+            key="message",
+        )
         return torch.float32
     return getattr(torch, precision)
 
@@ -78,7 +91,7 @@ def fold_batch_norms(module: nn.Module) -> int:
             continue
         norm = layer.norm
         frozen = isinstance(norm, FrozenBatchNorm2d)
-        if frozen or (isinstance(norm, nn.BatchNorm2d) and not norm.training):
+        if frozen or (isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) and not norm.training):
             layer.weight, layer.bias = fuse_conv_bn_weights(
                 layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps,
                 norm.weight, norm.bias,
@@ -115,26 +128,69 @@ def optimize_for_inference(
 
     Args:
         model: Person search model in eval mode.
-        precision: See :func:`choose_precision`.
+        precision: See :func:`choose_precision`; "eager" returns the model itself.
         modules: Dotted names of the parts that may run in low precision. Default: the attribute
-            ``low_precision_modules`` of the model, or the backbone.
+            ``low_precision_modules`` of the model, or its backbones.
 
     Returns:
         The optimized model. It cannot be trained.
     """
     if modules is None:
-        modules = getattr(model, "low_precision_modules", DEFAULT_MODULES)
-    device = next(model.parameters()).device
+        modules = getattr(model, "low_precision_modules", _find_backbones(model))
+    device = device_of(model)
     dtype = choose_precision(precision, device)
+    if precision == "eager":
+        return model
     optimized = _shallow_copy(model)
-    for name in modules or ():
-        parent = optimized
-        *path, last = name.split(".")
-        for step in path:
-            parent._modules[step] = _shallow_copy(parent._modules[step])
-            parent = parent._modules[step]
-        parent._modules[last] = _optimize_part(parent._modules[last], dtype)
+    poolers: list[str] = []
+    if device.type == "cpu":
+        keep_freed_memory()
+        poolers = [name for name, module in model.named_modules() if is_replaceable(module)]
+    for name in poolers:
+        _replace(optimized, name, ChannelsLastPooler)
+    for name in modules:
+        _replace(optimized, name, lambda part: _optimize_part(part, dtype, bool(poolers)))
     return optimized.eval()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Returns the device of the parameters of a model; the CPU if there are none."""
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _find_backbones(model: nn.Module) -> list[str]:
+    """Returns the names of the backbones that are not parts of another backbone."""
+    names: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in names)
+        if name and isinstance(module, Backbone) and not inside:
+            names.append(name)
+    return names
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Makes the C library reuse freed memory instead of returning it to the kernel.
+
+    By default, glibc maps and unmaps the memory of each large tensor, and every first access to a
+    page is a fault of the kernel. Those faults take a third of the time of PSDiff's head.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # absent outside of glibc
+    if set_option is not None:
+        m_mmap_max, m_trim_threshold = -4, -1
+        set_option(m_mmap_max, 0)
+        set_option(m_trim_threshold, -1)
+
+
+def _replace(model: nn.Module, name: str, make: Callable[[nn.Module], nn.Module]) -> None:
+    """Replaces a submodule of a copied model; the modules around it are copied as well."""
+    parent = model
+    *path, last = name.split(".")
+    for step in path:
+        parent._modules[step] = _shallow_copy(parent._modules[step])
+        parent = parent._modules[step]
+    parent._modules[last] = make(parent._modules[last])
 
 
 def _shallow_copy(module: nn.Module) -> nn.Module:
@@ -144,26 +200,29 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
     return clone
 
 
-def _optimize_part(part: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _optimize_part(part: nn.Module, dtype: torch.dtype, channels_last: bool) -> nn.Module:
     """Copies and converts a part; tensors are converted on the way in and out."""
+    low = (
+        dtype != torch.float32 or device_of(part).type == "cpu"
+    )  # cuDNN's float32 is channels-first
+    layout = torch.channels_last if low else torch.preserve_format
 
     def to_part(x: Tensor) -> Tensor:
         if not x.is_floating_point():
             return x
-        return x.to(
-            dtype, memory_format=torch.channels_last if x.dim() == 4 else torch.preserve_format
-        )
+        return x.to(dtype, memory_format=layout if x.dim() == 4 else torch.preserve_format)
 
     def to_model(x: Tensor) -> Tensor:
-        return to_contiguous(x.float()) if x.is_floating_point() else x
+        if not x.is_floating_point():
+            return x
+        return x.float() if channels_last else to_contiguous(x.float())
 
     part = copy.deepcopy(part).eval().requires_grad_(False)
     fold_batch_norms(part)
-    part.to(dtype=dtype, memory_format=torch.channels_last)
+    part.to(dtype=dtype, memory_format=layout)
     part.register_forward_pre_hook(
         lambda module, args, kwargs: tree_map_only(Tensor, to_part, (args, kwargs)),
         with_kwargs=True,
     )
     part.register_forward_hook(lambda module, args, out: tree_map_only(Tensor, to_model, out))
-
     return part

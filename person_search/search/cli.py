@@ -58,6 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
                 metavar="FILE",
                 help=f"checkpoint, https://..., or hf://owner/name[/file][@revision]{default}",
             )
+            command.add_argument(
+                "--precision",
+                metavar="NAME",
+                help="float32, bfloat16, float16 or auto, the fastest of this machine (default: "
+                "TEST.PRECISION of the config, float32)",
+            )
         if name == "compact":
             command.add_argument(
                 "--index", action="store_true", help="also build the approximate index"
@@ -167,6 +173,8 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line and validates what needs no model."""
     parser = build_parser()
     args = parser.parse_args(words)
+    if getattr(args, "precision", None):
+        args.opts += ["TEST.PRECISION", args.precision]
     if args.command == "index":
         if args.fps is not None:
             if not args.fps > 0:

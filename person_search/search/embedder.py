@@ -7,6 +7,7 @@ Boxes are XYXY pixels of the upright image (EXIF orientation applied).
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import nn
 from person_search.config import config_identity
 from person_search.data import build_mapper
 from person_search.engine import PersonSearchTrainer, keys_without_weights
+from person_search.modeling.optimize import choose_precision, device_of, optimize_for_inference
 from person_search.search.identity import ModelIdentity
 from person_search.search.images import clip_box, read_image
 from person_search.utils.model_card import ModelCard
@@ -40,6 +42,7 @@ class PersonEmbedder:
         score_thresh: Minimum score of the detections that enter a gallery.
         augmentations: Replaces the resizing, for example by the augmentations of a mapper.
         config: Further settings that the embeddings depend on, see :class:`ModelIdentity`.
+        precision: See :func:`person_search.modeling.optimize.optimize_for_inference`.
         card: Model card of the weights; None if they have none.
     """
 
@@ -53,9 +56,12 @@ class PersonEmbedder:
         score_thresh: float = 0.5,
         augmentations: T.AugmentationList | None = None,
         config: Mapping[str, Any] | None = None,
+        precision: str = "float32",
         card: ModelCard | None = None,
     ) -> None:
-        self.model = model.eval()
+        self.model = optimize_for_inference(model.eval(), precision)
+        self.device = device_of(model)
+        self.precision = str(choose_precision(precision, self.device)).removeprefix("torch.")
         self.image_format = image_format
         resize = T.ResizeShortestEdge([min_size, min_size], max_size)
         self.augmentations = augmentations or T.AugmentationList([resize])
@@ -67,6 +73,8 @@ class PersonEmbedder:
             "INPUT.MIN_SIZE_TEST": min_size,
             "INPUT.MAX_SIZE_TEST": max_size,
         }
+        # of the weights as they were trained, which the optimization folds and rounds
+        self._identity = ModelIdentity.of(model, self._config, {})
 
     @classmethod
     def from_config(cls, cfg: CfgNode, weights: str = "") -> "PersonEmbedder":
@@ -74,8 +82,9 @@ class PersonEmbedder:
 
         Args:
             cfg: Config of the model.
-            weights: Checkpoint file, or an address of
-                :func:`person_search.utils.weight_files.fetch_weights`. Default:
+            weights: Checkpoint file, an address of
+                :func:`person_search.utils.weight_files.fetch_weights`, or a model of
+                tools/export_model.py (``.onnx``). Default:
                 ``cfg.MODEL.WEIGHTS``.
 
         Raises:
@@ -93,6 +102,10 @@ class PersonEmbedder:
             )
         if path and "://" not in path and not os.path.isfile(path):  # before the model is built
             raise FileNotFoundError(f"the weight file '{path}' does not exist.")
+        if path.endswith(".onnx"):
+            from person_search.search.onnx_embedder import OnnxEmbedder
+
+            return OnnxEmbedder(path, cfg.TEST.PERSON_SEARCH.SCORE_THRESH)
         model = build_model(cfg)
         checkpointer = PersonSearchTrainer.build_checkpointer(cfg, model)
         if path:
@@ -105,14 +118,21 @@ class PersonEmbedder:
             augmentations=build_mapper(cfg, is_train=False).augmentations,
             score_thresh=cfg.TEST.PERSON_SEARCH.SCORE_THRESH,
             config=config_identity(cfg),
+            precision=cfg.TEST.PRECISION,
             card=checkpointer.loaded_card,
         )
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """Identity of the model; its weights are hashed at the first use."""
-        thresh = {"TEST.PERSON_SEARCH.SCORE_THRESH": self.score_thresh}
-        return ModelIdentity.of(self.model, self._config, thresh)
+        """Identity of the model.
+
+        Low precision counts as a setting of the detection: in a gallery, all images must have the
+        same, but a query of another precision finds the same persons (docs/deployment.md).
+        """
+        detection: dict[str, Any] = {"TEST.PERSON_SEARCH.SCORE_THRESH": self.score_thresh}
+        if self.precision != "float32":
+            detection["TEST.PRECISION"] = self.precision
+        return replace(self._identity, detection=detection)
 
     @cached_property
     def embed_dim(self) -> int:

@@ -11,14 +11,17 @@ import math
 import stat
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from PIL import Image
 
@@ -42,6 +45,8 @@ from person_search.vis.encoding import is_own_drawing
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+MAX_WORKERS = 4
+"""Maximum number of images in the model at once on a CPU; each has its own feature maps."""
 REBUILD_SHARE = 0.2
 """The approximate index is rebuilt if it lacks more than this share of the rows."""
 
@@ -145,17 +150,21 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Read:
-    """Output of the reading thread.
+    """An image or a file without one, read and searched for persons.
 
     Attributes:
         file: The file.
         entry: Its entry without persons; None if the file is left out.
         image: Array (H, W, 3) in the channel order of the model, if there is one.
+        found: Persons in the image.
+        seconds: Time of each stage.
     """
 
     file: str
     entry: Entry | None
     image: np.ndarray | None = None
+    found: Instances | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def index_images(
@@ -307,11 +316,11 @@ def _work(
         for task in tasks
     )
     name = "index" if len(plan.segments) == 1 else f"index (1 of {len(plan.segments)} processes)"
-    reads = read_ahead(_read_all(tasks, plan.run, embedder.image_format, options))
+    jobs = read_ahead(_jobs(tasks, plan.run, embedder, options))
     shown = progress if comm.is_main_process() else False
-    # closing: after an error, the reading thread must end before the process does
-    with Progress(total, name, shown) as bar, closing(reads):
-        for read in reads:
+    # closing: after an error, the other threads must end before the process does
+    with Progress(total, name, shown) as bar, closing(jobs), _threads(embedder) as threads:
+        for read in in_order(jobs, threads):
             if read.entry is None:
                 report.left_out[read.file] = "an image drawn by this program"
                 bar.update()
@@ -319,20 +328,23 @@ def _work(
             if read.entry.error:
                 report.failed[read.file] = read.entry.error
                 logger.warning("%s", printable(read.entry.error))
-            if read.image is None:
+            start = time.perf_counter()
+            if read.found is None:
                 writer.append(read.entry)
             else:
-                found = embedder.detect(read.image)
                 writer.append(
                     read.entry,
-                    found.pred_boxes.tensor.numpy(),
-                    found.scores.numpy(),
-                    found.reid_feats.numpy(),
+                    read.found.pred_boxes.tensor.numpy(),
+                    read.found.scores.numpy(),
+                    read.found.reid_feats.numpy(),
                 )
                 report.images += 1
-                report.persons += len(found)
-                _measure(read.image, embedder.card, report)
-            bar.update(read.entry.frame != END_OF_VIDEO and not read.entry.removed)
+                report.persons += len(read.found)
+                if read.image is not None:
+                    _measure(read.image, embedder.card, report)
+            written = {"write": time.perf_counter() - start}
+            count = read.entry.frame != END_OF_VIDEO and not read.entry.removed
+            bar.update(count, {**read.seconds, **written} if read.found is not None else None)
     return report
 
 
@@ -352,29 +364,90 @@ def _warn_of_misfit(card: ModelCard | None, details: Sequence[float]) -> None:
         logger.warning("%s", misfit)
 
 
-def _read_all(
-    tasks: list[_Task], run: int, image_format: str, options: IndexOptions
-) -> Iterator[_Read]:
+@contextmanager
+def _threads(embedder: PersonEmbedder) -> Iterator[ThreadPoolExecutor]:
+    """Yields a pool in which several threads run the model, if it supports that, on the CPU.
+
+    Each image then has one thread, or a few, which is faster than sharing the threads of PyTorch
+    among the many small operations of one image.
+    """
+    total, workers = torch.get_num_threads(), 1
+    if embedder.device.type == "cpu" and getattr(embedder.model, "thread_safe_inference", False):
+        workers = min(total, MAX_WORKERS)
+    try:
+        torch.set_num_threads(total // workers)
+        with ThreadPoolExecutor(workers) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(total)
+
+
+def in_order(
+    jobs: Iterable[Callable[[], T]], pool: ThreadPoolExecutor, ahead: int = 2 * MAX_WORKERS
+) -> Iterator[T]:
+    """Yields the results of jobs in their order while the threads of a pool run the next ones.
+
+    An error of a job is raised after the results before it; then, and when the consumer stops
+    early, waiting jobs are dropped.
+
+    Args:
+        jobs: Functions without arguments.
+        pool: Threads.
+        ahead: Maximum number of jobs that are running or waiting.
+    """
+    waiting: deque[Future[T]] = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(job))
+            while waiting and (len(waiting) > ahead or waiting[0].done()):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _jobs(
+    tasks: list[_Task], run: int, embedder: PersonEmbedder, options: IndexOptions
+) -> Iterator[Callable[[], _Read]]:
+    """Yields one job per image; frames of videos are decoded here, in their order."""
     for task in tasks:
-        file = str(task.source.file)
-        if task.source.is_video:
-            if task.changed:
-                yield _Read(file, task.entry(run, removed=True))
-            yield from _read_video(task, run, image_format, options)
+        if not task.source.is_video:
+            yield partial(_index_image, task, run, embedder, options)
             continue
-        try:
-            image = read_image(file, image_format)
-            with Image.open(file) as header:
-                own = is_own_drawing(header)
-        except (BadImageError, OSError) as e:
-            yield _Read(file, task.entry(run, error=str(e)))
-            continue
-        if own:
-            yield _Read(file, task.entry(run, removed=True) if task.changed else None)
-            continue
-        origin, (height, width) = options.origins.of(task.source), image.shape[:2]
-        entry = task.entry(run, time=origin.time, camera=origin.camera, width=width, height=height)
-        yield _Read(file, entry, image)
+        if task.changed:
+            removed = _Read(str(task.source.file), task.entry(run, removed=True))
+            yield partial(_detect, embedder, removed)
+        for frame in _read_video(task, run, embedder.image_format, options):
+            yield partial(_detect, embedder, frame)
+
+
+def _index_image(task: _Task, run: int, embedder: PersonEmbedder, options: IndexOptions) -> _Read:
+    """Reads an image file and detects persons in it."""
+    file, start = str(task.source.file), time.perf_counter()
+    try:
+        image = read_image(file, embedder.image_format)
+        with Image.open(file) as header:
+            own = is_own_drawing(header)
+    except (BadImageError, OSError) as e:
+        return _Read(file, task.entry(run, error=str(e)))
+    if own:
+        return _Read(file, task.entry(run, removed=True) if task.changed else None)
+    origin, (height, width) = options.origins.of(task.source), image.shape[:2]
+    entry = task.entry(run, time=origin.time, camera=origin.camera, width=width, height=height)
+    seconds = {"read": time.perf_counter() - start}
+    return _detect(embedder, _Read(file, entry, image, seconds=seconds))
+
+
+def _detect(embedder: PersonEmbedder, read: _Read) -> _Read:
+    """Detects the persons of an image, if there is one."""
+    if read.image is None:
+        return read
+    start = time.perf_counter()
+    found = embedder.detect(read.image)
+    seconds = {**read.seconds, "detect": time.perf_counter() - start}
+    return replace(read, found=found, seconds=seconds)
 
 
 def _read_video(task: _Task, run: int, image_format: str, options: IndexOptions) -> Iterator[_Read]:

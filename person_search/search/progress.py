@@ -4,6 +4,8 @@
 import logging
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping
 
 from tqdm import tqdm
 
@@ -28,6 +30,7 @@ class Progress:
         self._bar = tqdm(total=total, desc=name, unit="image") if has_bar else None
         self._logs = shown is None and not has_bar
         self._total, self._name, self._done = total, name, 0
+        self._seconds: Counter[str] = Counter()
         self._start = self._last = time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -37,10 +40,17 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, images: int = 1) -> None:
-        """Counts finished images."""
+    def update(self, images: int = 1, seconds: Mapping[str, float] | None = None) -> None:
+        """Counts finished images.
+
+        Args:
+            images: Number of images.
+            seconds: Time of each stage of the work, in one thread.
+        """
         self._done += images
+        self._seconds.update(seconds or {})
         if self._bar is not None:
+            self._bar.set_postfix_str(self.stages(), refresh=False)
             self._bar.update(images)
         now = time.monotonic()
         if self._logs and now - self._last >= LOG_EVERY:
@@ -50,4 +60,10 @@ class Progress:
             logger.info(
                 f"{self._name}: {self._done} of {self._total} images, {speed:.1f} per second, "
                 f"about {tqdm.format_interval(left)} left"
+                + (f" ({self.stages()} per second)" if self._seconds else "")
             )
+
+    def stages(self) -> str:
+        """Describes how many images a second one thread finishes in each stage."""
+        spent = self._seconds.items()
+        return ", ".join(f"{name} {self._done / time:.3g}" for name, time in spent if time > 0)

@@ -203,3 +203,25 @@ def test_reading_a_set_gets_past_images_without_a_size(tmp_path: Path, name: str
     records = load_person_search_json(tmp_path / "set.json", irregularities=log)
     assert [(r["height"], r["width"]) for r in records] == [(0, 0), (90, 160)]
     assert [item.kind for item in log] == ["unreadable_image", "no_boxes", "no_boxes"]
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+@pytest.mark.parametrize("settings", [{}, {"subsampling": 0}, {"progressive": True, "quality": 30}])
+def test_jpeg_has_the_pixels_of_pillow(tmp_path, image_format, settings) -> None:
+    """OpenCV decodes what Pillow would; else results would depend on the decoder."""
+    noise = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
+    Image.fromarray(noise).resize((149, 101)).save(tmp_path / "a.jpg", **settings)
+    wanted = np.asarray(Image.open(tmp_path / "a.jpg"))
+    mine = read_image_file(str(tmp_path / "a.jpg"), image_format)
+    assert np.array_equal(mine, wanted if image_format == "RGB" else wanted[:, :, ::-1])
+    assert mine.flags["C_CONTIGUOUS"]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_truncated_jpeg_is_refused(tmp_path, share) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg", quality=95)
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[: int(share * len(data))])
+    with pytest.raises(OSError, match="truncated"):
+        read_image_file(str(tmp_path / "a.jpg"), "RGB")

@@ -75,6 +75,21 @@ def test_evaluation_does_not_disturb_the_random_numbers(make_cfg) -> None:
     assert trainer.test(trainer.cfg, trainer.model) == first
 
 
+@pytest.mark.parametrize("precision", ["eager", "float32"])
+def test_evaluation_does_not_change_the_model(make_cfg, precision) -> None:
+    """It runs on an optimized copy, which shares modules with the model in training."""
+    trainer = PersonSearchTrainer(make_cfg("out", "TEST.PRECISION", precision))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    modes = [module.training for module in trainer.model.modules()]
+    trainable = [p.requires_grad for p in trainer.model.parameters()]
+    assert trainer.test(trainer.cfg, trainer.model)
+    assert [module.training for module in trainer.model.modules()] == modes and True in modes
+    assert [p.requires_grad for p in trainer.model.parameters()] == trainable
+    after = trainer.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert after.keys() == before.keys()
+
+
 def test_weights_to_start_from(make_cfg) -> None:
     first, _ = train(make_cfg())
     weights = str(Path(first.cfg.OUTPUT_DIR) / "model_final.pth")

@@ -99,26 +99,48 @@ def test_psdiff_finds_the_same_persons() -> None:
     (mine,) = optimize_for_inference(model, "float32")([image])
     (wanted,) = model([image])
     mine, wanted = mine["instances"], wanted["instances"]
+    assert len(wanted) > 0
     torch.testing.assert_close(mine.pred_boxes.tensor, wanted.pred_boxes.tensor, atol=1e-2, rtol=0)
     torch.testing.assert_close(mine.reid_feats, wanted.reid_feats, atol=1e-4, rtol=0)
+
+
+def test_eager_is_the_model_itself(detector) -> None:
+    assert optimize_for_inference(detector, "eager") is detector
+
+
+def test_a_model_without_parameters_or_backbone_is_left_as_it_is() -> None:
+    fast = optimize_for_inference(nn.Sequential(nn.Identity()), "bfloat16")
+    assert torch.equal(fast(torch.ones(2)), torch.ones(2))
+
+
+def test_outermost_backbones_are_optimized() -> None:
+    """A model may keep its backbone anywhere, and an FPN contains another backbone."""
+    model = build_model(tiny_cfg()).eval()
+    outer = nn.ModuleDict({"detector": model, "other": nn.Linear(2, 2)}).eval()
+    fast = optimize_for_inference(outer, "float32")
+    assert fast["detector"].backbone is not model.backbone
+    assert fast["detector"].backbone.bottom_up is not model.backbone.bottom_up
+    assert fast["detector"].head.cdl is model.head.cdl and fast["other"] is outer["other"]
+    assert len(fast["detector"].backbone._forward_hooks) == 1
+    assert not fast["detector"].backbone.bottom_up._forward_hooks, "converted once, not twice"
 
 
 def test_precision_is_chosen_by_the_device(monkeypatch, caplog) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     assert choose_precision("auto", "cpu") == torch.float32
     with caplog.at_level("WARNING", logger="person_search"):
-        assert choose_precision("bfloat16", "cpu") == torch.float32
-    assert "float32 is used instead" in caplog.text
+        for _ in range(2):
+            assert choose_precision("float16", "cpu") == torch.float32
+    assert caplog.text.count("cpu has no fast float16; float32 is used instead") == 1
     for flag in ("avx512_bf16", "amx_bf16"):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flag=flag: {flag: True})
         assert choose_precision("auto", "cpu") == torch.bfloat16
-    assert choose_precision("float16", "cpu") == torch.float32
     for capability, fastest in (((9, 0), "bfloat16"), ((7, 5), "float16"), ((6, 1), "float32")):
         monkeypatch.setattr(
             torch.cuda, "get_device_capability", lambda device, found=capability: found
         )
         assert supported_precisions("cuda:0")[0] == fastest
-    with pytest.raises(ValueError, match="'half'; choose from auto, float32"):
+    with pytest.raises(ValueError, match="'half'; choose from eager, auto, float32"):
         choose_precision("half", "cpu")
 
 

@@ -69,6 +69,18 @@ def test_identity_is_that_of_weights_and_settings() -> None:
     assert len(identity().differences(strict, detection=True)) == 1
 
 
+def test_low_precision_belongs_to_the_detection(monkeypatch) -> None:
+    """Images of a gallery share one precision; a query may have another one."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    exact = PersonEmbedder(ColorModel()).identity
+    assert exact == PersonEmbedder(ColorModel(), precision="eager").identity
+    low = PersonEmbedder(ColorModel(), precision="auto").identity
+    assert exact.differences(low) == []
+    assert exact.differences(low, detection=True) == ["TEST.PRECISION (None, here bfloat16)"]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert exact == PersonEmbedder(ColorModel(), precision="auto").identity
+
+
 # ---- loading a trained model ---------------------------------------------------------------------
 
 
@@ -86,6 +98,20 @@ def test_query_and_detection_of_one_box_agree(cfg, tiny_run, images) -> None:
     assert np.allclose(np.linalg.norm(reid_feats, axis=1), 1, atol=1e-4)
     feats = embedder.embed(images[0], found.pred_boxes.tensor[:1].tolist())
     assert feats[0] @ reid_feats[0] > 0.999
+
+
+def test_optimized_model_finds_the_same(cfg, tiny_run, images) -> None:
+    cfg = cfg.clone()
+    cfg.defrost()
+    results = []
+    for cfg.TEST.PRECISION in ("eager", "float32"):
+        embedder = PersonEmbedder.from_config(cfg, str(tiny_run / "weights.pth"))
+        results.append((embedder.identity, embedder.detect(images[0])))
+    (identity, eager), (other, fast) = results
+    assert identity == other and len(eager) == len(fast) > 0
+    boxes = [found.pred_boxes.tensor for found in (eager, fast)]
+    torch.testing.assert_close(*boxes, atol=1e-2, rtol=0)
+    torch.testing.assert_close(eager.reid_feats, fast.reid_feats, atol=1e-4, rtol=0)
 
 
 def test_identity_needs_no_file_names(cfg, tiny_run, tmp_path) -> None:

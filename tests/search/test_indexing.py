@@ -4,7 +4,9 @@
 import os
 import shutil
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from person_search.search import (
     verify,
 )
 from person_search.search.errors import GalleryLockedError, OtherModelError
-from person_search.search.indexing import read_ahead
+from person_search.search.indexing import in_order, read_ahead
 from person_search.search.store import live_entries
 
 RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
@@ -208,8 +210,9 @@ def test_video_that_stops_in_the_middle(folder) -> None:
 
 def test_another_model_or_threshold_is_refused(folder) -> None:
     index(folder)
-    other = make_embedder()
-    other.model.extra = torch.nn.Linear(1, 1)
+    model = ColorModel()
+    model.extra = torch.nn.Linear(1, 1)
+    other = PersonEmbedder(model, image_format="RGB", min_size=80, max_size=100)
     with pytest.raises(OtherModelError, match="the weights"):
         index(folder, embedder=other)
     with pytest.raises(OtherModelError, match="SCORE_THRESH .0.5, here 0.2"):
@@ -276,3 +279,43 @@ def test_reading_ahead_keeps_order_and_hands_errors_over() -> None:
     endless = read_ahead(iter(int, 1))
     assert next(endless) == 0
     endless.close()  # joins the thread
+
+
+def test_jobs_end_in_their_order() -> None:
+    """The first job waits for the third; all results before an error come out."""
+    third = threading.Event()
+
+    def failing():
+        raise KeyError("job")
+
+    jobs = [lambda: third.wait(60), lambda: 2, lambda: third.set() or 3, failing, lambda: 5]
+    with ThreadPoolExecutor(2) as pool:
+        results = in_order(jobs, pool, ahead=4)
+        assert [next(results) for _ in range(3)] == [True, 2, 3]
+        with pytest.raises(KeyError, match="job"):
+            next(results)
+        assert list(in_order([lambda i=i: i for i in range(50)], pool, 3)) == list(range(50))
+
+
+def test_several_threads_give_the_same_gallery(folder, monkeypatch) -> None:
+    """A model that allows it runs in several threads, with the threads of PyTorch divided."""
+    seen = []
+
+    class Concurrent(ColorModel):
+        thread_safe_inference = True
+
+        def forward(self, batched_inputs):
+            seen.append((threading.current_thread().name, torch.get_num_threads()))
+            return super().forward(batched_inputs)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        embedder = PersonEmbedder(Concurrent(), image_format="RGB", min_size=80, max_size=100)
+        index(folder, "many", embedder)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    index(folder, "one")
+    assert contents(folder.parent / "many") == contents(folder.parent / "one")
+    assert {threads for _, threads in seen} == {1}

@@ -59,3 +59,13 @@ def test_more_than_was_announced(clock, caplog) -> None:
         clock[0] += 30
         progress.update(3)
     assert caplog.messages == ["index: 3 of 2 images, 0.1 per second, about 00:00 left"]
+
+
+def test_stages(clock, caplog, monkeypatch) -> None:
+    caplog.set_level(logging.INFO, logger="person_search")
+    with Progress(100, "index") as progress:
+        for _ in range(2):
+            clock[0] += 30
+            progress.update(6, {"read": 0.5, "detect": 12.0})
+    assert caplog.messages[0].endswith("left (read 12, detect 0.5 per second)")
+    assert progress.stages() == "read 12, detect 0.5", "of all images and all their time"

@@ -62,6 +62,9 @@ class DiffPS(nn.Module):
         pixel_std: Standard deviation per channel.
     """
 
+    # The frozen backbone has its own setting, MODEL.DIFFPS.BACKBONE.DTYPE, and is not to be copied.
+    low_precision_modules = ()
+
     @configurable
     def __init__(
         self,

@@ -55,19 +55,21 @@ def add_noise(x_start: Tensor, noise: Tensor, alpha_cumprod: Tensor) -> Tensor:
     return ab.sqrt() * x_start + (1 - ab).sqrt() * noise
 
 
-def image_whwh(image_size: tuple[int, int], like: Tensor) -> Tensor:
+def image_whwh(image_size: tuple[int, int] | Tensor, like: Tensor) -> Tensor:
     """Returns (w, h, w, h) for an image size (h, w), with device and dtype of ``like``."""
+    if isinstance(image_size, Tensor):  # a size that is an input of an exported model
+        return image_size.flip(0).repeat(2)
     h, w = image_size
     return like.new_tensor([w, h, w, h])
 
 
-def boxes_to_norm(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+def boxes_to_norm(boxes: Tensor, image_size: tuple[int, int] | Tensor) -> Tensor:
     """Converts XYXY pixels (N, 4) to (cx, cy, w, h) relative to the image size (h, w)."""
     x1, y1, x2, y2 = (boxes / image_whwh(image_size, boxes)).unbind(-1)
     return torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=-1)
 
 
-def norm_to_boxes(boxes_norm: Tensor, image_size: tuple[int, int]) -> Tensor:
+def norm_to_boxes(boxes_norm: Tensor, image_size: tuple[int, int] | Tensor) -> Tensor:
     """Converts relative (cx, cy, w, h) (..., 4) to XYXY pixels; sizes are at least 1e-4."""
     cx, cy, w, h = boxes_norm.unbind(-1)
     half_w = w.clamp(min=_MIN_SIZE_NORM) / 2
@@ -103,7 +105,7 @@ class SignalCodec:
         """Encodes boxes_norm (..., 4) as boxes_signal, s1 (2 b - 1) in Eq. 10."""
         return self.snr_box * (2 * boxes_norm - 1)
 
-    def decode_boxes(self, boxes_signal: Tensor, image_size: tuple[int, int]) -> Tensor:
+    def decode_boxes(self, boxes_signal: Tensor, image_size: tuple[int, int] | Tensor) -> Tensor:
         """Decodes boxes_signal (..., 4), clamped to +-s1, to XYXY pixels of an image (h, w)."""
         boxes_norm = (self.clamp_boxes(boxes_signal) / self.snr_box + 1) / 2
         return norm_to_boxes(boxes_norm, image_size)

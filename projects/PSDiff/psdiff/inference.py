@@ -94,7 +94,7 @@ class ReverseProcess:
                 [codec.decode_boxes(b, s) for b, s in zip(boxes_signal, image_sizes, strict=True)]
             )
             token = settings.reid_feedback * reid_signal
-            output = self.head(features, boxes, token, self._times(t, len(seeds)), dtype)
+            output = self.head(features, boxes, token, self._time(t), dtype)
             finite.append(which_are_finite(output.boxes, output.logits, output.reid_feats))
             if t == trajectory.times[-1]:
                 require_finite(finite, trajectory.times, ("boxes", "logits", "reid_feats"))
@@ -174,7 +174,7 @@ class ReverseProcess:
         finite = []
         for t in trajectory.times:
             token = self.settings.reid_feedback * reid_signal
-            output = self.head.denoise(roi_feats, boxes, token, self._times(t, count))
+            output = self.head.denoise(roi_feats, boxes, token, self._time(t))
             finite.append(which_are_finite(output.reid_feats))
             if t == trajectory.times[-1]:
                 break
@@ -221,8 +221,9 @@ class ReverseProcess:
         """Draws noise (count, 1, width), equal for all boxes, so that their order is irrelevant."""
         return self._noise([generator], 1, width).expand(count, -1, -1)
 
-    def _times(self, t: int, count: int) -> Tensor:
-        return torch.full((count,), t, device=self.device)
+    def _time(self, t: int) -> Tensor:
+        """Returns the time as (1,), which is broadcast: all rows are at the same time."""
+        return torch.full((1,), t, device=self.device)
 
 
 def one_image(features: dict[str, Tensor], index: int) -> dict[str, Tensor]:

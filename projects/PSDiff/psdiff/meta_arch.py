@@ -44,6 +44,8 @@ class PSDiff(nn.Module):
     the input has ``queries``, ``query_feats`` (q, D) of unit norm in the same order.
     """
 
+    thread_safe_inference = True  # an inference changes no attribute of the model
+
     @configurable
     def __init__(
         self,
