@@ -37,7 +37,10 @@ TEACHER_REGISTRY: dict[str, TeacherMethod] = {
     "pplr": TeacherMethod(PPLRNet, PPLRLoss),
     "stripes": TeacherMethod(StripesNet, StripesLoss),
 }
-"""Rows of Table VI, and ``stripes``; ``TEACHER_REGISTRY["mine"] = TeacherMethod(MyNet, MyLoss)`` adds one."""
+"""Rows of Table VI, and stripes.
+
+To add one: ``TEACHER_REGISTRY["mine"] = TeacherMethod(MyNet, MyLoss)``.
+"""
 
 
 def _method(cfg: CfgNode) -> TeacherMethod:
