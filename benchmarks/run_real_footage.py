@@ -45,7 +45,12 @@ TRAININGS = {
     "cascaded": "MODEL.PSDIFF.CDL.PREDICTION cascaded",
     "parallel": "MODEL.PSDIFF.CDL.PREDICTION parallel",
 }
-STEPS = (1, 8)
+# The first part of a training; the config is the second.
+FIRST_PART = (
+    "INPUT.MIN_SIZE_TRAIN '(320, 384, 448)' INPUT.CROP.SIZE '[0.65, 0.65]' "
+    "MODEL.PSDIFF.TRUE_BOXES 0.0 SOLVER.MAX_ITER 900 SOLVER.STEPS '(600, 800)'"
+)
+STEPS = (1, 4, 8)
 TWO_STAGES = {
     "MobileNetV2, not trained": "",
     "teacher": "MODEL.TWO_STAGE.REID PSDiffTeacher MODEL.TWO_STAGE.REID_WEIGHTS ''",
@@ -131,11 +136,15 @@ class Runner:
         folder = self.output / f"psdiff_{self.protocol}_{name}_seed{seed}"
         keys = f"--config-file {CONFIG} --num-gpus 0 {self.sets} SEED {seed} {TRAININGS[name]}"
         weights = folder / "model_final_ema.pth"
-        self.make(
-            weights,
-            f"train_net.py --resume {keys} OUTPUT_DIR {folder} "
-            f"MODEL.WEIGHTS {self.output}/start.safetensors {self.overrides}",
-        )
+        start = self.output / "start.safetensors"
+        parts = ((folder / "part1" / "model_final_ema.pth", FIRST_PART), (weights, ""))
+        for target, options in parts:
+            self.make(
+                target,
+                f"train_net.py --resume {keys} OUTPUT_DIR {target.parent} MODEL.WEIGHTS {start} "
+                f"{options} {self.overrides}",
+            )
+            start = target
         rows = {}
         for steps in STEPS:
             out = folder / f"steps{steps}"
@@ -148,8 +157,8 @@ class Runner:
         return rows
 
     def two_stage(self, name: str, seed: int) -> Results:
-        """Evaluates a re-ID network on the detections of the recommended PSDiff with 8 steps."""
-        found = self.output / f"psdiff_{self.protocol}_recommended_seed{seed}" / "steps8"
+        """Evaluates a re-ID network on the detections of the recommended PSDiff with 4 steps."""
+        found = self.output / f"psdiff_{self.protocol}_recommended_seed{seed}" / "steps4"
         file = found / "inference" / f"real_{self.protocol}_test_predictions.npz"
         out = self.output / f"two_stage_{self.protocol}_{name.split(',')[0]}_seed{seed}"
         self.make(

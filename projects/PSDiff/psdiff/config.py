@@ -26,7 +26,7 @@ def add_psdiff_config(cfg: CN) -> None:
     psdiff = cfg.MODEL.PSDIFF
 
     # ---- signals and noise (Section IV-A) ------------------------------------------------------
-    # Proposals per image (N), in training and in testing.
+    # Proposals per image (N), in training and, unless TEST_PROPOSALS says otherwise, in testing.
     psdiff.NUM_PROPOSALS = 300
     # Signal scale of boxes (s1) and of embeddings (s2), Eq. 10.
     psdiff.SNR_BOX = 2.0
@@ -74,6 +74,9 @@ def add_psdiff_config(cfg: CN) -> None:
     # Draws of time and noise per image and iteration (paper: one). They share the image features,
     # so more draws cost little where the backbone dominates.
     psdiff.TRAIN_DRAWS = 1
+    # Share of draws whose boxes get no noise, only the embeddings. In inference, this is the input
+    # for given (query) boxes and EMBED_DETECTIONS; with noisy boxes only, it never occurs early.
+    psdiff.TRUE_BOXES = 0.0
     # Assignment of proposals to ground truths: "dynamic_k" or "hungarian".
     psdiff.MATCHER = "dynamic_k"
     # Number of highest IoUs whose sum is the number of proposals of a ground truth (dynamic_k).
@@ -93,6 +96,9 @@ def add_psdiff_config(cfg: CN) -> None:
     # Denoising steps, 1 to 1000. All keys of this section can be changed without retraining:
     # model.set_inference(steps=4), or for one call model.inference(..., steps=4).
     psdiff.STEPS = 8
+    # Proposals per image. 0: NUM_PROPOSALS. Where a training with few proposals misses persons, more
+    # of them in inference find them.
+    psdiff.TEST_PROPOSALS = 0
     # Time budget in milliseconds for detection in one image on this machine. The largest number of
     # steps within the budget is used, from 1 to STEPS. It is measured at the first inference for
     # the largest image size of INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST, and is the same for all
