@@ -96,8 +96,7 @@ def add_psdiff_config(cfg: CN) -> None:
     # Denoising steps, 1 to 1000. All keys of this section can be changed without retraining:
     # model.set_inference(steps=4), or for one call model.inference(..., steps=4).
     psdiff.STEPS = 8
-    # Proposals per image. 0: NUM_PROPOSALS. Where a training with few proposals misses persons, more
-    # of them in inference find them.
+    # Proposals per image. 0: NUM_PROPOSALS. More of them than in training find more persons.
     psdiff.TEST_PROPOSALS = 0
     # Time budget in milliseconds for detection in one image on this machine. The largest number of
     # steps within the budget is used, from 1 to STEPS. It is measured at the first inference for
