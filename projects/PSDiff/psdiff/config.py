@@ -26,7 +26,7 @@ def add_psdiff_config(cfg: CN) -> None:
     psdiff = cfg.MODEL.PSDIFF
 
     # ---- signals and noise (Section IV-A) ------------------------------------------------------
-    # Proposals per image (N), in training and, unless TEST_PROPOSALS says otherwise, in testing.
+    # Proposals per image (N), in training and in testing.
     psdiff.NUM_PROPOSALS = 300
     # Signal scale of boxes (s1) and of embeddings (s2), Eq. 10.
     psdiff.SNR_BOX = 2.0
@@ -96,8 +96,6 @@ def add_psdiff_config(cfg: CN) -> None:
     # Denoising steps, 1 to 1000. All keys of this section can be changed without retraining:
     # model.set_inference(steps=4), or for one call model.inference(..., steps=4).
     psdiff.STEPS = 8
-    # Proposals per image. 0: NUM_PROPOSALS. More of them than in training find more persons.
-    psdiff.TEST_PROPOSALS = 0
     # Time budget in milliseconds for detection in one image on this machine. The largest number of
     # steps within the budget is used, from 1 to STEPS. It is measured at the first inference for
     # the largest image size of INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST, and is the same for all

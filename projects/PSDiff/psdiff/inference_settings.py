@@ -37,7 +37,6 @@ class InferenceSettings:
     query_steps: int = 0
     reid_feedback: float = 1.0
     seed: int = 0
-    test_proposals: int = 0
 
     def __post_init__(self) -> None:
         _ = self.sampler_settings, self.query_sampler_settings  # validates the sampler's fields
@@ -48,7 +47,6 @@ class InferenceSettings:
             )
         check_range("RENEWAL_THRESH", self.renewal_thresh, 0, 1)
         check_range("QUERY_STEPS", self.query_steps, 0)
-        check_range("TEST_PROPOSALS", self.test_proposals, 0)
         check_range("REID_FEEDBACK", self.reid_feedback, 0, 1)
         check_range("QUERY_DRAWS", self.query_draws, 1)
 

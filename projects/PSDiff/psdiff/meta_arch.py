@@ -275,12 +275,11 @@ class PSDiff(nn.Module):
 
     def reverse_process(self, settings: InferenceSettings | None = None) -> ReverseProcess:
         """Returns Algorithm 2 with these settings, by default those of the model."""
-        settings = settings or self.settings
         return ReverseProcess(
             self.head,
             self.codec,
-            settings,
-            num_proposals=settings.test_proposals or self.num_proposals,
+            settings or self.settings,
+            num_proposals=self.num_proposals,
             embed_dim=self.embed_dim,
             device=self.device,
         )

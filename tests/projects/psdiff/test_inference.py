@@ -64,14 +64,6 @@ def test_steps_are_chosen_at_run_time(plain_model, model, steps):
     assert len(model.denoising_steps([image_input()])) == steps
 
 
-def test_the_number_of_proposals_is_chosen_at_run_time(plain_model):
-    built = tiny_model(NUM_PROPOSALS=20).eval()
-    item = image_input(queries=2)
-    (step, *_) = plain_model.denoising_steps([item], test_proposals=20)
-    assert step.boxes.shape[1] == 20
-    assert_same(instances_of(plain_model, item, test_proposals=20), instances_of(built, item))
-
-
 def test_a_setting_for_one_call_is_forgotten(model):
     before = instances_of(model, image_input())
     assert differ(instances_of(model, image_input(), steps=1, sampler="dpmsolver"), before)
