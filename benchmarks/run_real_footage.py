@@ -51,10 +51,7 @@ FIRST_PART = (
     "MODEL.PSDIFF.TRUE_BOXES 0.0 SOLVER.MAX_ITER 900 SOLVER.STEPS '(600, 800)'"
 )
 STEPS = (1, 4, 8)
-TWO_STAGES = {
-    "MobileNetV2, not trained": "",
-    "teacher": "MODEL.TWO_STAGE.REID PSDiffTeacher MODEL.TWO_STAGE.REID_WEIGHTS ''",
-}
+TWO_STAGES = ("MobileNetV2, not trained", "teacher of PSDiff")
 DUMP = "TEST.PERSON_SEARCH.DUMP_PREDICTIONS True TEST.PERSON_SEARCH.VARIANTS \"['gt']\""
 
 # results[row] is a list over the seeds of metrics by names like "search/mAP"
@@ -160,13 +157,18 @@ class Runner:
         """Evaluates a re-ID network on the detections of the recommended PSDiff with 4 steps."""
         found = self.output / f"psdiff_{self.protocol}_recommended_seed{seed}" / "steps4"
         file = found / "inference" / f"real_{self.protocol}_test_predictions.npz"
-        out = self.output / f"two_stage_{self.protocol}_{name.split(',')[0]}_seed{seed}"
+        is_teacher = name.startswith("teacher")
+        out = self.output / f"two_stage_{self.protocol}_{name[:7]}_seed{seed}"
+        reid = (
+            f"PSDiffTeacher MODEL.TWO_STAGE.REID_WEIGHTS {self.teacher}/teacher.safetensors"
+            if is_teacher
+            else f"timm/mobilenetv2_100 MODEL.TWO_STAGE.REID_WEIGHTS {self.weights}"
+        )
         self.make(
             out / "results.json",
-            f"train_net.py --eval-only --untrained --config-file {TWO_STAGE} --num-gpus 0 "
-            f"{self.sets} OUTPUT_DIR {out} MODEL.TWO_STAGE.DETECTOR predictions/{file} "
-            f"MODEL.TWO_STAGE.REID_WEIGHTS {self.weights} {TWO_STAGES[name]} "
-            f"MODEL.PSDIFF.TEACHER.WEIGHTS {self.teacher}/teacher.safetensors {DUMP}",
+            f"train_net.py --eval-only --config-file {TWO_STAGE} --num-gpus 0 {self.sets} "
+            f"OUTPUT_DIR {out} MODEL.TWO_STAGE.DETECTOR predictions/{file} "
+            f"MODEL.TWO_STAGE.REID {reid} {DUMP}",
         )
         return {f"TwoStage, {name}": [metrics(out)]}
 
