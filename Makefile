@@ -14,6 +14,7 @@ BACKEND ?= lite
 DETECTRON2 ?=
 DEMO ?=
 export PYTHON VENV
+unexport PYTHONDONTWRITEBYTECODE  # every step starts Python processes, whose imports it doubles
 
 .PHONY: demo test lint env packaging clean help
 

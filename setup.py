@@ -31,6 +31,8 @@ EXTRAS = {
     "diffps": ["transformers>=4.44,<6"],
     # The approximate index of large galleries; exact search needs no extra.
     "search": ["faiss-cpu>=1.9"],
+    # Weights of the Hugging Face hub (hf://owner/name).
+    "hub": ["huggingface_hub>=0.25"],
     # HEIC images in person-search; AVIF needs Pillow 11.3 or later.
     "heif": ["pillow-heif>=0.16"],
     # The web page of person-search serve.

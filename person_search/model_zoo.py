@@ -91,9 +91,11 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.modeling import build_model
 
+    from person_search.utils.weight_files import fetch_weights
+
     cfg = get_config(name, trained)
     cfg.MODEL.DEVICE = device or (cfg.MODEL.DEVICE if torch.cuda.is_available() else "cpu")
     model = build_model(cfg)
     if trained:
-        DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        DetectionCheckpointer(model).load(fetch_weights(cfg.MODEL.WEIGHTS))
     return model.eval()

@@ -153,9 +153,11 @@ class PersonSearchModelTests:
         """Returns an input as from the mapper in training, with 0 to 2 persons."""
         raise NotImplementedError("implement training_input() and return one input")
 
-    def image_input(self, image_id: int = 0, queries: int = 0) -> dict:
+    def image_input(
+        self, image_id: int = 0, queries: int = 0, size: tuple[int, int] | None = None
+    ) -> dict:
         """Returns an input as from the mapper in testing, for an image twice as large on disk."""
-        h, w = self.image_size
+        h, w = size or self.image_size
         generator = torch.Generator().manual_seed(image_id)
         image = torch.randint(0, 256, (3, h, w), generator=generator, dtype=torch.uint8)
         boxes = torch.tensor([[0.1, 0.1, 0.4, 0.9], [0.5, 0.2, 0.7, 0.8]][:queries]).view(-1, 4)
@@ -220,9 +222,10 @@ class PersonSearchModelTests:
             torch.testing.assert_close(feats.norm(dim=1), torch.ones(len(feats)))
 
     def test_a_batch_equals_single_images(self) -> None:
-        """A batch returns the outputs of its images."""
-        model = self.build(0)
-        inputs = [self.image_input(i, queries=i) for i in range(3)]
+        """A batch of mixed sizes returns the outputs of its images."""
+        model, (h, w) = self.build(0), self.image_size
+        sizes = [(h, w), (2 * h, 2 * w), (h, w)]
+        inputs = [self.image_input(i, queries=i, size=size) for i, size in enumerate(sizes)]
         close = {"atol": self.batch_tolerance, "rtol": 0.0}
         for item, together in zip(inputs, self.predict(model, inputs), strict=True):
             (alone,) = self.predict(model, [item])

@@ -139,7 +139,7 @@ def count_psdiff(cost: Cost, model, cfg, steps: list[int]) -> None:
         for name, shape in model.backbone.output_shape().items()
         if name in model.head.in_features
     }
-    proposals = cfg.MODEL.PSDIFF.NUM_PROPOSALS
+    proposals = cfg.MODEL.PSDIFF.NUM_PROPOSALS_TEST or cfg.MODEL.PSDIFF.NUM_PROPOSALS
     noise = torch.randn(proposals, 4 + cfg.MODEL.REID.EMBED_DIM)
     boxes = model.head.codec.decode_boxes(noise[:, :4], tuple(cost.image_size))[None]
     inputs = (boxes, noise[None, :, 4:], torch.tensor([999]), *features.values())

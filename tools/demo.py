@@ -206,6 +206,7 @@ def report(out: Path, datasets: Path, seconds: dict[str, float], total: float) -
         *(f"Search:    {image}" for image in sorted(out.glob("search_*.jpg"))),
         "Next:      search your own images in the browser (docs/search.md), for example",
         *(f"           {command}" for command in next_commands(out, datasets)),
+        "Note:      these weights know drawn persons only; photographs require others.",
     ]
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)

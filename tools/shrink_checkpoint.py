@@ -4,7 +4,7 @@
 
     python tools/shrink_checkpoint.py output/diffps_tiny/model_final_ema.pth weights.safetensors
 
-The result can be used as MODEL.WEIGHTS. Integer buffers keep their type.
+The result can be used as MODEL.WEIGHTS and keeps the model card. Integer buffers keep their type.
 """
 
 import argparse
@@ -29,17 +29,14 @@ def shrink(checkpoint: Path, output: Path) -> int:
         FileNotFoundError: If the checkpoint does not exist.
         ValueError: If the file holds no weights, or a weight exceeds the range of float16.
     """
-    from safetensors.torch import save_file
-
-    from person_search.utils.weight_files import read_checkpoint
+    from person_search.utils.weight_files import read_card, read_checkpoint, save_weights
 
     half = {}
     for name, value in read_checkpoint(checkpoint)["model"].items():
-        half[name] = value.half().contiguous() if value.is_floating_point() else value.contiguous()
+        half[name] = value.half() if value.is_floating_point() else value
         if value.is_floating_point() and not half[name].isfinite().all():
             raise ValueError(f"{name} of {checkpoint} exceeds the range of float16")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_file(half, output)
+    save_weights(output, half, read_card(checkpoint))
     return output.stat().st_size
 
 

@@ -12,6 +12,7 @@ from person_search.config.build import (
 )
 from person_search.config.defaults import add_person_search_config
 from person_search.config.files import config_folder, find_config, list_configs, nearest_configs
+from person_search.config.identity import config_hash, config_identity
 from person_search.config.projects import ProjectError, add_all_project_configs, project_names
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "check_device",
     "check_model",
     "config_folder",
+    "config_hash",
+    "config_identity",
     "default_config",
     "did_you_mean",
     "find_config",

@@ -64,6 +64,10 @@ def add_person_search_config(cfg: CN) -> None:
     # Batch norms: "train", or "frozen" (eval mode, not trained).
     cfg.MODEL.TIMM.NORM = "train"
 
+    # ---- model card (docs/model_card.md) -------------------------------------------------------
+    # License of the trained weights, for example "CC-BY-NC-4.0". Empty: not stated.
+    cfg.MODEL.LICENSE = ""
+
     # ---- solver ------------------------------------------------------------------------------
     # "SGD" as in Detectron2, or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"

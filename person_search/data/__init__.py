@@ -25,6 +25,7 @@ from person_search.data.datasets.json_dataset import load_json_protocol, load_pe
 from person_search.data.datasets.json_document import AnnotationFileError
 from person_search.data.datasets.prw import load_prw, load_prw_protocol
 from person_search.data.image_io import BadImageError, RecordImageReader
+from person_search.data.model_cards import color_detail, kind_of_images, training_card
 
 register_builtin_datasets()
 
@@ -38,7 +39,9 @@ __all__ = [
     "RecordImageReader",
     "build_mapper",
     "check_training_files",
+    "color_detail",
     "get_num_pids",
+    "kind_of_images",
     "load_cuhk_sysu",
     "load_cuhk_sysu_protocol",
     "load_json_protocol",
@@ -51,4 +54,5 @@ __all__ = [
     "register_cuhk_sysu",
     "register_person_search_json",
     "register_prw",
+    "training_card",
 ]

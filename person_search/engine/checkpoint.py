@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints that survive a crash and are never loaded into another architecture.
 
-The file format is Detectron2's: ``{"model": …, "trainer": …, "iteration": …}`` as ``*.pth``.
+The file format is Detectron2's: ``{"model": …, "trainer": …, "iteration": …}`` as ``*.pth``, with a
+model card beside the weights (docs/model_card.md).
 """
 
 import errno
+import logging
 import os
 import pickle
 import re
@@ -19,7 +21,13 @@ from detectron2.utils import comm
 
 from person_search.interface import AdaptsWeights, HasIdentityBuffers, named_hooks
 from person_search.utils.files import write_atomically
-from person_search.utils.weight_files import WeightFileError, check_weight_file, read_checkpoint
+from person_search.utils.model_card import CARD_KEY, NO_CARD, ModelCard, ModelCardError
+from person_search.utils.weight_files import (
+    WeightFileError,
+    check_weight_file,
+    fetch_weights,
+    read_checkpoint,
+)
 
 TEMPORARY_SUFFIX = ".incomplete"
 _NUM_EXAMPLES = 5
@@ -47,7 +55,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
         allow_partial: Whether to accept a file that fills only a part of the model even where the
             whole model is needed (``cfg.MODEL.ALLOW_PARTIAL_LOAD``).
         tag_last: Whether ``last_checkpoint`` follows the files saved here.
+        method: Method of the model, compared with the card of a file; "" for any.
+        embed_dim: Embedding dimension of the model, compared likewise; 0 for any.
         **checkpointables: As in Detectron2.
+
+    Attributes:
+        card: Model card of the files saved here; None for no card.
+        loaded_card: Model card of the file that was loaded; None if it has none.
     """
 
     def __init__(
@@ -58,14 +72,20 @@ class AtomicCheckpointer(DetectionCheckpointer):
         save_to_disk: bool | None = None,
         allow_partial: bool = False,
         tag_last: bool = True,
+        method: str = "",
+        embed_dim: int = 0,
         **checkpointables: Any,
     ):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.allow_partial = allow_partial
         self.tag_last = tag_last
+        self.method, self.embed_dim = method, embed_dim
+        self.card: ModelCard | None = None
+        self.loaded_card: ModelCard | None = None
         self._need_whole = False
         self._resuming = False
         self._source = ""
+        self._logger = logging.getLogger(__name__)  # the inherited one is Detectron2's
 
     # ---- writing -----------------------------------------------------------------------------
     def save(self, name: str, **kwargs: Any) -> None:
@@ -82,6 +102,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
             return
         data = {"model": self.model.state_dict()}
         data |= {key: obj.state_dict() for key, obj in self.checkpointables.items()}
+        if self.card is not None:
+            data[CARD_KEY] = self.card.to_json()
         data |= kwargs
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
@@ -108,7 +130,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         set are skipped with one log line, except on resuming.
 
         Args:
-            path: File or URL. Nothing is loaded if empty.
+            path: File, or an address of :func:`fetch_weights`. Nothing is loaded if empty.
             checkpointables: Names of what to load beside the model. None loads all of them and
                 means that a training is resumed.
             need_whole: Whether every parameter of the model must be in the file. By default, this
@@ -121,16 +143,19 @@ class AtomicCheckpointer(DetectionCheckpointer):
             FileNotFoundError: If there is no such file.
             WeightFileError: If the file is not a checkpoint, or is damaged.
             IncompatibleCheckpointError: If no parameter of the model is in the file, or one is
-                missing although ``need_whole``.
+                missing although ``need_whole``, or its card describes another model.
         """
-        if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
+        self.loaded_card = None
+        self._source = path
+        address, mark, query = path.partition("?")  # Detectron2's matching_heuristics
+        path = _fetch_in_all_processes(address) + mark + query
+        if path and not os.path.isfile(path.partition("?")[0]):
             raise FileNotFoundError(
                 f"There is no weight file {path!r}. It is named by MODEL.WEIGHTS (or by "
                 f"'last_checkpoint' in {self.save_dir!r} when resuming)."
             )
         self._resuming = checkpointables is None
         self._need_whole = self._resuming if need_whole is None else need_whole
-        self._source = path
         return super().load(path, checkpointables)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -149,6 +174,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any):
         """Loads the weights of a file that has been read; a hook of Detectron2's checkpointer."""
+        self._read_card(checkpoint.pop(CARD_KEY, None))
         in_file = list(checkpoint["model"])
         for prefix, module in named_hooks(self.model, AdaptsWeights):
             try:
@@ -180,6 +206,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             )
             remedy = ", or set MODEL.ALLOW_PARTIAL_LOAD True to load what matches."
         else:
+            self._check_card()
             return incompatible
         # where nothing matched, Detectron2 has no list of them
         known = self.model.state_dict().keys()
@@ -193,6 +220,39 @@ class AtomicCheckpointer(DetectionCheckpointer):
             f"  only in the file: {_examples(only_in_file)}\n"
             f"Use the config that the file was trained with (config.yaml beside it){remedy}"
         )
+
+    def _read_card(self, content: Any) -> None:
+        """Reads the card of a file, and logs it where the whole model is needed."""
+        try:
+            self.loaded_card = None if content is None else ModelCard.from_json(content)
+        except ModelCardError as e:
+            self._logger.warning(
+                "The model card of %s is unusable and is ignored: %s.", self._source, e
+            )
+            return
+        if self._need_whole:
+            text = self.loaded_card.describe() if self.loaded_card else NO_CARD
+            self._logger.info("Model card of %s: %s.", self._source, text)
+
+    def _check_card(self) -> None:
+        """Checks that the card describes the model, whose weights fit."""
+        card = self.loaded_card
+        if card is None or not self._need_whole or self.allow_partial:
+            return
+        faults = [
+            f"{what} {theirs}, but that of the model is {ours}"
+            for what, theirs, ours in (
+                ("method", card.method, self.method),
+                ("embedding dimension", card.embed_dim, self.embed_dim),
+            )
+            if theirs and ours and theirs != ours
+        ]
+        if faults:
+            raise IncompatibleCheckpointError(
+                f"The model card of {self._source!r} describes another model: {'; '.join(faults)}. "
+                "Use the config that the weights were trained with, or set "
+                "MODEL.ALLOW_PARTIAL_LOAD True if the card is wrong."
+            )
 
     def _drop_foreign_identities(self, weights: dict[str, Any]) -> None:
         """Replaces the identity buffers of another training set by the model's own."""
@@ -259,6 +319,22 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 "Restore one of them, or start again without --resume."
             )
         return ""
+
+
+def _fetch_in_all_processes(path: str) -> str:
+    """Downloads a file in one process of each machine, before the others look for it."""
+    if "://" not in path:
+        return path
+    found: Any = None
+    if comm.get_local_rank() == 0:
+        try:
+            found = fetch_weights(path)
+        except (OSError, ValueError) as e:  # travels as a value, so that no process waits
+            found = e
+    for other in comm.all_gather(found):
+        if isinstance(other, Exception):
+            raise other
+    return found or fetch_weights(path)
 
 
 def write_safely(path: str, write: bytes | Callable[[BinaryIO], Any]) -> None:

@@ -28,6 +28,7 @@ from person_search.engine.divergence import (
     weights_report,
 )
 from person_search.engine.rng import get_rng_state, set_rng_state
+from person_search.utils.weight_files import write_card
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
@@ -235,3 +236,27 @@ class BestModelCheckpointer(HookBase):
 
     def _record_path(self) -> str:
         return os.path.join(self.checkpointer.save_dir, f"{self.NAME}.json")
+
+
+class FinalCardWriter(HookBase):
+    """Adds the results of the last evaluation to the model card of the final weights.
+
+    Must be registered after the ``EvalHook``: the weights are on disk before they are evaluated.
+
+    Args:
+        checkpointer: Checkpointer whose ``card`` has the results.
+        name: File name of the final weights.
+    """
+
+    def __init__(self, checkpointer: AtomicCheckpointer, name: str) -> None:
+        self.checkpointer, self.name = checkpointer, name
+
+    def after_train(self) -> None:
+        """Rewrites the file after a finished training."""
+        card, path = self.checkpointer.card, os.path.join(self.checkpointer.save_dir, self.name)
+        if self.trainer.iter + 1 < self.trainer.max_iter or card is None or not card.metrics:
+            return
+        try:
+            write_card(path, card)
+        except OSError as e:  # the file is as before, and the log has the results
+            logging.getLogger(__name__).error("Could not add the results to %r: %s", path, e)

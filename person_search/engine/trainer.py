@@ -3,8 +3,11 @@
 
 import json
 import logging
+import math
 import os
 import weakref
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from detectron2.modeling import ResNet
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from person_search.data import build_mapper
+from person_search.data import build_mapper, training_card
 from person_search.engine.checkpoint import (
     AtomicCheckpointer,
     CheckpointWriteError,
@@ -34,8 +37,12 @@ from person_search.engine.data_checks import (
     resolve_num_pids,
     warn_of_shared_images,
 )
-from person_search.engine.ema import AveragedWeights, EMAHook
-from person_search.engine.hooks import BestModelCheckpointer, ResumableCheckpointer
+from person_search.engine.ema import FINAL_NAME, AveragedWeights, EMAHook
+from person_search.engine.hooks import (
+    BestModelCheckpointer,
+    FinalCardWriter,
+    ResumableCheckpointer,
+)
 from person_search.engine.optimizer import build_optimizer
 from person_search.engine.rng import isolated_rng
 from person_search.engine.train_loader import build_train_loader
@@ -67,6 +74,7 @@ class PersonSearchTrainer(DefaultTrainer):
     - A loss that is not finite ends all processes with one message and is never part of a
       checkpoint; see :mod:`person_search.engine.divergence`.
     - The best model by search mAP is kept as ``model_best.pth`` if ``TEST.EVAL_PERIOD`` > 0.
+    - Every file has a model card; that of evaluated weights has their results.
     - With ``SOLVER.EMA.ENABLED``, a moving average of the weights is evaluated and kept as the
       best model; see :mod:`person_search.engine.ema`.
     - An evaluation does not change the random numbers of the training, and is repeatable.
@@ -113,6 +121,9 @@ class PersonSearchTrainer(DefaultTrainer):
         self._trainer = build_step_trainer(cfg, wrap_for_processes(model), loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = self.build_checkpointer(cfg, model, trainer=weakref.proxy(self))
+        if comm.is_main_process():
+            dim = self.checkpointer.embed_dim
+            self.checkpointer.card = replace(training_card(cfg), embed_dim=dim)
         self.average = None
         if cfg.SOLVER.EMA.ENABLED:
             self.average = AveragedWeights(model, cfg.SOLVER.EMA.DECAY)
@@ -124,7 +135,12 @@ class PersonSearchTrainer(DefaultTrainer):
     ) -> AtomicCheckpointer:
         """Builds the checkpointer of ``cfg.OUTPUT_DIR``; ``kwargs`` go to its constructor."""
         return AtomicCheckpointer(
-            model, cfg.OUTPUT_DIR, allow_partial=cfg.MODEL.ALLOW_PARTIAL_LOAD, **kwargs
+            model,
+            cfg.OUTPUT_DIR,
+            allow_partial=cfg.MODEL.ALLOW_PARTIAL_LOAD,
+            method=cfg.MODEL.META_ARCHITECTURE,
+            embed_dim=getattr(model, "embed_dim", cfg.MODEL.REID.EMBED_DIM),
+            **kwargs,
         )
 
     def build_hooks(self) -> list[HookBase]:
@@ -133,17 +149,22 @@ class PersonSearchTrainer(DefaultTrainer):
         hooks = [h for h in super().build_hooks() if not isinstance(h, PeriodicCheckpointer)]
         evaluation = next(i for i, h in enumerate(hooks) if isinstance(h, EvalHook))
         tested = self.average.module if self.average else self.model
+        # its card gets the results of the evaluated weights
+        saver = self.build_checkpointer(cfg, tested, tag_last=False)
+        saver.card = self.checkpointer.card
         averages = []
         if self.average:
-            saver = self.build_checkpointer(cfg, tested, tag_last=False)
             # the checkpointer's model is without the distributed wrapper
             averages = [EMAHook(self.average, self.checkpointer.model, saver)]
-            hooks[evaluation] = EvalHook(cfg.TEST.EVAL_PERIOD, lambda: self._evaluate(tested))
+        hooks[evaluation] = EvalHook(cfg.TEST.EVAL_PERIOD, lambda: self._evaluate(tested, saver))
+        if cfg.DATASETS.TEST and comm.is_main_process():
+            final = FINAL_NAME if self.average else "model_final"
+            hooks.insert(evaluation + 1, FinalCardWriter(saver, f"{final}.pth"))
         if cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST and comm.is_main_process():
             several = len(cfg.DATASETS.TEST) > 1  # then results are nested by data set
             best = BestModelCheckpointer(
                 cfg.TEST.EVAL_PERIOD,
-                self.build_checkpointer(cfg, tested, tag_last=False),
+                saver,
                 f"{cfg.DATASETS.TEST[0]}/{BEST_METRIC}" if several else BEST_METRIC,
             )
             hooks.insert(evaluation + 1, best)
@@ -153,10 +174,19 @@ class PersonSearchTrainer(DefaultTrainer):
         hooks[evaluation:evaluation] = [*averages, saving]
         return hooks
 
-    def _evaluate(self, model: torch.nn.Module) -> dict[str, Any]:
+    def _evaluate(self, model: torch.nn.Module, saver: AtomicCheckpointer) -> dict[str, Any]:
         # the attribute that DefaultTrainer.train looks at
-        self._last_eval_results = self.test(self.cfg, model)
-        return self._last_eval_results
+        self._last_eval_results = results = self.test(self.cfg, model)
+        names, card = self.cfg.DATASETS.TEST, saver.card
+        if results and card is not None:
+            by_name = results if len(names) > 1 else {names[0]: results}
+            metrics = {
+                name: {task: _finite(values) for task, values in tasks.items()}
+                for name, tasks in by_name.items()
+            }
+            threshold = self.cfg.TEST.PERSON_SEARCH.SCORE_THRESH
+            saver.card = replace(card, metrics=metrics, score_thresh=threshold)
+        return results
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continues the training found in ``cfg.OUTPUT_DIR``, or starts from ``MODEL.WEIGHTS``.
@@ -243,6 +273,11 @@ class PersonSearchTrainer(DefaultTrainer):
             except CheckpointWriteError as e:  # the log has the results; the training continues
                 logger.error("%s", e)
         return results
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Returns the metrics that are numbers, with two decimals."""
+    return {k: round(float(v), 2) for k, v in values.items() if math.isfinite(v)}
 
 
 def scale_to_processes(cfg: CfgNode) -> CfgNode:

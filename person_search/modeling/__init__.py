@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model parts that several methods share; importing this package registers the backbones."""
 
+from person_search.modeling.equal_sizes import run_by_size
 from person_search.modeling.oim import OIMLoss
 from person_search.modeling.slim_resnet import (
     build_slim_resnet_backbone,
@@ -17,4 +18,5 @@ __all__ = [
     "build_slim_resnet_fpn_backbone",
     "build_swin_fpn_backbone",
     "build_timm_fpn_backbone",
+    "run_by_size",
 ]

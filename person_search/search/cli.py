@@ -25,9 +25,10 @@ COMMANDS = {
     "index": "add images and videos to a gallery",
     "query": "search a gallery for a person",
     "serve": "search a gallery in a web browser",
-    "info": "print what a gallery contains",
+    "info": "print what a gallery contains, or the model card of a weight file",
     "verify": "read every byte of a gallery and list all damage",
     "compact": "rewrite a gallery without replaced, removed and damaged images",
+    "forget": "delete images or persons from a gallery for good",
 }
 
 
@@ -43,14 +44,19 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
         add_common_options(command, config=name in ("index", "query", "serve"))
         command.add_argument(
-            "--gallery", required=True, type=Path, metavar="FOLDER", help="folder of the gallery"
+            "--gallery",
+            required=name != "info",
+            type=Path,
+            metavar="FOLDER",
+            help="folder of the gallery",
         )
-        if name in ("index", "query", "serve"):
+        if name in ("index", "query", "serve", "info"):
+            default = "" if name == "info" else " (default: MODEL.WEIGHTS of the config)"
             command.add_argument(
                 "--weights",
                 default="",
                 metavar="FILE",
-                help="checkpoint of the model (default: MODEL.WEIGHTS of the config)",
+                help=f"checkpoint, https://..., or hf://owner/name[/file][@revision]{default}",
             )
         if name == "compact":
             command.add_argument(
@@ -59,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_index(commands.choices["index"])
     _add_query(commands.choices["query"])
     _add_serve(commands.choices["serve"])
+    _add_forget(commands.choices["forget"])
     return parser
 
 
@@ -123,6 +130,9 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
         help="search images up to this time; a date includes that day")  # fmt: skip
     add("--every-person", action="store_true",
         help="list all similar persons of an image instead of the most similar one")  # fmt: skip
+    add("--every-frame", action="store_true",
+        help="list every frame of a video instead of grouping the frames that show the same person "
+        "walk by")  # fmt: skip
     add("--include-own", action="store_true", help="also search the image of the query")
     add("--method", choices=("auto", "exact", "approximate"), default="auto",
         help="auto uses the approximate index of a large gallery (default: auto)")  # fmt: skip
@@ -143,6 +153,16 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add("--open", action="store_true", help="open the page in the web browser")
 
 
+def _add_forget(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--source", action="append", default=[], type=Path, metavar="PATH",
+        help="folder, image or video to delete from the gallery; may be repeated")  # fmt: skip
+    add("--results", type=Path, metavar="FILE",
+        help="results.jsonl of a search, of which --rank selects persons to delete")  # fmt: skip
+    add("--rank", type=int, nargs="+", default=[], metavar="NUMBER",
+        help="ranks of the matches whose persons are deleted")  # fmt: skip
+
+
 def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line and validates what needs no model."""
     parser = build_parser()
@@ -154,6 +174,13 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
             args.every = 1 / args.fps
         if not args.every > 0:
             parser.error(f"--every is {args.every:g}; it must be above 0")
+    if args.command == "info" and not (args.gallery or args.weights):
+        parser.error("info requires --gallery or --weights")
+    if args.command == "forget":
+        if bool(args.results) != bool(args.rank):
+            parser.error("--results and --rank are given together")
+        if not (args.source or args.results):
+            parser.error("forget requires --source, or --results and --rank")
     if args.command == "serve" and not args.max_upload > 0:
         parser.error(f"--max-upload is {args.max_upload:g}; it must be above 0")
     if args.command == "query":

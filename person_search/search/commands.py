@@ -2,11 +2,13 @@
 """The sub-commands of ``person-search`` and what they print; their options are in cli.py."""
 
 import argparse
+import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -16,13 +18,14 @@ from person_search.engine import friendly_errors, launch
 from person_search.search.approximate import IndexDescription, build_index, read_description
 from person_search.search.embedder import PersonEmbedder
 from person_search.search.errors import GalleryError
+from person_search.search.fit import describe_misfit
 from person_search.search.gallery import CHANGED, Gallery
 from person_search.search.images import clip_box, read_image
 from person_search.search.indexing import IndexOptions, IndexReport, index_images
-from person_search.search.maintenance import compact, verify
+from person_search.search.maintenance import compact, forget, verify
 from person_search.search.names import printable
 from person_search.search.query import QueryPerson, detected_person, fuse, person_in_box
-from person_search.search.results import SearchResult, write_results
+from person_search.search.results import SearchResult, place_of, write_results
 from person_search.search.sources import (
     Listing,
     OriginRules,
@@ -33,6 +36,8 @@ from person_search.search.sources import (
 )
 from person_search.search.store import GalleryStore
 from person_search.search.table import Match, SearchFilter, count, format_time
+from person_search.utils.model_card import NO_CARD
+from person_search.utils.weight_files import fetch_weights, read_card
 
 FAULTS = 2
 """Exit status of ``verify`` if it finds a problem."""
@@ -138,6 +143,8 @@ def run_query(args: argparse.Namespace) -> int:
         raise ValueError(f"--camera is '{unknown[0]}'; cameras of the gallery: {known or 'none'}.")
     embedder = PersonEmbedder.from_config(build_config(args.config_file, args.opts), args.weights)
     gallery.store.manifest.model.require(embedder.identity, args.gallery)
+    if misfit := describe_misfit(embedder.card, gallery.store.manifest.color_details):
+        logging.getLogger(__name__).warning("%s", misfit)
     queries = _find_queries(args, embedder)
     print("\n".join(map(describe_query, queries)))
     search = partial(
@@ -145,10 +152,16 @@ def run_query(args: argparse.Namespace) -> int:
         fuse([query.reid_feat for query in queries]),
         skip=() if args.include_own else args.query,
         per_image=not args.every_person,
+        every_frame=args.every_frame,
         method=args.method,
     )
     matches = search(args.top, wanted=wanted)
-    settings = {"method": args.method, "top": args.top, **wanted.to_json()}
+    settings = {
+        "method": args.method,
+        "top": args.top,
+        "every_frame": args.every_frame,
+        **wanted.to_json(),
+    }
     result = SearchResult(queries, gallery, matches, settings, wanted)
     files = write_results(result, args.output, args.show)
     if matches:
@@ -191,12 +204,14 @@ def match_lines(matches: Sequence[Match], shown: int, gallery: Gallery | None = 
     """
     lines = []
     for match in matches[:shown]:
-        frame = "" if match.offset is None else f" at {match.offset:.1f} s"
+        place = place_of(match, match.path)
+        if match.describe_span():
+            place = f"{printable(match.path)}, {match.describe_span()}"
         time = "" if match.time is None else format_time(match.time)
         changed = CHANGED if gallery is not None and gallery.is_changed(match.image) else ""
         known = ", ".join(fact for fact in (match.camera, time, changed) if fact)
         lines.append(
-            f"{match.rank:3d}  similarity {match.sim:6.3f}  {printable(match.path)}{frame}"
+            f"{match.rank:3d}  similarity {match.sim:6.3f}  {place}"
             + (f"  ({known})" if known else "")
         )
     if len(matches) > shown:
@@ -240,8 +255,21 @@ def run_serve(args: argparse.Namespace) -> int:
 
 
 def run_info(args: argparse.Namespace) -> int:
-    """Prints what a gallery contains."""
-    gallery = Gallery.open(args.gallery)
+    """Prints what a gallery contains, or the model card of a weight file."""
+    if args.weights:
+        card = read_card(fetch_weights(args.weights))
+        _print_facts([("model card", NO_CARD)] if card is None else card.facts())
+    if args.gallery:
+        _print_facts(_gallery_facts(Gallery.open(args.gallery)))
+    return 0
+
+
+def _print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    for name, value in facts:
+        print(f"{name:20s} {value}")
+
+
+def _gallery_facts(gallery: Gallery) -> list[tuple[str, str]]:
     store, table = gallery.store, gallery.images
     manifest = store.manifest
     rows = len(gallery.image_of_row)
@@ -249,21 +277,20 @@ def run_info(args: argparse.Namespace) -> int:
     times = table.times[table.times == table.times]
     span = f"{format_time(times.min())} to {format_time(times.max())}" if len(times) else ""
     description = read_description(store.folder)
-    facts = [
+    return [
         ("images and frames", f"{len(table)} ({count(len(gallery.failed), 'file')} unreadable)"),
         ("persons", f"{len(gallery)} ({rows - len(gallery)} of replaced or removed images)"),
         ("embeddings", f"dimension {manifest.dim}, {4 * rows * manifest.dim / 1e6:.1f} MB"),
         ("on disk", f"{size / 1e6:.1f} MB in {count(len(manifest.segments), 'segment')}"),
         ("model", f"{manifest.model.architecture}, weights {manifest.model.weights[:12]}"),
+        ("model card", manifest.card.describe() if manifest.card else NO_CARD),
         *(("folder", printable(store.root_path(root))) for root in range(len(manifest.roots))),
         ("cameras", ", ".join(name for name in table.camera_names if name) or "unknown"),
         ("times", f"{span}, {len(table) - len(times)} unknown" if span else "unknown"),
+        *([("tracklets", f"{len(gallery.tracklets)} in videos")] if gallery.has_videos else []),
         ("approximate index", _describe_index(description) if description else "none"),
         ("runs", str(manifest.run)),
     ]
-    for name, value in facts:
-        print(f"{name:20s} {value}")
-    return 0
 
 
 def _describe_index(index: IndexDescription) -> str:
@@ -279,12 +306,47 @@ def run_verify(args: argparse.Namespace) -> int:
     return FAULTS if problems else 0
 
 
+def run_forget(args: argparse.Namespace) -> int:
+    """Deletes images or persons for good."""
+    store = GalleryStore(args.gallery)
+    matches = _read_matches(args.results, args.rank) if args.results else []
+    report = forget(store, args.source, matches)
+    _print_lost(report.damaged)
+    print(
+        f"{count(report.images, 'image')} and {count(report.persons, 'person')} deleted from the "
+        "gallery. The image files and earlier results of searches are untouched: delete them as "
+        "well, or the next 'person-search index' adds the images again."
+    )
+    return 0
+
+
+def _read_matches(file: Path, ranks: Sequence[int]) -> list[dict]:
+    """Returns the matches of ``results.jsonl`` with the given ranks."""
+    try:
+        lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+        matches = {line["rank"]: line for line in lines if line["kind"] == "match"}
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(
+            f"'{file}' does not hold the results of 'person-search query': {e}."
+        ) from e
+    for rank in ranks:
+        if rank not in matches:
+            raise ValueError(
+                f"--rank is {rank}; '{file}' has {count(len(matches), 'match', 'matches')}."
+            )
+    return [matches[rank] for rank in ranks]
+
+
+def _print_lost(damaged: Iterable[str]) -> None:
+    for problem in damaged:
+        print(f"Lost: {printable(problem)}")
+
+
 def run_compact(args: argparse.Namespace) -> int:
     """Rewrites the gallery, and builds its index if requested."""
     store = GalleryStore(args.gallery)
     report = compact(store)
-    for problem in report.damaged:
-        print(f"Lost: {printable(problem)}")
+    _print_lost(report.damaged)
     print(
         f"{count(report.images, 'image')} with {count(report.persons, 'person')} kept, "
         f"{count(report.dropped_rows, 'person')} of replaced, removed or damaged images dropped."
@@ -306,4 +368,5 @@ RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "info": run_info,
     "verify": run_verify,
     "compact": run_compact,
+    "forget": run_forget,
 }

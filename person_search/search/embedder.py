@@ -18,10 +18,12 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from person_search.config import config_identity
 from person_search.data import build_mapper
 from person_search.engine import PersonSearchTrainer
-from person_search.search.identity import ModelIdentity, config_identity
+from person_search.search.identity import ModelIdentity
 from person_search.search.images import clip_box, read_image
+from person_search.utils.model_card import ModelCard
 
 MIN_SIDE = 2.0
 """Minimum side of a detected box in pixels; see :meth:`PersonEmbedder.detect`."""
@@ -38,6 +40,7 @@ class PersonEmbedder:
         score_thresh: Minimum score of the detections that enter a gallery.
         augmentations: Replaces the resizing, for example by the augmentations of a mapper.
         config: Further settings that the embeddings depend on, see :class:`ModelIdentity`.
+        card: Model card of the weights; None if they have none.
     """
 
     def __init__(
@@ -50,12 +53,14 @@ class PersonEmbedder:
         score_thresh: float = 0.5,
         augmentations: T.AugmentationList | None = None,
         config: Mapping[str, Any] | None = None,
+        card: ModelCard | None = None,
     ) -> None:
         self.model = model.eval()
         self.image_format = image_format
         resize = T.ResizeShortestEdge([min_size, min_size], max_size)
         self.augmentations = augmentations or T.AugmentationList([resize])
         self.score_thresh = score_thresh
+        self.card = card
         self._config = {
             **(config or {}),
             "INPUT.FORMAT": image_format,
@@ -69,7 +74,9 @@ class PersonEmbedder:
 
         Args:
             cfg: Config of the model.
-            weights: Checkpoint file. Default: ``cfg.MODEL.WEIGHTS``.
+            weights: Checkpoint file, or an address of
+                :func:`person_search.utils.weight_files.fetch_weights`. Default:
+                ``cfg.MODEL.WEIGHTS``.
 
         Raises:
             FileNotFoundError: If the checkpoint does not exist.
@@ -94,6 +101,7 @@ class PersonEmbedder:
             augmentations=build_mapper(cfg, is_train=False).augmentations,
             score_thresh=cfg.TEST.PERSON_SEARCH.SCORE_THRESH,
             config=config_identity(cfg),
+            card=checkpointer.loaded_card,
         )
 
     @cached_property

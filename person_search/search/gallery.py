@@ -8,6 +8,7 @@ Boxes are XYXY pixels of the upright image (EXIF orientation applied).
 import os
 from collections.abc import Collection
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,13 @@ from person_search.search.names import to_stored
 from person_search.search.segment import SegmentContents, check_rows, map_rows
 from person_search.search.store import GalleryStore, live_entries
 from person_search.search.table import ImageTable, Match, SearchFilter
+from person_search.search.tracklets import (
+    NUMBERS_FILE,
+    Tracklets,
+    load_numbers,
+    number_rows,
+    save_numbers,
+)
 from person_search.search.videos import read_frame
 
 METHODS = ("auto", "exact", "approximate")
@@ -53,6 +61,7 @@ class Gallery:
         boxes: Boxes and scores of each segment (n_i, 5): x1 y1 x2 y2 score.
         image_of_row: Number of the image of each row (N,); -1 for replaced and removed images.
         num_persons: Number of persons that can be found.
+        rows: Number of rows by the name of the segment.
         index: The approximate index; None without one.
 
     Raises:
@@ -80,8 +89,8 @@ class Gallery:
         live_rows = self.image_of_row >= 0
         self.num_persons = int(np.count_nonzero(live_rows))
         self._live = None if live_rows.all() else live_rows  # None: all rows
-        rows = {name: segment.rows for name, segment in zip(names, segments, strict=True)}
-        self.index = ApproximateIndex.open(store.folder, rows) if self.num_persons else None
+        self.rows = {name: segment.rows for name, segment in zip(names, segments, strict=True)}
+        self.index = ApproximateIndex.open(store.folder, self.rows) if self.num_persons else None
         self._row_of_index, self._later_rows = self._rows_of_index()
 
     @classmethod
@@ -114,6 +123,25 @@ class Gallery:
     def __len__(self) -> int:
         return self.num_persons
 
+    @cached_property
+    def tracklets(self) -> Tracklets:
+        """The tracklets of the videos, computed at the first use unless they are saved."""
+        known = load_numbers(self.store.folder, self.rows)
+        numbers = number_rows(self.image_of_row, self.images, self.boxes, self.vectors, known)
+        return Tracklets(numbers, self.boxes, self.vectors)
+
+    @property
+    def has_videos(self) -> bool:
+        """Whether any image is a frame of a video."""
+        return bool((self.images.frames >= 0).any())
+
+    def save_tracklets(self) -> None:
+        """Saves the tracklets of the videos; the caller holds the lock of the gallery."""
+        if self.has_videos:
+            save_numbers(self.store.folder, self.rows, self.tracklets.numbers)
+        else:  # the videos have been deleted
+            (self.store.folder / NUMBERS_FILE).unlink(missing_ok=True)
+
     def search(
         self,
         query_feat: np.ndarray,
@@ -122,9 +150,13 @@ class Gallery:
         wanted: SearchFilter | None = None,
         skip: Collection[str | os.PathLike | int] = (),
         per_image: bool = True,
+        every_frame: bool = False,
         method: str = "auto",
     ) -> list[Match]:
         """Finds the most similar persons.
+
+        A person in neighboring frames of a video is returned once, as a tracklet, with the
+        similarity of its embedding and with its best crop among the frames that may be found.
 
         Args:
             query_feat: Query embedding (D,) of unit length.
@@ -132,7 +164,9 @@ class Gallery:
             wanted: Filter of the persons that may be found; None for all.
             skip: Files (including whole videos) or numbers of images and frames to exclude, for
                 example the image of the query.
-            per_image: Return each image or frame once, with its most similar person.
+            per_image: Return each image once, with its most similar person. With ``every_frame``,
+                this applies to frames, too.
+            every_frame: Treat frames as images instead of grouping them into tracklets.
             method: "exact", "approximate", or "auto": approximate in a large gallery with an
                 index, unless few persons pass the filter.
 
@@ -160,16 +194,27 @@ class Gallery:
             return []
         wanted = wanted or SearchFilter()
         allowed = self._allowed_rows(wanted, skip)
-        count = self.num_persons if allowed is None else int(np.count_nonzero(allowed))
-        top = count if top is None else min(top, count)
-        approximate = self._choose(method, count)
-        if approximate:
-            sims, rows = self._approximate_rows(query_feat, top, allowed, per_image)
-        if not approximate or len(rows) < top:  # the visited cells contain too few persons
-            sims, rows = self._exact_rows(query_feat, top, allowed, per_image)
+        grouped = not every_frame and self.has_videos
+        single = allowed
+        if grouped:
+            single = (self.tracklets.numbers < 0) & (self.image_of_row >= 0)
+            if allowed is not None:
+                single &= allowed
+        count = self.num_persons if single is None else int(np.count_nonzero(single))
+        most = count if top is None else min(top, count)
+        sims, rows = np.zeros(0, np.float32), np.zeros(0, np.int64)
+        if self._choose(method, count):
+            sims, rows = self._approximate_rows(query_feat, most, single, per_image)
+        if len(rows) < most:  # exact search, or the visited cells contain too few persons
+            sims, rows = self._exact_rows(query_feat, most, single, per_image)
+        if grouped:
+            sims, rows = self._with_tracklets(query_feat, top, allowed, sims, rows)
         if wanted.min_similarity is not None:
             rows = rows[: np.count_nonzero(sims >= wanted.min_similarity)]  # sims decrease
-        return [self._match(i + 1, int(rows[i]), float(sims[i])) for i in range(len(rows))]
+        return [
+            self._match(i + 1, int(rows[i]), float(sims[i]), allowed, grouped)
+            for i in range(len(rows))
+        ]
 
     def image_path(self, image: int) -> Path:
         """Returns the path of an image by its number; see :meth:`GalleryStore.image_path`."""
@@ -303,6 +348,28 @@ class Gallery:
 
         return self._widen(find, top, per_image)
 
+    def _with_tracklets(
+        self,
+        query_feat: np.ndarray,
+        top: int | None,
+        allowed: np.ndarray | None,
+        sims: np.ndarray,
+        rows: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Merges matches in images with the tracklets, each of which is named by its first row.
+
+        There are few tracklets per row, so they are always searched exactly.
+        """
+        tracklets = self.tracklets
+        own = similarities([tracklets.reid_feats], query_feat)
+        if allowed is not None:
+            own[~tracklets.any_of(allowed)] = -np.inf
+        best = best_rows(own, len(own) if top is None else top)
+        sims = np.concatenate([sims, own[best]])
+        rows = np.concatenate([rows, tracklets.rows[tracklets.starts[best]]])
+        order = np.lexsort((rows, -sims))[:top]
+        return sims[order], rows[order]
+
     def _widen(self, find, top: int, per_image: bool) -> tuple[np.ndarray, np.ndarray]:
         """Requests more rows until they belong to enough images."""
         wanted = 2 * top if per_image else top
@@ -315,7 +382,16 @@ class Gallery:
                 return sims[keep[:top]], rows[keep[:top]]
             wanted *= 4
 
-    def _match(self, rank: int, row: int, sim: float) -> Match:
+    def _match(
+        self, rank: int, row: int, sim: float, allowed: np.ndarray | None, grouped: bool
+    ) -> Match:
+        """Describes a match; that of a tracklet by its best crop."""
+        frames, first, last = None, None, None
+        if grouped and (number := self.tracklets.numbers[row]) >= 0:
+            rows = self.tracklets.rows_of(number, allowed)
+            offsets = self.images.offsets[self.image_of_row[rows]]
+            row, frames = int(rows[0]), len(rows)
+            first, last = float(offsets.min()), float(offsets.max())
         segment = int(np.searchsorted(self._starts, row, side="right")) - 1
         x1, y1, x2, y2, score = map(float, self.boxes[segment][row - self._starts[segment]])
         image = int(self.image_of_row[row])
@@ -332,6 +408,9 @@ class Gallery:
             offset=None if np.isnan(offset) else offset,
             time=None if np.isnan(time) else time,
             camera=table.camera_names[table.cameras[image]],
+            frames=frames,
+            first=first,
+            last=last,
         )
 
 

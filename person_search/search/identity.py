@@ -7,19 +7,14 @@ gallery therefore stores the identity of its model and accepts no other.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from torch import nn
 
 from person_search.search.errors import OtherModelError
-
-IRRELEVANT_WORDS = ("WEIGHT", "DEVICE", "NUM_PIDS", "TEACHER", "LOSS", "CACHE", "FREEZE")
-"""Config keys that contain one of these words locate files or control training; they do not change
-what given weights compute."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +95,6 @@ class ModelIdentity:
             )
 
 
-def config_identity(cfg: CfgNode) -> dict[str, Any]:
-    """Returns the config keys that change what is computed: ``MODEL`` and the image mapper."""
-    keys = {
-        key: value
-        for key, value in _flatten(cfg.MODEL, "MODEL")
-        if not any(word in key for word in IRRELEVANT_WORDS)
-    }
-    return {**keys, "DATALOADER.MAPPER": cfg.DATALOADER.MAPPER}
-
-
 def hash_weights(model: nn.Module) -> str:
     """Returns the SHA-256 of the names, types, shapes and bytes of all tensors of a model."""
     digest = hashlib.sha256()
@@ -125,11 +110,3 @@ def hash_weights(model: nn.Module) -> str:
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Converts values to what JSON gives back, for example tuples to lists."""
     return json.loads(json.dumps(dict(values), sort_keys=True, default=str))
-
-
-def _flatten(node: CfgNode, prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _flatten(value, f"{prefix}.{key}")
-        else:
-            yield f"{prefix}.{key}", value

@@ -7,10 +7,11 @@ is computed, so an interrupted run is simply started again.
 """
 
 import logging
+import math
 import stat
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -21,10 +22,12 @@ import numpy as np
 from detectron2.utils import comm
 from PIL import Image
 
-from person_search.data import BadImageError
+from person_search.data import BadImageError, color_detail
+from person_search.data.model_cards import MEASURED_IMAGES
 from person_search.search.approximate import build_index, read_description
 from person_search.search.embedder import PersonEmbedder
 from person_search.search.errors import GalleryError
+from person_search.search.fit import describe_misfit
 from person_search.search.gallery import APPROXIMATE_FROM, Gallery
 from person_search.search.images import read_image
 from person_search.search.names import from_stored, printable
@@ -33,6 +36,7 @@ from person_search.search.segment import END_OF_VIDEO, Entry, SegmentWriter
 from person_search.search.sources import Listing, OriginRules, Source
 from person_search.search.store import GalleryStore, live_entries
 from person_search.search.videos import VideoState, count_samples, sample_video
+from person_search.utils.model_card import ModelCard
 from person_search.vis.encoding import is_own_drawing
 
 logger = logging.getLogger(__name__)
@@ -79,6 +83,7 @@ class IndexReport:
         failed: Unreadable and truncated files, with the reason.
         left_out: Files that were not indexed, with the reason.
         seconds: Duration.
+        color_details: ``color_detail`` of the first images.
     """
 
     images: int = 0
@@ -88,6 +93,7 @@ class IndexReport:
     failed: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    color_details: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -195,8 +201,15 @@ def index_images(
                     writer.append(entry)
             report = _work(embedder, writer, plan, plan.tasks[rank::processes], options, progress)
         reports = comm.all_gather(report)
-        if rank == 0 and options.approximate:
-            _refresh_index(store)
+        if rank == 0:
+            details = [value for report in reports for value in report.color_details]
+            if len(report.color_details) < MEASURED_IMAGES:  # not yet reported by this process
+                _warn_of_misfit(embedder.card, details)
+            store.replace_manifest(
+                card=embedder.card or store.manifest.card,
+                color_details=(*store.manifest.color_details, *details)[-MEASURED_IMAGES:],
+            )
+            _refresh(store, options.approximate)
     return IndexReport(
         images=sum(report.images for report in reports),
         persons=sum(report.persons for report in reports),
@@ -318,8 +331,25 @@ def _work(
                 )
                 report.images += 1
                 report.persons += len(found)
+                _measure(read.image, embedder.card, report)
             bar.update(read.entry.frame != END_OF_VIDEO and not read.entry.removed)
     return report
+
+
+def _measure(image: np.ndarray, card: ModelCard | None, report: IndexReport) -> None:
+    """Measures the first images, and warns as soon as they are known to misfit the model."""
+    if len(report.color_details) == MEASURED_IMAGES:
+        return
+    detail = color_detail(image)
+    if not math.isnan(detail):  # of a gray image
+        report.color_details.append(round(detail, 3))
+        if len(report.color_details) == MEASURED_IMAGES and comm.is_main_process():
+            _warn_of_misfit(card, report.color_details)
+
+
+def _warn_of_misfit(card: ModelCard | None, details: Sequence[float]) -> None:
+    if misfit := describe_misfit(card, details):
+        logger.warning("%s", misfit)
 
 
 def _read_all(
@@ -398,9 +428,17 @@ def read_ahead(items: Iterable[T], ahead: int = 4) -> Generator[T, None, None]:
                 future.cancel()
 
 
-def _refresh_index(store: GalleryStore) -> None:
-    """Builds the approximate index if the gallery is large and the index missing or outdated."""
+def _refresh(store: GalleryStore, approximate: bool) -> None:
+    """Saves the tracklets, and builds the approximate index.
+
+    Args:
+        store: The gallery.
+        approximate: Build the index if the gallery is large and the index missing or outdated.
+    """
     gallery = Gallery(store)
+    gallery.save_tracklets()
+    if not approximate:
+        return
     description = read_description(store.folder)
     rows = len(gallery.image_of_row)
     held = sum(description.rows.values()) if description else 0

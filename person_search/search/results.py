@@ -18,8 +18,9 @@ from person_search.search.errors import GalleryError, ImageChangedError
 from person_search.search.gallery import CHANGED, Gallery
 from person_search.search.names import printable
 from person_search.search.query import QueryPerson
-from person_search.search.table import Match, SearchFilter, count, format_time
+from person_search.search.table import Match, SearchFilter, count, format_offset, format_time
 from person_search.utils.files import write_atomically
+from person_search.utils.model_card import NO_CARD
 from person_search.vis import SheetCell, draw_search_sheet, encode_image
 from person_search.vis.html_report import ReportCell, html_report
 from person_search.vis.search_sheet import MAX_QUERY_CROPS, QUERY_TITLE
@@ -95,6 +96,7 @@ def json_lines(result: SearchResult) -> str:
             "pictures": len(gallery.images),
             "persons": len(gallery),
             "model": gallery.store.manifest.model.weights,
+            "model_card": card.to_json() if (card := gallery.store.manifest.card) else None,
         },
         **result.settings,
     }
@@ -197,7 +199,11 @@ def _report(result: SearchResult, scenes: Iterable[_Scene], shown: int) -> str:
     else:
         searched += f"{count(shown, 'match', 'matches')}. "
     weights = result.gallery.store.manifest.model.weights[:12]
-    footer = f"Gallery {printable(result.gallery.store.folder)}, model {weights}."
+    card = result.gallery.store.manifest.card
+    footer = (
+        f"Gallery {printable(result.gallery.store.folder)}, model {weights}: "
+        f"{card.describe() if card else NO_CARD}."
+    )
     return html_report(queries, cells, title=TITLE, summary=searched + DISCLAIMER, footer=footer)
 
 
@@ -213,6 +219,7 @@ def _facts(result: SearchResult, match: Match, warning: str) -> list[tuple[str, 
     facts = [
         ("image", place_of(match, result.gallery.images.paths[match.image])),
         ("time", "" if match.time is None else format_time(match.time)),
+        ("seen", match.describe_span()),
         ("camera", match.camera),
         ("detection", f"{match.score:.2f}"),
         ("box", _numbers(match.box)),
@@ -222,9 +229,11 @@ def _facts(result: SearchResult, match: Match, warning: str) -> list[tuple[str, 
 
 
 def _note(result: SearchResult, match: Match) -> str:
-    """Returns place, camera and time in one line."""
+    """Returns the place, or the span of a tracklet, camera and time in one line."""
     time = "" if match.time is None else format_time(match.time)
-    facts = (place_of(match, result.gallery.images.paths[match.image]), match.camera, time)
+    name = result.gallery.images.paths[match.image]
+    span = match.describe_span()
+    facts = (printable(name) if span else place_of(match, name), span, match.camera, time)
     return ", ".join(fact for fact in facts if fact)
 
 
@@ -238,8 +247,7 @@ def place_of(match: Match, name: str = "") -> str:
     name = printable(name or Path(match.path).name)
     if match.offset is None:
         return name
-    minutes, seconds = divmod(match.offset, 60)
-    return f"{name} at {int(minutes)}:{seconds:04.1f}"
+    return f"{name} at {format_offset(match.offset)}"
 
 
 def _numbers(box: Sequence[float]) -> str:

@@ -13,11 +13,11 @@ docs/search.md explains the layout.
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from person_search.search.errors import GalleryError, UnsafePathError
 from person_search.search.file_lock import FileLock
@@ -25,6 +25,7 @@ from person_search.search.identity import ModelIdentity
 from person_search.search.names import from_stored, to_stored
 from person_search.search.segment import Entry, SegmentContents, SegmentWriter, read_segment
 from person_search.utils.files import write_atomically
+from person_search.utils.model_card import ModelCard, ModelCardError
 
 MANIFEST, LOCK, SEGMENTS = "gallery.json", "gallery.lock", "segments"
 FORMAT, VERSION = "person-search gallery", 1
@@ -40,6 +41,8 @@ class Manifest:
         roots: Folders of the images; relative ones start at the gallery.
         segments: Names of the segments, in order.
         run: Number of the last run of ``index``.
+        card: Model card of the model; None if it has none.
+        color_details: ``color_detail`` of the last images that were measured.
     """
 
     dim: int
@@ -47,6 +50,8 @@ class Manifest:
     roots: tuple[str, ...] = ()
     segments: tuple[str, ...] = ()
     run: int = 0
+    card: ModelCard | None = None
+    color_details: tuple[float, ...] = ()
 
     def to_bytes(self) -> bytes:
         """Returns the JSON text of the file."""
@@ -58,6 +63,8 @@ class Manifest:
             "roots": list(self.roots),
             "segments": list(self.segments),
             "run": self.run,
+            "card": None if self.card is None else self.card.to_json(),
+            "color_details": list(self.color_details),
         }
         return (json.dumps(content, indent=2) + "\n").encode()
 
@@ -251,11 +258,21 @@ class GalleryStore:
                 roots=tuple(map(str, content["roots"])),
                 segments=tuple(str(int(name)).zfill(4) for name in content["segments"]),
                 run=int(content["run"]),
+                card=_card_of(content),
+                color_details=tuple(map(float, content.get("color_details", ()))),
             )
         except GalleryError:
             raise
         except (ValueError, KeyError, TypeError) as e:
             raise GalleryError(f"'{path}' is not a manifest of a gallery: {e}") from e
+
+
+def _card_of(content: Mapping[str, Any]) -> ModelCard | None:
+    """Returns the card in a manifest; None if it has none, or one of a newer version."""
+    try:
+        return ModelCard.from_json(content["card"]) if content.get("card") else None
+    except ModelCardError:  # informative only: the gallery works without it
+        return None
 
 
 def live_entries(segments: Sequence[SegmentContents]) -> list[list[Entry]]:

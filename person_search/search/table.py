@@ -88,6 +88,10 @@ class Match:
         offset: Seconds of the frame from the start of the video; None for an image.
         time: Seconds since 1970; None if unknown.
         camera: Camera name; "" if unknown.
+        frames: Number of frames of a tracklet, whose best crop the other fields describe; None
+            for a match in a single image or frame.
+        first: Seconds of the first frame of the tracklet from the start of the video.
+        last: Seconds of its last frame.
     """
 
     rank: int
@@ -100,15 +104,22 @@ class Match:
     offset: float | None = None
     time: float | None = None
     camera: str = ""
+    frames: int | None = None
+    first: float | None = None
+    last: float | None = None
 
     def to_json(self) -> dict:
         """Returns plain types, boxes rounded to a tenth of a pixel; unknown fields are omitted."""
-        known = {
+        known: dict[str, object] = {
             "frame": self.frame,
             "offset": None if self.offset is None else round(self.offset, 3),
             "time": None if self.time is None else format_time(self.time),
             "camera": self.camera or None,
+            "tracklet": None,
         }
+        if self.first is not None and self.last is not None:
+            tracklet = {"first": round(self.first, 3), "last": round(self.last, 3)}
+            known["tracklet"] = {**tracklet, "frames": self.frames}
         return {
             "rank": self.rank,
             "image": self.path,
@@ -118,10 +129,23 @@ class Match:
             **{key: value for key, value in known.items() if value is not None},
         }
 
+    def describe_span(self) -> str:
+        """Returns, for example, "0:12.0 to 0:18.0, 7 frames"; "" without several frames."""
+        if self.first is None or self.last is None or self.frames == 1:
+            return ""
+        span = f"{format_offset(self.first)} to {format_offset(self.last)}"
+        return f"{span}, {self.frames} frames"
+
 
 def count(number: int, noun: str, nouns: str = "") -> str:
     """Returns a number with its noun, for example "1 image" and "2 images"."""
     return f"{number} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def format_offset(seconds: float) -> str:
+    """Returns a time in a video as minutes and seconds, for example "1:05.0"."""
+    minutes, rest = divmod(round(seconds, 1), 60)
+    return f"{int(minutes)}:{rest:04.1f}"
 
 
 def format_time(seconds: float) -> str:

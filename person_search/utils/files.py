@@ -56,7 +56,7 @@ def write_atomically(
             raise OSError(e.errno, e.strerror, str(path)) from e
         raise
     if durable:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def _umask() -> int:
@@ -65,8 +65,8 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
-    """Flushes a rename to the disk, on file systems that support it."""
+def sync_folder(folder: str | os.PathLike) -> None:
+    """Flushes renames and deletions in a folder to the disk, if its file system supports it."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

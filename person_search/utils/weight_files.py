@@ -1,25 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one reader of weight files, used by all programs.
+"""The one reader and writer of weight files and their model cards, used by all programs.
 
 Reads what ``torch.save`` and safetensors write. Only tensors, NumPy arrays and plain Python values
 are restored; no code of the file runs. An unusable file gives one sentence with the remedy.
 """
 
+import json
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import get_cache_dir
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from person_search.utils.files import write_atomically
+from person_search.utils.model_card import CARD_KEY, ModelCard, ModelCardError
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
 """Names under which checkpoints of different code bases keep their weights."""
 
+_HUB_FILE = "model.safetensors"
+"""Weight file of a repository on the hub whose address names none."""
 _DAMAGED = "is truncated or damaged ({}); download or copy it again"
 _SAVE_WEIGHTS = "save the weights alone with torch.save({'model': model.state_dict()}, path)"
 
@@ -38,17 +49,21 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         path: Local file.
 
     Returns:
-        ``{"model": {name: tensor}}`` on the CPU, with the other entries of the file beside it.
-        Objects of other classes, such as ``argparse.Namespace``, lose their content.
+        ``{"model": {name: tensor}}`` on the CPU, with the other entries of the file beside it, the
+        model card among them. Objects of other classes, such as ``argparse.Namespace``, lose their
+        content.
 
     Raises:
         FileNotFoundError: If there is no such file.
         WeightFileError: If the file is not a checkpoint, is damaged, or holds no weights.
     """
     path = os.fspath(path)
-    content = load_file(path) if _check_content(path) == "safetensors" else _torch_load(path)
-    weights = content
     rest: dict[str, Any] = {}
+    weights: Any
+    if _check_content(path) == "safetensors":
+        weights, rest = load_file(path), _card_entry(path)
+    else:
+        weights = _torch_load(path)
     while isinstance(weights, Mapping):
         wrapper = next((k for k in WRAPPERS if isinstance(weights.get(k), Mapping)), None)
         if wrapper is None:
@@ -73,6 +88,183 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     """Returns the weights of a checkpoint by name; see :func:`read_checkpoint`."""
     return read_checkpoint(path)["model"]
+
+
+def read_card(path: str | os.PathLike) -> ModelCard | None:
+    """Returns the model card of a weight file, or None if it has none; reads no weights.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        WeightFileError: If the file is not a checkpoint or is damaged, or its card is unusable.
+    """
+    path = os.fspath(path)
+    if path.endswith(".pkl"):  # Detectron2's model zoo, which has no cards
+        return None
+    safetensors = _check_content(path) == "safetensors"
+    content = _card_entry(path) if safetensors else _torch_load(path, mmap=True)
+    entries = content if isinstance(content, Mapping) else {}
+    try:
+        return ModelCard.from_json(entries[CARD_KEY]) if CARD_KEY in entries else None
+    except ModelCardError as e:
+        raise WeightFileError(f"The model card of {path!r} is unusable: {e}.") from e
+
+
+def write_card(path: str | os.PathLike, card: ModelCard) -> None:
+    """Replaces the model card of a weight file; the rest of the file keeps its values.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        WeightFileError: If the file is not a checkpoint, or is damaged.
+        OSError: If the file cannot be written. It is as before.
+    """
+    path = os.fspath(path)
+    if _check_content(path) == "safetensors":
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+        save_weights(path, load_file(path), card, metadata)
+        return
+    content = _torch_load(path)
+    content = content if isinstance(content, dict) else {"model": content}
+    if all(isinstance(value, Tensor) for value in content.values()):  # a bare state dict
+        content = {"model": content}
+    content[CARD_KEY] = card.to_json()
+    write_atomically(path, lambda file: torch.save(content, file), durable=True)
+
+
+def save_weights(
+    path: str | os.PathLike,
+    weights: Mapping[str, Tensor],
+    card: ModelCard | None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a safetensors file with a model card.
+
+    Args:
+        path: File to write; its folder is created if it does not exist.
+        weights: Tensors by name.
+        card: Card of the weights; None for weights of unknown origin.
+        metadata: Further metadata.
+    """
+    texts = {"format": "pt", **(metadata or {})}
+    if card is not None:
+        texts[CARD_KEY] = json.dumps(card.to_json())
+    content = save({name: x.contiguous() for name, x in weights.items()}, texts)
+    write_atomically(path, content, durable=True)
+
+
+def _card_entry(path: str) -> dict[str, Any]:
+    """Returns the card of a safetensors file as ``{CARD_KEY: text}``; {} without one."""
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+    return {CARD_KEY: metadata[CARD_KEY]} if CARD_KEY in metadata else {}
+
+
+def fetch_weights(name: str) -> str:
+    """Returns the local path of a weight file, downloading it if necessary.
+
+    Args:
+        name: Local path, ``hf://owner/name[/file][@revision]``, or an address of Detectron2's
+            ``PathManager``: ``https://...``, ``detectron2://...``. Downloads are kept.
+
+    Raises:
+        OSError: If there is no such file, repository or revision, or no connection.
+        WeightFileError: If the address is malformed, the content is not a weight file, or
+            huggingface_hub is not installed.
+    """
+    if name.startswith("hf://"):
+        return _fetch_from_hub(name)
+    if "://" not in name:
+        return name
+    if "?" in name:
+        raise WeightFileError(
+            f"The address {name!r} has the query {name[name.index('?') :]!r}; only "
+            "?matching_heuristics=True in MODEL.WEIGHTS is supported. Use the address without it."
+        )
+    address = urlsplit(name)
+    # by default, files of different servers with the same path would share their place
+    place = {}
+    if address.scheme in ("http", "https"):
+        place["cache_dir"] = os.path.join(get_cache_dir(), address.netloc.replace(":", "_"))
+    try:
+        path = PathManager.get_local_path(name, **place)
+    except HTTPError as e:
+        raise OSError(
+            f"The weights {name!r} could not be downloaded: {e}. Check the address."
+        ) from e
+    except OSError as e:
+        reason = getattr(e, "reason", e)
+        raise OSError(
+            f"The weights {name!r} could not be downloaded: {reason}. Without a network, give the "
+            "path of a local file."
+        ) from e
+    try:
+        if not path.endswith(".pkl"):
+            _check_content(path)
+    except WeightFileError:
+        os.remove(path)  # the next attempt downloads it again
+        raise
+    return path
+
+
+def _fetch_from_hub(name: str) -> str:
+    """Returns the local path of ``hf://owner/name[/file][@revision]``."""
+    address, _, revision = name.removeprefix("hf://").partition("@")
+    owner, _, rest = address.partition("/")
+    repository, _, file = rest.partition("/")
+    if not owner or not repository or (name.endswith("@")):
+        raise WeightFileError(
+            f"The address {name!r} is malformed; expected is hf://owner/name, "
+            "hf://owner/name/file or hf://owner/name/file@revision."
+        )
+    try:
+        from huggingface_hub import HfApi, errors, hf_hub_download
+    except ImportError as e:
+        raise WeightFileError(
+            f"The weights {name!r} require huggingface_hub: pip install 'person-search[hub]'."
+        ) from e
+    repo: dict[str, Any] = {"repo_id": f"{owner}/{repository}", "revision": revision or None}
+    try:
+        try:
+            return hf_hub_download(filename=file or _HUB_FILE, **repo)
+        except errors.EntryNotFoundError as e:
+            if isinstance(e, errors.LocalEntryNotFoundError):  # offline
+                raise
+            names = HfApi().list_repo_files(**repo)
+        weights = [other for other in names if other.endswith((".safetensors", ".pth"))]
+        if file or len(weights) != 1:
+            what = f"has no file {file!r}" if file else f"has no {_HUB_FILE!r}"
+            listed = ", ".join(weights[:10]) or "none"
+            raise FileNotFoundError(
+                f"The weights {name!r}: the repository {what}. Its weight files: {listed}."
+            )
+        return hf_hub_download(filename=weights[0], **repo)
+    except errors.GatedRepoError as e:
+        reason = "access is restricted; accept its terms in a browser, then run 'hf auth login'"
+        raise OSError(f"The weights {name!r} could not be downloaded: {reason}.") from e
+    except errors.RepositoryNotFoundError as e:
+        raise FileNotFoundError(
+            f"The weights {name!r}: there is no repository {repo['repo_id']!r} on the hub, or it "
+            "is private ('hf auth login')."
+        ) from e
+    except errors.RevisionNotFoundError as e:
+        raise FileNotFoundError(
+            f"The weights {name!r}: {repo['repo_id']!r} has no revision {revision!r}."
+        ) from e
+    except errors.HFValidationError as e:
+        raise WeightFileError(f"The address {name!r} is malformed: {e}") from e
+    except FileNotFoundError as e:
+        if not isinstance(e, errors.LocalEntryNotFoundError):
+            raise
+        raise OSError(_unreachable(name)) from e
+    except (errors.HfHubHTTPError, OSError) as e:
+        raise OSError(_unreachable(name)) from e
+
+
+def _unreachable(name: str) -> str:
+    return (
+        f"The weights {name!r} are not in the local cache, and the hub cannot be reached (no "
+        "network, or HF_HUB_OFFLINE is set). Give the path of a local file."
+    )
 
 
 @contextmanager
@@ -146,15 +338,22 @@ class _Ignored:
         pass
 
 
-def _torch_load(path: str) -> Any:
-    """Reads a file of ``torch.save``, with :class:`_Ignored` in place of unknown classes."""
+def _torch_load(path: str, mmap: bool = False) -> Any:
+    """Reads a file of ``torch.save``, with :class:`_Ignored` in place of unknown classes.
+
+    Args:
+        path: Local file.
+        mmap: Whether to leave the tensors on the disk, if the format of the file allows it.
+    """
     unknown: dict[str, Any] = {}
+    # a path is required, by which torch.load chooses the format of some names
+    mmap = mmap and not path.endswith(".safetensors") and zipfile.is_zipfile(path)
     while True:
         known = [(replacement, name) for name, replacement in unknown.items()]
         try:
-            # opened here, since torch.load chooses the format of some names by their suffix
             with open(path, "rb") as file, torch.serialization.safe_globals([*_NUMPY, *known]):
-                return torch.load(file, map_location="cpu", weights_only=True)
+                source = path if mmap else file
+                return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
         except OSError:
             raise
         except Exception as e:  # noqa: BLE001 - a damaged pickle can raise anything

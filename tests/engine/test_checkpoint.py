@@ -20,6 +20,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from safetensors.torch import save_file
 from tiny_model import TinyPersonSearch, register_tiny_dataset, unregister_dataset
 from torch import nn
+from weight_server import weight_server
 
 from person_search.data import get_num_pids
 from person_search.engine import (
@@ -30,7 +31,8 @@ from person_search.engine import (
 from person_search.engine import checkpoint as checkpoint_module
 from person_search.engine.checkpoint import TEMPORARY_SUFFIX, is_intact, write_safely
 from person_search.modeling.oim import OIMLoss
-from person_search.utils.weight_files import WeightFileError
+from person_search.utils.model_card import CARD_KEY, ModelCard
+from person_search.utils.weight_files import WeightFileError, read_card, save_weights
 
 FORK = multiprocessing.get_context("fork")  # a process of its own without another start-up
 
@@ -481,3 +483,70 @@ def test_the_command_scores_another_data_set(run, make_cfg, other_set, tmp_path)
     assert results[0]["dataset"] == other_set and results[0]["num_images"] == 4
     assert 0 < results[0]["results"]["search_all_gt"]["mAP"] < 100
     assert results[0]["results"] == results[1]["results"]
+
+
+# ---- model card ------------------------------------------------------------------------------
+def test_the_card_is_saved_and_loaded(tmp_path: Path, caplog) -> None:
+    saver = AtomicCheckpointer(linear(2.0), str(tmp_path))
+    saver.card = ModelCard("Linear", kind="drawn", embed_dim=4)
+    saver.save("w")
+    assert read_card(tmp_path / "w.pth") == saver.card
+    # Detectron2 returns it as one of the entries that it does not know
+    rest = DetectionCheckpointer(linear()).load(str(tmp_path / "w.pth"))
+    assert ModelCard.from_json(rest[CARD_KEY]) == saver.card
+    loader = AtomicCheckpointer(linear(), embed_dim=4)
+    with caplog.at_level(logging.INFO):
+        assert loader.load(str(tmp_path / "w.pth"), [], need_whole=True) == {}
+    assert loader.loaded_card == saver.card
+    assert "Linear, trained on drawn persons." in caplog.text
+    torch.save({"model": linear().state_dict()}, tmp_path / "plain.pth")
+    with caplog.at_level(logging.INFO):
+        loader.load(str(tmp_path / "plain.pth"), [], need_whole=True)
+    assert loader.loaded_card is None and "the weights have no model card" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        (
+            ModelCard("Conv2d"),
+            "describes another model: method Conv2d, but that of the model is Linear",
+        ),
+        (ModelCard("Linear", embed_dim=8), "embedding dimension 8, but that of the model is 4"),
+    ],
+)
+def test_a_card_of_another_model_is_refused(tmp_path: Path, card, message) -> None:
+    path = str(tmp_path / "w.safetensors")
+    save_weights(path, linear(2.0).state_dict(), card)
+    model = linear()
+    with pytest.raises(IncompatibleCheckpointError, match=message):
+        AtomicCheckpointer(model, method="Linear", embed_dim=4).load(path, [], need_whole=True)
+    # a training may start from it, and a wrong card can be overruled
+    AtomicCheckpointer(model, method="Linear", embed_dim=4).load(path, [])
+    overruled = AtomicCheckpointer(model, method="Linear", embed_dim=4, allow_partial=True)
+    overruled.load(path, [], need_whole=True)
+    assert overruled.loaded_card == card
+
+
+@pytest.mark.parametrize("text", ["{", '{"version": 1, "method": "Linear", "kind": "paintings"}'])
+def test_an_unusable_card_is_ignored_with_a_warning(tmp_path: Path, caplog, text) -> None:
+    path = str(tmp_path / "w.safetensors")
+    save_file(linear(2.0).state_dict(), path, {CARD_KEY: text})
+    loader = AtomicCheckpointer(linear())
+    loader.load(path, [], need_whole=True)
+    assert loader.loaded_card is None
+    (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert "model card" in record.getMessage() and "is unusable" in record.getMessage()
+
+
+def test_weights_from_a_server(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "w.safetensors"
+    save_weights(path, linear(2.0).state_dict(), ModelCard("Linear"))
+    model = linear()
+    with weight_server() as server:
+        server.files["/w.safetensors"] = path.read_bytes()
+        AtomicCheckpointer(model).load(f"{server.url}/w.safetensors", [], need_whole=True)
+        with pytest.raises(OSError, match=r"zzz.pth' could not be downloaded: HTTP Error 404"):
+            AtomicCheckpointer(model).load(f"{server.url}/zzz.pth", [])
+    assert float(model.weight[0, 0]) == 2.0

@@ -2,6 +2,7 @@
 """Moving average of the weights: its rule, trainings and checkpoints with it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from tiny_runs import compare_interrupted, train
 from torch import nn
 
 from person_search.engine import AtomicCheckpointer, AveragedWeights, PersonSearchTrainer
+from person_search.utils.model_card import CARD_KEY
+from person_search.utils.weight_files import read_card
 
 EMA = ("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.9)
 
@@ -124,7 +127,17 @@ def test_the_average_is_evaluated(run, tmp_path) -> None:
     found = evaluated(*weights, where="eval/model_best")
     assert found["search"]["mAP"] == pytest.approx(best["value"])
     content = torch.load(folder / "model_final_ema.pth", weights_only=True)
-    assert set(content) == {"model", "iteration"} and content["iteration"] == 119
+    assert set(content) == {"model", "iteration", CARD_KEY} and content["iteration"] == 119
+    # evaluated weights have their results in the card, others have none
+    names = ("final_ema", "best", "final")
+    cards = {name: read_card(folder / f"model_{name}.pth") for name in names}
+    assert cards["final"].metrics == {} and cards["final"].score_thresh is None
+    for name, result in (("final_ema", trained), ("best", found)):
+        metrics = cards[name].metrics["tiny_for_engine_tests"]
+        assert metrics["search"]["mAP"] == pytest.approx(result["search"]["mAP"], abs=0.006)
+        assert cards[name].score_thresh == 0.2
+    assert cards["final"] == replace(cards["best"], metrics={}, score_thresh=None)
+    assert cards["final"].method == "TinyPersonSearch" and cards["final"].images == 6
 
 
 def test_enabled_and_disabled_between_runs(make_cfg, caplog) -> None:

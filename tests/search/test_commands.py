@@ -23,7 +23,11 @@ def test_what_a_query_prints() -> None:
     second = Match(2, "/p/v.mp4", (0, 0, 9, 9), 0.9, -0.5, frame=20, offset=2.0)
     assert match_lines([first, second], 2) == [
         "  1  similarity  0.876  /p/a.png  (gate, 1970-01-01 00:00:00)",
-        "  2  similarity -0.500  /p/v.mp4 at 2.0 s",
+        "  2  similarity -0.500  /p/v.mp4 at 0:02.0",
+    ]
+    walk = replace(second, frames=7, first=1.0, last=61.0, camera="gate")
+    assert match_lines([walk], 1) == [
+        "  2  similarity -0.500  /p/v.mp4, 0:01.0 to 1:01.0, 7 frames  (gate)",
     ]
     assert match_lines([first, second, second], 1)[1:] == ["     and 2 more matches"]
     assert match_lines([first], 0) == ["     and 1 more match"]

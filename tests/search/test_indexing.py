@@ -182,9 +182,8 @@ def test_video(folder) -> None:
     report = index(folder, **options)
     assert report.images == 6
     gallery = Gallery.open(folder.parent / "g")
-    frames = [
-        m for m in gallery.search(np.array([0.58, 0.58, 0.58]), 9) if m.path.endswith("v.mp4")
-    ]
+    matches = gallery.search(np.array([0.58, 0.58, 0.58]), 9, every_frame=True)
+    frames = [m for m in matches if m.path.endswith("v.mp4")]
     assert sorted((m.frame, m.offset, m.time, m.camera) for m in frames) == [
         (0, 0.0, 1000.0, "gate"), (10, 1.0, 1001.0, "gate"), (20, 2.0, 1002.0, "gate"),
     ]  # fmt: skip

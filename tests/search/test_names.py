@@ -129,7 +129,7 @@ def test_in_an_ascii_locale(folder, tiny_run, search_tool, tmp_path, child_env) 
     """The same gallery in an ASCII and in a UTF-8 locale."""
     model = f"--config-file {tiny_run}/config.yaml --weights {tiny_run}/weights.pth"
     index = f"index --gallery g --source {folder} --recursive {model}".split()
-    query = f"query --gallery g --query a.png --output out {model}".split()
+    query = f"query --gallery g --query a.png --output out --every-frame {model}".split()
     code = f"from person_search.search.cli import main\nassert main({index}) == main({query}) == 0"
     env = {**child_env, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     run = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True)

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from galleries import write_video
@@ -204,10 +205,33 @@ def test_frames_of_a_video(tmp_path: Path) -> None:
         key = listed[1]["id"]
         assert page.get(f"/api/images/{key}/image").status == 200
         for choice in ({"person": 0}, {"box": [5, 5, 30, 40]}):
-            body = {"persons": [{"image": key, **choice}]}
+            body = {"persons": [{"image": key, **choice}], "every_frame": True}
             found = page.post("/api/search", body)
             assert sorted(names(found)) == ["film.avi at 0:00.0", "film.avi at 0:02.0"]
+            assert [match["seen"] for match in found.json["matches"]] == ["", ""]
             assert page.post("/api/search/report.html", body).status == 200
+
+
+def test_tracklets_of_a_video(tmp_path: Path) -> None:
+    """The left half is the same in the first two frames and another one after a cut."""
+    (tmp_path / "films").mkdir()
+    writer = cv2.VideoWriter(str(tmp_path / "films" / "film.avi"),
+                             cv2.VideoWriter_fourcc(*"MJPG"), 1, (100, 80))  # fmt: skip
+    for left, right in ((RED, GREEN), (RED, GREEN), (BLUE, BLUE)):
+        pixels = np.zeros((80, 100, 3), np.uint8)
+        pixels[:, :50], pixels[:, 50:] = left[::-1], right[::-1]
+        writer.write(pixels)
+    writer.release()
+    index_images(embedder(), tmp_path / "g", find_sources([tmp_path / "films"]))
+    with running(tmp_path / "g") as page:
+        key = page.get("/api/images").json["images"][0]["id"]
+        body = {"persons": [{"image": key, "person": 0}], "include_own": True}
+        first, *others = page.post("/api/search", body).json["matches"]
+        assert first["seen"] == "0:00.0 to 0:01.0, 2 frames" and first["similarity"] > 0.98
+        assert first["tracklet"] == {"first": 0.0, "last": 1.0, "frames": 2}
+        assert sorted(one["tracklet"]["frames"] for one in others) == [1, 1, 2]
+        report = page.post("/api/search/report.html", body).body.decode()
+        assert report.count("0:00.0 to 0:01.0, 2 frames") == 2
 
 
 def test_a_missing_image(tmp_path: Path) -> None:

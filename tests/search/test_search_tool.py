@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from galleries import write_video
 from PIL import Image
 
 from person_search.search import GalleryStore
@@ -87,6 +88,28 @@ def test_index_and_query(search_tool, tmp_path, images, capsys) -> None:
     (tmp_path / "images" / "copy.png").unlink()
     assert search_tool("verify") == 2
     assert "'copy.png' is missing" in capsys.readouterr().out
+
+
+def test_videos(search_tool, tmp_path, capsys) -> None:
+    """One entry a tracklet, or every frame; both account for every person of the gallery."""
+    films = tmp_path / "films"
+    films.mkdir()
+    write_video(films / "v.mp4")
+    assert search_tool("index", source=films, every=0.5) == 0
+    assert (tmp_path / "g" / "tracklets.npz").exists(), "grouped once, not for every query"
+    options = {"top": 1000, "every_person": True}
+    assert search_tool("query", every_frame=True, **options) == 0
+    head, frames = results_in(tmp_path / "out")
+    assert head["every_frame"] and not any("tracklet" in match for match in frames)
+    assert {match["offset"] for match in frames} == {0.0, 0.5, 1.0, 1.5, 2.0, 2.5}
+    assert len(frames) == head["gallery"]["persons"]
+    assert search_tool("query", **options) == 0
+    head, matches = results_in(tmp_path / "out")
+    assert not head["every_frame"] and len(matches) < len(frames)
+    assert sum(match["tracklet"]["frames"] for match in matches) == len(frames)
+    capsys.readouterr()
+    assert search_tool("info") == 0
+    assert f"tracklets            {len(matches)} in videos" in capsys.readouterr().out
 
 
 def test_no_person_found(search_tool, tmp_path, capsys) -> None:

@@ -24,7 +24,7 @@ from person_search.data.datasets.json_dataset import (
     load_person_search_json,
     read_table,
 )
-from person_search.data.datasets.json_document import describe
+from person_search.data.datasets.json_document import describe, read_json
 from person_search.data.datasets.protocols import protocol_names
 from person_search.data.datasets.prw import (
     PRW_LAYOUT,
@@ -34,6 +34,7 @@ from person_search.data.datasets.prw import (
     load_prw_protocol,
 )
 from person_search.schema import SearchProtocol
+from person_search.utils.model_card import DRAWN, PHOTOGRAPHS
 
 Root = str | Path | Callable[[], str | Path]
 """Folder of a data set, or a function that returns it when the data set is read."""
@@ -75,6 +76,7 @@ def _register_splits(
     count_pids: Callable,
     load_protocol: Callable,
     protocols: Sequence[str],
+    kind: str,
     **metadata: object,
 ) -> None:
     """Registers the training and the test split of a data set, the latter with ``metadata``."""
@@ -83,18 +85,23 @@ def _register_splits(
         root,
         partial(_call, load, root, "train"),
         count_pids=partial(_call, count_pids, root),
+        image_kind=kind,
     )
     _register(
         f"{name_prefix}_test",
         root,
         partial(_call, load, root, "test"),
         search_protocols={name: partial(_call, load_protocol, root, name) for name in protocols},
+        image_kind=kind,
         **metadata,
     )
 
 
 def register_cuhk_sysu(
-    name_prefix: str, root: Root, gallery_sizes: tuple[int, ...] = GALLERY_SIZES
+    name_prefix: str,
+    root: Root,
+    gallery_sizes: tuple[int, ...] = GALLERY_SIZES,
+    kind: str = PHOTOGRAPHS,
 ) -> None:
     """Registers ``<name_prefix>_train`` and ``<name_prefix>_test`` in the CUHK-SYSU format.
 
@@ -103,6 +110,7 @@ def register_cuhk_sysu(
         root: Folder with ``Image`` and ``annotation``.
         gallery_sizes: Gallery sizes of the protocols. The default protocol is 100 if it is among
             them, else the first.
+        kind: What the images are, one of ``person_search.utils.model_card.KINDS``.
     """
     names = [f"g{size}" for size in gallery_sizes]
     _register_splits(
@@ -112,17 +120,19 @@ def register_cuhk_sysu(
         count_cuhk_sysu_pids,
         load_cuhk_sysu_protocol,
         (*names, *SUBSETS),
+        kind,
         default_search_protocols=("g100" if "g100" in names else names[0],),
         cbgm=CBGM_CUHK_SYSU,
     )
 
 
-def register_prw(name_prefix: str, root: Root) -> None:
+def register_prw(name_prefix: str, root: Root, kind: str = PHOTOGRAPHS) -> None:
     """Registers ``<name_prefix>_train`` and ``<name_prefix>_test`` in the PRW format.
 
     Args:
         name_prefix: Prefix of the names, for example ``prw``.
         root: Folder with ``frames`` and ``annotations``.
+        kind: See :func:`register_cuhk_sysu`.
     """
     _register_splits(
         name_prefix,
@@ -131,6 +141,7 @@ def register_prw(name_prefix: str, root: Root) -> None:
         count_prw_pids,
         load_prw_protocol,
         PRW_PROTOCOLS,
+        kind,
         default_search_protocols=("all",),
         cbgm=CBGM_PRW,
     )
@@ -158,6 +169,7 @@ def register_person_search_json(name: str, json_file: Root, image_root: Root | N
         (json_file, image_root),
         load,
         count_pids=lambda: count_json_pids(find_file()),
+        image_kind=lambda: read_json(find_file()).get("kind"),
         search_protocols=protocols,
         default_search_protocols=_FirstProtocol(protocols),
     )
@@ -304,5 +316,5 @@ def register_builtin_datasets() -> None:
     """Registers CUHK-SYSU, PRW and their synthetic counterparts; may be called repeatedly."""
     register_cuhk_sysu("cuhk_sysu", cuhk_sysu_root)
     register_prw("prw", prw_root)
-    register_cuhk_sysu("synthetic_cuhk_sysu", synthetic_cuhk_sysu_root)
-    register_prw("synthetic_prw", synthetic_prw_root)
+    register_cuhk_sysu("synthetic_cuhk_sysu", synthetic_cuhk_sysu_root, kind=DRAWN)
+    register_prw("synthetic_prw", synthetic_prw_root, kind=DRAWN)

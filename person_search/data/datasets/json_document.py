@@ -31,6 +31,7 @@ from person_search.data.datasets.annotations import (
 )
 from person_search.data.datasets.common import pad_rows, xywh_to_xyxy
 from person_search.schema import UNLABELED_PID
+from person_search.utils.model_card import KINDS
 
 _MAX_ID = 2**31 - 1  # ids of images and queries fill int32 arrays
 _NAME = re.compile(r"[A-Za-z0-9_]+")
@@ -252,6 +253,8 @@ def parse_document(document: dict) -> tuple[AnnotationTable, list[str]]:
     for key in ("images", "annotations"):
         if key not in document:
             findings.append(f"the key {key!r} is absent; the file has {sorted(document)}")
+    if document.get("kind") not in (None, *KINDS):
+        findings.append(f"kind is {describe(document['kind'])}; allowed: {', '.join(KINDS)}")
     images = _Section("images", document.get("images", []), findings)
     annotations = _Section("annotations", document.get("annotations", []), findings)
     if "images" in document and not images.entries and not findings:

@@ -26,6 +26,7 @@ import numpy as np
 from person_search.data import BadImageError
 from person_search.search.embedder import PersonEmbedder
 from person_search.search.errors import GalleryError, ImageChangedError, UnsafePathError
+from person_search.search.fit import describe_misfit
 from person_search.search.gallery import Gallery
 from person_search.search.images import clip_box, read_image
 from person_search.search.names import printable
@@ -40,6 +41,7 @@ from person_search.search.query import QueryPerson, fuse
 from person_search.search.results import SearchResult, place_of
 from person_search.search.sources import parse_time
 from person_search.search.table import SearchFilter, format_time
+from person_search.utils.model_card import NO_CARD
 
 logger = logging.getLogger(__name__)
 MAX_LISTED, MAX_PERSONS, MAX_TOP = 200, 10, 200
@@ -77,6 +79,7 @@ class SearchRequest:
         min_similarity: See :class:`SearchFilter`.
         every_person: Return all persons of an image instead of the most similar one.
         include_own: Also search the images of the query.
+        every_frame: Return every frame of a video instead of tracklets.
     """
 
     persons: list[Choice]
@@ -88,6 +91,7 @@ class SearchRequest:
     min_similarity: float | None = None
     every_person: bool = False
     include_own: bool = False
+    every_frame: bool = False
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -220,6 +224,8 @@ class PageSession:
             "since": format_time(times.min()) if len(times) else None,
             "until": format_time(times.max()) if len(times) else None,
             "upload_bytes": self.uploads.limits.image_bytes,
+            "model": card.describe() if (card := self.embedder.card) else NO_CARD,
+            "warning": describe_misfit(card, edition.gallery.store.manifest.color_details),
             "max_persons": MAX_PERSONS,
             "max_top": MAX_TOP,
         }
@@ -325,8 +331,14 @@ class PageSession:
                 wanted=wanted,
                 skip=() if request.include_own else own,
                 per_image=not request.every_person,
+                every_frame=request.every_frame,
             )
-        settings = {"method": "auto", "top": request.top, **wanted.to_json()}
+        settings = {
+            "method": "auto",
+            "top": request.top,
+            "every_frame": request.every_frame,
+            **wanted.to_json(),
+        }
         return SearchResult(queries, gallery, matches, settings, wanted)
 
     def match_facts(self, result: SearchResult) -> list[dict]:
@@ -343,6 +355,7 @@ class PageSession:
                 **match.to_json(),
                 "image": _key(edition, match.image),
                 "name": place_of(match),
+                "seen": match.describe_span(),
                 "changed": result.gallery.is_changed(match.image),
             }
             for match in result.matches

@@ -8,6 +8,7 @@ the activations of the frozen backbone.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from detectron2.config import configurable
@@ -32,6 +33,7 @@ from diffps.norm import RowNorm
 from diffps.res5 import Res5
 from diffps.resnet_activations import ResNetActivations  # noqa: F401
 from diffps.roi_heads import DiffPSROIHeads
+from person_search.modeling import run_by_size
 
 _INITS = ("v1", "v2", "v2_keep_norm")
 
@@ -187,11 +189,22 @@ class DiffPS(nn.Module):
                 run.
             do_postprocess: Whether to scale boxes to the original image.
         """
+        return run_by_size(
+            partial(self._infer, do_postprocess),
+            batched_inputs,
+            detected_instances or [None] * len(batched_inputs),
+            size_divisibility=self.backbone.size_divisibility,
+        )
+
+    def _infer(
+        self, do_postprocess: bool, batched_inputs: list[dict], given: list[Instances | None]
+    ) -> list[dict] | list[Instances]:
+        """Makes the predictions of images that are padded to the same size."""
         images, features = self.activations(batched_inputs)
         features["reid"] = self.msfrn(features)
-        if detected_instances is not None:
-            given = [x.to(self.device) for x in detected_instances]
-            results = self.roi_heads.forward_with_given_boxes(features, given)
+        boxes_given = [x.to(self.device) for x in given if x is not None]
+        if boxes_given:
+            results = self.roi_heads.forward_with_given_boxes(features, boxes_given)
         else:
             features |= self.detection_maps(features)
             proposals, _ = self.proposal_generator(images, features)
@@ -202,7 +215,7 @@ class DiffPS(nn.Module):
         for x, instances in zip(batched_inputs, results, strict=True):
             h, w = x.get("height", instances.image_size[0]), x.get("width", instances.image_size[1])
             outputs.append({"instances": detector_postprocess(instances, h, w)})
-        if detected_instances is None and any("queries" in x for x in batched_inputs):
+        if not boxes_given and any("queries" in x for x in batched_inputs):
             none = Boxes(torch.zeros(0, 4))
             boxes = [
                 (x["queries"].pred_boxes if "queries" in x else none).to(self.device)

@@ -9,11 +9,12 @@ Frames (see docs/notation.md):
     boxes: XYXY, pixels of the input image.
     boxes_norm: (cx, cy, w, h) divided by the width and height of the image.
     boxes_signal: boxes_norm scaled to [-s1, s1]; noise is added in this frame.
-    reid_signal: embedding of norm s2 (or s2 sqrt(D)); noise is added in this frame.
+    reid_signal: embedding scaled by EMBED_NORM and s2; noise is added in this frame.
 """
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import Tensor
 from psdiff.config import check_choice
 
 NUM_TRAIN_TIMESTEPS = 1000
+EMBED_NORMS = ("l2", "rms", "max")
 _MAX_BETA = 0.999
 _COSINE_OFFSET = 0.008
 _MIN_SIZE_NORM = 1e-4
@@ -81,7 +83,8 @@ class SignalCodec:
     Attributes:
         snr_box: Signal scale s1 of boxes, half the range of the box signal.
         snr_reid: Signal scale s2 of embeddings.
-        embed_norm: Norm of an embedding before scaling: ``l2`` (one) or ``rms`` (sqrt(D)).
+        embed_norm: Norm of an embedding before scaling: ``l2`` (length one), ``rms`` (length
+            sqrt(D)) or ``max`` (largest absolute entry one).
     """
 
     snr_box: float = 2.0
@@ -89,7 +92,7 @@ class SignalCodec:
     embed_norm: str = "l2"
 
     def __post_init__(self) -> None:
-        check_choice("EMBED_NORM", self.embed_norm, ("l2", "rms"))
+        check_choice("EMBED_NORM", self.embed_norm, EMBED_NORMS)
         if self.snr_box <= 0 or self.snr_reid <= 0:
             raise ValueError(
                 "MODEL.PSDIFF.SNR_BOX and SNR_REID must be above 0, "
@@ -111,6 +114,8 @@ class SignalCodec:
 
     def encode_reid(self, reid_feats: Tensor) -> Tensor:
         """Encodes embeddings of any norm (..., D) as reid_signal, s2 Norm(e) in Eq. 10."""
+        if self.embed_norm == "max":
+            return self.snr_reid * F.normalize(reid_feats, p=torch.inf, dim=-1)
         unit = F.normalize(reid_feats, dim=-1)
         return unit * self.reid_length(reid_feats.shape[-1])
 
@@ -118,15 +123,25 @@ class SignalCodec:
         """Returns the factor for the best linear estimate of a clean embedding from a noisy one.
 
         It is sqrt(ab) v / (ab v + 1 - ab) with v the variance of a clean entry (s2^2 / D for
-        ``l2``, s2^2 for ``rms``): close to 1 without noise, 0 for pure noise.
+        ``l2``, s2^2 for ``rms``, see :meth:`reid_length` for ``max``): close to 1 without noise, 0
+        for pure noise.
         """
         variance = self.reid_length(dim) ** 2 / dim
         ab = alpha_cumprod
         return ab.sqrt() * variance / (ab * variance + 1 - ab)
 
     def reid_length(self, dim: int) -> float:
-        """Returns the norm of a clean embedding signal with ``dim`` entries."""
-        return self.snr_reid * (math.sqrt(dim) if self.embed_norm == "rms" else 1.0)
+        """Returns the norm of a clean embedding signal with ``dim`` entries.
+
+        For ``max`` it depends on the embedding; this is the value for the median largest entry of
+        an embedding in a random direction, about 5.6 s2 with 256 entries.
+        """
+        if self.embed_norm == "l2":
+            return self.snr_reid
+        largest = 1.0
+        if self.embed_norm == "max":  # P(all of D normal entries within +-x) = 1/2
+            largest = NormalDist().inv_cdf(0.5 + 0.5 ** (1 + 1 / dim))
+        return self.snr_reid * math.sqrt(dim) / largest
 
 
 def random_boxes_norm(count: int, like: Tensor, generator: torch.Generator | None) -> Tensor:

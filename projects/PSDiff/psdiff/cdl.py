@@ -79,6 +79,20 @@ class DynamicConvolution(nn.Module):
         return self.join(x.flatten(1))
 
 
+class StaticProjection(nn.Module):
+    """What remains of DC without dynamic kernels: each cell to C' channels, then all cells to C."""
+
+    def __init__(self, dim: int, num_cells: int, out: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(dim, out)
+        self.norm = nn.LayerNorm(out)
+        self.join = nn.Linear(num_cells * out, dim)
+
+    def forward(self, roi_feats: Tensor) -> Tensor:
+        """Returns (M, C) for roi_feats (M, S, C)."""
+        return self.join(F.relu(self.norm(self.reduce(roi_feats))).flatten(1))
+
+
 class WindowCrossAttention(nn.MultiheadAttention):
     """CA: each embedding attends to the cells of its own window.
 
@@ -120,6 +134,7 @@ class CollaborativeDenoisingLayer(nn.Module):
         sa_over: Tokens of SA, ``proposals`` or ``cells``.
         dc_hidden: Channels between the two dynamic kernels.
         dc_out: Channels after the second dynamic kernel.
+        conditioning_init: Initialization of time modulation and kernels, ``small`` or ``xavier``.
     """
 
     def __init__(
@@ -135,6 +150,7 @@ class CollaborativeDenoisingLayer(nn.Module):
         sa_over: str = "proposals",
         dc_hidden: int = 16,
         dc_out: int = 16,
+        conditioning_init: str = "small",
     ) -> None:
         super().__init__()
         if dim % heads:
@@ -142,10 +158,16 @@ class CollaborativeDenoisingLayer(nn.Module):
                 f"MODEL.PSDIFF.CDL.HEADS is {heads}, which does not divide the {dim} channels of "
                 "the features (MODEL.FPN.OUT_CHANNELS)."
             )
+        check_choice("CDL.CONDITIONING_INIT", conditioning_init, ("small", "xavier"))
+        self.conditioning_init = conditioning_init
         self.position = nn.Parameter(torch.zeros(1, 1, num_cells, dim))
         self.reid_in = nn.Linear(embed_dim, dim)
         self.sa = ProposalSelfAttention(dim, heads, sa_over) if use_sa else None
-        self.dc = DynamicConvolution(dim, num_cells, dc_hidden, dc_out) if use_dc else None
+        self.dc = self.flat = None
+        if use_dc:
+            self.dc = DynamicConvolution(dim, num_cells, dc_hidden, dc_out)
+        else:  # the detection feature still has to know where in the window things are
+            self.flat = StaticProjection(dim, num_cells, dc_out)
         self.ca = WindowCrossAttention(dim, heads) if use_ca else None
         self.det_norm = nn.LayerNorm(dim)
         self.reid_norm = nn.LayerNorm(dim)
@@ -158,6 +180,8 @@ class CollaborativeDenoisingLayer(nn.Module):
 
         Kernels generated from a random embedding would hide the RoI features from later layers.
         """
+        if self.conditioning_init == "xavier":
+            return
         nn.init.zeros_(self.time_mlp[-1].weight)
         nn.init.zeros_(self.time_mlp[-1].bias)
         if self.dc is not None:
@@ -186,6 +210,8 @@ class CollaborativeDenoisingLayer(nn.Module):
         det_feats = windows.mean(dim=1)
         if self.dc is not None:
             det_feats = det_feats + self.dc(windows, tokens)
+        if self.flat is not None:
+            det_feats = det_feats + self.flat(windows)
         det_feats = self.det_norm(det_feats)
 
         if self.ca is not None:

@@ -26,13 +26,13 @@ def add_psdiff_config(cfg: CN) -> None:
     psdiff = cfg.MODEL.PSDIFF
 
     # ---- signals and noise (Section IV-A) ------------------------------------------------------
-    # Proposals per image (N), in training and in testing.
+    # Proposals per image (N) in training.
     psdiff.NUM_PROPOSALS = 300
     # Signal scale of boxes (s1) and of embeddings (s2), Eq. 10.
     psdiff.SNR_BOX = 2.0
     psdiff.SNR_REID = 3.0
-    # Norm of a teacher embedding before it is scaled by s2: "l2" (one, the reading of the paper) or
-    # "rms" (sqrt(D), so that an entry has unit variance).
+    # Norm of a teacher embedding before it is scaled by s2, where the paper says "into [-1, 1]":
+    # "l2" (length one), "max" (largest entry one) or "rms" (sqrt(D): an entry has unit variance).
     psdiff.EMBED_NORM = "l2"
     # Padding of the ground truths of an image to N: "repeat" them, "noise" (random boxes and
     # embeddings) or "mix" (repeat up to half of N, then noise).
@@ -63,6 +63,9 @@ def add_psdiff_config(cfg: CN) -> None:
     # Table IV (c): "cascaded" (detection reads the predicted embedding), "parallel" (both read the
     # collaborative feature) or "skip" (cascaded, and detection also reads its own feature).
     psdiff.CDL.PREDICTION = "skip"
+    # Initialization of the time modulation and of the kernels' dependence on the embedding: "small"
+    # (zero, and a tenth of Xavier), or "xavier" as for all other layers (paper).
+    psdiff.CDL.CONDITIONING_INIT = "small"
     # Hidden layers of the class branch and of the box branch.
     psdiff.CDL.NUM_CLS = 1
     psdiff.CDL.NUM_REG = 3
@@ -96,6 +99,8 @@ def add_psdiff_config(cfg: CN) -> None:
     # Denoising steps, 1 to 1000. All keys of this section can be changed without retraining:
     # model.set_inference(steps=4), or for one call model.inference(..., steps=4).
     psdiff.STEPS = 8
+    # Proposals per image in testing; 0: NUM_PROPOSALS.
+    psdiff.NUM_PROPOSALS_TEST = 0
     # Time budget in milliseconds for detection in one image on this machine. The largest number of
     # steps within the budget is used, from 1 to STEPS. It is measured at the first inference for
     # the largest image size of INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST, and is the same for all

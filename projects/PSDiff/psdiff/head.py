@@ -173,6 +173,7 @@ class PSDiffHead(nn.Module):
                 sa_over=psdiff.CDL.SA_OVER,
                 dc_hidden=psdiff.CDL.DC_DIM,
                 dc_out=psdiff.CDL.DC_OUT,
+                conditioning_init=psdiff.CDL.CONDITIONING_INIT,
             ),
             "codec": SignalCodec(psdiff.SNR_BOX, psdiff.SNR_REID, psdiff.EMBED_NORM),
             "dim": dim,

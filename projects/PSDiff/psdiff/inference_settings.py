@@ -22,6 +22,7 @@ class InferenceSettings:
     """
 
     steps: int = 8
+    num_proposals_test: int = 0
     sampler: str = "ddim"
     solver_order: int = 2
     eta: float = 0.0
@@ -45,6 +46,7 @@ class InferenceSettings:
                 f"MODEL.PSDIFF.LATENCY_BUDGET_MS is {self.latency_budget_ms}; it must be a time in "
                 "milliseconds, or 0 for no budget."
             )
+        check_range("NUM_PROPOSALS_TEST", self.num_proposals_test, 0)
         check_range("RENEWAL_THRESH", self.renewal_thresh, 0, 1)
         check_range("QUERY_STEPS", self.query_steps, 0)
         check_range("REID_FEEDBACK", self.reid_feedback, 0, 1)

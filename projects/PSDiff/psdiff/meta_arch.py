@@ -7,6 +7,7 @@ Naming: noise is added to ``*_signal`` tensors (frames in box_diffusion.py).
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -14,6 +15,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, de
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from person_search.modeling import run_by_size
 from psdiff.box_diffusion import (
     SignalCodec,
     add_noise,
@@ -218,22 +220,42 @@ class PSDiff(nn.Module):
         Returns:
             One output dict per image, see the class, or Instances without ``do_postprocess``.
         """
-        images, features, seeds, process = self._prepare(batched_inputs, generator, changes)
-        if detected_instances is not None:
-            results = [x.to(self.device) for x in detected_instances]
+        settings = self._settings(batched_inputs, changes)
+        given = detected_instances or [None] * len(batched_inputs)
+        return run_by_size(
+            partial(self._infer, self.reverse_process(settings), do_postprocess),
+            batched_inputs,
+            given,
+            self._seeds(batched_inputs, settings, generator),
+            size_divisibility=self.backbone.size_divisibility,
+        )
+
+    def _infer(
+        self,
+        process: ReverseProcess,
+        do_postprocess: bool,
+        batched_inputs: list[dict],
+        given: list[Instances | None],
+        seeds: list[int],
+    ) -> list[dict] | list[Instances]:
+        """Makes the predictions of images that are padded to the same size."""
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        if given[0] is None:
+            results = process.detect(features, images.image_sizes, seeds)
+        else:
+            results = [x.to(self.device) for x in given if x is not None]
             for index, instances in enumerate(results):
                 instances.reid_feats = process.embed_boxes(
                     one_image(features, index), instances.pred_boxes.tensor, seeds[index]
                 )
-        else:
-            results = process.detect(features, images.image_sizes, seeds)
         if not do_postprocess:
             return results
         outputs = []
         for index, (x, instances) in enumerate(zip(batched_inputs, results, strict=True)):
             h, w = x.get("height", instances.image_size[0]), x.get("width", instances.image_size[1])
             output = {"instances": detector_postprocess(instances, h, w)}
-            if "queries" in x and detected_instances is None:
+            if "queries" in x and given[index] is None:
                 output["query_feats"] = process.embed_boxes(
                     one_image(features, index),
                     x["queries"].pred_boxes.tensor.to(self.device),
@@ -253,33 +275,42 @@ class PSDiff(nn.Module):
         """Returns the input and the predictions of each step, in pixels of the input images.
 
         Args:
-            batched_inputs: See :meth:`inference`, which makes the same predictions.
+            batched_inputs: See :meth:`inference`, which makes the same predictions; here images of
+                one size.
             generator: See :meth:`inference`.
             **changes: See :meth:`inference`.
         """
-        images, features, seeds, process = self._prepare(batched_inputs, generator, changes)
-        return list(process.steps(features, images.image_sizes, seeds))
-
-    def _prepare(
-        self, batched_inputs: list[dict], generator: torch.Generator | int | None, changes: dict
-    ) -> tuple[ImageList, dict[str, Tensor], list[int], ReverseProcess]:
-        """Returns images, their features and seeds, and the process that denoises them."""
-        settings = self.settings.changed(**changes)
+        settings = self._settings(batched_inputs, changes)
         images = self.preprocess_image(batched_inputs)
+        seeds = self._seeds(batched_inputs, settings, generator)
+        process = self.reverse_process(settings)
+        return list(process.steps(self.backbone(images.tensor), images.image_sizes, seeds))
+
+    def _settings(self, batched_inputs: list[dict], changes: dict) -> InferenceSettings:
+        """Returns the settings of a call; a latency budget determines the number of steps."""
+        settings = self.settings.changed(**changes)
         if settings.latency_budget_ms > 0:
-            steps = self.latency.agreed_steps(self, settings, images.image_sizes[0])
-            settings = settings.changed(steps=steps)
-        image_ids = [x.get("image_id", 0) for x in batched_inputs]
-        seeds = image_seeds(image_ids, settings.seed, generator)
-        return images, self.backbone(images.tensor), seeds, self.reverse_process(settings)
+            size = tuple(batched_inputs[0]["image"].shape[-2:])
+            settings = settings.changed(steps=self.latency.agreed_steps(self, settings, size))
+        return settings
+
+    @staticmethod
+    def _seeds(
+        batched_inputs: list[dict],
+        settings: InferenceSettings,
+        generator: torch.Generator | int | None,
+    ) -> list[int]:
+        """Returns the seed of the noise of each image."""
+        return image_seeds([x.get("image_id", 0) for x in batched_inputs], settings.seed, generator)
 
     def reverse_process(self, settings: InferenceSettings | None = None) -> ReverseProcess:
         """Returns Algorithm 2 with these settings, by default those of the model."""
+        settings = settings or self.settings
         return ReverseProcess(
             self.head,
             self.codec,
-            settings or self.settings,
-            num_proposals=self.num_proposals,
+            settings,
+            num_proposals=settings.num_proposals_test or self.num_proposals,
             embed_dim=self.embed_dim,
             device=self.device,
         )

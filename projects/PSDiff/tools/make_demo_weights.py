@@ -15,12 +15,8 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from person_search.cli import program_parser, run_program
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 TEACHER_SEED = 1
 # Constant learning rate: the demo runs the part of the training with lower rates.
@@ -30,20 +26,18 @@ SCHEDULE = (
 )
 
 
-def save_half(tensors: "dict[str, Tensor]", path: Path) -> None:
-    """Writes floating-point tensors as float16, others unchanged."""
-    from safetensors.torch import save_file
+def save_half(source: Path, path: Path) -> None:
+    """Writes the weights of a file with floating-point tensors as float16, and its model card."""
+    from person_search.utils.weight_files import read_card, read_weights, save_weights
 
-    half = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in half.items()}, path)
+    weights = read_weights(source)
+    half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+    save_weights(path, half, read_card(source))
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
 def work(args: argparse.Namespace) -> None:
     """Runs the commands and converts the weights."""
-    from person_search.utils.weight_files import read_weights
-
     demo = runpy.run_path(str(Path(__file__).resolve().parents[3] / "tools" / "demo.py"))
     names = ("CONFIG", "DATA_OPTIONS", "PSDIFF_WEIGHTS", "ROOT", "TEACHER_WEIGHTS", "Steps")
     CONFIG, DATA_OPTIONS, PSDIFF_WEIGHTS, ROOT, TEACHER_WEIGHTS, Steps = (demo[n] for n in names)
@@ -79,8 +73,8 @@ def work(args: argparse.Namespace) -> None:
         ),
     ):
         steps.run(name, title, command)
-    save_half(read_weights(out / "teacher.safetensors"), TEACHER_WEIGHTS)
-    save_half(read_weights(out / "psdiff" / "model_final.pth"), PSDIFF_WEIGHTS)
+    save_half(out / "teacher.safetensors", TEACHER_WEIGHTS)
+    save_half(out / "psdiff" / "model_final.pth", PSDIFF_WEIGHTS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

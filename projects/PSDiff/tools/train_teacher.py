@@ -30,7 +30,7 @@ def train(cfg: "CfgNode", resume: bool) -> str:
     """Trains the teacher of the config; returns the path of its weights."""
     from detectron2.data import DatasetCatalog
 
-    from person_search.data import get_num_pids
+    from person_search.data import get_num_pids, training_card
     from person_search.engine import AtomicCheckpointer, ResumableCheckpointer
     from person_search.utils.files import write_atomically
     from psdiff.teachers.embeddings import describe_teacher
@@ -48,6 +48,7 @@ def train(cfg: "CfgNode", resume: bool) -> str:
     checkpointer = AtomicCheckpointer(
         trainer.model, folder, allow_partial=cfg.MODEL.ALLOW_PARTIAL_LOAD, trainer=trainer
     )
+    checkpointer.card = training_card(cfg, f"{cfg.MODEL.PSDIFF.TEACHER.NAME} teacher")
     period = cfg.MODEL.PSDIFF.TEACHER.CHECKPOINT_EPOCHS * trainer.per_epoch
     trainer.register_hooks(
         [ResumableCheckpointer(checkpointer, period, cfg.SOLVER.CHECKPOINT_ON_SIGNAL)]
@@ -57,7 +58,7 @@ def train(cfg: "CfgNode", resume: bool) -> str:
         checkpointer.load(found)
         trainer.continue_from(trainer.iter + 1)
     trainer.run()
-    return trainer.export()
+    return trainer.export(checkpointer.card)
 
 
 def work(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from person_search.modeling import OIMLoss
+from person_search.modeling import OIMLoss, run_by_size
 from twostage.detectors import Detectron2Detector, TorchvisionDetector, build_detector
 from twostage.reid import CropEmbedder, build_reid
 
@@ -45,6 +45,7 @@ class TwoStage(nn.Module):
         self.train_detector = train_detector
         if not train_detector:
             detector.requires_grad_(False)
+        self.embed_dim = reid.embed_dim  # of the model card
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
         self.max_detections = max_detections
 
@@ -111,7 +112,9 @@ class TwoStage(nn.Module):
             ``instances`` and ``query_feats`` of each image, or the instances alone without
             postprocessing.
         """
-        results = detected_instances or self._detect(batched_inputs)
+        results = detected_instances or run_by_size(
+            self._detect, batched_inputs, size_divisibility=0
+        )
         results = [x.to(self.device) for x in results]
         embedded = self._embed(batched_inputs, [x.pred_boxes.tensor for x in results])
         for instances, feats in zip(

@@ -16,10 +16,11 @@ from detectron2.utils.events import EventStorage
 from diffps_model_tiny import run_cfg, tiny_cfg, train_in_two_processes, training_input
 from tiny_model import register_tiny_dataset, unregister_dataset
 from tiny_runs import compare_interrupted
+from two_processes import run_in_two_processes
 
 from diffps import add_diffps_config
 from person_search.config import add_person_search_config
-from person_search.engine import PersonSearchTrainer, build_optimizer, launch
+from person_search.engine import PersonSearchTrainer, build_optimizer
 
 DATASET = "tiny_for_diffps_tests"
 
@@ -76,7 +77,7 @@ def test_an_evaluation_passes_every_image_once(tiny_sd, dataset, tmp_path):
 def test_two_processes_stay_together(tiny_sd, tmp_path):
     """One of them has no identities; weights and OIM memory stay equal."""
     arguments = (tiny_sd, str(tmp_path / "data"), str(tmp_path))
-    launch(train_in_two_processes, num_gpus=0, num_processes=2, args=arguments)
+    run_in_two_processes(train_in_two_processes, *arguments)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     for name, value in first.items():
         # batch norms count their own images, as everywhere without SyncBN

@@ -81,9 +81,18 @@ def test_rms_norm_gives_entries_of_variance_one():
     assert SignalCodec(embed_norm="rms").reid_length(256) == pytest.approx(3 * math.sqrt(256))
 
 
+def test_max_norm_gives_a_largest_entry_of_one():
+    """Norm of Eq. 10 taken at its word: into [-1, 1], whatever the length."""
+    codec = SignalCodec(snr_reid=3.0, embed_norm="max")
+    signal = codec.encode_reid(torch.tensor([[0.3, -0.4], [20.0, 5.0]]))
+    torch.testing.assert_close(signal, torch.tensor([[2.25, -3.0], [3.0, 0.75]]))
+    lengths = codec.encode_reid(torch.randn(2000, 256)).norm(dim=1)
+    assert codec.reid_length(256) == pytest.approx(lengths.median().item(), rel=0.02)
+
+
 def test_wiener_gain_is_the_best_linear_guess():
     """Against the least squares slope of clean on noisy entries, measured on samples."""
-    for norm, t in (("l2", 124), ("l2", 499), ("rms", 749)):
+    for norm, t in (("l2", 124), ("l2", 499), ("rms", 749), ("max", 249)):
         codec = SignalCodec(embed_norm=norm)
         ab = cosine_alphas_cumprod()[t].float()
         clean = codec.encode_reid(torch.randn(4000, 64))

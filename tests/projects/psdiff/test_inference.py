@@ -270,3 +270,11 @@ def test_all_switches_are_config_keys():
         steps=3, sampler="dpmsolver++", solver_order=3, renewal=True, renewal_thresh=0.3,
         ensemble=True, latency_budget_ms=12.5, seed=4, score_thresh=0.0, max_detections=7,
     )  # fmt: skip
+
+
+def test_other_number_of_proposals_in_testing():
+    """N_test is a setting of its own (Section V-B)."""
+    model = tiny_model(NUM_PROPOSALS_TEST=7).eval()
+    assert model.denoising_steps([image_input()])[0].boxes.shape == (1, 7, 4)
+    model.set_inference(num_proposals_test=0)
+    assert model.denoising_steps([image_input()])[0].boxes.shape == (1, model.num_proposals, 4)

@@ -73,6 +73,9 @@ async function openGallery() {
   const span = !since ? "" : since === until ? `, ${since}` : `, ${since} to ${until}`;
   byId("gallery").textContent =
     `Gallery “${name}”: ${images} images, ${persons} detected persons${span}.`;
+  byId("model").textContent = `Model: ${facts.model}.`;
+  byId("misfit").textContent = facts.warning;
+  byId("misfit").hidden = !facts.warning;
   byId("top").max = facts.max_top;
   for (const label of document.querySelectorAll(".when")) label.hidden = !since;
   const several = facts.cameras.length > 0;
@@ -195,6 +198,7 @@ function request() {
     until: byId("until").value,
     every_person: byId("every").checked,
     include_own: byId("own").checked,
+    every_frame: byId("frames").checked,
   };
 }
 

@@ -80,6 +80,7 @@ export class Results {
     const known = [
       ["image", match.name],
       ["time", match.time],
+      ["seen", match.seen],
       ["camera", match.camera],
       ["detection", match.score.toFixed(2)],
       ["note", match.changed && CHANGED],

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The complete training of a tiny diffusion model: scenes, VAE, latents, denoiser."""
 
+import datetime
 import json
 import logging
 import math
@@ -22,6 +23,8 @@ from diffps.prior.trainer import Schedule, Stage
 from diffps.prior.vae import AutoencoderLoss, encode_scenes, set_scaling_factor
 from diffps.tiny import TinySizes, build_pipeline, save_pipeline, write_vocabulary
 from person_search.utils.files import write_atomically
+from person_search.utils.model_card import DRAWN, ModelCard
+from person_search.utils.weight_files import write_card
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +120,15 @@ class PriorTraining:
             part.to("cpu").eval()
         save_pipeline(self.pipeline, folder, dtype)
         write_vocabulary(Path(folder, "tokenizer"), self.options.sizes.words)
+        card = ModelCard(
+            "tiny Stable Diffusion",
+            data=("synthetic scenes",),
+            kind=DRAWN,
+            images=self.options.scenes.count,
+            date=datetime.date.today().isoformat(),
+        )
+        for file in Path(folder).rglob("*.safetensors"):
+            write_card(file, card)
         losses = {stage.name: stage.history[-1] for stage in self.stages if stage.history}
         done = {stage.name: stage.iteration for stage in self.stages}
         record = {"iterations": done, "losses": losses, "scenes": vars(self.options.scenes)}

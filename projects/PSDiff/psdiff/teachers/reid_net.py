@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from person_search.utils.files import write_atomically
-from person_search.utils.weight_files import WeightFileError, read_weights
+from person_search.utils.model_card import ModelCard
+from person_search.utils.weight_files import WeightFileError, read_weights, save_weights
 from psdiff.teachers.backbones import build_teacher_backbone
 
 
@@ -134,10 +133,11 @@ class TeacherNet(nn.Module):
             digest.update(name.encode() + value.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def save(self, path: str, source: dict[str, str] | None = None) -> None:
-        """Writes the weights as safetensors with the metadata ``source``."""
-        weights = {k: v.contiguous() for k, v in self.state_dict().items()}
-        write_atomically(path, save(weights, metadata=source))
+    def save(
+        self, path: str, source: dict[str, str] | None = None, card: ModelCard | None = None
+    ) -> None:
+        """Writes the weights as safetensors with the metadata ``source`` and a model card."""
+        save_weights(path, self.state_dict(), card, source)
 
     def load(self, path: str) -> None:
         """Reads weights written by :meth:`save`.

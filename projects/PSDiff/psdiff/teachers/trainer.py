@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from person_search.utils.files import write_atomically
+from person_search.utils.model_card import CARD_KEY, ModelCard
 from psdiff.teachers.batches import IdentityBatches
 from psdiff.teachers.crops import CropStore, TrainingCrops, augmentations, read_crops
 from psdiff.teachers.embeddings import describe_teacher
@@ -145,20 +146,21 @@ class TeacherTrainer(SimpleTrainer):
         finally:
             self.net.train(was_training)
 
-    def export(self) -> str:
-        """Writes the weights of the network and returns their path.
+    def export(self, card: ModelCard | None = None) -> str:
+        """Writes the weights of the network, with a model card, and returns their path.
 
         ``<OUTPUT_DIR>/teacher.safetensors`` is the input of compute_embeddings.py. If the backbone
         is one of Detectron2's, ``backbone.pth`` holds its weights under the names of an FPN
         detector, which can start from it (MODEL.WEIGHTS) as from ImageNet weights.
         """
         path = os.path.join(self.output_dir, WEIGHTS_FILE)
-        self.net.save(path, {**self.source, "teacher_hash": self.net.weights_hash()})
+        self.net.save(path, {**self.source, "teacher_hash": self.net.weights_hash()}, card)
         if getattr(self.net.backbone, "as_detector", False):
             weights = self.net.backbone.state_dict()
             start = {f"backbone.bottom_up.{k}": v for k, v in weights.items()}
             backbone = os.path.join(self.output_dir, "backbone.pth")
-            write_atomically(backbone, lambda file: torch.save({"model": start}, file))
+            content = {"model": start} | ({} if card is None else {CARD_KEY: card.to_json()})
+            write_atomically(backbone, lambda file: torch.save(content, file))
         return path
 
 
