@@ -77,6 +77,9 @@ def add_psdiff_config(cfg: CN) -> None:
     # Draws of time and noise per image and iteration (paper: one). They share the image features,
     # so more draws cost little where the backbone dominates.
     psdiff.TRAIN_DRAWS = 1
+    # Share of draws whose boxes get no noise, only the embeddings. In inference, this is the input
+    # for given (query) boxes and EMBED_DETECTIONS; with noisy boxes only, it never occurs early.
+    psdiff.TRUE_BOXES = 0.0
     # Assignment of proposals to ground truths: "dynamic_k" or "hungarian".
     psdiff.MATCHER = "dynamic_k"
     # Number of highest IoUs whose sum is the number of proposals of a ground truth (dynamic_k).
@@ -143,7 +146,8 @@ def _add_teacher_config(psdiff: CN) -> None:
     # safetensors file with the teacher embedding (e_0) of each training box, written by
     # projects/PSDiff/tools/compute_embeddings.py.
     teacher.EMBEDDINGS = ""
-    # Method: "hhcl", "s_reid", "mgn", "agw" or "pplr" (Table VI).
+    # Method: "hhcl", "s_reid", "mgn", "agw" or "pplr" (Table VI), or "stripes", which computes its
+    # head in closed form from frozen features, for a few hundred crops.
     teacher.NAME = "hhcl"
     # Weights of the teacher, written by train_teacher.py: for embedding, or as initialization.
     teacher.WEIGHTS = ""
@@ -159,8 +163,10 @@ def _add_teacher_config(psdiff: CN) -> None:
     # Stride of the last stage: 2, or 1 to double the height and width of the feature map. Ignored
     # by MGN, whose branches have both.
     teacher.LAST_STRIDE = 1
-    # Dimension of each reduced feature (mgn), number of horizontal stripes (pplr), and number of
-    # non-local blocks at the end of each stage (agw).
+    # Names of the feature maps of a timm model that are used (stripes), such as "res2" (stride 4).
+    teacher.FEATURES = []
+    # Dimension of each reduced feature (mgn), number of horizontal stripes (pplr, stripes), and
+    # number of non-local blocks at the end of each stage (agw).
     teacher.PART_DIM = 256
     teacher.NUM_PARTS = 3
     teacher.NON_LOCAL = [0, 2, 3, 0]
@@ -183,6 +189,7 @@ def _add_teacher_config(psdiff: CN) -> None:
     teacher.BASE_LR = 3.5e-4
     teacher.WEIGHT_DECAY = 5e-4
     # Length of the training. An epoch covers the labeled crops once. MAX_ITER > 0 has precedence.
+    # Only "stripes" needs no training (EPOCHS 0).
     teacher.EPOCHS = 50
     teacher.MAX_ITER = 0
     # "step": multiply by GAMMA at each of STEP_EPOCHS; "cosine": half a cosine down to zero.

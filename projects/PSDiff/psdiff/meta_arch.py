@@ -60,6 +60,7 @@ class PSDiff(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         train_draws: int = 1,
+        true_boxes: float = 0.0,
         settings: InferenceSettings | None = None,
         test_size: tuple[int, int] | None = None,
     ) -> None:
@@ -76,18 +77,20 @@ class PSDiff(nn.Module):
             pixel_mean: Mean of each channel.
             pixel_std: Standard deviation of each channel.
             train_draws: Draws of time and noise per image and training iteration.
+            true_boxes: Share of draws with noise on the embeddings only.
             settings: Inference settings. Default: those of :class:`InferenceSettings`.
             test_size: Largest image size (h, w) in testing, for a latency budget.
         """
         super().__init__()
         check_range("NUM_PROPOSALS", num_proposals, 1)
         check_range("TRAIN_DRAWS", train_draws, 1)
+        check_range("TRUE_BOXES", true_boxes, 0, 1)
         self.backbone = backbone
         self.head = head
         self.criterion = criterion
         self.codec = codec
         self.embed_dim, self.num_proposals, self.pad = embed_dim, num_proposals, pad
-        self.train_draws = train_draws
+        self.train_draws, self.true_boxes = train_draws, true_boxes
         self.settings = settings or InferenceSettings()
         self.latency = LatencyMeter(test_size)
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
@@ -119,6 +122,7 @@ class PSDiff(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "train_draws": psdiff.TRAIN_DRAWS,
+            "true_boxes": psdiff.TRUE_BOXES,
             "settings": InferenceSettings.from_config(cfg),
             # A size of 0 means no resizing; the longer side is bounded by the maximum.
             "test_size": (min(sizes), sizes[1]) if all(sizes) else None,
@@ -179,6 +183,8 @@ class PSDiff(nn.Module):
             reid_start = self.codec.encode_reid(reid_feats)
             ab = self.alphas_cumprod[time]
             boxes_signal = add_noise(boxes_start, torch.randn_like(boxes_start), ab)
+            if self.true_boxes and torch.rand(()) < self.true_boxes:
+                boxes_signal = boxes_start
             all_boxes.append(self.codec.decode_boxes(boxes_signal, target.image_size))
             all_reid.append(add_noise(reid_start, torch.randn_like(reid_start), ab))
         return torch.stack(all_boxes), torch.stack(all_reid)

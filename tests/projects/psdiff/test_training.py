@@ -167,3 +167,13 @@ def test_boxes_and_embeddings_share_the_time_and_not_the_noise() -> None:
     assert torch.nn.functional.cosine_similarity(noise[0], truth).abs().max() < 0.9
     (a, b), (c, d) = (model.noisy_proposals([target], torch.tensor([500])) for _ in range(2))
     assert not torch.equal(a, c) and not torch.equal(b, d)
+
+
+def test_true_boxes_get_no_noise_and_their_embeddings_do() -> None:
+    model = tiny_model(NUM_PROPOSALS=2, TRUE_BOXES=0.5)
+    target = training_input(2)["instances"]
+    boxes, reid = model.noisy_proposals([target] * 40, torch.full((40,), 700))
+    true = (boxes - target.gt_boxes.tensor).abs().amax(dim=(1, 2)) < 1e-3
+    assert 10 < true.sum() < 30
+    clean = target.gt_reid_feats * model.codec.reid_length(EMBED_DIM)
+    assert (reid - clean).abs().amax(dim=(1, 2)).min() > 0.5

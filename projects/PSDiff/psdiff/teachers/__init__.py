@@ -12,6 +12,7 @@ s_reid     ``s_reid.py``              batch norm neck, label smoothing, triplet,
 mgn        ``mgn.py``                 a global branch, branches of two and of three parts
 agw        ``agw.py``                 non-local blocks, weighted regularized triplet
 pplr       ``pplr.py``                whole person and parts refine each other's labels
+stripes    ``stripes.py``             frozen features, head in closed form; not in the paper
 =========  =========================  ========================================================
 
 ``registry.py`` builds them from a config. ``backbones.py``, ``crops.py``, ``batches.py``,

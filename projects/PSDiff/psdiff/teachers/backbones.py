@@ -13,7 +13,12 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ResNet
 from torch import Tensor, nn
 
-from person_search.modeling.timm_fpn import create_timm_net, import_timm, load_timm_weights
+from person_search.modeling.timm_fpn import (
+    TimmBackbone,
+    create_timm_net,
+    import_timm,
+    load_timm_weights,
+)
 from person_search.utils.weight_files import read_weights
 from psdiff.config import check_choice
 
@@ -92,9 +97,28 @@ class WholeBackbone(nn.Module):
         return y if y.shape[1] == self.channels else y.permute(0, 3, 1, 2)
 
 
+class MapsBackbone(nn.Module):
+    """A network that returns several feature maps.
+
+    Args:
+        net: Detectron2 backbone.
+    """
+
+    as_detector = False
+
+    def __init__(self, net: Backbone) -> None:
+        super().__init__()
+        self.net = net
+        self.channels = sum(shape.channels for shape in net.output_shape().values())
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(n, 3, H, W) normalized pixels -> a map (n, C_i, h_i, w_i) for each feature."""
+        return list(self.net(x).values())
+
+
 def build_teacher_backbone(
     cfg: CfgNode, last_stride: int | None = None
-) -> StagedBackbone | WholeBackbone:
+) -> StagedBackbone | WholeBackbone | MapsBackbone:
     """Builds ``cfg.MODEL.PSDIFF.TEACHER.BACKBONE`` with its initial weights.
 
     Args:
@@ -160,16 +184,19 @@ def _from_torchvision(name: str, cfg: CfgNode) -> StagedBackbone:
     return _stages_of(net, nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool))
 
 
-def _from_timm(name: str, cfg: CfgNode) -> StagedBackbone | WholeBackbone:
+def _from_timm(name: str, cfg: CfgNode) -> StagedBackbone | WholeBackbone | MapsBackbone:
     teacher, wanted = cfg.MODEL.PSDIFF.TEACHER, cfg.MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS
     known = import_timm(name, _KEY).get_pretrained_cfg(name)
     size: dict = {"img_size": tuple(teacher.CROP_SIZE)} if known and known.fixed_input_size else {}
+    features = list(teacher.FEATURES)
     net = create_timm_net(
-        name, pretrained=wanted == "imagenet", features_only=False, key=_KEY, **size
+        name, pretrained=wanted == "imagenet", features_only=bool(features), key=_KEY, **size
     )
     if wanted not in ("", "imagenet"):
         _require_file(wanted)
         logger.info("%s", load_timm_weights(net, wanted, name, _WEIGHTS))
+    if features:
+        return MapsBackbone(TimmBackbone(net, features, frozen_norms=True))
     if all(hasattr(net, part) for part in ("conv1", "bn1", "maxpool", "layer4")):
         return _stages_of(net, nn.Sequential(net.conv1, net.bn1, net.act1, net.maxpool))
     grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)

@@ -17,6 +17,7 @@ from psdiff.teachers.mgn import MGNLoss, MGNNet
 from psdiff.teachers.pplr import PPLRLoss, PPLRNet
 from psdiff.teachers.reid_net import TeacherNet
 from psdiff.teachers.s_reid import BaselineLoss, SReIDNet
+from psdiff.teachers.stripes import StripesLoss, StripesNet
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,12 @@ TEACHER_REGISTRY: dict[str, TeacherMethod] = {
     "mgn": TeacherMethod(MGNNet, MGNLoss),
     "agw": TeacherMethod(AGWNet, AGWLoss),
     "pplr": TeacherMethod(PPLRNet, PPLRLoss),
+    "stripes": TeacherMethod(StripesNet, StripesLoss),
 }
-"""Rows of Table VI. To add one: ``TEACHER_REGISTRY["mine"] = TeacherMethod(MyNet, MyLoss)``."""
+"""Rows of Table VI, and stripes.
+
+To add one: ``TEACHER_REGISTRY["mine"] = TeacherMethod(MyNet, MyLoss)``.
+"""
 
 
 def _method(cfg: CfgNode) -> TeacherMethod:

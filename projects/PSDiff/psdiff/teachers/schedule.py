@@ -16,7 +16,7 @@ def total_iterations(cfg: CfgNode, per_epoch: int) -> int:
     """Returns MAX_ITER if it is set, else EPOCHS times the iterations of an epoch."""
     teacher = cfg.MODEL.PSDIFF.TEACHER
     total = teacher.MAX_ITER or teacher.EPOCHS * per_epoch
-    if total < 1:
+    if total < (0 if teacher.NAME == "stripes" else 1):
         raise ValueError(
             f"MODEL.PSDIFF.TEACHER.EPOCHS is {teacher.EPOCHS} and MAX_ITER {teacher.MAX_ITER}; one "
             "of them must be at least 1."

@@ -117,7 +117,9 @@ class TeacherTrainer(SimpleTrainer):
 
     def run(self) -> TeacherNet:
         """Trains to the end and returns the network in eval mode."""
-        if self.start_iter >= self.total:
+        if self.total == 0:
+            self.loss.start_epoch(0, self.describe)
+        elif self.start_iter >= self.total:
             logger.info("All %d iterations are complete already.", self.total)
         else:
             self.train(self.start_iter, self.total)

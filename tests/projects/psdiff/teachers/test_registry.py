@@ -32,9 +32,10 @@ def count(module):
 
 
 def test_the_registry_holds_the_rows_of_the_table(tmp_path):
-    assert tuple(TEACHER_REGISTRY) == METHODS
+    assert tuple(TEACHER_REGISTRY) == (*METHODS, "stripes")
     with pytest.raises(
-        ValueError, match="NAME is 'osnet'; allowed: 'hhcl', 's_reid', 'mgn', 'agw', 'pplr'"
+        ValueError,
+        match="NAME is 'osnet'; allowed: 'hhcl', 's_reid', 'mgn', 'agw', 'pplr', 'stripes'",
     ):
         build_teacher(teacher_cfg(tmp_path, "osnet"))
 
