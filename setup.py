@@ -39,8 +39,10 @@ EXTRAS = {
     "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
     # The web page of person-search serve.
     "page": ["fastapi>=0.115", "uvicorn>=0.30"],
-    # Further backbones of PSDiff's teachers (MODEL.PSDIFF.TEACHER.BACKBONE timm/<name>).
+    # Image models as backbones (MODEL.TIMM), of PSDiff's teachers and as re-ID network of TwoStage.
     "timm": ["timm>=1.0"],
+    # OSNet in TwoStage (MODEL.TWO_STAGE.REID torchreid/<name>), with what it imports undeclared.
+    "torchreid": ["torchreid>=0.2.5", "gdown>=5", "scipy", "tensorboard>=2.15"],
     # Event files beside the JSON and log output of every run.
     "tensorboard": ["tensorboard>=2.15"],
     # What an uncompiled source checkout of the real Detectron2 imports beyond our own needs.

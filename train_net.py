@@ -76,7 +76,9 @@ def evaluate(cfg: "CfgNode", *, averaged: bool) -> None:
     engine.check_test_sets(cfg, lambda name: trainer.build_evaluator(cfg, name))
     model = trainer.build_model(cfg)
     checkpointer = trainer.build_checkpointer(cfg, model)
-    rest = checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], need_whole=True)
+    rest = {}
+    if cfg.MODEL.WEIGHTS:
+        rest = checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], need_whole=True)
     if averaged and cfg.SOLVER.EMA.ENABLED:
         engine.load_average(model, rest)
     engine.write_config(cfg, replace=False)

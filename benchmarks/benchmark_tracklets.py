@@ -15,6 +15,7 @@ The first table has IDF1 of motmetrics, in percent, over all sequences together 
 with frames sampled every half second and every second, for
 
     tracklets    the rule of person_search/search/tracklets.py
+    colors       the same, with color histograms as embeddings: how the rule depends on the model
     place only   the same, with equal embeddings
     ByteTrack    that of supervision, with its default values and the rate of the sampled frames
 
@@ -149,6 +150,19 @@ def classifier(name: str, weights: Path) -> Callable[[Sequence[np.ndarray]], np.
     return embed
 
 
+def color_histograms(crops: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns embeddings (n, 512) of unit length: HSV histograms of four stripes."""
+    import cv2
+
+    sizes, ranges = [8, 4, 4], [0, 180, 0, 256, 0, 256]
+    feats = []
+    for crop in crops:
+        stripes = np.array_split(cv2.cvtColor(cv2.resize(crop, CROP), cv2.COLOR_RGB2HSV), 4)
+        histograms = [cv2.calcHist([one], [0, 1, 2], None, sizes, ranges) for one in stripes]
+        feats.append(np.sqrt(np.ravel(histograms)))
+    return feats / np.linalg.norm(feats, axis=1, keepdims=True)
+
+
 def crops_of(video: Video, folder: Path) -> Iterator[np.ndarray]:
     """Yields the crop of each person, clipped to the image."""
     number, image = -1, np.zeros((0, 0, 3), np.uint8)
@@ -161,10 +175,10 @@ def crops_of(video: Video, folder: Path) -> Iterator[np.ndarray]:
         yield image[y1:y2, x1:x2]
 
 
-def embedded(args: argparse.Namespace, folder: Path, noisy: bool, embed) -> Video:
+def embedded(cache: Path | None, folder: Path, noisy: bool, embed) -> Video:
     """Reads a sequence with its embeddings, from the cache if they are there."""
     video = read_video(folder, noisy)
-    cached = args.cache and args.cache / f"{folder.name}_{'noisy' if noisy else 'true'}.npy"
+    cached = cache and cache / f"{folder.name}_{'noisy' if noisy else 'true'}.npy"
     if cached and cached.exists():
         return replace(video, feats=np.load(cached))
     feats, crops = [], []
@@ -379,18 +393,27 @@ def run_benchmark(args: argparse.Namespace) -> int:
     if not folders:
         raise FileNotFoundError(f"--mot is '{args.mot}', which contains no */seqinfo.ini.")
     embed = classifier(args.backbone, args.weights)
-    exact = [embedded(args, folder, False, embed) for folder in folders]
-    noisy = [embedded(args, folder, True, embed) for folder in folders]
+    exact, noisy = (
+        [embedded(args.cache, folder, errors, embed) for folder in folders]
+        for errors in (False, True)
+    )
+    exact_colors, noisy_colors = (
+        [embedded(None, folder, errors, color_histograms) for folder in folders]
+        for errors in (False, True)
+    )
     print("| IDF1 | " + " | ".join(
         f"{what}, {f'every {every:g} s' if every else 'all frames'}"
         for what in ("true boxes", "noisy boxes") for every in INTERVALS
     ) + " |")  # fmt: skip
     print("|---" * (1 + 2 * len(INTERVALS)) + "|")
-    for name, track in (
-        ("tracklets", tracklets), ("place only", place_only), ("ByteTrack", byte_track),
-    ):  # fmt: skip
+    for name, track, inputs in (
+        ("tracklets", tracklets, (exact, noisy)),
+        ("colors", tracklets, (exact_colors, noisy_colors)),
+        ("place only", place_only, (exact, noisy)),
+        ("ByteTrack", byte_track, (exact, noisy)),
+    ):
         row = []
-        for videos in (exact, noisy):
+        for videos in inputs:
             for every in INTERVALS:
                 some = [video.sampled(every) for video in videos]
                 truth = [video.sampled(every) for video in exact]

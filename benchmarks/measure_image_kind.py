@@ -45,8 +45,6 @@ def measure(folder: Path, jpeg: int, maximum: int) -> list[float]:
 
 def describe(details: list[float], kind: str) -> list[str]:
     """Returns the cells of a row."""
-    import numpy as np
-
     from person_search.data.model_cards import THRESHOLD, kind_of_images
     from person_search.utils.model_card import PHOTOGRAPHS, UNKNOWN
 

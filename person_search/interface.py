@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the core expects of a person search model: one protocol, and five optional hooks.
+"""What the core expects of a person search model: one protocol, and six optional hooks.
 
 A model is a ``torch.nn.Module`` in Detectron2's ``META_ARCH_REGISTRY``. It does not inherit from
 anything here; :class:`person_search.testing.PersonSearchModelTests` checks a model against
@@ -11,6 +11,7 @@ Shape shorthand: D embedding, n boxes of one image, q queries of one image.
 from collections.abc import Mapping
 from typing import Any, Protocol, Self, runtime_checkable
 
+from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
@@ -68,6 +69,18 @@ class LoadsInitialWeights(Protocol):
 
         Called after ``MODEL.WEIGHTS`` has been loaded; neither on resuming nor in an evaluation.
         """
+
+
+@runtime_checkable
+class LoadsParts(Protocol):
+    """Optional hook of a model whose parts load weights of their own if ``MODEL.WEIGHTS`` is empty.
+
+    If all parts do, the model can be evaluated and used for a search as it is built.
+    """
+
+    @classmethod
+    def part_weights(cls, cfg: CfgNode) -> dict[str, str]:
+        """Returns the config key of the weights of each part with its value; "" means random."""
 
 
 @runtime_checkable

@@ -48,7 +48,9 @@ CORE_MAY_IMPORT = {
 }
 # documented under their own names although their package exports some of the same names
 PUBLIC_MODULES = ("detectron2.engine.hooks",)
-PROJECTS_MAY_IMPORT = {"schema", "utils", "config", "data", "data.synthetic", "modeling", "vis"}
+PROJECTS_MAY_IMPORT = {
+    *("schema", "utils", "config", "data", "data.synthetic", "evaluation", "modeling", "vis")
+}
 
 
 @dataclass(frozen=True)

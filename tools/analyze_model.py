@@ -92,7 +92,9 @@ def analyze(args: argparse.Namespace) -> Cost:
 
     from person_search.config import build_config
 
-    cfg = build_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
+    cfg = build_config(
+        args.config_file, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "none", *args.opts]
+    )
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     parameters = count_parameters(model)

@@ -45,6 +45,9 @@ def add_person_search_config(cfg: CN) -> None:
     cfg.MODEL.SWIN.HEADS = [4, 8, 16, 32]
     # Side of an attention window, in tokens.
     cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    # Semantic weight of SOLIDER's pre-trained weights, 0 (appearance) to 1 (semantics), which is
+    # folded into the patch merging when they are loaded. -1: without this control.
+    cfg.MODEL.SWIN.SEMANTIC_WEIGHT = -1.0
     # Probability of skipping a branch of the last block in training; it grows linearly from 0.
     cfg.MODEL.SWIN.DROP_PATH = 0.3
     # -1: nothing is frozen; 0: the patch embedding; n > 1: also the first n - 1 stages.
@@ -61,8 +64,14 @@ def add_person_search_config(cfg: CN) -> None:
     cfg.MODEL.TIMM.WEIGHTS = ""
     # Number of leading features (stages) that are not trained.
     cfg.MODEL.TIMM.FROZEN_STAGES = 0
-    # Batch norms: "train", or "frozen" (eval mode, not trained).
+    # Batch norms: "train", "frozen" (eval mode, not trained), or "sync" (over all processes). Group
+    # and layer norms belong to the model, for example "resnet50_gn".
     cfg.MODEL.TIMM.NORM = "train"
+    # Norm of each feature before the FPN, for example "LN" for transformers and ConvNeXt; "": none.
+    cfg.MODEL.TIMM.OUT_NORM = ""
+    # As in MODEL.SWIN.
+    cfg.MODEL.TIMM.DROP_PATH = 0.0
+    cfg.MODEL.TIMM.ACTIVATION_CHECKPOINT = False
 
     # ---- model card (docs/model_card.md) -------------------------------------------------------
     # License of the trained weights, for example "CC-BY-NC-4.0". Empty: not stated.

@@ -19,7 +19,12 @@ from person_search.engine.hooks import BestModelCheckpointer, ResumableCheckpoin
 from person_search.engine.launch import launch
 from person_search.engine.optimizer import build_optimizer
 from person_search.engine.rng import isolated_rng
-from person_search.engine.run_folder import evaluation_config, setup_run, write_config
+from person_search.engine.run_folder import (
+    evaluation_config,
+    keys_without_weights,
+    setup_run,
+    write_config,
+)
 from person_search.engine.train_loader import build_train_loader
 from person_search.engine.trainer import PersonSearchTrainer
 
@@ -41,6 +46,7 @@ __all__ = [
     "evaluation_config",
     "friendly_errors",
     "isolated_rng",
+    "keys_without_weights",
     "launch",
     "load_average",
     "resolve_num_pids",

@@ -19,11 +19,13 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 
 from person_search.config import default_config
 from person_search.engine.checkpoint import AtomicCheckpointer, write_safely
 from person_search.engine.ema import FINAL_NAME
+from person_search.interface import LoadsParts
 
 CONFIG = "config.yaml"
 EVALUATIONS = "eval"
@@ -37,6 +39,19 @@ _WITHOUT_EFFECT = (
     "TEST.EXPECTED_RESULTS", "VIS_PERIOD",
     "TEST.PERSON_SEARCH.DUMP_PREDICTIONS", "CUDNN_BENCHMARK", "VERSION",
 )  # fmt: skip
+
+
+def keys_without_weights(cfg: CfgNode) -> list[str]:
+    """Returns the config keys that leave a model, or parts of it, with random weights.
+
+    These are ``MODEL.WEIGHTS`` or, for a model with the hook
+    :class:`~person_search.interface.LoadsParts`, the keys of its parts.
+    """
+    if cfg.MODEL.WEIGHTS:
+        return []
+    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    parts = model.part_weights(cfg) if issubclass(model, LoadsParts) else {"MODEL.WEIGHTS": ""}
+    return [key for key, value in parts.items() if not value]
 
 
 def evaluation_config(cfg: CfgNode, *, resume: bool = False, untrained: bool = False) -> CfgNode:
@@ -68,9 +83,9 @@ def evaluation_config(cfg: CfgNode, *, resume: bool = False, untrained: bool = F
                 f"--eval-only --resume: there is no checkpoint in {cfg.OUTPUT_DIR!r} (OUTPUT_DIR). "
                 "Without --resume, MODEL.WEIGHTS names the file to evaluate."
             )
-    elif not cfg.MODEL.WEIGHTS:
+    elif missing := keys_without_weights(cfg):
         raise ValueError(
-            "--eval-only: MODEL.WEIGHTS is empty, so there is nothing to evaluate. Set "
+            f"--eval-only: {' and '.join(missing)} is empty, so there is nothing to evaluate. Set "
             f"MODEL.WEIGHTS <file>, or use --resume for the last checkpoint in {cfg.OUTPUT_DIR!r}, "
             "or --untrained to evaluate random weights."
         )

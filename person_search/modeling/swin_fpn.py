@@ -35,6 +35,10 @@ def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         )
     if not 0 <= swin.DROP_PATH < 1:
         raise ValueError(f"MODEL.SWIN.DROP_PATH is {swin.DROP_PATH}; it must be in [0, 1).")
+    if swin.SEMANTIC_WEIGHT != -1 and not 0 <= swin.SEMANTIC_WEIGHT <= 1:
+        raise ValueError(
+            f"MODEL.SWIN.SEMANTIC_WEIGHT is {swin.SEMANTIC_WEIGHT}; it must be in [0, 1], or -1."
+        )
     stages = [f"p{i}" for i in range(len(swin.DEPTHS))]
     in_features = list(cfg.MODEL.FPN.IN_FEATURES) or stages
     unknown = [name for name in in_features if name not in stages]
@@ -54,6 +58,7 @@ def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         out_indices=tuple(stages.index(name) for name in in_features),
         frozen_stages=swin.FROZEN_STAGES,
         use_checkpoint=swin.ACTIVATION_CHECKPOINT,
+        semantic_weight=swin.SEMANTIC_WEIGHT,
     )
     return FPN(
         bottom_up=bottom_up,

@@ -7,19 +7,27 @@ the FPN over them gives ``p2`` to ``p5``. timm is an optional dependency (extra 
 
 import logging
 import math
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from person_search.modeling.swin_weights import to_official_names, to_timm_names
 from person_search.utils.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
 
-_NORMS = ("train", "frozen")
+_NORMS = ("train", "frozen", "sync")
 _BOOKKEEPING = ("num_batches_tracked", "relative_position_index", "attn_mask")
 
 
@@ -31,10 +39,16 @@ class TimmBackbone(Backbone):
         out_features: Names of the features to return, for example ``["res3", "res4"]``.
         frozen_stages: Number of leading features whose layers are not trained; -1 or 0: none.
         frozen_norms: Keeps batch norms in eval mode and does not train them.
+        out_norm: Norm of each returned feature, see ``detectron2.layers.get_norm``; "" for none.
     """
 
     def __init__(
-        self, net: nn.Module, out_features: list[str], frozen_stages: int, frozen_norms: bool
+        self,
+        net: nn.Module,
+        out_features: list[str],
+        frozen_stages: int = 0,
+        frozen_norms: bool = False,
+        out_norm: str = "",
     ) -> None:
         super().__init__()
         self.net = net
@@ -51,6 +65,9 @@ class TimmBackbone(Backbone):
         self._out_features = out_features
         self._out_feature_strides = {n: reductions[self._indices[n]] for n in out_features}
         self._out_feature_channels = {n: channels[self._indices[n]] for n in out_features}
+        self.out_norms = nn.ModuleDict(
+            {n: get_norm(out_norm, self._out_feature_channels[n]) for n in out_features if out_norm}
+        )
         self._channels_last = str(getattr(net, "output_fmt", "")).endswith("NHWC")
         self.frozen_norms = frozen_norms
         if frozen_stages > len(reductions):
@@ -110,62 +127,108 @@ class TimmBackbone(Backbone):
         outputs = {name: features[self._indices[name]] for name in self._out_features}
         if self._channels_last:
             outputs = {name: value.permute(0, 3, 1, 2) for name, value in outputs.items()}
-        return outputs
+        return outputs | {name: norm(outputs[name]) for name, norm in self.out_norms.items()}
 
 
-def create_timm_net(name: str, in_chans: int, pretrained: bool) -> nn.Module:
-    """Creates a ``features_only`` model of timm.
+def import_timm(name: str, key: str = "MODEL.TIMM.NAME") -> ModuleType:
+    """Returns the module ``timm``, which has a model of this name.
 
     Args:
         name: Name of the model, for example ``convnext_base`` or ``pvt_v2_b2.in1k``.
-        in_chans: Number of image channels.
-        pretrained: Downloads timm's weights.
+        key: Config key of the name, for error messages.
 
     Raises:
-        ValueError: timm is not installed, or the model is unknown, has no features, or its
-            weights cannot be downloaded.
+        ValueError: timm is not installed, or the model is unknown.
     """
     try:
         import timm
     except ImportError as error:
         raise ValueError(
-            f"MODEL.TIMM.NAME is {name!r}, but timm is not installed: pip install timm."
+            f"{key} is {name!r}, but timm is not installed: pip install 'person-search[timm]'."
         ) from error
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise ValueError(f"MODEL.TIMM.NAME {name!r} is unknown to timm. Similar: {near}.")
-    window = {"strict_img_size": False} if name.startswith("swin") else {}
+        near = get_close_matches(name, timm.list_models(), n=5) or "none"
+        raise ValueError(f"{key} {name!r} is unknown to timm. Similar: {near}.")
+    return timm
+
+
+def create_timm_net(
+    name: str,
+    in_chans: int = 3,
+    pretrained: bool = False,
+    features_only: bool = True,
+    key: str = "MODEL.TIMM.NAME",
+    **options: Any,
+) -> nn.Module:
+    """Creates a model of timm.
+
+    Args:
+        name: Name of the model.
+        in_chans: Number of image channels.
+        pretrained: Downloads timm's weights.
+        features_only: Whether the model returns feature maps. False: a pooled vector.
+        key: Config key of the name, for error messages.
+        **options: Further arguments of ``timm.create_model``.
+
+    Raises:
+        ValueError: timm is not installed, or the model is unknown, cannot be used as a backbone, or
+            its weights cannot be downloaded.
+    """
+    timm = import_timm(name, key)
+    options |= {"features_only": True} if features_only else {"num_classes": 0}
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)  # not one line for each of its attempts
     try:
-        net = timm.create_model(
-            name, features_only=True, pretrained=pretrained, in_chans=in_chans, **window
-        )
-    except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
-        raise ValueError(
-            f"MODEL.TIMM.NAME {name!r} cannot be used as a backbone, timm says: {error}"
-        ) from error
+        try:  # Swin Transformers accept images of one size only by default
+            net = timm.create_model(
+                name, pretrained=pretrained, in_chans=in_chans, strict_img_size=False, **options
+            )
+        except TypeError:
+            net = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **options)
+        if features_only:
+            _check_features(net, in_chans)
     except OSError as error:
         raise ValueError(
-            f"MODEL.TIMM.WEIGHTS 'imagenet' could not be downloaded for {name!r}: "
-            f"{str(error).splitlines()[0]}. Without a network, give the path of a weights file."
+            f"{key} {name!r}: the weights 'imagenet' could not be downloaded: "
+            f"{str(error).splitlines()[0]} Without a network, give the path of a weights file."
         ) from error
-    strides = net.feature_info.reduction()
-    if any(math.log2(stride) % 1 for stride in strides) or len(set(strides)) < 2:
+    except (RuntimeError, AttributeError, TypeError, AssertionError, ValueError) as error:
         raise ValueError(
-            f"MODEL.TIMM.NAME {name!r} provides strides {strides}; an FPN needs strides that "
-            "double from stage to stage, such as 4, 8, 16, 32."
-        )
+            f"{key} {name!r} cannot be used as a backbone: {str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        hub.setLevel(level)
     return net
 
 
-def load_timm_weights(net: nn.Module, path: str) -> str:
+@torch.no_grad()
+def _check_features(net: nn.Module, in_chans: int) -> None:
+    """Raises ValueError unless the strides double and images of any size are accepted."""
+    strides = net.feature_info.reduction()
+    if any(math.log2(stride) % 1 for stride in strides) or len(set(strides)) < 2:
+        raise ValueError(
+            f"it provides strides {strides}; an FPN needs strides that double from stage to stage, "
+            "such as 4, 8, 16, 32."
+        )
+    net.eval()(torch.zeros(1, in_chans, 2 * max(strides), 3 * max(strides)))
+    net.train()
+
+
+def load_timm_weights(
+    net: nn.Module, path: str, name: str = "", key: str = "MODEL.TIMM.WEIGHTS"
+) -> str:
     """Loads weights of timm, torchvision or the original authors from a local file.
 
-    Weights are matched by name. If the names differ, they are matched by position, provided that
-    the shapes of all weights agree in order; classifiers at the end are ignored.
+    Weights are matched by name, then by the names that the layout of another source is converted
+    to, then by position, provided that kinds (weight, bias, ...) and shapes agree in order.
+    Weights that the model lacks, such as a classifier, are ignored.
 
     Args:
         net: Model to fill.
         path: State dict, see :func:`person_search.utils.weight_files.read_checkpoint`.
+        name: Name of the model in timm, for the conversions that timm has.
+        key: Config key of the path, for error messages.
 
     Returns:
         A sentence that says what matched.
@@ -175,28 +238,52 @@ def load_timm_weights(net: nn.Module, path: str) -> str:
         ValueError: The weights belong to another model.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"MODEL.TIMM.WEIGHTS {path!r} does not exist.")
-    found = {k: v for k, v in read_weights(path).items() if not k.endswith(_BOOKKEEPING)}
-    own = {k: v for k, v in net.state_dict().items() if not k.endswith(_BOOKKEEPING)}
-    by_name = {_flat(key): value for key, value in found.items()}
-    named = {key: by_name[_flat(key)] for key in own if _flat(key) in by_name}
-    if len(named) == len(own) and all(named[k].shape == v.shape for k, v in own.items()):
-        matched, how = named, "name"
+        raise FileNotFoundError(f"{key} {path!r} does not exist.")
+    weights = _without_bookkeeping(read_weights(path))
+    own = _without_bookkeeping(net.state_dict())
+    for how, layout in _layouts(weights, name):
+        found = {_flat(k): v for k, v in layout.items()}
+        if all(_flat(k) in found and found[_flat(k)].shape == v.shape for k, v in own.items()):
+            matched, by = {k: found[_flat(k)] for k in own}, how
+            break
     else:
-        values = list(found.values())[: len(own)]
-        shapes = [value.shape for value in own.values()]
-        if [value.shape for value in values] != shapes:
-            wrong = next(
-                (k for k, v in own.items() if k not in named or named[k].shape != v.shape), ""
-            )
+        first = dict(list(weights.items())[: len(own)])
+        if _kinds(first) != _kinds(own):
+            found = {_flat(k): v for k, v in weights.items()}
+            fits = [_flat(k) in found and found[_flat(k)].shape == v.shape for k, v in own.items()]
             raise ValueError(
-                f"MODEL.TIMM.WEIGHTS {path!r} does not fit the model: {len(named)} of {len(own)} "
-                f"weights match by name, the shapes differ in order; first mismatch: {wrong}."
+                f"{key} {path!r} does not fit the model: {sum(fits)} of {len(own)} weights match "
+                "by name, and the shapes differ in order; first mismatch: "
+                f"{list(own)[fits.index(False)]}."
             )
-        matched, how = dict(zip(own, values, strict=True)), "position"
+        matched, by = dict(zip(own, first.values(), strict=True)), "position"
     net.load_state_dict(matched, strict=False)
-    left = len(found) - len(matched)
-    return f"{path}: {len(matched)} weights matched by {how}, {left} of the file not used."
+    left = len(weights) - len(matched)
+    return f"{path}: {len(matched)} weights matched by {by}, {left} of the file not used."
+
+
+def _layouts(weights: dict[str, Tensor], name: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yields the weights under their own names, then under those that conversions give them."""
+    yield "name", weights
+    with suppress(ValueError):  # Swin V2
+        official = to_official_names(weights)
+        if official is not None:
+            yield "name (Swin layout converted)", to_timm_names(official)
+    if name:
+        timm = import_timm(name)
+        family = sys.modules[timm.model_entrypoint(name.split(".")[0]).__module__]
+        convert = getattr(family, "checkpoint_filter_fn", None)
+        if convert is not None:
+            with suppress(Exception):  # written for certain layouts, it may fail on others
+                yield "name (converted by timm)", convert(dict(weights), timm.create_model(name))
+
+
+def _without_bookkeeping(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v for k, v in weights.items() if not k.endswith(_BOOKKEEPING)}
+
+
+def _kinds(weights: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
+    return [(k.rpartition(".")[2], v.shape) for k, v in weights.items()]
 
 
 def _flat(name: str) -> str:
@@ -218,13 +305,24 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     if keys.NORM not in _NORMS:
         raise ValueError(f"MODEL.TIMM.NORM is {keys.NORM!r}; choose from {', '.join(_NORMS)}.")
     initial = keys.WEIGHTS if not cfg.MODEL.WEIGHTS else ""
-    net = create_timm_net(keys.NAME, input_shape.channels, pretrained=initial == "imagenet")
+    net = create_timm_net(
+        keys.NAME,
+        input_shape.channels,
+        pretrained=initial == "imagenet",
+        **({"drop_path_rate": keys.DROP_PATH} if keys.DROP_PATH else {}),
+    )
     if initial not in ("", "imagenet"):
-        logger.info("%s", load_timm_weights(net, initial))
+        logger.info("%s", load_timm_weights(net, initial, keys.NAME))
+    if keys.NORM == "sync":
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    if keys.ACTIVATION_CHECKPOINT:
+        net.set_grad_checkpointing(True)
     strides = net.feature_info.reduction()
     all_features = [f"res{int(math.log2(s))}" for s in dict.fromkeys(strides) if s >= 4]
     in_features = list(cfg.MODEL.FPN.IN_FEATURES) or all_features
-    backbone = TimmBackbone(net, in_features, keys.FROZEN_STAGES, keys.NORM == "frozen")
+    backbone = TimmBackbone(
+        net, in_features, keys.FROZEN_STAGES, keys.NORM == "frozen", keys.OUT_NORM
+    )
     return FPN(
         bottom_up=backbone,
         in_features=in_features,

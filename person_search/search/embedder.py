@@ -21,7 +21,7 @@ from torch import nn
 
 from person_search.config import config_identity
 from person_search.data import build_mapper
-from person_search.engine import PersonSearchTrainer
+from person_search.engine import PersonSearchTrainer, keys_without_weights
 from person_search.modeling.optimize import choose_precision, device_of, optimize_for_inference
 from person_search.search.identity import ModelIdentity
 from person_search.search.images import clip_box, read_image
@@ -92,12 +92,15 @@ class PersonEmbedder:
             ValueError: If none is given, or it is damaged or belongs to another model.
         """
         path = weights or cfg.MODEL.WEIGHTS
-        if not path:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.WEIGHTS = path
+        if missing := keys_without_weights(cfg):
             raise ValueError(
-                "no weights are given (--weights, or MODEL.WEIGHTS in the config): an untrained "
-                "model detects no person."
+                f"no weights are given (--weights, or {' and '.join(missing)} in the config): an "
+                "untrained model detects no person."
             )
-        if "://" not in path and not os.path.isfile(path):  # before the model is built
+        if path and "://" not in path and not os.path.isfile(path):  # before the model is built
             raise FileNotFoundError(f"the weight file '{path}' does not exist.")
         if path.endswith(".onnx"):
             from person_search.search.onnx_embedder import OnnxEmbedder
@@ -105,7 +108,8 @@ class PersonEmbedder:
             return OnnxEmbedder(path, cfg.TEST.PERSON_SEARCH.SCORE_THRESH)
         model = build_model(cfg)
         checkpointer = PersonSearchTrainer.build_checkpointer(cfg, model)
-        checkpointer.load(path, checkpointables=[], need_whole=True)
+        if path:
+            checkpointer.load(path, checkpointables=[], need_whole=True)
         return cls(
             model,
             image_format=cfg.INPUT.FORMAT,

@@ -6,10 +6,11 @@ Boxes are XYXY pixels of the upright image (EXIF orientation applied).
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from person_search.search.tracklets import (
     load_numbers,
     number_rows,
     save_numbers,
+    take_rows,
 )
 from person_search.search.videos import read_frame
 
@@ -263,6 +265,32 @@ class Gallery:
         rows -= self._starts[segment]  # an image belongs to one segment
         return np.array(self.boxes[segment][rows]), np.array(self.vectors[segment][rows])
 
+    def persons_of(self, matches: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Replaces matches of tracklets by one for each frame.
+
+        Args:
+            matches: Matches as in ``results.jsonl``. Those that the gallery lacks stay as they are.
+        """
+        found: list[Mapping[str, Any]] = []
+        for match in matches:
+            rows = self._rows_at(match) if "tracklet" in match else np.zeros(0, np.int64)
+            numbers = self.tracklets.numbers[rows[:1]]
+            if not len(numbers):
+                found.append(match)
+            for number in numbers:
+                for row in self.tracklets.rows_of(number):
+                    found.append(self._match(1, int(row), 1.0, None, False).to_json())
+        return found
+
+    def _rows_at(self, match: Mapping[str, Any]) -> np.ndarray:
+        """Returns the rows of the person of a match in ``results.jsonl``."""
+        for image in np.flatnonzero(self.images.frames == match["frame"]):
+            root, path = int(self.images.roots[image]), self.images.paths[image]
+            if str(self.store.named_path(root, path)) == match["image"]:
+                rows = np.flatnonzero(self.image_of_row == image)
+                return rows[same_boxes(take_rows(self.boxes, rows), match["box"])]
+        return np.zeros(0, np.int64)
+
     def _rows_of_index(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the rows of the gallery in index order, and those added after it was built."""
         if self.index is None:
@@ -412,6 +440,11 @@ class Gallery:
             first=first,
             last=last,
         )
+
+
+def same_boxes(boxes: np.ndarray, box: Sequence[float]) -> np.ndarray:
+    """Returns which boxes (n, 5) are that of a match in ``results.jsonl``, which is rounded."""
+    return (np.abs(boxes[:, :4] - np.asarray(box, np.float32)) < 0.06).all(axis=1)
 
 
 def _read(

@@ -15,7 +15,7 @@ import numpy as np
 from person_search.search.approximate import DESCRIPTION, read_description
 from person_search.search.errors import GalleryError, UnsafePathError
 from person_search.search.file_lock import FileLock
-from person_search.search.gallery import Gallery
+from person_search.search.gallery import Gallery, same_boxes
 from person_search.search.names import from_stored
 from person_search.search.segment import (
     LOCK,
@@ -119,8 +119,8 @@ def forget(
     Args:
         store: Gallery.
         sources: Folders, images and videos, which need not exist; all their images are deleted.
-        matches: Matches as in ``results.jsonl``. Only the person of a match is deleted; the image
-            and its other persons stay.
+        matches: Matches as in ``results.jsonl``. Only the person of a match is deleted, of a
+            tracklet in all its frames; the images and their other persons stay.
 
     Raises:
         GalleryError: If the gallery lacks a source or a match. Nothing is deleted.
@@ -128,6 +128,8 @@ def forget(
     """
     folders = {name: source for source in sources for name in _names(source)}
     persons: dict[tuple[str, int | None], list[Mapping[str, Any]]] = defaultdict(list)
+    if any("tracklet" in match for match in matches):
+        matches = Gallery(store).persons_of(matches)
     for match in matches:
         persons[match["image"], match.get("frame")].append(match)
     unseen, missing = {str(source) for source in sources}, list(matches)
@@ -141,8 +143,7 @@ def forget(
         kept = np.full(len(boxes), not inside)
         unseen.difference_update(inside)
         for match in persons.get((str(store.named_path(entry.root, entry.path)), entry.frame), ()):
-            # results.jsonl has boxes rounded to a tenth of a pixel
-            same = (np.abs(boxes[:, :4] - np.asarray(match["box"], np.float32)) < 0.06).all(axis=1)
+            same = same_boxes(boxes, match["box"])
             if same.any() and match in missing:
                 missing.remove(match)
             kept &= ~same

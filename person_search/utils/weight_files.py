@@ -26,7 +26,7 @@ from torch import Tensor
 from person_search.utils.files import write_atomically
 from person_search.utils.model_card import CARD_KEY, ModelCard, ModelCardError
 
-WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
+WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "teacher")
 """Names under which checkpoints of different code bases keep their weights."""
 
 _HUB_FILE = "model.safetensors"

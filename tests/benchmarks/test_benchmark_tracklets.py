@@ -37,16 +37,15 @@ def mean_colors(crops) -> np.ndarray:
     return colors / np.linalg.norm(colors, axis=1, keepdims=True)
 
 
-def videos(mot: Path, noisy: bool = False, *words: object) -> list[tool.Video]:
-    args = tool.parse_args(["--mot", str(mot), "--weights", "none", *map(str, words)])
-    return [tool.embedded(args, mot / name, noisy, mean_colors) for name in "AB"]
+def videos(mot: Path, noisy: bool = False, cache: Path | None = None) -> list[tool.Video]:
+    return [tool.embedded(cache, mot / name, noisy, mean_colors) for name in "AB"]
 
 
 def test_sequences(mot, tmp_path) -> None:
-    first, second = videos(mot, False, "--cache", tmp_path / "cache")
+    first, second = videos(mot, False, tmp_path / "cache")
     assert first.person.tolist() == [1, 2] * 8 and first.boxes[0].tolist() == [13, 10, 33, 50]
     assert np.allclose(first.feats[0], [1, 0, 0], atol=0.1), "RGB crops of the true boxes"
-    assert np.array_equal(videos(mot, False, "--cache", tmp_path / "cache")[1].feats, second.feats)
+    assert np.array_equal(videos(mot, False, tmp_path / "cache")[1].feats, second.feats)
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
         "A_true.npy", "B_true.npy",
     ]  # fmt: skip
@@ -55,6 +54,12 @@ def test_sequences(mot, tmp_path) -> None:
     noisy = videos(mot, True)[0]
     assert 8 <= len(noisy.frame) < 16 and len(noisy.frames) == 8
     assert np.array_equal(noisy.boxes, videos(mot, True)[0].boxes)
+
+
+def test_color_histograms(mot) -> None:
+    crops = [np.full((9, 5, 3), color, np.uint8) for color in (*COLORS.values(), (250, 0, 0))]
+    feats = tool.color_histograms(crops)
+    assert np.allclose(feats @ feats.T, [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]])
 
 
 def test_tracklets_and_cuts(mot) -> None:

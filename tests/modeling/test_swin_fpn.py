@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Swin + FPN: shapes, refused settings, and pre-trained weights in the namings of three sources.
+"""Swin + FPN: shapes, refused settings, and pre-trained weights in the namings of four sources.
 
 The networks that the weights come from are torchvision's and timm's own, at tiny size.
 """
@@ -75,6 +75,33 @@ def timm_weights(source):
     }  # fmt: skip
 
 
+def solider_weights(source, prefix=""):
+    """As SOLIDER names them, with random patch merging (in its order of inputs) and control."""
+    generator = torch.Generator().manual_seed(3)
+    renamed = {}
+    for key, value in official_weights(source).items():
+        if key.startswith("head") or key.endswith("attn_mask"):
+            continue
+        key = re.sub(r"^layers\.", "stages.", key).replace(
+            "patch_embed.proj", "patch_embed.projection"
+        )
+        key = re.sub(r"\.attn\.", ".attn.w_msa.", key).replace("mlp.fc1", "ffn.layers.0.0")
+        key = re.sub(r"^norm\.", "norm3.", key.replace("mlp.fc2", "ffn.layers.1"))
+        if ".downsample." in key:
+            value = torch.randn(value.shape, generator=generator)
+        renamed[prefix + key] = value
+    for stage in range(4):
+        width = WIDTH * 2 ** min(stage + 1, 3)
+        for kind in "wb":
+            key = f"{prefix}semantic_embed_{kind}.{stage}"
+            renamed[f"{key}.weight"] = torch.randn(width, 2, generator=generator)
+            renamed[f"{key}.bias"] = torch.randn(width, generator=generator)
+    for stage in range(3):  # not trained there
+        for name, value in (("weight", torch.ones), ("bias", torch.zeros)):
+            renamed[f"{prefix}norm{stage}.{name}"] = value(WIDTH * 2**stage)
+    return renamed | {"head.mlp.0.weight": torch.zeros(3, 3)}
+
+
 # ---- the network -------------------------------------------------------------------------------
 
 
@@ -124,6 +151,7 @@ def test_fpn_over_some_stages_leaves_no_norm_unused():
         ({"HEADS": [1, 2]}, "one entry per stage"),
         ({"HEADS": [3, 2, 2, 4]}, "must divide the channels"),
         ({"DROP_PATH": 1.5}, r"must be in \[0, 1\)"),
+        ({"SEMANTIC_WEIGHT": 1.5}, r"SEMANTIC_WEIGHT is 1.5; it must be in \[0, 1\]"),
     ],
 )
 def test_wrong_settings_are_refused(overrides, message):
@@ -193,6 +221,55 @@ def test_timm_itself():
         atol=1e-5,
         rtol=1e-5,
     )
+
+
+@pytest.mark.parametrize("degree, prefix", [(0.25, ""), (-1.0, "backbone."), (1.0, "backbone.")])
+def test_features_of_solider(degree, prefix, source, tmp_path):
+    """Its patch merging gathers by ``unfold``; its control scales and shifts what follows."""
+    weights = solider_weights(source, prefix)
+    names = {f"module.{k}": v for k, v in weights.items()}
+    torch.save({"teacher": names, "student": {}, "epoch": 3}, tmp_path / "swin.pth")
+    model = Model(swin_cfg(SEMANTIC_WEIGHT=degree)).eval()
+    AtomicCheckpointer(model).load(str(tmp_path / "swin.pth"), checkpointables=[])
+
+    image = torch.randn(1, 3, 96, 96)
+    x, expected = source.features[0](image), []
+    for stage in range(4):
+        x = source.features[2 * stage + 1](x)
+        expected.append(nn.functional.layer_norm(x, x.shape[-1:]))
+        if stage == 3:
+            expected[-1] = source.norm(x)
+            break
+        w = {k: weights[f"{prefix}stages.{stage}.downsample.{k}"] for k in (
+            "norm.weight", "norm.bias", "reduction.weight")}  # fmt: skip
+        cells = nn.functional.unfold(x.permute(0, 3, 1, 2), 2, stride=2).transpose(1, 2)
+        cells = nn.functional.layer_norm(
+            cells, cells.shape[-1:], w["norm.weight"], w["norm.bias"], 1e-5
+        )
+        cells = cells @ w["reduction.weight"].T
+        if degree >= 0:
+            scale, shift = (
+                weights[f"{prefix}semantic_embed_{kind}.{stage}.weight"]
+                @ torch.tensor([degree, 1 - degree])
+                + weights[f"{prefix}semantic_embed_{kind}.{stage}.bias"]
+                for kind in "wb"
+            )
+            cells = cells * nn.functional.softplus(scale) + shift
+        x = cells.unflatten(1, (x.shape[1] // 2, x.shape[2] // 2))
+    features = model.backbone.bottom_up(image)
+    for feature, reference in zip(features.values(), expected, strict=True):
+        torch.testing.assert_close(feature, reference.permute(0, 3, 1, 2), atol=1e-4, rtol=1e-4)
+    with torch.no_grad():  # a checkpoint of the model itself gives the same again
+        torch.save({"model": model.state_dict()}, tmp_path / "own.pth")
+        again = Model(swin_cfg(SEMANTIC_WEIGHT=degree)).eval()
+        AtomicCheckpointer(again).load(str(tmp_path / "own.pth"))
+        assert torch.equal(again.backbone.bottom_up(image)["p3"], features["p3"])
+
+
+def test_semantic_weight_needs_the_weights_of_solider(source):
+    model = Model(swin_cfg(SEMANTIC_WEIGHT=0.5))
+    with pytest.raises(ValueError, match=r"no semantic control, but .*SEMANTIC_WEIGHT is 0.5"):
+        adapt(model, source.state_dict())
 
 
 def test_all_weights_but_the_new_norms_are_filled(source):

@@ -55,24 +55,27 @@ def test_the_manifest_keeps_both(tmp_path) -> None:
     assert manifest.card is None and manifest.color_details == ()
 
 
-def test_index_query_and_info(search_tool, tiny_run, tmp_path, capsys) -> None:
+def test_index_query_and_info(search_tool, tiny_run, tmp_path, capsys, caplog) -> None:
     """Images of uniform blocks are drawn by the measure; the weights know photographs."""
     weights = tmp_path / "w.safetensors"
     tensors = read_weights(tiny_run / "weights.pth")
     save_weights(weights, tensors, ModelCard("PSDiff", kind="photographs"))
-    for command in ("index", "query"):
-        assert search_tool(command, weights=weights) == 0
+
+    def shown(command: str, **changes) -> str:
+        """All that a command prints or logs; the logger has its handler from an earlier run."""
+        caplog.clear()
+        assert search_tool(command, **changes) == 0
         printed = capsys.readouterr()
-        assert (printed.out + printed.err).count("seem to be drawn") == 1
+        return printed.out + printed.err + caplog.text
+
+    for command in ("index", "query"):
+        assert shown(command, weights=weights).count("seem to be drawn") == 1
     head = json.loads((tmp_path / "out" / "results.jsonl").read_text().splitlines()[0])
     assert head["gallery"]["model_card"]["kind"] == "photographs"
     assert "PSDiff, trained on photographs." in (tmp_path / "out" / "report.html").read_text()
-    assert search_tool("info") == 0
-    assert "PSDiff, trained on photographs" in capsys.readouterr().out
+    assert "PSDiff, trained on photographs" in shown("info")
     # the same weights without a card are the same model
-    assert search_tool("query") == 0
-    printed = capsys.readouterr()
-    assert "seem to be drawn" not in printed.out + printed.err
+    assert "seem to be drawn" not in shown("query")
 
 
 def test_info_of_a_weight_file(tmp_path, capsys) -> None:

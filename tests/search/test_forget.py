@@ -91,6 +91,36 @@ def test_a_person_is_gone_and_the_others_of_the_image_stay(tmp_path) -> None:
     assert np.array_equal(after.vectors[0], np.delete(vectors, 1, axis=0))
 
 
+def test_a_tracklet_is_gone_in_all_its_frames(tmp_path) -> None:
+    """Two persons walk through a video; the match names the best crop of one."""
+    store = GalleryStore.create(tmp_path / "g", 8, IDENTITY)
+    people = unit_vectors(np.random.default_rng(2), 2, 8)
+    (tmp_path / "videos").mkdir()
+    with store.writing() as run:
+        store.add_root(tmp_path / "videos")
+        with store.segment_writer(store.ensure_segments(1)[0]) as writer:
+            for frame in range(5):
+                x = 4.0 * frame
+                writer.append(
+                    entry("v.mp4", run, frame=frame, offset=0.5 * frame),
+                    np.array([[x, 10, x + 20, 70], [200 - x, 10, 220 - x, 70]]),
+                    np.array([0.9, 0.8]),
+                    people,
+                )
+    gallery = Gallery(store)
+    with store.writing():
+        gallery.save_tracklets()
+    match = match_of(gallery, people[0])
+    assert match["tracklet"]["frames"] == 5
+    report = forget(store, matches=[match])
+    assert (report.images, report.persons) == (0, 5)
+    assert people[0].tobytes() not in all_bytes(tmp_path / "g")
+    after = Gallery(GalleryStore(tmp_path / "g"))
+    assert len(after) == 5 and match_of(after, people[1])["tracklet"]["frames"] == 5
+    assert forget(store, [tmp_path / "videos"]).images == 5
+    assert not (tmp_path / "g" / "tracklets.npz").exists()
+
+
 def test_an_approximate_index_is_gone(tmp_path) -> None:
     pytest.importorskip("faiss")
     from person_search.search.approximate import build_index

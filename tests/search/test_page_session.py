@@ -17,6 +17,7 @@ from person_search.search.page.rendering import Decoded
 from person_search.search.page.session import Choice, PageSession, SearchRequest
 from person_search.search.page.uploads import UnknownImageError, UploadLimits
 from person_search.search.results import report_html
+from person_search.utils.model_card import ModelCard
 
 
 @pytest.fixture
@@ -44,6 +45,15 @@ def test_an_answer_keeps_to_one_state_of_the_gallery(session: PageSession, tmp_p
         session._pixels(old)
     with pytest.raises(UnknownImageError, match="has changed"):
         session.match_facts(result)
+
+
+def test_the_card_of_the_model_and_a_misfit_are_shown(session: PageSession) -> None:
+    facts = session.describe()
+    assert facts["model"] == "unknown (the weights have no model card)" and not facts["warning"]
+    session.embedder.card = ModelCard("Colors", kind="photographs")
+    facts = session.describe()
+    assert facts["model"] == "Colors, trained on photographs"
+    assert "these images seem to be drawn" in facts["warning"], "uniform colors"
 
 
 def test_only_who_needs_the_model_waits_for_it(session: PageSession) -> None:

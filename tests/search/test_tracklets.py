@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from person_search.search import Gallery, GalleryStore, Match, SearchFilter, compact
 from person_search.search import tracklets as rule
 from person_search.search.approximate import build_index
-from person_search.search.tracklets import group_frames
+from person_search.search.errors import GalleryError
+from person_search.search.maintenance import forget
+from person_search.search.tracklets import group_frames, take_rows
 
 DIM = 8
 
@@ -345,6 +347,25 @@ def test_videos_without_persons_and_nothing_else(tmp_path) -> None:
     assert (only.frames, only.first, only.last, only.describe_span()) == (1, 0, 0, "")
 
 
+def test_forgetting_a_match_deletes_its_whole_tracklet(store) -> None:
+    gallery, query = Gallery(store), like(0, 99)
+    first, *others = gallery.search(query, None)
+    late = gallery.search(query, 1, wanted=SearchFilter(min_score=0.85))[0]
+    assert (first.frames, late.frames) == (6, 3), "a filter shows some of its frames"
+    rows = gallery.tracklets.rows_of(gallery.tracklets.numbers[gallery.image_of_row == 3][0])
+    report = forget(store, matches=[late.to_json()])
+    assert (report.images, report.persons) == (0, 6)
+    after = Gallery(store).search(query, None)
+    assert [(m.path, m.box, m.frames) for m in after] == [(m.path, m.box, m.frames) for m in others]
+    everything = b"".join(p.read_bytes() for p in store.folder.rglob("*") if p.is_file())
+    vectors = take_rows(gallery.vectors, rows)
+    assert not any(vector.tobytes() in everything for vector in vectors)
+    with pytest.raises(GalleryError, match="has no person at .* nothing was deleted"):
+        forget(store, matches=[late.to_json()])
+    frame = Gallery(store).search(like(1, 99), 1, every_frame=True)[0]
+    assert forget(store, matches=[frame.to_json()]).persons == 1, "without tracklets: one frame"
+
+
 # ---- saved ---------------------------------------------------------------------------------------
 
 
@@ -355,7 +376,7 @@ def numbers(store: GalleryStore) -> list[int]:
 def saved(store: GalleryStore) -> Path:
     with store.writing():
         Gallery(store).save_tracklets()
-    return store.folder / rule.FILE
+    return store.folder / rule.NUMBERS_FILE
 
 
 def grouped_again(monkeypatch) -> list[int]:

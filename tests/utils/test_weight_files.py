@@ -214,6 +214,14 @@ def test_card_of_a_truncated_file(tmp_path) -> None:
         read_card(path)
 
 
+def test_shipped_weights_have_cards(repo_root) -> None:
+    files = sorted((repo_root / "projects").rglob("weights/**/*.safetensors"))
+    assert files
+    for file in files:
+        card = read_card(file)
+        assert card is not None and card.kind == "drawn" and card.license == "Apache-2.0", file
+
+
 # ---- downloads ---------------------------------------------------------------------------------
 @pytest.fixture
 def server(tmp_path, monkeypatch):

@@ -2,15 +2,15 @@
 """The two-stage baseline: detect persons, then embed each crop."""
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import batched_nms
 from detectron2.modeling import META_ARCH_REGISTRY, detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from person_search.modeling import OIMLoss, run_by_size
-from twostage.detectors import Detectron2Detector, TorchvisionDetector, build_detector
-from twostage.reid import CropEmbedder, build_reid
+from twostage.detectors import Detector, build_detector
+from twostage.reid import build_reid
 
 
 @META_ARCH_REGISTRY.register()
@@ -21,10 +21,11 @@ class TwoStage(nn.Module):
     def __init__(
         self,
         *,
-        detector: TorchvisionDetector | Detectron2Detector,
-        reid: CropEmbedder,
+        detector: Detector,
+        reid: nn.Module,
         oim: OIMLoss | None,
         train_detector: bool,
+        train_reid: bool,
         score_thresh: float,
         nms_thresh: float,
         max_detections: int,
@@ -33,9 +34,10 @@ class TwoStage(nn.Module):
 
         Args:
             detector: First stage.
-            reid: Second stage.
+            reid: Second stage, with the interface of :class:`twostage.reid.CropEmbedder`.
             oim: Loss of the embedding; None where no identities are known, as in a search.
             train_detector: Whether the detector is trained.
+            train_reid: Whether the re-ID network is trained; its projection always is.
             score_thresh: Lowest score of a detection.
             nms_thresh: Highest IoU of two detections.
             max_detections: Greatest number of detections in an image.
@@ -43,8 +45,8 @@ class TwoStage(nn.Module):
         super().__init__()
         self.detector, self.reid, self.oim = detector, reid, oim
         self.train_detector = train_detector
-        if not train_detector:
-            detector.requires_grad_(False)
+        fixed = {detector: not train_detector, reid.net: not train_reid}
+        self._fixed = [part.requires_grad_(False) for part, is_fixed in fixed.items() if is_fixed]
         self.embed_dim = reid.embed_dim  # of the model card
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
         self.max_detections = max_detections
@@ -63,21 +65,32 @@ class TwoStage(nn.Module):
             "reid": reid,
             "oim": oim,
             "train_detector": two.TRAIN_DETECTOR,
+            "train_reid": two.TRAIN_REID,
             "score_thresh": two.SCORE_THRESH,
             "nms_thresh": two.NMS_THRESH,
             "max_detections": two.MAX_DETECTIONS,
         }
 
+    @classmethod
+    def part_weights(cls, cfg: CfgNode) -> dict[str, str]:
+        """Returns what :class:`person_search.interface.LoadsParts` asks for."""
+        two = cfg.MODEL.TWO_STAGE
+        is_file = two.DETECTOR.startswith("predictions/")
+        return {
+            "MODEL.TWO_STAGE.DETECTOR_WEIGHTS": two.DETECTOR if is_file else two.DETECTOR_WEIGHTS,
+            "MODEL.TWO_STAGE.REID_WEIGHTS": two.REID_WEIGHTS,
+        }
+
     @property
     def device(self) -> torch.device:
         """Device of the model."""
-        return self.reid.mean.device
+        return next(self.reid.parameters()).device
 
     def train(self, mode: bool = True) -> "TwoStage":
-        """Sets the mode; a detector that is not trained stays in eval mode."""
+        """Sets the mode; parts that are not trained stay in eval mode."""
         super().train(mode)
-        if not self.train_detector:
-            self.detector.eval()
+        for part in self._fixed:
+            part.eval()
         return self
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
@@ -136,12 +149,13 @@ class TwoStage(nn.Module):
     def _detect(self, batched_inputs: list[dict]) -> list[Instances]:
         results = []
         for found in self.detector.detect(batched_inputs, self.device):
-            found = found[(found.scores > self.score_thresh) & found.pred_boxes.nonempty()]
-            classes = torch.zeros(len(found), dtype=torch.int64, device=found.scores.device)
-            found.pred_classes = classes
-            boxes = found.pred_boxes.tensor
-            keep = batched_nms(boxes, found.scores, classes, self.nms_thresh)
-            results.append(found[keep[: self.max_detections]])
+            found.pred_classes = torch.zeros_like(found.scores, dtype=torch.int64)
+            if not self.detector.is_final:
+                found = found[(found.scores > self.score_thresh) & found.pred_boxes.nonempty()]
+                boxes, classes = found.pred_boxes.tensor, found.pred_classes
+                keep = batched_nms(boxes, found.scores, classes, self.nms_thresh)
+                found = found[keep[: self.max_detections]]
+            results.append(found)
         return results
 
     def _embed(self, batched_inputs: list[dict], boxes: list[Tensor]) -> Tensor:

@@ -4,6 +4,8 @@
 Shape shorthand: n boxes, D embedding.
 """
 
+import logging
+
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -11,9 +13,14 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from person_search.modeling.timm_fpn import load_timm_weights
+from person_search.modeling import CROP_EMBEDDER_REGISTRY
+from person_search.modeling.timm_fpn import create_timm_net, load_timm_weights
+from twostage.weights import local_file
+
+logger = logging.getLogger(__name__)
 
 _KEY = "MODEL.TWO_STAGE.REID"
+_WEIGHTS = "MODEL.TWO_STAGE.REID_WEIGHTS"
 
 
 class CropEmbedder(nn.Module):
@@ -68,35 +75,39 @@ class CropEmbedder(nn.Module):
         return F.normalize(self.project(self.net(crops)).float(), dim=1)
 
 
-def build_reid(cfg: CfgNode) -> CropEmbedder:
-    """Builds ``MODEL.TWO_STAGE.REID``.
+def build_reid(cfg: CfgNode) -> nn.Module:
+    """Builds ``MODEL.TWO_STAGE.REID``, a module with the interface of :class:`CropEmbedder`.
 
     Raises:
         FileNotFoundError: ``REID_WEIGHTS`` names a file that does not exist.
         ValueError: The network is unknown, its library is missing, or its weights do not fit.
     """
     two = cfg.MODEL.TWO_STAGE
-    source, _, name = two.REID.rpartition("/")
+    initial = two.REID_WEIGHTS if not cfg.MODEL.WEIGHTS else ""
+    if two.REID in CROP_EMBEDDER_REGISTRY:
+        return CROP_EMBEDDER_REGISTRY.get(two.REID)(cfg, initial)
+    source, _, name = two.REID.partition("/")
     builders = {"timm": _timm_net, "torchvision": _torchvision_net, "torchreid": _torchreid_net}
     if source not in builders:
         raise ValueError(
-            f"{_KEY} is {two.REID!r}; it must be 'timm/<name>', 'torchvision/<name>' or "
-            "'torchreid/<name>'."
+            f"{_KEY} is {two.REID!r}; it must be 'timm/<name>', 'torchvision/<name>', "
+            f"'torchreid/<name>' or one of {sorted(key for key, _ in CROP_EMBEDDER_REGISTRY)}."
         )
-    initial = two.REID_WEIGHTS if not cfg.MODEL.WEIGHTS else ""
     try:
         net, channels = builders[source](name, initial == "imagenet")
     except ImportError as error:
         raise ValueError(
-            f"{_KEY} is {two.REID!r}, but {source} is not installed: pip install {source}."
+            f"{_KEY} is {two.REID!r}, but {source} cannot be imported ({error}): "
+            f"pip install 'person-search[{source}]'."
         ) from error
     except OSError as error:
         raise ValueError(
-            f"MODEL.TWO_STAGE.REID_WEIGHTS 'imagenet' could not be downloaded: {error}. Without a "
-            "network, give the path of a state dict."
+            f"{_WEIGHTS} 'imagenet' could not be downloaded: {error}. Without a network, give the "
+            "path of a state dict."
         ) from error
     if initial not in ("", "imagenet"):
-        load_timm_weights(net, initial)
+        model, path = name if source == "timm" else "", local_file(initial, _WEIGHTS)
+        logger.info("%s", load_timm_weights(net, path, model, _WEIGHTS))
     return CropEmbedder(
         net,
         channels,
@@ -109,12 +120,7 @@ def build_reid(cfg: CfgNode) -> CropEmbedder:
 
 
 def _timm_net(name: str, pretrained: bool) -> tuple[nn.Module, int]:
-    import timm
-
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise ValueError(f"{_KEY} is 'timm/{name}', which timm does not know. Similar: {near}.")
-    net = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    net = create_timm_net(name, pretrained=pretrained, features_only=False, key=_KEY)
     return net, getattr(net, "head_hidden_size", net.num_features)
 
 
@@ -132,7 +138,8 @@ def _torchvision_net(name: str, pretrained: bool) -> tuple[nn.Module, int]:
 
 
 def _torchreid_net(name: str, pretrained: bool) -> tuple[nn.Module, int]:
-    import torchreid
+    from torchreid.reid import models
 
-    net = torchreid.models.build_model(name, num_classes=1, loss="softmax", pretrained=pretrained)
-    return net.eval(), net.feature_dim
+    net = models.build_model(name, num_classes=1, loss="softmax", pretrained=pretrained)
+    net.classifier = nn.Identity()  # in training mode, too, the output is the feature
+    return net, net.feature_dim

@@ -13,12 +13,14 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ResNet
 from torch import Tensor, nn
 
+from person_search.modeling.timm_fpn import create_timm_net, import_timm, load_timm_weights
 from person_search.utils.weight_files import read_weights
 from psdiff.config import check_choice
 
 logger = logging.getLogger(__name__)
 
 _KEY = "MODEL.PSDIFF.TEACHER.BACKBONE"
+_WEIGHTS = "MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS"
 # Layers of classification networks after the last feature map.
 _CLASSIFIERS = ("fc.", "head.", "classifier.", "last_linear.")
 
@@ -159,21 +161,15 @@ def _from_torchvision(name: str, cfg: CfgNode) -> StagedBackbone:
 
 
 def _from_timm(name: str, cfg: CfgNode) -> StagedBackbone | WholeBackbone:
-    try:
-        import timm
-    except ImportError as error:
-        raise ValueError(
-            f"{_KEY} is 'timm/{name}', but timm is not installed: pip install timm"
-        ) from error
-    teacher = cfg.MODEL.PSDIFF.TEACHER
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise ValueError(f"{_KEY} is 'timm/{name}', which is unknown to timm. Similar: {near}")
-    known = timm.get_pretrained_cfg(name)
-    size = {"img_size": tuple(teacher.CROP_SIZE)} if known and known.fixed_input_size else {}
-    wanted = teacher.BACKBONE_WEIGHTS
-    net = timm.create_model(name, pretrained=wanted == "imagenet", num_classes=0, **size)
-    _load_local(net, wanted)
+    teacher, wanted = cfg.MODEL.PSDIFF.TEACHER, cfg.MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS
+    known = import_timm(name, _KEY).get_pretrained_cfg(name)
+    size: dict = {"img_size": tuple(teacher.CROP_SIZE)} if known and known.fixed_input_size else {}
+    net = create_timm_net(
+        name, pretrained=wanted == "imagenet", features_only=False, key=_KEY, **size
+    )
+    if wanted not in ("", "imagenet"):
+        _require_file(wanted)
+        logger.info("%s", load_timm_weights(net, wanted, name, _WEIGHTS))
     if all(hasattr(net, part) for part in ("conv1", "bn1", "maxpool", "layer4")):
         return _stages_of(net, nn.Sequential(net.conv1, net.bn1, net.act1, net.maxpool))
     grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)
@@ -214,12 +210,7 @@ def _load_local(net: nn.Module, path: str) -> None:
     """Loads a state dict from disk; the weights of a classifier are optional and ignored."""
     if path in ("", "imagenet"):
         return
-    key = "MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS"
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"{key} is '{path}', which is not a file. Allowed: '' (random), 'imagenet' (download), "
-            "or the path of a state dict, .pth or .safetensors."
-        )
+    _require_file(path)
     try:
         state = read_weights(path)
         own = net.state_dict()
@@ -230,4 +221,12 @@ def _load_local(net: nn.Module, path: str) -> None:
         fitting = {k: v for k, v in state.items() if k in own and not k.startswith(_CLASSIFIERS)}
         net.load_state_dict(fitting, strict=False)
     except Exception as error:  # a damaged pickle can raise anything
-        raise ValueError(f"{key}: '{path}' does not fit {_KEY}: {error}") from error
+        raise ValueError(f"{_WEIGHTS}: '{path}' does not fit {_KEY}: {error}") from error
+
+
+def _require_file(path: str) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{_WEIGHTS} is '{path}', which is not a file. Allowed: '' (random), 'imagenet' "
+            "(download), or the path of a state dict, .pth or .safetensors."
+        )

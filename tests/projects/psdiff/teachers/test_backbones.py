@@ -50,6 +50,23 @@ def test_timm_resnet_has_stages(tmp_path):
         build(tmp_path, "timm/test_resnet", LAST_STRIDE=4)
 
 
+def test_timm_network_reads_the_layout_of_torchvision(tmp_path, caplog):
+    pytest.importorskip("timm", reason="timm is not installed")
+    whole = torchvision.models.mobilenet_v2(width_mult=0.35).eval()
+    torch.save(whole.features.state_dict(), tmp_path / "mobilenet.pth")
+    with caplog.at_level("INFO"):
+        backbone = build(
+            tmp_path, "timm/mobilenetv2_035", BACKBONE_WEIGHTS=str(tmp_path / "mobilenet.pth")
+        )
+    assert "260 weights matched by position, 0 of the file" in caplog.text
+    image = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(image), whole.features(image))
+    torch.save({"stem": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="BACKBONE_WEIGHTS .*other.pth' does not fit the model"):
+        build(tmp_path, "timm/mobilenetv2_035", BACKBONE_WEIGHTS=str(tmp_path / "other.pth"))
+
+
 def test_tokens_of_timm_become_a_map(tmp_path, caplog):
     pytest.importorskip("timm", reason="timm is not installed")
     backbone = build(tmp_path, "timm/test_vit", CROP_SIZE=[64, 32])
@@ -96,7 +113,7 @@ def test_unknown_names_are_refused_with_those_that_exist(backbone, message, tmp_
 
 def test_unknown_or_missing_timm_is_named(tmp_path, monkeypatch):
     pytest.importorskip("timm", reason="timm is not installed")
-    with pytest.raises(ValueError, match="which is unknown to timm"):
+    with pytest.raises(ValueError, match="'resnet51_unknown' is unknown to timm. Similar"):
         build(tmp_path, "timm/resnet51_unknown")
     importing = builtins.__import__
 
@@ -106,7 +123,7 @@ def test_unknown_or_missing_timm_is_named(tmp_path, monkeypatch):
         return importing(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_timm)
-    with pytest.raises(ValueError, match="timm is not installed: pip install timm"):
+    with pytest.raises(ValueError, match=r"not installed: pip install 'person-search\[timm\]'"):
         build(tmp_path, "timm/resnet18")
 
 

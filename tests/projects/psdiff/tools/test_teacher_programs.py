@@ -13,6 +13,7 @@ from programs import ROOT, run_program_file
 from safetensors import safe_open
 
 from person_search.data.synthetic import SyntheticConfig, write_cuhk_sysu, write_prw
+from person_search.utils.weight_files import read_card
 
 
 @pytest.fixture
@@ -73,6 +74,9 @@ def test_scripts_train_embed_evaluate_and_report_errors_in_one_line(run, tmp_pat
     assert all(name.startswith("backbone.bottom_up.") for name in start)
 
     weights = str(tmp_path / "out" / "teacher.safetensors")
+    card = read_card(weights)
+    assert (card.method, card.kind, card.embed_dim) == ("hhcl teacher", "drawn", 128)
+    assert read_card(tmp_path / "out" / "backbone.pth") == card
     assert run("compute_embeddings.py", *keys, weights)[0] == 0
     with safe_open(embeddings, framework="numpy") as file:
         assert file.get_tensor("embeddings").shape[1:] == (2, 128)
