@@ -45,10 +45,13 @@ TRAININGS = {
     "cascaded": "MODEL.PSDIFF.CDL.PREDICTION cascaded",
     "parallel": "MODEL.PSDIFF.CDL.PREDICTION parallel",
 }
-# The first part of a training; the config is the second.
-FIRST_PART = (
-    "INPUT.MIN_SIZE_TRAIN '(320, 384, 448)' INPUT.CROP.SIZE '[0.65, 0.65]' "
-    "MODEL.PSDIFF.TRUE_BOXES 0.0 SOLVER.MAX_ITER 900 SOLVER.STEPS '(600, 800)'"
+# Parts of a training, each from the weights of the one before; the config itself is the last.
+EARLY = "MODEL.PSDIFF.MATCHER_TOP_IOUS 48 MODEL.PSDIFF.LOSS.REID 5.0 SOLVER.BASE_LR 0.001 "
+PARTS = (
+    EARLY + "INPUT.MIN_SIZE_TRAIN '(320, 384, 448)' INPUT.CROP.SIZE '[0.65, 0.65]' "
+    "MODEL.PSDIFF.TRUE_BOXES 0.0 SOLVER.MAX_ITER 900 SOLVER.STEPS '(600, 800)'",
+    EARLY + "MODEL.PSDIFF.TRUE_BOXES 0.25 SOLVER.MAX_ITER 1100 SOLVER.STEPS '(700, 950)'",
+    "",
 )
 STEPS = (1, 4, 8)
 TWO_STAGES = ("MobileNetV2, not trained", "teacher of PSDiff")
@@ -132,10 +135,9 @@ class Runner:
         """Trains PSDiff and evaluates it; returns results by row."""
         folder = self.output / f"psdiff_{self.protocol}_{name}_seed{seed}"
         keys = f"--config-file {CONFIG} --num-gpus 0 {self.sets} SEED {seed} {TRAININGS[name]}"
-        weights = folder / "model_final_ema.pth"
         start = self.output / "start.safetensors"
-        parts = ((folder / "part1" / "model_final_ema.pth", FIRST_PART), (weights, ""))
-        for target, options in parts:
+        for number, options in enumerate(PARTS, start=1):
+            target = folder / f"part{number}" / "model_final_ema.pth"
             self.make(
                 target,
                 f"train_net.py --resume {keys} OUTPUT_DIR {target.parent} MODEL.WEIGHTS {start} "
@@ -147,7 +149,7 @@ class Runner:
             out = folder / f"steps{steps}"
             self.make(
                 out / "results.json",
-                f"train_net.py --eval-only {keys} OUTPUT_DIR {out} MODEL.WEIGHTS {weights} "
+                f"train_net.py --eval-only {keys} OUTPUT_DIR {out} MODEL.WEIGHTS {start} "
                 f"MODEL.PSDIFF.STEPS {steps} {DUMP} {self.overrides}",
             )
             rows[f"PSDiff, {name}, steps: {steps}"] = [metrics(out)]
