@@ -92,6 +92,12 @@ class PersonSearchMapper:
         }
 
     @classmethod
+    def largest_training_image(cls, cfg: CfgNode) -> tuple[int, int, int]:
+        """Returns the largest height and width in training, and bytes per value. Override point."""
+        short, long = max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN
+        return short, max(short, long), 1
+
+    @classmethod
     def check_training_files(cls, cfg: CfgNode, options: Sequence[str] = ()) -> None:
         """Checks for files that training needs besides the data set. Override point.
 

@@ -18,6 +18,7 @@ from detectron2.data import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from person_search.data.dataset_mapper import PersonSearchMapper
 from person_search.data.samplers import ResumableBatchSampler, Sample, sample_seed
 from person_search.engine.rng import isolated_cpu_rng
 
@@ -83,7 +84,8 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper) -> DataLoader:
     for key in ("NUM_WORKERS", "TIMEOUT"):
         if cfg.DATALOADER[key] < 0:
             raise ValueError(f"DATALOADER.{key} is {cfg.DATALOADER[key]}; it must be at least 0.")
-    check_shared_memory(cfg)
+    sizes = getattr(mapper, "largest_training_image", PersonSearchMapper.largest_training_image)
+    check_shared_memory(cfg, sizes(cfg))
     logger = logging.getLogger(__name__)
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name != "TrainingSampler":
@@ -126,13 +128,16 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper) -> DataLoader:
     )
 
 
-def check_shared_memory(cfg: CfgNode, folder: str = "/dev/shm") -> None:
+def check_shared_memory(
+    cfg: CfgNode, largest: tuple[int, int, int], folder: str = "/dev/shm"
+) -> None:
     """Checks that the batches which worker processes hold ready fit into the shared memory.
 
     Workers that find it full wait without end or are killed. Containers often have 64 MB.
 
     Args:
-        cfg: Config with DATALOADER.NUM_WORKERS, SOLVER.IMS_PER_BATCH and INPUT.
+        cfg: Config with DATALOADER.NUM_WORKERS and SOLVER.IMS_PER_BATCH.
+        largest: Height, width and bytes per value of the largest image of the mapper.
         folder: Where the system keeps shared memory. Other systems have no such folder.
 
     Raises:
@@ -141,9 +146,9 @@ def check_shared_memory(cfg: CfgNode, folder: str = "/dev/shm") -> None:
     workers = cfg.DATALOADER.NUM_WORKERS
     if workers == 0 or not os.path.isdir(folder):
         return
-    short, long = max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN
+    height, width, value_bytes = largest
     images = cfg.SOLVER.IMS_PER_BATCH * comm.get_local_size() // comm.get_world_size()
-    needed = workers * PREFETCH * images * 3 * short * max(short, long) / 1e6
+    needed = workers * PREFETCH * images * 3 * height * width * value_bytes / 1e6
     usage = shutil.disk_usage(folder)
     if needed < usage.free / 1e6:
         return
@@ -151,7 +156,7 @@ def check_shared_memory(cfg: CfgNode, folder: str = "/dev/shm") -> None:
         f"The shared memory {folder} has {usage.free / 1e6:,.0f} MB free of "
         f"{usage.total / 1e6:,.0f} MB, but the training may need {needed:,.0f} MB: "
         f"DATALOADER.NUM_WORKERS {workers}, times {PREFETCH} batches held ready, times {images} "
-        f"images (SOLVER.IMS_PER_BATCH) of up to {short} x {long} pixels. Set a smaller "
+        f"images (SOLVER.IMS_PER_BATCH) of up to {height} x {width} pixels. Set a smaller "
         "DATALOADER.NUM_WORKERS (0 loads in the main process), or give a container more shared "
         "memory (docker run --shm-size=8g)."
     )

@@ -120,6 +120,14 @@ class DiffPSMapper(PersonSearchMapper):
         arguments["add_digest"] = backbone.CACHE.KIND != "none" or backbone.NOISE == "seeded"
         return arguments
 
+    @classmethod
+    def largest_training_image(cls, cfg: CfgNode) -> tuple[int, int, int]:
+        """Returns the size of :class:`BilinearResize`, whose pixels are float32."""
+        if cfg.MODEL.DIFFPS.INPUT.RESIZE == "shortest_edge":
+            return super().largest_training_image(cfg)
+        height, width = cfg.MODEL.DIFFPS.INPUT.SIZE
+        return height, width, 4
+
     def __call__(self, record: dict) -> dict | None:
         """Maps one record, see :class:`PersonSearchMapper`."""
         output = super().__call__(record)

@@ -37,6 +37,18 @@ def make_mapper(is_train=False, resize="fixed", flip=False, **backbone):
     return build_mapper(cfg, is_train)
 
 
+@pytest.mark.parametrize("resize", ["fixed", "shortest_edge"])
+def test_largest_training_image_bounds_what_the_mapper_returns(record, resize):
+    """The check of the shared memory relies on it; the release's resizing gives float32."""
+    mapper = make_mapper(is_train=True, resize=resize)
+    image = mapper(record)["image"]
+    cfg = tiny_backbone_cfg("unused")
+    cfg.MODEL.DIFFPS.INPUT.RESIZE = resize
+    height, width, value_bytes = mapper.largest_training_image(cfg)
+    assert value_bytes == image.element_size()
+    assert image.numel() * value_bytes <= 3 * height * width * value_bytes
+
+
 def test_fixed_size_scales_boxes_per_axis(record):
     output = make_mapper(is_train=True)(record)
     assert output["image"].shape == (3, 128, 128) and output["image"].dtype == torch.float32
