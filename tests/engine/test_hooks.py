@@ -77,10 +77,12 @@ def train_with_signals(cfg, *numbers: int) -> PersonSearchTrainer:
 
 @pytest.fixture
 def heard_signals():
-    """Ctrl-C as in a terminal, also where the tests run as a background job that ignores it."""
+    """Signals as in a terminal, also where the tests run in the background or under nohup."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGHUP, hangup)
 
 
 def test_an_ignored_signal_stays_ignored(make_cfg, heard_signals) -> None:
