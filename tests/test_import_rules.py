@@ -44,6 +44,9 @@ CORE_MAY_IMPORT = {
     },
     "cli": {"utils", "engine"},
     "model_zoo": {"config", "utils"},
+    "programs": set(),
+    "train": {"utils", "config", "data", "engine", "cli"},
+    "training_series": {"cli"},
     "testing": {"schema", "utils", "config", "data", "modeling", "evaluation", "interface"},
 }
 # documented under their own names although their package exports some of the same names

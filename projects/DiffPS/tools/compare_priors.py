@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 
 from person_search.cli import run_program
-from person_search.engine.training_series import (
+from person_search.training_series import (
     METRICS,
     ROOT,
     console,
