@@ -20,7 +20,7 @@ def tools_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "tools"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int | str | None:
     """Runs a tool, or lists all; returns the exit status."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     tools = {path.stem: path for path in sorted(tools_folder().glob("*.py"))}
@@ -36,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: there is no tool {name!r}.{hint} Available: {', '.join(tools)}.",
               file=sys.stderr)  # fmt: skip
         return 2
-    sys.argv = [f"person-search-tools {name}", *rest]
-    runpy.run_path(str(tools[name]), run_name="__main__")
+    before, sys.argv = sys.argv, [f"person-search-tools {name}", *rest]
+    try:
+        runpy.run_path(str(tools[name]), run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    finally:
+        sys.argv = before
     return 0

@@ -171,8 +171,8 @@ def launch(
     if external is not None:
         if num_processes > 1 or num_gpus > 1 or num_machines > 1:
             raise ValueError(
-                f"{external.launcher} starts the processes (world size {external.world_size}); "
-                "--num-processes, --num-machines and more than one --num-gpus contradict it. Use "
+                f"{external.launcher} starts the processes; --num-processes, --num-machines and "
+                f"more than one --num-gpus contradict its world size of {external.world_size}. Use "
                 "--num-gpus 0 for a CPU only."
             )
         _run_external_process(external, main, num_gpus > 0, args)
