@@ -142,8 +142,8 @@ def launch(
 
     Under torchrun or srun this process is one of them, and the numbers of processes and machines
     come from their variables. Otherwise the processes are started here. With GPUs, this is
-    Detectron2's ``launch``. Without, the processes communicate through gloo,
-    which Detectron2 does not offer. The exit status of a failed process becomes that of this one.
+    Detectron2's ``launch``. Without, the processes communicate through gloo, which Detectron2 does
+    not offer. The exit status of a failed process becomes that of this one.
     A process that is killed ends all others within seconds, a machine that is lost within a minute.
 
     Args:
@@ -179,6 +179,11 @@ def launch(
         return
     if num_gpus < 0 or num_processes < 1:
         raise ValueError("--num-gpus must be at least 0, --num-processes at least 1.")
+    if not 0 <= machine_rank < num_machines:
+        raise ValueError(
+            f"--machine-rank is {machine_rank} with --num-machines {num_machines}; ranks are 0 to "
+            "the number of machines - 1."
+        )
     if num_machines > 1 and dist_url == "auto":
         raise ValueError("Several machines need --dist-url tcp://<first machine>:<free port>.")
     available = torch.cuda.device_count()

@@ -10,28 +10,29 @@ import json
 import logging
 import os
 import socket
+import sys
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from person_search.search.errors import GalleryLockedError
 
-try:
-    import fcntl
-
-    def _lock(handle: int) -> None:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-except ImportError:  # Windows
+if sys.platform == "win32":
     import msvcrt
 
     def _lock(handle: int) -> None:
         """Locks a byte far behind the content, since no other process can read a locked byte."""
         os.lseek(handle, 1 << 30, os.SEEK_SET)
         try:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         except PermissionError as e:
             raise BlockingIOError(e.errno, e.strerror) from e
+
+else:
+    import fcntl
+
+    def _lock(handle: int) -> None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 logger = logging.getLogger(__name__)

@@ -92,6 +92,8 @@ def test_user_error_in_one_process_is_one_message(tmp_path: Path) -> None:
         ({"num_gpus": -1}, "at least 0"),
         ({"num_gpus": 0, "num_processes": 0}, "at least 1"),
         ({"num_gpus": 0, "num_machines": 2}, "--dist-url"),
+        ({"num_gpus": 0, "num_machines": 2, "machine_rank": 2}, "--machine-rank is 2 with"),
+        ({"num_gpus": 0, "num_machines": 0}, "--machine-rank is 0 with --num-machines 0"),
         ({"num_gpus": 999}, "999, but .* CUDA devices are visible"),
     ],
 )

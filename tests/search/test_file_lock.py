@@ -15,7 +15,7 @@ from person_search.search.errors import GalleryLockedError
 
 @pytest.fixture
 def windows_lock(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module as imported without fcntl, with an msvcrt that locks bytes of open files."""
+    """The module as imported on Windows, with an msvcrt that locks bytes of open files."""
     locked: dict[tuple[int, int, int], int] = {}
 
     def locking(handle: int, mode: int, size: int) -> None:
@@ -25,11 +25,12 @@ def windows_lock(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         if locked.setdefault(byte, handle) != handle:
             raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2))
     spec = importlib.util.spec_from_file_location("windows_file_lock", file_lock.__file__)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as windows:
+        windows.setattr(sys, "platform", "win32")
+        spec.loader.exec_module(module)
     return module
 
 
