@@ -12,6 +12,7 @@ RUN pip wheel --no-deps --wheel-dir /wheels \
 FROM ${BASE}
 ARG DETECTRON2=lite
 ARG EXTRAS=all
+ENV PIP_BREAK_SYSTEM_PACKAGES=1 PYTHONUNBUFFERED=1
 # OpenCV draws without a display, but its library links against one
 RUN apt-get update && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 \
     && rm -rf /var/lib/apt/lists/*
@@ -22,6 +23,5 @@ RUN pip install --no-cache-dir "$(echo /wheels/person_search-*.whl)[${EXTRAS}]" 
     && if [ "$DETECTRON2" = lite ]; then pip install --no-cache-dir /wheels/detectron2_lite-*.whl; \
        else pip install --no-cache-dir --no-build-isolation "$DETECTRON2"; fi \
     && python -m person_search.utils.collect_env
-ENV PYTHONUNBUFFERED=1
 WORKDIR /data
 CMD ["person-search", "--help"]
