@@ -7,7 +7,7 @@ person-search-tools check_dataset --help
 
 import ast
 import difflib
-import runpy
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def tools_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "tools"
 
 
-def main(argv: Sequence[str] | None = None) -> int | str | None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs a tool, or lists all; returns the exit status."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     tools = {path.stem: path for path in sorted(tools_folder().glob("*.py"))}
@@ -36,11 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int | str | None:
         print(f"error: there is no tool {name!r}.{hint} Available: {', '.join(tools)}.",
               file=sys.stderr)  # fmt: skip
         return 2
-    before, sys.argv = sys.argv, [f"person-search-tools {name}", *rest]
+    spec = importlib.util.spec_from_file_location(name, tools[name])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    before, sys.argv = sys.argv, [f"person-search-tools {name}", *rest]  # for the usage
     try:
-        runpy.run_path(str(tools[name]), run_name="__main__")
-    except SystemExit as end:
-        return end.code
+        return module.main()
     finally:
         sys.argv = before
-    return 0

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from person_search import programs
 from person_search.cli import NO_DETECTRON2, program_parser, run_program
 
@@ -24,6 +26,7 @@ for program in json.loads(sys.argv[2]):
             if program.endswith(".py"):
                 runpy.run_path(program, run_name="__main__")
             else:
+                sys.modules.pop(program, None)  # train_net.py has imported person_search.train
                 runpy.run_module(program, run_name="__main__", alter_sys=True)
         except SystemExit as end:
             assert not end.code, (program, end.code)
@@ -71,7 +74,9 @@ def test_tools_are_listed_and_run(monkeypatch, capsys) -> None:
     assert programs.main() == 0
     listed = capsys.readouterr().out
     assert "  check_dataset         Checks a data set:" in listed
-    assert programs.main(["check_dataset", "--help"]) == 0
+    with pytest.raises(SystemExit) as end:
+        programs.main(["check_dataset", "--help"])
+    assert end.value.code == 0
     assert capsys.readouterr().out.startswith("usage: person-search-tools check_dataset [-h]")
 
 

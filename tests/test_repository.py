@@ -133,8 +133,8 @@ def test_constraints_lie_in_the_ranges_of_setup() -> None:
             free.append(requirement.name)
         else:
             assert pin in requirement.specifier, f"{requirement} but constraints.txt has {pin}"
-    # tools that are pinned in setup.py, are needed by no test, or come with the interpreter, and the
-    # project's own extras in the extra "all"
+    # tools that are pinned in setup.py, are needed by no test, or come with the interpreter; the
+    # extra "all" requires the project itself
     assert set(free) <= {"ruff", "mypy", "pre-commit", "black", "setuptools", "person-search"}
 
 

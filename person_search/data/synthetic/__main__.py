@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from person_search.programs import main as run_tool
 
 
-def main(argv: Sequence[str] | None = None) -> int | str | None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the tool and returns its exit status."""
     return run_tool(["draw_synthetic", *(sys.argv[1:] if argv is None else argv)])
 
