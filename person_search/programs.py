@@ -45,3 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return module.main()
     finally:
         sys.argv = before
+
+
+if __name__ == "__main__":
+    sys.exit(main())
