@@ -147,8 +147,8 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--host", default="127.0.0.1", metavar="ADDRESS",
-        help="address to listen at; there is no login (default: 127.0.0.1, reachable from this "
-        "machine only)")  # fmt: skip
+        help="address to listen at (default: 127.0.0.1, reachable from this machine "
+        "only)")  # fmt: skip
     add("--port", type=int, default=8017, metavar="NUMBER",
         help="port to listen at; 0 selects a free one (default: 8017)")  # fmt: skip
     add("--allow-host", action="append", default=[], metavar="NAME",
@@ -157,6 +157,22 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add("--max-upload", type=float, default=20.0, metavar="MB",
         help="maximum size of an uploaded image in MB (default: 20)")  # fmt: skip
     add("--open", action="store_true", help="open the page in the web browser")
+    token = parser.add_mutually_exclusive_group()
+    token.add_argument("--token", metavar="VALUE",
+                       help="token that opens the page (default: the environment variable "
+                       "PERSON_SEARCH_TOKEN, which unlike this option no list of processes shows, "
+                       "or a random one, printed at the start)")  # fmt: skip
+    token.add_argument("--no-token", action="store_true",
+                       help="open the page to all users of this machine; on a loopback address "
+                       "only")  # fmt: skip
+    add("--https", nargs=2, type=Path, default=[], metavar=("CERT", "KEY"),
+        help="certificate and its private key, both PEM files, to serve https")  # fmt: skip
+    add("--trust-header", default="", metavar="NAME",
+        help="header in which a proxy names its user after the login, for example X-Remote-User; "
+        "requires --trusted-proxy")  # fmt: skip
+    add("--trusted-proxy", action="append", default=[], metavar="ADDRESS",
+        help="IP address or network of the proxy whose --trust-header is accepted; may be "
+        "repeated")  # fmt: skip
 
 
 def _add_forget(parser: argparse.ArgumentParser) -> None:
@@ -189,8 +205,13 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error("--results and --rank are given together")
         if not (args.source or args.results):
             parser.error("forget requires --source, or --results and --rank")
-    if args.command == "serve" and not args.max_upload > 0:
-        parser.error(f"--max-upload is {args.max_upload:g}; it must be above 0")
+    if args.command == "serve":
+        if not args.max_upload > 0:
+            parser.error(f"--max-upload is {args.max_upload:g}; it must be above 0")
+        if bool(args.trust_header) != bool(args.trusted_proxy):
+            parser.error("--trust-header and --trusted-proxy are given together")
+        if args.no_token and args.trust_header:
+            parser.error("--no-token opens the page to all; --trust-header has no effect then")
     if args.command == "query":
         if args.top < 1:
             parser.error(f"--top is {args.top}; it must be at least 1")
