@@ -47,19 +47,25 @@ def program_parser(
     return parser
 
 
-def add_common_options(parser: argparse.ArgumentParser, *, config: bool = False) -> None:
+def add_common_options(
+    parser: argparse.ArgumentParser, *, config: bool = False, required: bool = True
+) -> None:
     """Adds the shared options to an existing parser, for example that of a sub-command.
 
     Args:
         parser: Parser to extend.
         config: See :func:`program_parser`.
+        required: Whether ``--config-file`` is required.
     """
     parser.add_argument(
         "--traceback", action="store_true", help="print the full traceback of an error"
     )
     if config:
         parser.add_argument(
-            "--config-file", required=True, metavar="FILE", help="config file (YAML), see configs/"
+            "--config-file",
+            required=required,
+            metavar="FILE",
+            help="config file (YAML), see configs/",
         )
         parser.add_argument(
             "opts",

@@ -61,7 +61,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=int,
         default=10,
         metavar="N",
-        help="training set with at most so many appearances per person (default: %(default)s)",
+        help="training set Train_app<N>: 10, 30, 50, 70 or 100 (default: %(default)s)",
     )
     movienet.add_argument(
         "--gallery-sizes",

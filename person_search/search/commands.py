@@ -268,6 +268,38 @@ def run_serve(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_label(args: argparse.Namespace) -> int:
+    """Opens the page of the proposed identities."""
+    from person_search.search import labeling
+    from person_search.search.page import server
+
+    labeling.check_installed()
+    server.check_installed()
+    from person_search.search.page.label_app import create_label_app
+
+    with _page_access(args) as (listening, access, options):
+        if args.source:
+            cfg = build_config(args.config_file, args.opts)
+            embedder = PersonEmbedder.from_config(cfg, args.weights)
+            listing = find_sources(args.source, args.recursive)
+            print(describe_run(index_images(embedder, args.gallery, listing), listing))
+        gallery = Gallery.open(args.gallery)
+        groups = labeling.Labeling(gallery, args.output, args.min_score, args.min_size)
+        if groups.left_out:
+            logging.getLogger(__name__).warning(
+                "%s of videos left out: extract them as images to label them.",
+                count(groups.left_out, "frame"),
+            )
+        opened = (
+            f"{count(len(groups.boxes), 'person')} of {count(groups.num_images, 'image')} in "
+            f"'{args.gallery}'"
+        )
+        app = create_label_app(groups, access, args.allow_host)
+        server.serve(app, listening, f"The labeling of {opened}", access.token, **options)
+    print(printable(args.output))
+    return 0
+
+
 @contextmanager
 def _page_access(args: argparse.Namespace) -> Iterator[tuple[socket.socket, "Access", dict]]:
     """Yields the socket of a page, who may see it, and options of its server.
@@ -415,6 +447,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "index": run_index,
     "query": run_query,
     "serve": run_serve,
+    "label": run_label,
     "info": run_info,
     "verify": run_verify,
     "compact": run_compact,

@@ -7,10 +7,11 @@ The model finds the left and the right half of every image; their embeddings are
 import http.client
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +101,7 @@ class Answer:
 class Page:
     """A page that answers."""
 
-    session: PageSession
+    session: PageSession | None
     app: FastAPI
     access: Access
     port: int
@@ -144,11 +145,20 @@ def running(
     **access: object,
 ) -> Iterator[Page]:
     """Starts the page on a free port, and ends it; ``access`` are options of ``Access``."""
-    session = PageSession(gallery, embedder(), limits)
-    listening = bind("127.0.0.1", 0)
-    port = listening.getsockname()[1]
-    may = Access(**{"token": TOKEN, "port": port, **access})
-    app = create_app(session, may, names)
+    with (
+        closing(PageSession(gallery, embedder(), limits)) as session,
+        closing(bind("127.0.0.1", 0)) as listening,
+    ):
+        port = listening.getsockname()[1]
+        may = Access(**{"token": TOKEN, "port": port, **access})
+        app = create_app(session, may, names)
+        with answering(app, listening):
+            yield Page(session, app, may, port)
+
+
+@contextmanager
+def answering(app: FastAPI, listening: socket.socket) -> Iterator[None]:
+    """Serves an application in a thread."""
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="warning", lifespan="off", proxy_headers=False)
     )
@@ -158,9 +168,7 @@ def running(
         deadline = time.monotonic() + 300
         while not server.started and time.monotonic() < deadline:
             time.sleep(0.01)
-        yield Page(session, app, may, port)
+        yield
     finally:
         server.should_exit = True
         thread.join()
-        listening.close()
-        session.close()

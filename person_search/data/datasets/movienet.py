@@ -52,7 +52,7 @@ def movienet_documents(
 
     Args:
         root: Folder of the data set.
-        appearances: Maximum number of appearances per training identity: 10, 30, 50, 70 or 100.
+        appearances: Selects the training set ``Train_app<N>.mat``: 10, 30, 50, 70 or 100.
         gallery_sizes: Gallery sizes of the protocols, the default one first; empty: all that exist.
         report: Receives a description of each step, and labels without a box.
 

@@ -73,13 +73,7 @@ def create_app(session: PageSession, access: Access, names: Collection[str] = ()
         access: Decides who may see the page.
         names: Host names under which the page may be opened, see safety.py.
     """
-    # the built-in documentation would load files from another site
-    app = FastAPI(title="Person search", docs_url=None, redoc_url=None, openapi_url=None)
-    app.middleware("http")(guard(access, names))
-    for kind, status in STATUS.items():
-        app.add_exception_handler(kind, partial(_answer_error, status=status))
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(Exception, _answer_failure)
+    app = base_app(access, names)
     _add_images(app, session)
     _add_searches(app, session)
 
@@ -87,6 +81,23 @@ def create_app(session: PageSession, access: Access, names: Collection[str] = ()
     def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
+    return app
+
+
+def base_app(access: Access, names: Collection[str] = ()) -> FastAPI:
+    """Returns an application with protected requests, one-line errors and the static files.
+
+    Args:
+        access: Decides who may see the page.
+        names: Host names under which the page may be opened, see safety.py.
+    """
+    # the built-in documentation would load files from another site
+    app = FastAPI(title="Person search", docs_url=None, redoc_url=None, openapi_url=None)
+    app.middleware("http")(guard(access, names))
+    for kind, status in STATUS.items():
+        app.add_exception_handler(kind, partial(_answer_error, status=status))
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(Exception, _answer_failure)
     app.mount("/static", StaticFiles(directory=STATIC))
     return app
 
