@@ -15,6 +15,7 @@ Exit status: 0, also if no person was found; 2 for invalid input; 130 after Ctrl
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -238,6 +239,8 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
     if args.command in ("serve", "label"):
         if bool(args.trust_header) != bool(args.trusted_proxy):
             parser.error("--trust-header and --trusted-proxy are given together")
+        if not re.fullmatch("[A-Za-z0-9-]*", args.trust_header):
+            parser.error(f"--trust-header is {args.trust_header!r}; letters, digits and - allowed")
         if args.no_token and args.trust_header:
             parser.error("--no-token opens the page to all; --trust-header has no effect then")
     if args.command == "query":

@@ -312,7 +312,7 @@ def _page_access(args: argparse.Namespace) -> Iterator[tuple[socket.socket, "Acc
 
     if args.https:
         server.check_certificate(*args.https)
-    token = os.environ.get(VARIABLE) if args.token is None else args.token
+    token = (os.environ.get(VARIABLE) or None) if args.token is None else args.token
     if token is not None and not args.no_token:
         check_token(token)
     proxies = parse_proxies(args.trusted_proxy)

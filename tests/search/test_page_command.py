@@ -92,6 +92,7 @@ def test_port_that_is_taken(serve, search_tool, capsys) -> None:
         ({"token": "with space"}, "has 10 characters; it must have 8 to 200"),
         ({"token": "a-good-one", "no_token": True}, "not allowed with argument"),
         ({"trust_header": "X-User"}, "--trust-header and --trusted-proxy are given together"),
+        ({"trust_header": "X:User", "trusted_proxy": "10.0.0.5"}, "letters, digits and - allowed"),
         ({"trusted_proxy": "10.0.0.5"}, "--trust-header and --trusted-proxy are given together"),
         ({"trust_header": "X-User", "trusted_proxy": "proxy"}, "'proxy' does not appear to be an"),
         ({"https": ("no.crt", "no.key")}, "--https: cannot read 'no.crt': No such file"),

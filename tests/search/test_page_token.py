@@ -194,7 +194,7 @@ def test_a_trusted_proxy(behind_proxy: Page, monkeypatch, caplog) -> None:
     for claims in ({}, {"x_forwarded_for": "10.0.0.5"}):
         answer = page.get("/api/gallery", x_remote_user="ada", **claims)
         assert answer.status == 403 and "from the proxy only" in answer.json["error"]
-    assert "127.0.0.1 sent the header X-Remote-User without being the proxy" in caplog.text
+    assert "The header X-Remote-User from 127.0.0.1, which is not the proxy, was" in caplog.text
 
 
 def test_an_empty_header_is_not_a_login(behind_proxy: Page) -> None:

@@ -101,7 +101,7 @@ class Access:
         self.cookie = f"person-search-{port}"
         self.header, self.proxies = header, proxies
         self._key = secrets.token_urlsafe(32)
-        self._wrong: OrderedDict[str, deque[float]] = OrderedDict()
+        self._wrong: OrderedDict[str, deque[float]] = OrderedDict()  # client -> times
 
     def answer(self, request: Request) -> Response | None:
         """Returns the answer to a request that is not served, or that presents the token.
@@ -115,9 +115,11 @@ class Access:
         peer = _address(request)
         if self.header and self.header in request.headers:
             if not any(peer in network for network in self.proxies if peer is not None):
-                logger.warning("%s sent the header %s without being the proxy; refused.",
-                               peer, self.header)  # fmt: skip
-                return _refuse(request, FORGED)
+                return self._failed(
+                    request,
+                    FORGED,
+                    f"The header {self.header} from {peer}, which is not the proxy,",
+                )
             if request.headers[self.header].strip():
                 return None
         if not self.token:
@@ -140,24 +142,27 @@ class Access:
 
     def _try(self, request: Request, token: str) -> Response | None:
         """Compares a token; returns the answer if it is wrong."""
-        client = _client_of(request)
-        now = time.monotonic()
-        wrong = self._wrong.get(client, deque())
-        while wrong and now - wrong[0] > INTERVAL:
+        wrong = self._wrong.get(_client_of(request), deque())
+        while wrong and time.monotonic() - wrong[0] > INTERVAL:
             wrong.popleft()
         if len(wrong) >= ATTEMPTS:
             return _refuse(request, LIMITED, 429, {"Retry-After": f"{INTERVAL:.0f}"})
         if _equal(token, self.token):
             return None
-        wrong.append(now)
-        self._wrong[client] = wrong
-        self._wrong.move_to_end(client)
+        return self._failed(request, WRONG, f"A wrong token from {_client_of(request)}")
+
+    def _failed(self, request: Request, reason: str, what: str) -> Response:
+        """Refuses a request, and counts and logs it; the log of a client is limited, too."""
+        wrong = self._wrong.setdefault(_client_of(request), deque(maxlen=ATTEMPTS))
+        self._wrong.move_to_end(_client_of(request))
+        if len(wrong) < ATTEMPTS or time.monotonic() - wrong[0] > INTERVAL:
+            wrong.append(time.monotonic())
+            full = len(wrong) == ATTEMPTS
+            further = "; further ones are refused unread for a minute" if full else ""
+            logger.warning("%s was refused (%d within a minute)%s.", what, len(wrong), further)
         while len(self._wrong) > MAX_CLIENTS:
             self._wrong.popitem(last=False)
-        further = "; further ones are refused unread for a minute" if len(wrong) >= ATTEMPTS else ""
-        logger.warning("A wrong token from %s was refused (%d within a minute)%s.",
-                       client, len(wrong), further)  # fmt: skip
-        return _refuse(request, WRONG)
+        return _refuse(request, reason)
 
     def _redirect(self, request: Request, query: list[tuple[str, str]]) -> Response:
         """Sets the cookie, and opens the same address without the token."""
