@@ -42,6 +42,8 @@ EXTRAS = {
     "heif": ["pillow-heif>=0.16"],
     # Models of tools/export_model.py in person-search; onnxscript writes them.
     "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+    # Proposals of person-search label.
+    "label": ["scikit-learn>=1.5"],
     # The web page of person-search serve.
     "page": ["fastapi>=0.115", "uvicorn>=0.30"],
     # Image models as backbones (MODEL.TIMM), of PSDiff's teachers and as re-ID network of TwoStage.
@@ -81,6 +83,7 @@ EXTRAS = {
         "uvicorn>=0.30",
         "pytest-cov>=6",
         "pytest-xdist>=3.5",
+        "scikit-learn>=1.5",  # so that person-search label is tested
         "ruff==0.17.5",  # pinned here and nowhere else: every caller goes through dev/linter.sh
     ],
 }

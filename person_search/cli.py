@@ -54,12 +54,15 @@ def program_parser(
     return parser
 
 
-def add_common_options(parser: argparse.ArgumentParser, *, config: bool = False) -> None:
+def add_common_options(
+    parser: argparse.ArgumentParser, *, config: bool = False, required: bool = True
+) -> None:
     """Adds the shared options to an existing parser, for example that of a sub-command.
 
     Args:
         parser: Parser to extend.
         config: See :func:`program_parser`.
+        required: Whether ``--config-file`` is required.
     """
     parser.add_argument(
         "--traceback", action="store_true", help="print the full traceback of an error"
@@ -67,7 +70,7 @@ def add_common_options(parser: argparse.ArgumentParser, *, config: bool = False)
     if config:
         parser.add_argument(
             "--config-file",
-            required=True,
+            required=required,
             metavar="FILE",
             help="config file (YAML), or name below configs/: PSDiff/psdiff_r50_fpn_prw.yaml",
         )

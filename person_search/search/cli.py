@@ -15,6 +15,7 @@ Exit status: 0, also if no person was found; 2 for invalid input; 130 after Ctrl
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ COMMANDS = {
     "index": "add images and videos to a gallery",
     "query": "search a gallery for a person",
     "serve": "search a gallery in a web browser",
+    "label": "propose identities for a gallery, correct them in a web browser, write them as JSON",
     "info": "print what a gallery contains, or the model card of a weight file",
     "verify": "read every byte of a gallery and list all damage",
     "compact": "rewrite a gallery without replaced, removed and damaged images",
@@ -42,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
-        add_common_options(command, config=name in ("index", "query", "serve"))
+        with_model = name in ("index", "query", "serve", "label")
+        add_common_options(command, config=with_model, required=name != "label")
         command.add_argument(
             "--gallery",
             required=name != "info",
@@ -50,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="FOLDER",
             help="folder of the gallery",
         )
-        if name in ("index", "query", "serve", "info"):
+        if with_model or name == "info":
             default = "" if name == "info" else " (default: MODEL.WEIGHTS of the config)"
             command.add_argument(
                 "--weights",
@@ -71,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_index(commands.choices["index"])
     _add_query(commands.choices["query"])
     _add_serve(commands.choices["serve"])
+    _add_label(commands.choices["label"])
     _add_forget(commands.choices["forget"])
     return parser
 
@@ -145,18 +149,54 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-upload", type=float, default=20.0, metavar="MB",
+                        help="maximum size of an uploaded image in MB (default: 20)")  # fmt: skip
+    _add_page(parser)
+
+
+def _add_label(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--output", required=True, type=Path, metavar="FILE",
+        help="annotation file (JSON) to write, or to continue")  # fmt: skip
+    add("--source", action="append", default=[], type=Path, metavar="PATH",
+        help="folder or image to index first, as by 'index'; may be repeated (default: label what "
+        "the gallery contains)")  # fmt: skip
+    add("--recursive", action="store_true", help="include subfolders of the sources")
+    add("--min-score", type=float, default=0.0, metavar="SCORE",
+        help="minimum detection score of a person, 0 to 1 (default: 0)")  # fmt: skip
+    add("--min-size", type=int, default=2, metavar="NUMBER",
+        help="minimum number of persons of a proposed group (default: 2)")  # fmt: skip
+    _add_page(parser)
+
+
+def _add_page(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a page: its address, and who may see it."""
     add = parser.add_argument
     add("--host", default="127.0.0.1", metavar="ADDRESS",
-        help="address to listen at; there is no login (default: 127.0.0.1, reachable from this "
-        "machine only)")  # fmt: skip
+        help="address to listen at (default: 127.0.0.1, reachable from this machine "
+        "only)")  # fmt: skip
     add("--port", type=int, default=8017, metavar="NUMBER",
         help="port to listen at; 0 selects a free one (default: 8017)")  # fmt: skip
     add("--allow-host", action="append", default=[], metavar="NAME",
         help="host name under which browsers may open the page, besides localhost and IP "
         "addresses; may be repeated")  # fmt: skip
-    add("--max-upload", type=float, default=20.0, metavar="MB",
-        help="maximum size of an uploaded image in MB (default: 20)")  # fmt: skip
     add("--open", action="store_true", help="open the page in the web browser")
+    token = parser.add_mutually_exclusive_group()
+    token.add_argument("--token", metavar="VALUE",
+                       help="token that opens the page (default: the environment variable "
+                       "PERSON_SEARCH_TOKEN, which unlike this option no list of processes shows, "
+                       "or a random one, printed at the start)")  # fmt: skip
+    token.add_argument("--no-token", action="store_true",
+                       help="open the page to all users of this machine; on a loopback address "
+                       "only")  # fmt: skip
+    add("--https", nargs=2, type=Path, default=[], metavar=("CERT", "KEY"),
+        help="certificate and its private key, both PEM files, to serve https")  # fmt: skip
+    add("--trust-header", default="", metavar="NAME",
+        help="header in which a proxy names its user after the login, for example X-Remote-User; "
+        "requires --trusted-proxy")  # fmt: skip
+    add("--trusted-proxy", action="append", default=[], metavar="ADDRESS",
+        help="IP address or network of the proxy whose --trust-header is accepted; may be "
+        "repeated")  # fmt: skip
 
 
 def _add_forget(parser: argparse.ArgumentParser) -> None:
@@ -191,6 +231,18 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error("forget requires --source, or --results and --rank")
     if args.command == "serve" and not args.max_upload > 0:
         parser.error(f"--max-upload is {args.max_upload:g}; it must be above 0")
+    if args.command == "label":
+        if args.min_size < 2:
+            parser.error(f"--min-size is {args.min_size}; it must be at least 2")
+        if args.source and not args.config_file:
+            parser.error("--source requires --config-file, to detect and embed persons")
+    if args.command in ("serve", "label"):
+        if bool(args.trust_header) != bool(args.trusted_proxy):
+            parser.error("--trust-header and --trusted-proxy are given together")
+        if not re.fullmatch("[A-Za-z0-9-]*", args.trust_header):
+            parser.error(f"--trust-header is {args.trust_header!r}; letters, digits and - allowed")
+        if args.no_token and args.trust_header:
+            parser.error("--no-token opens the page to all; --trust-header has no effect then")
     if args.command == "query":
         if args.top < 1:
             parser.error(f"--top is {args.top}; it must be at least 1")

@@ -4,11 +4,14 @@
 import argparse
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -38,6 +41,9 @@ from person_search.search.store import GalleryStore
 from person_search.search.table import Match, SearchFilter, count, format_time
 from person_search.utils.model_card import NO_CARD
 from person_search.utils.weight_files import fetch_weights, read_card
+
+if TYPE_CHECKING:
+    from person_search.search.page.access import Access
 
 FAULTS = 2
 """Exit status of ``verify`` if it finds a problem."""
@@ -240,18 +246,94 @@ def _why_no_match(gallery: Gallery, wanted: SearchFilter, best: list[Match]) -> 
 def run_serve(args: argparse.Namespace) -> int:
     """Opens the page; problems of address and gallery are reported before the model is loaded."""
     from person_search.search.page import server
+
+    server.check_installed()
+    from person_search.search.page.app import create_app
     from person_search.search.page.session import PageSession
     from person_search.search.page.uploads import UploadLimits
 
-    server.check_installed()
     Gallery.open(args.gallery)
-    with closing(server.bind(args.host, args.port)) as listening:
+    with _page_access(args) as (listening, access, options):
         cfg = build_config(args.config_file, args.opts)
         embedder = PersonEmbedder.from_config(cfg, args.weights)
         limits = UploadLimits(image_bytes=round(1e6 * args.max_upload))
-        session = PageSession(args.gallery, embedder, limits)
-        server.serve(session, listening, args.allow_host, args.open)
+        with closing(PageSession(args.gallery, embedder, limits)) as session:
+            facts = session.describe()
+            opened = (
+                f"The gallery '{facts['name']}' ({facts['images']} images, {facts['persons']} "
+                "persons)"
+            )
+            app = create_app(session, access, args.allow_host)
+            server.serve(app, listening, opened, access.token, **options)
     return 0
+
+
+def run_label(args: argparse.Namespace) -> int:
+    """Opens the page of the proposed identities."""
+    from person_search.search import labeling
+    from person_search.search.page import server
+
+    labeling.check_installed()
+    server.check_installed()
+    from person_search.search.page.label_app import create_label_app
+
+    with _page_access(args) as (listening, access, options):
+        if args.source:
+            cfg = build_config(args.config_file, args.opts)
+            embedder = PersonEmbedder.from_config(cfg, args.weights)
+            listing = find_sources(args.source, args.recursive)
+            print(describe_run(index_images(embedder, args.gallery, listing), listing))
+        gallery = Gallery.open(args.gallery)
+        groups = labeling.Labeling(gallery, args.output, args.min_score, args.min_size)
+        if groups.left_out:
+            logging.getLogger(__name__).warning(
+                "%s of videos left out: extract them as images to label them.",
+                count(groups.left_out, "frame"),
+            )
+        opened = (
+            f"{count(len(groups.boxes), 'person')} of {count(groups.num_images, 'image')} in "
+            f"'{args.gallery}'"
+        )
+        app = create_label_app(groups, access, args.allow_host)
+        server.serve(app, listening, f"The labeling of {opened}", access.token, **options)
+    print(printable(args.output))
+    return 0
+
+
+@contextmanager
+def _page_access(args: argparse.Namespace) -> Iterator[tuple[socket.socket, "Access", dict]]:
+    """Yields the socket of a page, who may see it, and options of its server.
+
+    Raises:
+        ValueError: If an option is invalid.
+    """
+    from person_search.search.page import server
+    from person_search.search.page.access import VARIABLE, Access, check_token, parse_proxies
+
+    if args.https:
+        server.check_certificate(*args.https)
+    token = (os.environ.get(VARIABLE) or None) if args.token is None else args.token
+    if token is not None and not args.no_token:
+        check_token(token)
+    proxies = parse_proxies(args.trusted_proxy)
+    log = logging.getLogger(__name__)
+    if any(proxy.is_loopback for proxy in proxies):
+        log.warning("Every program on this machine can send the header %s; use --trusted-proxy "
+                    "127.0.0.1 only where all users may see the images.",
+                    args.trust_header)  # fmt: skip
+    with closing(server.bind(args.host, args.port)) as listening:
+        if args.no_token and not server.is_private(listening):
+            raise ValueError(
+                f"--no-token is for loopback addresses; --host is '{args.host}', which other "
+                "machines reach."
+            )
+        if args.no_token:
+            log.warning("--no-token: all users of this machine can see the images.")
+        chosen = "" if args.no_token else token
+        port = listening.getsockname()[1]
+        access = Access(chosen, port, args.trust_header, proxies)
+        options = {"https": args.https, "open_browser": args.open, "show_token": chosen is None}
+        yield listening, access, options
 
 
 def run_info(args: argparse.Namespace) -> int:
@@ -365,6 +447,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "index": run_index,
     "query": run_query,
     "serve": run_serve,
+    "label": run_label,
     "info": run_info,
     "verify": run_verify,
     "compact": run_compact,

@@ -7,10 +7,11 @@ The model finds the left and the right half of every image; their embeddings are
 import http.client
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,15 +28,21 @@ from person_search.search import (
     index_images,
     read_table,
 )
-from person_search.search.page.server import bind
-from person_search.search.page.session import PageSession
-from person_search.search.page.uploads import UploadLimits
 
 # without the extra "page" the tests of the page are left out
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("fastapi")
 
+from fastapi import FastAPI  # noqa: E402
+
+from person_search.search.page.access import Access  # noqa: E402
+from person_search.search.page.app import create_app  # noqa: E402
+from person_search.search.page.server import bind  # noqa: E402
+from person_search.search.page.session import PageSession  # noqa: E402
+from person_search.search.page.uploads import UploadLimits  # noqa: E402
+
 RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+TOKEN = "token-of-the-tests"
 LEFT, RIGHT = (0, 0, 50, 80), (50, 0, 100, 80)
 IMAGES = {
     "a.png": (RED, GREEN),
@@ -94,16 +101,24 @@ class Answer:
 class Page:
     """A page that answers."""
 
-    session: PageSession
+    session: PageSession | None
+    app: FastAPI
+    access: Access
     port: int
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
+        """The address with the token, which the browser exchanges for a cookie."""
+        return f"http://127.0.0.1:{self.port}/?token={TOKEN}"
 
     def ask(self, method: str, path: str, body=None, **headers: str) -> Answer:
-        """One request; a dict is sent as JSON. ``host=`` and the like are headers."""
+        """One request with the token; a dict is sent as JSON.
+
+        ``host=`` and the like are headers; ``authorization=""`` leaves out the token.
+        """
         named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if not named.setdefault("authorization", f"Bearer {TOKEN}"):
+            del named["authorization"]
         if isinstance(body, dict):
             body, named["content-type"] = json.dumps(body).encode(), "application/json"
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
@@ -124,15 +139,28 @@ class Page:
 
 @contextmanager
 def running(
-    gallery: Path, limits: UploadLimits | None = None, names: tuple[str, ...] = ()
+    gallery: Path,
+    limits: UploadLimits | None = None,
+    names: tuple[str, ...] = (),
+    **access: object,
 ) -> Iterator[Page]:
-    """Starts the page on a free port, and ends it."""
-    from person_search.search.page.app import create_app
+    """Starts the page on a free port, and ends it; ``access`` are options of ``Access``."""
+    with (
+        closing(PageSession(gallery, embedder(), limits)) as session,
+        closing(bind("127.0.0.1", 0)) as listening,
+    ):
+        port = listening.getsockname()[1]
+        may = Access(**{"token": TOKEN, "port": port, **access})
+        app = create_app(session, may, names)
+        with answering(app, listening):
+            yield Page(session, app, may, port)
 
-    session = PageSession(gallery, embedder(), limits)
-    listening = bind("127.0.0.1", 0)
+
+@contextmanager
+def answering(app: FastAPI, listening: socket.socket) -> Iterator[None]:
+    """Serves an application in a thread."""
     server = uvicorn.Server(
-        uvicorn.Config(create_app(session, names), log_level="warning", lifespan="off")
+        uvicorn.Config(app, log_level="warning", lifespan="off", proxy_headers=False)
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
@@ -140,9 +168,7 @@ def running(
         deadline = time.monotonic() + 300
         while not server.started and time.monotonic() < deadline:
             time.sleep(0.01)
-        yield Page(session, listening.getsockname()[1])
+        yield
     finally:
         server.should_exit = True
         thread.join()
-        listening.close()
-        session.close()

@@ -43,8 +43,9 @@ def test_the_command(serve_words, tmp_path: Path, child_env, number: int) -> Non
     try:
         lines = iter(run.stdout.readline, "")
         line = next(line for line in lines if "is open at" in line)
-        address = re.search(r"http://127\.0\.0\.1:\d+/", line)[0]
-        sent = urllib.request.Request(address + "api/uploads", data=image_bytes())
+        address, token = re.search(r"(http://127\.0\.0\.1:\d+/)\?token=([\w-]{32})$", line).groups()
+        login = {"Authorization": f"Bearer {token}"}
+        sent = urllib.request.Request(address + "api/uploads", image_bytes(), login)
         with urllib.request.urlopen(sent) as answer:
             image = json.load(answer)
         assert image["width"] == 100
@@ -52,7 +53,7 @@ def test_the_command(serve_words, tmp_path: Path, child_env, number: int) -> Non
         sent = urllib.request.Request(
             address + "api/search",
             data=json.dumps({"persons": [choice]}).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={**login, "Content-Type": "application/json"},
         )
         with urllib.request.urlopen(sent) as answer:
             assert len(json.load(answer)["matches"]) == 4
@@ -86,6 +87,15 @@ def test_port_that_is_taken(serve, search_tool, capsys) -> None:
         ({"port": 99999}, "--port is 99999; it must be in 0 to 65535"),
         ({"host": "nowhere.invalid"}, "--host 'nowhere.invalid' is not an address of this machine"),
         ({"max_upload": 0}, "--max-upload is 0; it must be above 0"),
+        ({"host": "0.0.0.0", "port": 0, "no_token": True}, "--no-token is for loopback addresses"),
+        ({"token": "short"}, "has 5 characters; it must have 8 to 200 of A-Z a-z 0-9"),
+        ({"token": "with space"}, "has 10 characters; it must have 8 to 200"),
+        ({"token": "a-good-one", "no_token": True}, "not allowed with argument"),
+        ({"trust_header": "X-User"}, "--trust-header and --trusted-proxy are given together"),
+        ({"trust_header": "X:User", "trusted_proxy": "10.0.0.5"}, "letters, digits and - allowed"),
+        ({"trusted_proxy": "10.0.0.5"}, "--trust-header and --trusted-proxy are given together"),
+        ({"trust_header": "X-User", "trusted_proxy": "proxy"}, "'proxy' does not appear to be an"),
+        ({"https": ("no.crt", "no.key")}, "--https: cannot read 'no.crt': No such file"),
     ],
 )
 def test_wrong_options(serve, search_tool, capsys, options: dict, words: str) -> None:

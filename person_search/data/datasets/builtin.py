@@ -220,7 +220,7 @@ class _DatasetsPath:
     path: str
 
     def __call__(self) -> Path:
-        return _datasets_folder() / Path(self.path).expanduser()
+        return data_folder() / Path(self.path).expanduser()
 
     def __str__(self) -> str:
         return self.path
@@ -297,13 +297,14 @@ def not_person_search(dataset_name: str, reason: str) -> ValueError:
     )
 
 
-def _datasets_folder() -> Path:
+def data_folder() -> Path:
+    """Returns ``$DETECTRON2_DATASETS``, or ``datasets``."""
     return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets")
 
 
 def _builtin_root(layout: DatasetLayout, *below: str) -> Path:
     """Returns the folder of a data set below ``$DETECTRON2_DATASETS``, by any of its names."""
-    return layout.find(_datasets_folder().joinpath(*below))
+    return layout.find(data_folder().joinpath(*below))
 
 
 cuhk_sysu_root = partial(_builtin_root, CUHK_SYSU_LAYOUT)

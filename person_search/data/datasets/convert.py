@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts CUHK-SYSU, PRW and MOT sequences to annotation files (COCO-style JSON)."""
+"""Converts data sets and exports of annotation tools to annotation files (COCO-style JSON)."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from person_search.data.datasets.annotations import AnnotationTable
 from person_search.data.datasets.check import FORMATS
-from person_search.data.datasets.common import IrregularityLog
+from person_search.data.datasets.common import DatasetLayout, IrregularityLog
+from person_search.data.datasets.frames import persons_of, records_of, split_frames
+from person_search.data.datasets.json_dataset import missing_images
 from person_search.data.datasets.json_document import parse_document
 from person_search.data.datasets.json_writer import make_document, write_document
+from person_search.data.datasets.label_tools import LabelOptions, load_labels
 from person_search.data.datasets.mot import MotOptions, load_mot
 from person_search.data.datasets.protocols import default_query_rows, protocol_names
 from person_search.data.datasets.prw import read_prw_pids
@@ -23,7 +27,7 @@ class ConvertedSplit:
     """A written annotation file.
 
     Attributes:
-        split: ``train`` or ``test``.
+        split: ``train`` or ``test``; ``all`` if the file is the whole data set.
         path: Annotation file.
         image_root: Folder to which its file names are relative.
         table: Its content.
@@ -113,10 +117,84 @@ def convert_mot(
     return done
 
 
+def convert_labels(
+    kind: str,
+    file: Path,
+    images: Path,
+    output: Path,
+    name: str,
+    options: LabelOptions,
+    report: Report = lambda text: None,
+) -> list[ConvertedSplit]:
+    """Converts an export of an annotation tool.
+
+    Args:
+        kind: ``cvat`` or ``label_studio``.
+        file: Exported file.
+        images: Folder of the images.
+        output: See :func:`convert_known_format`. Without a split, the file is ``<name>.json``.
+        name: Name of the new data set.
+        options: How to read and split it.
+        report: Receives what was chosen and left out.
+    """
+    report(f"reading {file.name}")
+    frames, folders = load_labels(kind, file, images, options, report)
+    image_root = find_image_root(images, output)
+    if options.single:
+        persons = persons_of(frames)
+        splits = {"all": (records_of(frames, persons), persons)}
+    else:
+        splits = split_frames(frames, folders, options, file)
+    done = []
+    for split, (records, persons) in splits.items():
+        document = make_document(records, image_root, persons, (), f"{file.name}, {split}")
+        path = output / (f"{name}.json" if split == "all" else f"{name}_{split}.json")
+        done.append(_write(split, path, image_root, document))
+    return done
+
+
+def convert_documents(
+    documents: dict[str, dict],
+    root: Path,
+    output: Path,
+    name: str,
+    layout: DatasetLayout,
+    report: Report = lambda text: None,
+) -> list[ConvertedSplit]:
+    """Writes the documents of a data set.
+
+    Args:
+        documents: Annotation documents by split; file names are relative to ``root``.
+        root: Folder of the data set.
+        output: See :func:`convert_known_format`.
+        name: Name of the new data set.
+        layout: Layout of the data set, for messages.
+        report: Receives a description of each step.
+
+    Raises:
+        IncompleteDatasetError: If images are missing.
+    """
+    image_root = find_image_root(root, output)
+    below = Path(os.path.relpath(root.resolve(), image_root.resolve()))
+    for document in documents.values():
+        names = [str(root / image["file_name"]) for image in document["images"]]
+        absent = missing_images(names)
+        if absent:
+            raise layout.missing(root, Path(absent[0]), len(absent) - 1)
+        for image in document["images"]:
+            image["file_name"] = (below / image["file_name"]).as_posix()
+    done = []
+    for split, document in documents.items():
+        report(f"writing the {split} split")
+        done.append(_write(split, output / f"{name}_{split}.json", image_root, document))
+    return done
+
+
 def _write(split: str, path: Path, image_root: Path, document: dict) -> ConvertedSplit:
     table, faults = parse_document(document)
     if faults:
-        raise AssertionError(f"{path} would be faulty: {faults[:3]}")
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise ValueError(f"{path} would be faulty, as the original is: {faults[0]}{more}")
     write_document(path, document)
-    protocols = protocol_names(table) if split == "test" else ()
+    protocols = () if split == "train" else protocol_names(table)
     return ConvertedSplit(split, path, image_root, table, protocols)

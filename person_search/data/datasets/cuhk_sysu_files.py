@@ -80,7 +80,8 @@ def existing_subsets(root: str | Path) -> list[str]:
     return [name for name in SUBSETS if protocol_path(root, name).exists()]
 
 
-def _read_images_mat(path: Path) -> dict[str, np.ndarray]:
+def read_images_mat(path: Path) -> dict[str, np.ndarray]:
+    """Reads ``Images.mat`` without a cache; see :func:`read_images` for the arrays."""
     names, box_image, boxes, hard = [], [], [], []
     rows = struct_rows(load_variable(path, ["Img"]), ["imname", "box"], str(path))
     for index, (imname, persons) in enumerate(rows):
@@ -126,7 +127,7 @@ def _read_train_mat(path: Path) -> dict[str, np.ndarray]:
 def read_images(root: Path) -> dict[str, np.ndarray]:
     """Returns names (N,), box_image (B,) index into them, boxes (B, 4), hard (B,)."""
     path = root / IMAGES_MAT
-    return cached_arrays(root, "images", [path], lambda: _read_images_mat(path))
+    return cached_arrays(root, "images", [path], lambda: read_images_mat(path))
 
 
 def read_train_identities(root: Path) -> dict[str, np.ndarray]:
@@ -165,7 +166,7 @@ def reference_protocol(root: str | Path) -> str:
     return next((name for name in names if int(name[1:]) >= 100), names[-1])
 
 
-def _convert(path: Path, variable: str) -> dict[str, np.ndarray]:
+def read_protocol_mat(path: Path, variable: str) -> dict[str, np.ndarray]:
     """Reads one ``TestG*.mat`` into arrays.
 
     Returns:
@@ -206,7 +207,7 @@ def _convert(path: Path, variable: str) -> dict[str, np.ndarray]:
 
 
 def read_protocol(root: str | Path, name: str) -> dict[str, np.ndarray]:
-    """Reads a protocol, from the cache if possible; see ``_convert`` for the arrays.
+    """Reads a protocol, from the cache if possible; see :func:`read_protocol_mat` for the arrays.
 
     Raises:
         IncompleteDatasetError: If the file of the protocol is missing.
@@ -216,7 +217,9 @@ def read_protocol(root: str | Path, name: str) -> dict[str, np.ndarray]:
     if not path.exists():
         raise CUHK_SYSU_LAYOUT.missing(root, path)
     variable = SUBSETS[name][1] if name in SUBSETS else f"TestG{name[1:]}"
-    return cached_arrays(root, f"protocol_{name}", [path], lambda: _convert(path, variable))
+    return cached_arrays(
+        root, f"protocol_{name}", [path], lambda: read_protocol_mat(path, variable)
+    )
 
 
 def listed_boxes(arrays: dict[str, np.ndarray]) -> tuple[list[tuple], list[tuple]]:

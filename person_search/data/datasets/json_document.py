@@ -35,8 +35,8 @@ from person_search.utils.model_card import KINDS
 
 _MAX_ID = 2**31 - 1  # ids of images and queries fill int32 arrays
 _NAME = re.compile(r"[A-Za-z0-9_]+")
-_PERSON_CATEGORIES = ("person", "pedestrian", "people", "persons", "pedestrians")
-_IDENTITY_ATTRIBUTES = re.compile(r"(person|track|pid|identity|id)([_ -]?(id|no|number))?", re.I)
+PERSON_CATEGORIES = ("person", "pedestrian", "people", "persons", "pedestrians")
+IDENTITY_ATTRIBUTES = re.compile(r"(person|track|pid|identity|id)([_ -]?(id|no|number))?", re.I)
 _MAX_SHOWN = 10
 
 
@@ -60,13 +60,12 @@ class AnnotationFileError(ValueError):
         super().__init__("\n".join(lines))
 
 
-def read_json(path: Path) -> dict:
-    """Reads the object in a JSON file.
+def parse_json(path: Path) -> Any:
+    """Reads the value in a JSON file.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        AnnotationFileError: If it is empty, not UTF-8, not JSON (with line and column), or not an
-            object.
+        AnnotationFileError: If it is empty, not UTF-8, or not JSON (with line and column).
     """
     if not path.exists():
         raise FileNotFoundError(
@@ -76,7 +75,7 @@ def read_json(path: Path) -> dict:
         raise AnnotationFileError(path, ["is a folder; the name of a JSON file is expected"])
     content = path.read_bytes()
     try:
-        document = json.loads(content.decode("utf-8-sig"))
+        return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as e:
         hint = ""
         if content.startswith(b"\x1f\x8b"):
@@ -98,6 +97,16 @@ def read_json(path: Path) -> dict:
         raise AnnotationFileError(path, ["lists or objects are nested too deeply"]) from e
     except ValueError as e:  # an integer of thousands of digits
         raise AnnotationFileError(path, [str(e)]) from e
+
+
+def read_json(path: Path) -> dict:
+    """Reads the object in a JSON file.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        AnnotationFileError: If it is not JSON, see :func:`parse_json`, or not an object.
+    """
+    document = parse_json(path)
     if not isinstance(document, dict):
         raise AnnotationFileError(
             path,
@@ -127,7 +136,7 @@ def identity_hint(document: dict) -> str:
     for row, entry in enumerate(entries if isinstance(entries, list) else ()):
         attributes = entry.get("attributes") if isinstance(entry, dict) else None
         if isinstance(attributes, dict):
-            keys = [key for key in attributes if _IDENTITY_ATTRIBUTES.fullmatch(key)]
+            keys = [key for key in attributes if IDENTITY_ATTRIBUTES.fullmatch(key)]
             if keys:
                 return (
                     f"annotations[{row}].attributes has {keys[0]!r} (exported by CVAT and others): "
@@ -360,12 +369,12 @@ def _left_out(document: dict, annotations: _Section, findings: list[str]) -> np.
         persons = {
             int(i)
             for i, name in zip(ids, names, strict=True)
-            if name.strip().lower() in _PERSON_CATEGORIES
+            if name.strip().lower() in PERSON_CATEGORIES
         }
         if not persons and len(ids) > 1:
             findings.append(
                 f"categories: none of {names} is 'person' (or "
-                f"{', '.join(_PERSON_CATEGORIES[1:])}); rename the category of the persons"
+                f"{', '.join(PERSON_CATEGORIES[1:])}); rename the category of the persons"
             )
         persons = persons or {int(ids[0])}
         # a single category may be omitted in the annotations

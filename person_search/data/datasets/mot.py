@@ -13,19 +13,21 @@ Shape shorthand: N boxes of a sequence.
 """
 
 import configparser
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from person_search.data.datasets.annotations import KEPT, AnnotationTable
 from person_search.data.datasets.common import read_text, xywh_to_xyxy
-from person_search.data.datasets.records import make_records
-from person_search.schema import UNLABELED_PID
+from person_search.data.datasets.frames import (
+    LabeledFrame,
+    Person,
+    Split,
+    SplitOptions,
+    split_frames,
+)
 
-SPLIT_RULES = ("sequence", "identity")
 _SEQUENCE_INFO, _GROUND_TRUTH = "seqinfo.ini", Path("gt", "gt.txt")
 _EXPECTED = """\
   <folder>/
@@ -35,11 +37,9 @@ _EXPECTED = """\
       img1/000001.jpg    frames, numbered from 1"""
 _MOT16_COLUMNS = 9  # MOT15 has 10, with a position in space
 
-_Person = int | str
-
 
 @dataclass(frozen=True)
-class MotOptions:
+class MotOptions(SplitOptions):
     """Selection and split of MOT sequences.
 
     Attributes:
@@ -48,9 +48,6 @@ class MotOptions:
         unlabeled_classes: Classes that are persons without identity: 2 is on a vehicle, 7 does not
             move. Boxes of other classes are omitted.
         min_visibility: Minimum visible part of a person, 0 to 1.
-        split: ``sequence``, ``identity``, or empty: by sequence if there are at least two.
-        test_sequences: Names of test sequences; empty: the last ones.
-        test_share: Share of sequences or identities to test on.
         global_ids: Whether a track number means the same person in all sequences.
     """
 
@@ -58,36 +55,19 @@ class MotOptions:
     classes: tuple[int, ...] = (1,)
     unlabeled_classes: tuple[int, ...] = (2, 7)
     min_visibility: float = 0.25
-    split: str = ""
-    test_sequences: tuple[str, ...] = ()
-    test_share: float = 0.5
     global_ids: bool = False
 
     def __post_init__(self) -> None:
-        if self.split and self.split not in SPLIT_RULES:
-            raise ValueError(f"split is {self.split!r}; allowed: {SPLIT_RULES}")
-        if self.every < 0 or not 0 <= self.min_visibility <= 1 or not 0 < self.test_share < 1:
+        super().__post_init__()
+        if self.every < 0 or not 0 <= self.min_visibility <= 1:
             raise ValueError(
-                f"every is {self.every} (0 or more), min_visibility {self.min_visibility} (0 to "
-                f"1), test_share {self.test_share} (between 0 and 1)"
+                f"every is {self.every} (0 or more), min_visibility {self.min_visibility} (0 to 1)"
             )
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """A sampled frame and its boxes (XYXY, from 0); a person of None is unlabeled."""
-
-    sequence: int
-    path: Path
-    image_size: tuple[int, int]
-    time: float  # 0 at the start of the sequence, 1 at its end
-    boxes: np.ndarray
-    persons: list[_Person | None]
 
 
 def load_mot(
     folder: str | Path, options: MotOptions, report: Callable[[str], None] = lambda text: None
-) -> dict[str, tuple[list[dict], list[_Person]]]:
+) -> dict[str, Split]:
     """Loads MOT sequences as a training and a test split.
 
     Args:
@@ -109,23 +89,7 @@ def load_mot(
     for number, path in enumerate(folders, start=1):
         report(f"reading {path.name}")
         frames += _read_frames(path, number, options)
-    rule = options.split or ("sequence" if len(folders) > 1 else "identity")
-    if rule == "sequence":
-        tested, persons = _split_by_sequence(frames, [path.name for path in folders], options)
-    else:
-        tested, persons = _split_by_identity(frames, options)
-    result: dict[str, tuple[list[dict], list[_Person]]] = {}
-    for name in ("train", "test"):
-        chosen = [f for f, test in zip(frames, tested, strict=True) if test == (name == "test")]
-        if not chosen or not persons[name]:
-            raise ValueError(
-                f"{folder}: the {name} split by {rule} would have {len(chosen)} frames with "
-                f"{len(persons[name])} identities; choose another split or share, or take more "
-                "frames (every)"
-            )
-        start = 0 if name == "train" else len(result["train"][0])
-        result[name] = _make_records(chosen, start, persons[name]), persons[name]
-    return result
+    return split_frames(frames, [path.name for path in folders], options, folder)
 
 
 def _find_sequences(folder: Path) -> list[Path]:
@@ -140,7 +104,7 @@ def _find_sequences(folder: Path) -> list[Path]:
     return found
 
 
-def _read_frames(folder: Path, number: int, options: MotOptions) -> list[_Frame]:
+def _read_frames(folder: Path, number: int, options: MotOptions) -> list[LabeledFrame]:
     """Returns the selected frames and boxes of a sequence with the given number."""
     info = _read_info(folder / _SEQUENCE_INFO)
     image_folder = folder / info["imDir"]
@@ -174,7 +138,7 @@ def _read_frames(folder: Path, number: int, options: MotOptions) -> list[_Frame]
     for row in np.flatnonzero(kept).tolist():
         rows_of.setdefault(int(frame[row]), []).append(row)
 
-    def person(row: int) -> _Person | None:
+    def person(row: int) -> Person | None:
         if not labeled[row]:
             return None
         return int(track[row]) if options.global_ids else f"{folder.name}/{track[row]}"
@@ -184,8 +148,9 @@ def _read_frames(folder: Path, number: int, options: MotOptions) -> list[_Frame]
     for place in range(0, len(numbers), options.every or max(round(info["frameRate"]), 1)):
         rows = rows_of.get(numbers[place], [])
         frames.append(
-            _Frame(
-                sequence=number,
+            LabeledFrame(
+                sequence=number - 1,
+                camera=number,
                 path=paths[numbers[place]],
                 image_size=(height, width),
                 time=place / len(numbers),
@@ -240,74 +205,3 @@ def _read_table(path: Path) -> np.ndarray:
     if not rows:
         raise ValueError(f"{path} contains no boxes")
     return np.array(rows, np.float64)
-
-
-def _persons(frames: Sequence[_Frame]) -> list[_Person]:
-    """Returns the identities in order of appearance."""
-    return list(dict.fromkeys(p for frame in frames for p in frame.persons if p is not None))
-
-
-def _split_by_sequence(
-    frames: list[_Frame], names: list[str], options: MotOptions
-) -> tuple[list[bool], dict[str, list]]:
-    """Returns whether each frame is for testing, and the identities of each split."""
-    unknown = sorted(set(options.test_sequences) - set(names))
-    if unknown:
-        raise ValueError(f"test_sequences: {unknown} are not among the sequences {names}")
-    count = min(max(math.ceil(options.test_share * len(names)), 1), max(len(names) - 1, 1))
-    chosen = set(options.test_sequences) or set(names[-count:])
-    tested = [names[frame.sequence - 1] in chosen for frame in frames]
-    train = _persons([f for f, test in zip(frames, tested, strict=True) if not test])
-    test = _persons([f for f, test in zip(frames, tested, strict=True) if test])
-    # a person with a global number may be in both splits and counts as a training identity
-    return tested, {"train": train, "test": [p for p in test if p not in set(train)]}
-
-
-def _split_by_identity(
-    frames: list[_Frame], options: MotOptions
-) -> tuple[list[bool], dict[str, list]]:
-    """Returns whether each frame is for testing, and the identities of each split.
-
-    Persons that appear late are tested on. A frame belongs to the split of most of its persons; the
-    others in it are unlabeled, as training identities in the test frames of PRW.
-    """
-    times: dict[_Person, list[float]] = {}
-    for frame in frames:
-        for person in frame.persons:
-            if person is not None:
-                times.setdefault(person, []).append(frame.time)
-    order = sorted(times, key=lambda person: float(np.mean(times[person])))
-    count = min(max(round((1 - options.test_share) * len(order)), 1), max(len(order) - 1, 1))
-    known = set(order[:count])
-    tested = []
-    for frame in frames:
-        labeled = [person in known for person in frame.persons if person is not None]
-        balance = sum(1 if is_known else -1 for is_known in labeled)
-        tested.append(balance < 0 if balance else frame.time >= 1 - options.test_share)
-    train = [f for f, test in zip(frames, tested, strict=True) if not test]
-    test = [f for f, test in zip(frames, tested, strict=True) if test]
-    return tested, {
-        "train": [person for person in _persons(train) if person in known],
-        "test": [person for person in _persons(test) if person not in known],
-    }
-
-
-def _make_records(frames: list[_Frame], start: int, persons: list[_Person]) -> list[dict]:
-    """Creates the records of a split, without queries."""
-    label_of: dict[_Person | None, int] = {person: row for row, person in enumerate(persons)}
-    boxes = np.concatenate([frame.boxes for frame in frames])
-    sizes = np.array([frame.image_size for frame in frames])
-    paths = [str(frame.path) for frame in frames]
-    labels = [label_of.get(p, UNLABELED_PID) for frame in frames for p in frame.persons]
-    table = AnnotationTable(
-        image_ids=start + np.arange(len(frames)),
-        names=paths,
-        sizes=sizes,
-        cam_ids=np.array([frame.sequence for frame in frames]),
-        boxes=boxes,
-        box_image=np.repeat(np.arange(len(frames)), [len(frame.boxes) for frame in frames]),
-        labels=np.array(labels, np.int32),
-        left_out=np.full(len(boxes), KEPT, np.uint8),
-        num_pids=len(persons),
-    )
-    return make_records(table, paths, sizes)

@@ -13,7 +13,8 @@
 ``POST /api/search/report.html``         the same as one HTML file, ``results.jsonl`` as lines
 =======================================  ========================================================
 
-Errors are returned as ``{"error": "..."}`` with the messages of the command line.
+Every request needs the token of this start, see access.py. Errors are returned as
+``{"error": "..."}`` with the messages of the command line.
 """
 
 import time
@@ -33,6 +34,7 @@ from person_search.data import BadImageError
 from person_search.search.errors import GalleryError, ImageChangedError, UnsafePathError
 from person_search.search.images import clip_box
 from person_search.search.names import printable
+from person_search.search.page.access import Access
 from person_search.search.page.rendering import crop_jpeg, scene_jpeg
 from person_search.search.page.safety import UPLOADS, guard, protect
 from person_search.search.page.session import PageSession, SearchRequest
@@ -63,20 +65,15 @@ STATUS = {
 FAILED = "the server failed; its terminal shows the error."
 
 
-def create_app(session: PageSession, names: Collection[str] = ()) -> FastAPI:
+def create_app(session: PageSession, access: Access, names: Collection[str] = ()) -> FastAPI:
     """Returns the page of a session as an ASGI application.
 
     Args:
         session: The session; the caller closes it.
+        access: Decides who may see the page.
         names: Host names under which the page may be opened, see safety.py.
     """
-    # the built-in documentation would load files from another site
-    app = FastAPI(title="Person search", docs_url=None, redoc_url=None, openapi_url=None)
-    app.middleware("http")(guard(names))
-    for kind, status in STATUS.items():
-        app.add_exception_handler(kind, partial(_answer_error, status=status))
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(Exception, _answer_failure)
+    app = base_app(access, names)
     _add_images(app, session)
     _add_searches(app, session)
 
@@ -84,6 +81,23 @@ def create_app(session: PageSession, names: Collection[str] = ()) -> FastAPI:
     def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
+    return app
+
+
+def base_app(access: Access, names: Collection[str] = ()) -> FastAPI:
+    """Returns an application with protected requests, one-line errors and the static files.
+
+    Args:
+        access: Decides who may see the page.
+        names: Host names under which the page may be opened, see safety.py.
+    """
+    # the built-in documentation would load files from another site
+    app = FastAPI(title="Person search", docs_url=None, redoc_url=None, openapi_url=None)
+    app.middleware("http")(guard(access, names))
+    for kind, status in STATUS.items():
+        app.add_exception_handler(kind, partial(_answer_error, status=status))
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(Exception, _answer_failure)
     app.mount("/static", StaticFiles(directory=STATIC))
     return app
 

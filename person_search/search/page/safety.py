@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which requests the page answers, and what a browser may do with the answers.
 
-There is no login: whoever reaches the port sees the gallery. Even on loopback, where every web
-site that the user visits could send requests, the page refuses
+Even on loopback, other users of the machine and every web site that the user visits could send
+requests. The page refuses
 
+- a request *without the token* of this start, see access.py,
 - a foreign *name* in the Host header (a site that resolves its own name to this machine),
 - a request *sent by another site* (Origin, Sec-Fetch-Site), which could otherwise search,
 - *embedding* of our images in another site (CORP, CSP),
@@ -16,6 +17,8 @@ from urllib.parse import urlsplit
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+
+from person_search.search.page.access import Access
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -34,11 +37,12 @@ MAX_BODY = 64_000
 
 
 def guard(
-    names: Collection[str] = (),
+    access: Access, names: Collection[str] = ()
 ) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
     """Returns the middleware that refuses requests and protects answers.
 
     Args:
+        access: Decides who may see the page.
         names: Host names under which the page may be opened, besides ``localhost`` and any IP
             address.
     """
@@ -53,7 +57,7 @@ def guard(
         response = (
             JSONResponse({"error": reason}, status_code=status)
             if reason
-            else await proceed(request)
+            else access.answer(request) or await proceed(request)
         )
         return protect(response)
 

@@ -7,13 +7,19 @@ import ipaddress
 import logging
 import signal
 import socket
+import ssl
+import tempfile
 import threading
 import webbrowser
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from person_search.search.errors import GalleryError
-from person_search.search.page.session import PageSession
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
 NEEDED = ("fastapi", "uvicorn")
@@ -66,13 +72,40 @@ def bind(host: str, port: int) -> socket.socket:
     return taken
 
 
-def address_of(listening: socket.socket) -> str:
+def check_certificate(certificate: Path, key: Path) -> None:
+    """Checks the files of ``--https``.
+
+    Args:
+        certificate: PEM file with the certificate, followed by those that signed it.
+        key: PEM file with its private key, without a password.
+
+    Raises:
+        ValueError: If a file is unreadable, or the key does not belong to the certificate.
+    """
+    try:
+        for path in (certificate, key):
+            path.open("rb").close()
+        # a callback, or OpenSSL would ask for the password of an encrypted key on the terminal
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, lambda: "-")
+    except ssl.SSLError as e:  # a subclass of OSError
+        reason = (
+            "the key does not belong to the certificate"
+            if e.reason == "KEY_VALUES_MISMATCH"
+            else "expected a certificate and its key without a password, both in PEM format "
+            f"({(e.reason or str(e)).replace('_', ' ').lower()})"
+        )
+        raise ValueError(f"--https '{certificate}' '{key}': {reason}.") from e
+    except OSError as e:
+        raise ValueError(f"--https: cannot read '{path}': {e.strerror}.") from e
+
+
+def address_of(listening: socket.socket, scheme: str = "http") -> str:
     """Returns the URL of the page for a browser on this machine."""
     host, port = listening.getsockname()[:2]
     address = ipaddress.ip_address(host)
     if address.is_unspecified:
-        return f"http://localhost:{port}/"
-    return f"http://[{host}]:{port}/" if address.version == 6 else f"http://{host}:{port}/"
+        return f"{scheme}://localhost:{port}/"
+    return f"{scheme}://[{host}]:{port}/" if address.version == 6 else f"{scheme}://{host}:{port}/"
 
 
 def is_private(listening: socket.socket) -> bool:
@@ -81,47 +114,63 @@ def is_private(listening: socket.socket) -> bool:
 
 
 def serve(
-    session: PageSession,
+    app: "FastAPI",
     listening: socket.socket,
-    names: Collection[str] = (),
+    opened: str,
+    token: str = "",
+    *,
+    show_token: bool = True,
+    https: Sequence[Path] = (),
     open_browser: bool = False,
 ) -> None:
-    """Serves until Ctrl-C or SIGTERM, then closes the socket and the session.
+    """Serves until Ctrl-C or SIGTERM, then closes the socket.
 
     Args:
-        session: Session, closed at the end.
+        app: The page.
         listening: Socket from :func:`bind`.
-        names: Host names under which the page may be opened, see safety.py.
+        opened: Printed name of what the page shows.
+        token: Token that opens the page; "" if it is open to every request.
+        show_token: Print the token; not one that the user has chosen and kept secret.
+        https: Files for :func:`check_certificate`; empty for HTTP.
         open_browser: Open the page in the user's browser.
     """
     import uvicorn
 
-    from person_search.search.page.app import create_app
-
-    address = address_of(listening)
-    facts = session.describe()
-    if not is_private(listening):
-        logger.warning("Anyone who can reach %s can see all images of the gallery: there is no "
-                       "login.", address)  # fmt: skip
+    address = address_of(listening, "https" if https else "http")
+    if not is_private(listening) and not https:
+        logger.warning("Anyone on the way to %s can read the token and the images, which are not "
+                       "encrypted: use --https, or a proxy that encrypts.", address)  # fmt: skip
     config = uvicorn.Config(
-        create_app(session, names), log_level="warning", server_header=False, lifespan="off"
+        app,
+        log_level="warning",
+        server_header=False,
+        lifespan="off",
+        proxy_headers=False,  # or every program of this machine could claim any address
+        ssl_certfile=https[0] if https else None,
+        ssl_keyfile=https[1] if https else None,
     )
     server = uvicorn.Server(config)
+    link = f"{address}?token={token}" if token else address
+    hint = "" if show_token or not token else " (append ?token= and your token)"
     print(
-        f"The gallery '{facts['name']}' ({facts['images']} images, {facts['persons']} persons) "
-        f"is open at {address}\nPress Ctrl-C to stop.",
+        f"{opened} is open at {link if show_token else address}{hint}\nPress Ctrl-C to stop.",
         flush=True,
     )
-    if open_browser:
-        webbrowser.open(address)
-    try:
-        with _terminate_like_interrupt():
-            server.run(sockets=[listening])
-    except KeyboardInterrupt:  # uvicorn has shut down and re-raises it
-        print()
-    finally:
-        listening.close()
-        session.close()
+    with tempfile.TemporaryDirectory(prefix="person-search-") as folder:
+        if open_browser:
+            # a file that only this user can read, because lists of processes show the address
+            way = Path(folder) / "open.html"
+            way.write_text(
+                f'<meta charset="utf-8"><meta http-equiv="refresh" content="0;url={link}">', "utf-8"
+            )
+            webbrowser.open(way.as_uri() if token else address)
+        try:
+            with _terminate_like_interrupt():
+                server.run(sockets=[listening])
+        except KeyboardInterrupt:  # uvicorn has shut down and re-raises it
+            print()
+        finally:
+            listening.close()
 
 
 @contextmanager

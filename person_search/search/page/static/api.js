@@ -61,3 +61,15 @@ export function cropUrl(id, box) {
   const query = new URLSearchParams({ box: box.join(",") });
   return `/api/images/${encodeURIComponent(id)}/crop?${query}`;
 }
+
+export function label() {
+  return get("/api/label");
+}
+
+export async function labelEdit(edit) {
+  return (await post("/api/label", edit)).json();
+}
+
+export function labelUrl(edition, person, scene = false) {
+  return `/api/label/${edition}/${person}${scene ? "?scene=1" : ""}`;
+}
