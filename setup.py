@@ -43,6 +43,9 @@ EXTRAS = {
     "timm": ["timm>=1.0"],
     # OSNet in TwoStage (MODEL.TWO_STAGE.REID torchreid/<name>), with what it imports undeclared.
     "torchreid": ["torchreid>=0.2.5", "gdown>=5", "scipy", "tensorboard>=2.15"],
+    # Experiment trackers, see TRACKING in person_search/config/defaults.py.
+    "mlflow": ["mlflow-skinny>=2.11"],
+    "wandb": ["wandb>=0.17"],
     # Event files beside the JSON and log output of every run.
     "tensorboard": ["tensorboard>=2.15"],
     # What an uncompiled source checkout of the real Detectron2 imports beyond our own needs.
@@ -62,6 +65,7 @@ EXTRAS = {
         "faiss-cpu>=1.9",  # so that the approximate index is tested
         "fastapi>=0.115",  # so that the page is tested
         "hypothesis>=6.100",
+        "mlflow-skinny>=2.11",  # so that the trackers are tested
         "mypy==2.4.1",
         "onnx>=1.17",  # so that the export is tested
         "onnxruntime>=1.20",
@@ -72,6 +76,7 @@ EXTRAS = {
         "timm>=1.0",  # so that its backbones are tested
         "transformers>=4.44,<6",  # so that DiffPS is tested
         "uvicorn>=0.30",
+        "wandb>=0.17",
         "pytest-cov>=6",
         "pytest-xdist>=3.5",
         "ruff==0.17.5",  # pinned here and nowhere else: every caller goes through dev/linter.sh
