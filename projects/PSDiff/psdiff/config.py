@@ -204,8 +204,9 @@ def _add_teacher_config(psdiff: CN) -> None:
 
     # ---- loss of hhcl
     teacher.TEMPERATURE = 0.05
-    # Share of a memory entry that is replaced at each update.
-    teacher.MOMENTUM = 0.2
+    # Share of a memory entry that is replaced at each update; HHCL's release states the share that
+    # is kept.
+    teacher.MOMENTUM = 0.8
     # Weight of the hardest instances; the centroids have weight 1 - MIX.
     teacher.MIX = 0.5
     # Initializes the centroids to the mean embeddings of their identities instead of randomly.
@@ -222,7 +223,7 @@ def _add_teacher_config(psdiff: CN) -> None:
     # Weight of the center loss (s_reid, agw).
     teacher.CENTER_WEIGHT = 5e-4
     # pplr: number of neighbors compared between the whole person and its parts, weight of the given
-    # label against the predictions of the parts, and first epoch that uses the agreement.
+    # label against the predictions of the parts, and first epoch that smooths labels of the parts.
     teacher.NEIGHBORS = 20
     teacher.LABEL_WEIGHT = 0.5
-    teacher.AGREEMENT_FROM_EPOCH = 5
+    teacher.SMOOTHING_FROM_EPOCH = 5
