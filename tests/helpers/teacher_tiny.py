@@ -86,7 +86,7 @@ def teacher_cfg(folder: Path, name: str = "hhcl", **teacher):
         "PART_DIM": 8,
         "NON_LOCAL": [1, 1],
         "NEIGHBORS": 3,
-        "SMOOTHING_FROM_EPOCH": 1,
+        "AGREEMENT_FROM_EPOCH": 1,
         **teacher,
     }
     for key, value in settings.items():

@@ -226,4 +226,4 @@ def _add_teacher_config(psdiff: CN) -> None:
     # label against the predictions of the parts, and first epoch that smooths labels of the parts.
     teacher.NEIGHBORS = 20
     teacher.LABEL_WEIGHT = 0.5
-    teacher.SMOOTHING_FROM_EPOCH = 5
+    teacher.AGREEMENT_FROM_EPOCH = 5

@@ -69,7 +69,7 @@ class PPLRLoss(TeacherLoss):
     - Whole feature and embedding have a softmax triplet loss.
 
     Agreement is computed before each epoch over all labeled training crops. As in the release, the
-    labels of the stripes are smoothed from the epoch SMOOTHING_FROM_EPOCH on, and used unchanged
+    labels of the stripes are smoothed from the epoch AGREEMENT_FROM_EPOCH on, and used unchanged
     before it; the labels of the whole person are refined from the first epoch on.
     """
 
@@ -121,7 +121,7 @@ class PPLRLoss(TeacherLoss):
             "pids": pids,
             "neighbors": teacher.NEIGHBORS,
             "label_weight": teacher.LABEL_WEIGHT,
-            "from_epoch": teacher.SMOOTHING_FROM_EPOCH,
+            "from_epoch": teacher.AGREEMENT_FROM_EPOCH,
         }
 
     @torch.no_grad()

@@ -74,7 +74,7 @@ def test_labels_of_parts_are_smoothed_by_disagreement():
 
 def test_agreement_is_computed_over_labelled_crops_before_each_epoch(tmp_path):
     pids = torch.tensor([0, UNLABELED_PID, 0, 1, 1])
-    cfg = teacher_cfg(tmp_path, "pplr", NEIGHBORS=2, SMOOTHING_FROM_EPOCH=2, NUM_PARTS=2)
+    cfg = teacher_cfg(tmp_path, "pplr", NEIGHBORS=2, AGREEMENT_FROM_EPOCH=2, NUM_PARTS=2)
     net = build_teacher(cfg).eval()
     loss = build_teacher_loss(cfg, net, pids, 2).eval()
     crops = torch.randint(0, 256, (5, 3, 32, 16), dtype=torch.uint8)
