@@ -80,6 +80,10 @@ def add_psdiff_config(cfg: CN) -> None:
     # Share of draws whose boxes get no noise, only the embeddings. In inference, this is the input
     # for given (query) boxes and EMBED_DETECTIONS; with noisy boxes only, it never occurs early.
     psdiff.TRUE_BOXES = 0.0
+    # Share of iterations in which the noisy proposals are what a sampling step makes of the layer's
+    # own predictions at noisier times, as in inference, instead of noise on the ground truth
+    # (step-unrolled denoising, Savinov et al. 2022). The first prediction has no gradient.
+    psdiff.UNROLL = 0.0
     # Assignment of proposals to ground truths: "dynamic_k" or "hungarian".
     psdiff.MATCHER = "dynamic_k"
     # Number of highest IoUs whose sum is the number of proposals of a ground truth (dynamic_k).
