@@ -25,7 +25,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from table_definitions import COST_CONFIGS, PAPER_COST, TABLES, Evaluation, Table, Training
+from table_definitions import (
+    COST_CONFIGS,
+    FIGURES,
+    GALLERIES,
+    PAPER_COST,
+    TABLES,
+    Evaluation,
+    Table,
+    Training,
+)
 
 from person_search.cli import program_parser, run_program
 
@@ -36,9 +45,10 @@ ROOT = Path(__file__).resolve().parents[3]
 RECORD = ROOT / "projects" / "PSDiff" / "paper_results.json"
 DOCUMENT = ROOT / "docs" / "results_psdiff.md"
 BLOCK = re.compile(
-    r"(<!-- projects/PSDiff/tools/paper_tables.py: Table (.+?) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- projects/PSDiff/tools/paper_tables.py: (?:Table )?(.+?) -->\n).*?(<!-- end -->)",
+    re.DOTALL,
 )
-NUMBERS = tuple(sorted({"II", *(table.number for table in TABLES)}))
+NUMBERS = tuple(sorted({"II", *(table.number for table in (*TABLES, *FIGURES))}))
 
 
 class Step(NamedTuple):
@@ -121,7 +131,7 @@ class Commands:
 
 def evaluations(numbers: list[str]) -> list[Evaluation]:
     """Returns the evaluations of all cells of some tables; cells may share an evaluation."""
-    tables = [table for table in TABLES if table.number in numbers]
+    tables = [table for table in (*TABLES, *FIGURES) if table.number in numbers]
     return [cell.ours for table in tables for _, cells in table.rows for cell in cells]
 
 
@@ -132,15 +142,22 @@ def read_results(output: Path) -> dict[str, Any]:
     """Reads the results stored in the repository, updated with those of an output folder.
 
     Returns:
-        ``search``: "<training>/<evaluation>" -> ``mAP``, ``top1``, in percent. ``cost``: backbone
+        ``search``: "<training>/<evaluation>" -> ``mAP``, ``top1``, ``AP50`` and, by gallery size,
+        ``mAP_g<size>``, in percent, as far as evaluated. ``cost``: backbone
         -> ``parameters`` (number) and ``gflops`` by steps. ``speed``: by steps, relative to one.
     """
     results = json.loads(RECORD.read_text())
     for run in evaluations(list(NUMBERS)):
         path = output / run.folder / "results.json"
         if path.is_file():
-            found = json.loads(path.read_text())["search"]
-            results["search"][run.folder] = {m: round(found[m], 1) for m in ("mAP", "top1")}
+            found = json.loads(path.read_text())
+            values = {m: found["search"][m] for m in ("mAP", "top1")}
+            values["AP50"] = found.get("detection", {}).get("AP50")
+            for name in GALLERIES:  # the first one is in section "search"
+                values[f"mAP_{name}"] = found.get(f"search_{name}", {}).get("mAP")
+            results["search"][run.folder] = {
+                name: round(value, 1) for name, value in values.items() if value is not None
+            }
     for backbone in COST_CONFIGS:
         path = output / f"cost_{backbone}.json"
         if path.is_file():
@@ -164,13 +181,15 @@ def markdown(table: Table, results: dict[str, Any]) -> str:
     rows = []
     for label, cells in table.rows:
         row = [label]
-        for paper, run in cells:
+        for column, (paper, run) in enumerate(cells):
             ours = results["search"].get(run.folder, {})
-            metrics = ("mAP", "top1") if "/" in paper else ("mAP",)
-            row += [paper, " / ".join(f"{ours[m]:.1f}" for m in metrics if ours)]
+            metrics = table.metrics[column : column + 1]
+            metrics = metrics or (("mAP", "top1") if "/" in paper else ("mAP",))
+            row += [paper, " / ".join(f"{ours[m]:.1f}" for m in metrics if m in ours)]
         configs = dict.fromkeys(run.training.config for _, run in cells)
         rows.append([*row, ", ".join(f"`{name}`" for name in configs)])
-    title = f"**Table {table.number}**, {table.title}\n\n"
+    name = table.number if table in FIGURES else f"Table {table.number}"
+    title = f"**{name}**, {table.title}\n\n"
     return title + table_lines([*columns, "configs/PSDiff/"], rows)
 
 
@@ -193,7 +212,7 @@ def cost_markdown(results: dict[str, Any]) -> str:
 
 def all_tables(results: dict[str, Any]) -> dict[str, str]:
     """Returns all tables in Markdown by number, in the order of the paper."""
-    made = {table.number: markdown(table, results) for table in TABLES}
+    made = {table.number: markdown(table, results) for table in (*TABLES, *FIGURES)}
     return {"I": made.pop("I"), "II": cost_markdown(results), **made}
 
 

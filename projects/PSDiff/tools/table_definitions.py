@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables I to VI of the PSDiff paper: its values, and the runs that reproduce them.
+"""Tables I to VI and Figures 4 and 5 of the PSDiff paper: values, and runs that reproduce them.
 
 Not a program; ``paper_tables.py`` is. Source: arXiv 2309.11125, tables of the same numbers. Each of
 our values comes from one evaluation of one training; equal evaluations are run once.
@@ -53,23 +53,33 @@ class Evaluation(NamedTuple):
         """KEY VALUE pairs of ``train_net.py --eval-only``."""
         test = ["DATASETS.TEST", f"('{self.test}',)"] if self.test else []
         steps = ["MODEL.PSDIFF.STEPS", str(self.steps), "MODEL.PSDIFF.SAMPLER", self.sampler]
-        return [*self.training.overrides, *steps, *test]
+        sizes = ["TEST.PERSON_SEARCH.PROTOCOLS", str(["g100", *GALLERIES])]
+        return [*self.training.overrides, *steps, *test, *(sizes if self == FIGURE_4 else [])]
 
 
 class Cell(NamedTuple):
-    """A value of the paper, "mAP / top-1" or "mAP", and the evaluation that reproduces it."""
+    """A value of the paper, such as "mAP / top-1", and the evaluation that reproduces it."""
 
     paper: str
     ours: Evaluation
 
 
 class Table(NamedTuple):
-    """A table; ``columns`` names the first column and each pair of columns (paper, ours)."""
+    """A table, or the values of a figure.
+
+    Attributes:
+        number: Number in the paper.
+        title: Title.
+        columns: Names of the first column and of each pair of columns (paper, ours).
+        rows: Label and values of each row.
+        metrics: Metric of each pair of columns; empty: mAP, or mAP and top-1.
+    """
 
     number: str
     title: str
     columns: tuple[str, ...]
     rows: list[tuple[str, list[Cell]]]
+    metrics: tuple[str, ...] = ()
 
 
 CUHK_SYSU = Training("paper/psdiff_r50_fpn_cuhk_sysu")
@@ -186,6 +196,34 @@ TABLES = (
             row("PPLR", "93.2 / 93.0, 94.3 / 93.9", *teachers("pplr")),
             row("HHCL", "94.0 / 93.9, 95.1 / 95.3", *teachers("hhcl")),
         ],
+    ),
+)
+
+# Galleries of Figure 4 besides g100, the standard protocol.
+GALLERIES = ("g50", "g500", "g1000", "g2000", "g4000")
+FIGURE_4 = Evaluation(CUHK_SYSU)
+
+# The paper states few values of its figures: "–".
+FIGURES = (
+    Table(
+        "Fig. 4",
+        "gallery sizes on CUHK-SYSU, 8 steps; mAP",
+        ("", "50,", "100,", "500,", "1000,", "2000,", "4000,"),
+        [row("PSDiff", "–, 95.1, –, –, –, –", *[FIGURE_4] * 6)],
+        ("mAP_g50", "mAP", "mAP_g500", "mAP_g1000", "mAP_g2000", "mAP_g4000"),
+    ),
+    Table(
+        "Fig. 5",
+        "steps on CUHK-SYSU",
+        ("steps", "AP50,", "mAP,"),
+        [
+            row(str(steps), papers, *[Evaluation(CUHK_SYSU, steps)] * 2)
+            for steps, papers in enumerate(
+                ("72.8, 90.8", "–, 92.5", "–, –", "–, 94.7", "–, –", "–, –", "–, –", "85.7, 95.1"),
+                start=1,
+            )
+        ],
+        ("AP50", "mAP"),
     ),
 )
 
