@@ -143,7 +143,7 @@ def test_python_versions_agree() -> None:
     assert pyproject["tool"]["ruff"]["target-version"] == "py311"
     assert pyproject["tool"]["mypy"]["python_version"] == "3.11"
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
-    assert 'python: ["3.11", "3.12"]' in workflow
+    assert 'python: ["3.11", "3.12", "3.13"]' in workflow
 
 
 # ---- writing -----------------------------------------------------------------------------------
