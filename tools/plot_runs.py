@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--metrics", nargs="+", metavar="NAME",
         help=f"one panel each (default: {', '.join(DEFAULT_METRICS)})")  # fmt: skip
     add("--window", type=int, default=15, metavar="N",
-        help="number of logged values for the running median of long curves (default: 15)")  # fmt: skip
+        help="values of the running median of long curves (default: %(default)s)")  # fmt: skip
     return run_program(plot, parser.parse_args(argv), log=False)
 
 

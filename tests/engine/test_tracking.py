@@ -46,7 +46,14 @@ class Recorder(Tracker):
 @pytest.fixture
 def recorder(monkeypatch):
     monkeypatch.setitem(tracking.TRACKERS, "recorder", Recorder)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != "tensorboard" or None)
+    find_spec = importlib.util.find_spec
+
+    def find(name, package=None):
+        if name in ("recorder", "tensorboard"):
+            return find_spec("json") if name == "recorder" else None
+        return find_spec(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
 
 
 # ---- record of the run ---------------------------------------------------------------------------
@@ -114,8 +121,8 @@ def test_losses_metrics_and_images_reach_a_tracker(make_cfg, dataset, recorder) 
     assert max(logged) == 7 and logged[7] > 0
     last = max(i for i, values in tracker.values.items() if "search/mAP" in values)
     assert tracker.values[last]["search/mAP"] == trainer._last_eval_results["search"]["mAP"]
-    assert sorted(tracker.images) == [5, 7]  # the third evaluation, and the last one
-    images = tracker.images[7]
+    assert sorted(tracker.images) == [5, 8]  # the third evaluation, and the one after training
+    images = tracker.images[8]
     assert any(name.startswith(f"{dataset}/search_") for name in images)
     assert f"{dataset}/detections_1" in images
     for image in images.values():

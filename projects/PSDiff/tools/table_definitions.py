@@ -7,24 +7,7 @@ our values comes from one evaluation of one training; equal evaluations are run 
 
 from typing import NamedTuple
 
-
-class Training(NamedTuple):
-    """A training.
-
-    Attributes:
-        config: Config below configs/PSDiff, without ``.yaml``.
-        overrides: KEY VALUE pairs of the training and its evaluations.
-        variant: Name of the training; empty: that of the config.
-    """
-
-    config: str
-    overrides: tuple[str, ...] = ()
-    variant: str = ""
-
-    @property
-    def name(self) -> str:
-        """Name of the training and of its output folder."""
-        return self.variant or self.config.rpartition("/")[2]
+from person_search.reproduction import Table, Training, row
 
 
 class Evaluation(NamedTuple):
@@ -57,31 +40,6 @@ class Evaluation(NamedTuple):
         return [*self.training.overrides, *steps, *test, *(sizes if self == FIGURE_4 else [])]
 
 
-class Cell(NamedTuple):
-    """A value of the paper, such as "mAP / top-1", and the evaluation that reproduces it."""
-
-    paper: str
-    ours: Evaluation
-
-
-class Table(NamedTuple):
-    """A table, or the values of a figure.
-
-    Attributes:
-        number: Number in the paper.
-        title: Title.
-        columns: Names of the first column and of each pair of columns (paper, ours).
-        rows: Label and values of each row.
-        metrics: Metric of each pair of columns; empty: mAP, or mAP and top-1.
-    """
-
-    number: str
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, list[Cell]]]
-    metrics: tuple[str, ...] = ()
-
-
 CUHK_SYSU = Training("paper/psdiff_r50_fpn_cuhk_sysu")
 PRW = Training("paper/psdiff_r50_fpn_prw")
 SWIN = (Training("paper/psdiff_swinb_fpn_cuhk_sysu"), Training("paper/psdiff_swinb_fpn_prw"))
@@ -112,11 +70,6 @@ def teachers(name: str) -> list[Evaluation]:
     hhcl = name == "hhcl"
     diffusion = Evaluation(CUHK_SYSU) if hhcl else ablation(f"table6_{name}_diffusion")
     return [ablation(f"table6_{name}_imitation"), diffusion]
-
-
-def row(label: str, papers: str, *runs: Evaluation) -> tuple[str, list[Cell]]:
-    """Makes a row from the values of the paper, separated by commas, and our evaluations."""
-    return label, [Cell(*pair) for pair in zip(papers.split(", "), runs, strict=True)]
 
 
 TABLES = (
