@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of a paper: their values, the runs that reproduce them, and the comparison.
 
-Each project defines its tables in ``projects/<name>/tools/paper_tables.py``; ``tools/reproduce.py``
-runs what they need. Each of our values comes from one evaluation of one training; equal trainings
+Each project defines its tables in ``projects/<name>/tools``; ``tools/reproduce.py`` runs what they
+need. Each of our values comes from one evaluation of one training; equal trainings
 and evaluations are run once.
 """
 

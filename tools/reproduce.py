@@ -26,7 +26,10 @@ from typing import Any
 from person_search.cli import program_parser, run_program
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECTS = {"psdiff": "PSDiff", "diffps": "DiffPS"}
+TABLES = {
+    "psdiff": "projects/PSDiff/tools/paper_tables.py",
+    "diffps": "projects/DiffPS/tools/diffps_tables.py",
+}
 # Sustained TFLOP/s of a training in mixed precision: ASSUMED, about a quarter of the peak.
 SPEED = {"V100": 25.0, "RTX 4090": 40.0, "A100": 75.0, "H100": 200.0}
 # Forward TFLOP of an image, by words in the name of the config (docs/results_psdiff.md and
@@ -38,8 +41,8 @@ COPIED = ("config.yaml", "metrics.json", "log.txt", "run.json", "results.json")
 
 
 def load_tables(method: str) -> ModuleType:
-    """Imports the definitions of a paper's tables, ``paper_tables.py`` of a project."""
-    path = ROOT / "projects" / PROJECTS[method] / "tools" / "paper_tables.py"
+    """Imports the definitions of a paper's tables."""
+    path = ROOT / TABLES[method]
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(f"{method}_paper_tables", path)
     assert spec is not None and spec.loader is not None
@@ -206,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
     parser = program_parser(__doc__)
     add = parser.add_argument
-    add("method", choices=PROJECTS, help="whose paper")
+    add("method", choices=TABLES, help="whose paper")
     add("--data", type=Path, required=True, metavar="ROOT",
         help="folder of the data sets, as $DETECTRON2_DATASETS")  # fmt: skip
     add("--gpus", type=int, required=True, metavar="N", help="GPUs of a step; 0: CPU")

@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +218,7 @@ class MlflowTracker(Tracker):
         self.mlflow.end_run()
 
 
-TRACKERS: dict[str, type[Tracker]] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
+TRACKERS: dict[str, Callable[[CfgNode], Tracker]] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
 
 
 def run_name(cfg: CfgNode) -> str:

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from table_definitions import COST_CONFIGS, FIGURES, PAPER_COST, TABLES, Evaluation
+from table_definitions import COST_CONFIGS, FIGURES, PAPER_COST, TABLES
 
 from person_search import reproduction
 from person_search.cli import program_parser, run_program
@@ -76,7 +76,7 @@ class Commands(reproduction.Commands):
         return [*self.of_evaluations(evaluations(numbers)), *costs]
 
 
-def evaluations(numbers: list[str]) -> list[Evaluation]:
+def evaluations(numbers: list[str]) -> list[reproduction.Evaluation]:
     """Returns the evaluations of all cells of some tables; cells may share an evaluation."""
     return [run for table in ALL_TABLES if table.number in numbers for run in table.evaluations]
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prints the results of the DiffPS paper beside ours, and the commands that produce these.
 
-    python projects/DiffPS/tools/paper_tables.py --commands   # shell script of all missing runs
-    python projects/DiffPS/tools/paper_tables.py              # the tables, from existing results
+    python projects/DiffPS/tools/diffps_tables.py --commands   # shell script of all missing runs
+    python projects/DiffPS/tools/diffps_tables.py              # the tables, from existing results
 
 Table 1 is the paper's; its values are known from the project page. The values of its ablations are
 not known to us: tables A and B have our own rows for the same questions. The first training on a
