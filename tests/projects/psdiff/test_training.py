@@ -203,6 +203,7 @@ def test_unrolled_proposals_are_those_of_a_sampling_step(eta) -> None:
     ab = cosine_alphas_cumprod()
     kept = [torch.equal(a, b) for a, b in zip(boxes, boxes_before, strict=True)]
     assert 0 < sum(kept[:-1]) < 7  # given boxes stay
+    fresh = []
     for i in range(8):
         start = model.codec.encode_reid(answer.reid_feats[i])
         now, then = ab[noisier[i]], ab[t[i]]
@@ -211,8 +212,10 @@ def test_unrolled_proposals_are_those_of_a_sampling_step(eta) -> None:
         mean = then.sqrt() * start + math.sqrt(max(0.0, 1 - then - std**2)) * noise
         if eta == 0:
             torch.testing.assert_close(reid[i], mean, atol=1e-4, rtol=1e-4)
-        else:
-            assert (reid[i] - mean).std() == pytest.approx(std, abs=0.2 * std + 1e-3)
+        elif std > 0:
+            fresh.append((reid[i] - mean) / std)
+    if eta == 1:  # standard normal noise
+        assert len(fresh) > 5 and torch.stack(fresh).std() == pytest.approx(1.0, abs=0.2)
     if eta == 0:  # at t = 0, the predicted box
         for i in range(2):
             expected = boxes_before[i] if kept[i] else answer.boxes[i]
