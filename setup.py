@@ -50,6 +50,9 @@ EXTRAS = {
     "timm": ["timm>=1.0"],
     # OSNet in TwoStage (MODEL.TWO_STAGE.REID torchreid/<name>), with what it imports undeclared.
     "torchreid": ["torchreid>=0.2.5", "gdown>=5", "scipy", "tensorboard>=2.15"],
+    # Experiment trackers, see TRACKING in person_search/config/defaults.py.
+    "mlflow": ["mlflow-skinny>=2.11"],
+    "wandb": ["wandb>=0.17"],
     # Event files beside the JSON and log output of every run.
     "tensorboard": ["tensorboard>=2.15"],
     # For everyone who runs the programs.
@@ -71,6 +74,7 @@ EXTRAS = {
         "faiss-cpu>=1.9",  # so that the approximate index is tested
         "fastapi>=0.115",  # so that the page is tested
         "hypothesis>=6.100",
+        "mlflow-skinny>=2.11",  # so that the trackers are tested
         "mypy==2.4.1",
         "onnx>=1.17",  # so that the export is tested
         "onnxruntime>=1.20",
@@ -81,6 +85,7 @@ EXTRAS = {
         "timm>=1.0",  # so that its backbones are tested
         "transformers>=4.44,<6",  # so that DiffPS is tested
         "uvicorn>=0.30",
+        "wandb>=0.17",
         "pytest-cov>=6",
         "pytest-xdist>=3.5",
         "scikit-learn>=1.5",  # so that person-search label is tested

@@ -58,15 +58,11 @@ def visualize(args: argparse.Namespace) -> None:
 
     from person_search.config import build_config
     from person_search.data import register_config_datasets
-    from person_search.evaluation import PersonSearchEvaluator, chance_level, rank_gallery
+    from person_search.evaluation import PersonSearchEvaluator, chance_level
     from person_search.evaluation.settings import parse_variant
     from person_search.utils.files import write_atomically
     from person_search.vis import encode_image
-    from person_search.vis.evaluation_sheet import (
-        describe_options,
-        describe_outcome,
-        draw_checked_search,
-    )
+    from person_search.vis.evaluation_sheet import draw_examples
 
     cfg = build_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
     register_config_datasets(cfg)
@@ -83,44 +79,19 @@ def visualize(args: argparse.Namespace) -> None:
             keys[option.upper()] = value
     evaluator = PersonSearchEvaluator(cfg, dataset, args.output)
     evaluator.load_predictions(args.predictions)
+    files = {r["image_id"]: r["file_name"] for r in DatasetCatalog.get(dataset)}
+    examples = draw_examples(evaluator, files, query_ids=args.query_id, top=args.top)
+    for number, drawn in enumerate(examples, 1):
+        path = args.output / f"search_{number}.jpg"
+        write_atomically(path, encode_image(drawn.sheet, ".jpg"))
+        print(f"{path}: query {drawn.query.query_id}, {drawn.kind}. {drawn.outcome}")
     options = evaluator.sections[0].options
     protocol = evaluator.protocol(evaluator.sections[0].protocol)
-    (scores,) = evaluator.score_protocols([protocol])
-    files = {r["image_id"]: r["file_name"] for r in DatasetCatalog.get(dataset)}
-    for number, (kind, query) in enumerate(examples(args.query_id, scores), 1):
-        entries = rank_gallery(evaluator.predictions, protocol, query, options)
-        outcome = describe_outcome(scores, query, gallery_size(protocol, query, files), args.top)
-        outcome = f"{outcome} {describe_options(options)}".rstrip()
-        sheet = draw_checked_search(
-            protocol.queries[query], entries, files.__getitem__,
-            kind=kind, outcome=outcome, top=args.top,
-        )  # fmt: skip
-        path = args.output / f"search_{number}.jpg"
-        write_atomically(path, encode_image(sheet, ".jpg"))
-        print(f"{path}: query {protocol.queries[query].query_id}, {kind}. {outcome}")
     topk = evaluator.settings.topk
     chance = chance_level(protocol, evaluator.predictions, topk=topk, options=options)
     text = json.dumps(chance, indent=2) + "\n"
     write_atomically(args.output / "chance.json", text.encode())
     print(f"{args.output / 'chance.json'}: search mAP by chance {chance['mAP']:.1f} %")
-
-
-def examples(query_ids: list[int] | None, scores) -> list[tuple[str, int]]:
-    """Returns the queries to draw: those of the user, or one of each kind."""
-    from person_search.evaluation.predictions import find_rows
-    from person_search.evaluation.ranking import choose_examples
-
-    if query_ids is None:
-        return choose_examples(scores)
-    rows = find_rows(scores.query_ids, query_ids, "query_id", "--query-id")
-    return [("success" if scores.best_rank[row] == 1 else "failure", int(row)) for row in rows]
-
-
-def gallery_size(protocol, query: int, files: dict[int, str]) -> int:
-    """Returns the number of different images that are searched for a query."""
-    if protocol.gallery is not None:
-        return len(set(protocol.gallery[query].tolist()) - {-1})
-    return len(set(files) - set(protocol.excluded_images(query).tolist()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

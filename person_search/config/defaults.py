@@ -96,6 +96,18 @@ def add_person_search_config(cfg: CN) -> None:
     # --eval-only). A training may always start from partial weights.
     cfg.MODEL.ALLOW_PARTIAL_LOAD = False
 
+    # ---- experiment trackers -------------------------------------------------------------------
+    # "wandb" (Weights & Biases) and "mlflow" get losses, metrics and drawn evaluations. They are
+    # configured by their own environment variables, such as MLFLOW_TRACKING_URI.
+    cfg.TRACKING = CN()
+    cfg.TRACKING.SERVICES = []
+    cfg.TRACKING.PROJECT = "person-search"
+    # Name of the run. Empty: the name of the output folder.
+    cfg.TRACKING.NAME = ""
+    # Draws searches and detections of every n-th evaluation for the trackers and TensorBoard. 0:
+    # never.
+    cfg.TRACKING.IMAGES_EVERY = 1
+
     # ---- evaluation --------------------------------------------------------------------------
     # Precision of the backbone in evaluation and search: "float32", "bfloat16", "float16", "auto"
     # (the fastest of the device), or "eager" (float32 without any optimization). Embeddings of

@@ -24,6 +24,7 @@ from detectron2.evaluation import DatasetEvaluator, inference_context
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import ResNet
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch.nn.parallel import DistributedDataParallel
 
@@ -46,6 +47,14 @@ from person_search.engine.hooks import (
 )
 from person_search.engine.optimizer import build_optimizer
 from person_search.engine.rng import isolated_rng
+from person_search.engine.tracking import (
+    Tracker,
+    build_trackers,
+    check_tracking,
+    draws_evaluation,
+    record_start,
+    show_evaluations,
+)
 from person_search.engine.train_loader import build_train_loader
 from person_search.engine.train_step import (
     MAX_AMP_SCALE,
@@ -81,6 +90,8 @@ class PersonSearchTrainer(DefaultTrainer):
       best model; see :mod:`person_search.engine.ema`.
     - An evaluation does not change the random numbers of the training, and is repeatable.
     - Several processes also run on a CPU.
+    - Each start is recorded in ``run.json``; Weights & Biases and MLflow are supported, and drawn
+      evaluations; see :mod:`person_search.engine.tracking`.
 
     Args:
         cfg: Config with the keys of ``add_person_search_config``.
@@ -110,6 +121,7 @@ class PersonSearchTrainer(DefaultTrainer):
                 "SOLVER.EMA.ENABLED and TEST.PRECISE_BN.ENABLED are both True: precise statistics "
                 "are those of the raw weights, but the average is evaluated. Set one to False."
             )
+        check_tracking(cfg)
         cfg = resolve_num_pids(scale_to_processes(cfg))
         warn_of_shared_images(cfg)
         check_test_sets(cfg, lambda name: self.build_evaluator(cfg, name))
@@ -126,6 +138,7 @@ class PersonSearchTrainer(DefaultTrainer):
         if comm.is_main_process():
             dim = self.checkpointer.embed_dim
             self.checkpointer.card = replace(training_card(cfg), embed_dim=dim)
+        self.trackers: list[Tracker] = []
         self.average = None
         if cfg.SOLVER.EMA.ENABLED:
             self.average = AveragedWeights(model, cfg.SOLVER.EMA.DECAY)
@@ -176,10 +189,24 @@ class PersonSearchTrainer(DefaultTrainer):
         hooks[evaluation:evaluation] = [*averages, saving]
         return hooks
 
+    def build_writers(self) -> list[EventWriter]:
+        """Builds Detectron2's writers and those of TRACKING.SERVICES."""
+        self.trackers = build_trackers(self.cfg)
+        return [*self.trackers, *super().build_writers()]
+
+    def train(self) -> Any:
+        """Records the start and trains; returns the last results of the main process."""
+        if comm.is_main_process() and self.cfg.OUTPUT_DIR:
+            record_start(self.cfg, self.start_iter)
+        return super().train()
+
     def _evaluate(self, model: torch.nn.Module, saver: AtomicCheckpointer) -> dict[str, Any]:
-        # the attribute that DefaultTrainer.train looks at
-        self._last_eval_results = results = self.test(self.cfg, model)
         names, card = self.cfg.DATASETS.TEST, saver.card
+        evaluators = [self.build_evaluator(self.cfg, name) for name in names]
+        # the attribute that DefaultTrainer.train looks at
+        self._last_eval_results = results = self.test(self.cfg, model, evaluators)
+        if results and draws_evaluation(self.cfg, self.iter):
+            show_evaluations(evaluators, names, self.trackers, self.iter)
         if results and card is not None:
             by_name = results if len(names) > 1 else {names[0]: results}
             metrics = {

@@ -80,6 +80,10 @@ def add_psdiff_config(cfg: CN) -> None:
     # Share of draws whose boxes get no noise, only the embeddings. In inference, this is the input
     # for given (query) boxes and EMBED_DETECTIONS; with noisy boxes only, it never occurs early.
     psdiff.TRUE_BOXES = 0.0
+    # Share of iterations in which the noisy proposals are what a sampling step makes of the layer's
+    # own predictions at noisier times, as in inference, instead of noise on the ground truth
+    # (step-unrolled denoising, Savinov et al. 2022). The first prediction has no gradient.
+    psdiff.UNROLL = 0.0
     # Assignment of proposals to ground truths: "dynamic_k" or "hungarian".
     psdiff.MATCHER = "dynamic_k"
     # Number of highest IoUs whose sum is the number of proposals of a ground truth (dynamic_k).
@@ -204,8 +208,9 @@ def _add_teacher_config(psdiff: CN) -> None:
 
     # ---- loss of hhcl
     teacher.TEMPERATURE = 0.05
-    # Share of a memory entry that is replaced at each update.
-    teacher.MOMENTUM = 0.2
+    # Share of a memory entry that is replaced at each update; HHCL's release states the share that
+    # is kept.
+    teacher.MOMENTUM = 0.8
     # Weight of the hardest instances; the centroids have weight 1 - MIX.
     teacher.MIX = 0.5
     # Initializes the centroids to the mean embeddings of their identities instead of randomly.
@@ -222,7 +227,7 @@ def _add_teacher_config(psdiff: CN) -> None:
     # Weight of the center loss (s_reid, agw).
     teacher.CENTER_WEIGHT = 5e-4
     # pplr: number of neighbors compared between the whole person and its parts, weight of the given
-    # label against the predictions of the parts, and first epoch that uses the agreement.
+    # label against the predictions of the parts, and first epoch that smooths labels of the parts.
     teacher.NEIGHBORS = 20
     teacher.LABEL_WEIGHT = 0.5
     teacher.AGREEMENT_FROM_EPOCH = 5

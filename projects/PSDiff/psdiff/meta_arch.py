@@ -25,7 +25,7 @@ from psdiff.box_diffusion import (
 )
 from psdiff.config import check_range
 from psdiff.criterion import PSDiffCriterion
-from psdiff.head import PSDiffHead
+from psdiff.head import HeadOutput, PSDiffHead
 from psdiff.inference import DenoisingStep, ReverseProcess, one_image
 from psdiff.inference_latency import LatencyMeter, steps_within
 from psdiff.inference_settings import InferenceSettings, image_seeds
@@ -61,6 +61,7 @@ class PSDiff(nn.Module):
         pixel_std: Sequence[float],
         train_draws: int = 1,
         true_boxes: float = 0.0,
+        unroll: float = 0.0,
         settings: InferenceSettings | None = None,
         test_size: tuple[int, int] | None = None,
     ) -> None:
@@ -78,6 +79,7 @@ class PSDiff(nn.Module):
             pixel_std: Standard deviation of each channel.
             train_draws: Draws of time and noise per image and training iteration.
             true_boxes: Share of draws with noise on the embeddings only.
+            unroll: Share of iterations that denoise the model's own predictions.
             settings: Inference settings. Default: those of :class:`InferenceSettings`.
             test_size: Largest image size (h, w) in testing, for a latency budget.
         """
@@ -85,12 +87,13 @@ class PSDiff(nn.Module):
         check_range("NUM_PROPOSALS", num_proposals, 1)
         check_range("TRAIN_DRAWS", train_draws, 1)
         check_range("TRUE_BOXES", true_boxes, 0, 1)
+        check_range("UNROLL", unroll, 0, 1)
         self.backbone = backbone
         self.head = head
         self.criterion = criterion
         self.codec = codec
         self.embed_dim, self.num_proposals, self.pad = embed_dim, num_proposals, pad
-        self.train_draws, self.true_boxes = train_draws, true_boxes
+        self.train_draws, self.true_boxes, self.unroll = train_draws, true_boxes, unroll
         self.settings = settings or InferenceSettings()
         self.latency = LatencyMeter(test_size)
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
@@ -123,6 +126,7 @@ class PSDiff(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "train_draws": psdiff.TRAIN_DRAWS,
             "true_boxes": psdiff.TRUE_BOXES,
+            "unroll": psdiff.UNROLL,
             "settings": InferenceSettings.from_config(cfg),
             # A size of 0 means no resizing; the longer side is bounded by the maximum.
             "test_size": (min(sizes), sizes[1]) if all(sizes) else None,
@@ -154,14 +158,67 @@ class PSDiff(nn.Module):
         shape = (len(targets), self.train_draws)
         t = torch.randint(len(self.alphas_cumprod), shape, device=self.device).flatten()
         targets = [target for target in targets for _ in range(self.train_draws)]
-        boxes, reid_signal = self.noisy_proposals(targets, t)
-        roi_feats = self.head.pool(features, boxes.view(shape[0], -1, 4))
-        roi_feats = roi_feats.view(*boxes.shape[:2], *roi_feats.shape[2:])
-        return self.criterion(self.head.denoise(roi_feats, boxes, reid_signal, t), targets)
+        inputs = self._train_inputs(features, targets, t)
+        return self.criterion(self._denoise(features, *inputs), targets)
 
     # ---- training ---------------------------------------------------------------------------
+    def _denoise(
+        self, features: dict[str, Tensor], boxes: Tensor, reid_signal: Tensor, t: Tensor
+    ) -> HeadOutput:
+        """Applies the head to several draws of each image, which are pooled together."""
+        images = len(features[self.head.in_features[0]])
+        roi_feats = self.head.pool(features, boxes.view(images, -1, 4))
+        roi_feats = roi_feats.view(*boxes.shape[:2], *roi_feats.shape[2:])
+        return self.head.denoise(roi_feats, boxes, reid_signal, t)
+
+    @torch.no_grad()
+    def _train_inputs(
+        self, features: dict[str, Tensor], targets: list[Instances], t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns noisy boxes in pixels, noisy embedding signals, and their times t.
+
+        In the share ``unroll`` of iterations they are those that a sampling step from a noisier
+        time leads to, from the predictions there.
+        """
+        if not self.unroll or torch.rand(()) >= self.unroll:
+            return *self.noisy_proposals(targets, t), t
+        later = torch.rand(t.shape, device=t.device) * (len(self.alphas_cumprod) - t)
+        noisier = t + later.long()
+        *signals, fixed = self.noisy_signals(targets, noisier)
+        boxes = self._decode(signals[0], targets)
+        output = self._denoise(features, boxes, signals[1], noisier)
+        norm = [boxes_to_norm(b, x.image_size) for b, x in zip(output.boxes, targets, strict=True)]
+        starts = (
+            self.codec.clamp_boxes(self.codec.encode_boxes(torch.stack(norm))),
+            self.codec.encode_reid(output.reid_feats),
+        )
+        boxes_signal, reid_signal = (
+            self._sampling_step(signal, start, noisier, t)
+            for signal, start in zip(signals, starts, strict=True)
+        )
+        boxes_signal = torch.where(fixed[:, None, None], signals[0], boxes_signal)
+        return self._decode(boxes_signal, targets), reid_signal, t
+
+    def _sampling_step(self, signal: Tensor, start: Tensor, now: Tensor, t: Tensor) -> Tensor:
+        """Steps from times ``now`` (B,) to ``t`` (B,) by DDIM, Eq. 12, given clean signals."""
+        ab_now, ab = (self.alphas_cumprod[x][:, None, None].to(signal) for x in (now, t))
+        std = self.settings.eta * ((1 - ab) / (1 - ab_now) * (1 - ab_now / ab)).clamp(min=0).sqrt()
+        direction = (signal - ab_now.sqrt() * start) / (1 - ab_now).sqrt()
+        noise = torch.randn_like(signal)
+        return ab.sqrt() * start + (1 - ab - std**2).clamp(min=0).sqrt() * direction + std * noise
+
+    def _decode(self, boxes_signal: Tensor, targets: list[Instances]) -> Tensor:
+        pairs = zip(boxes_signal, targets, strict=True)
+        return torch.stack([self.codec.decode_boxes(x, y.image_size) for x, y in pairs])
+
     @torch.no_grad()
     def noisy_proposals(self, targets: list[Instances], t: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the boxes (B, N, 4) in pixels and the embeddings of :meth:`noisy_signals`."""
+        boxes_signal, reid_signal, _ = self.noisy_signals(targets, t)
+        return self._decode(boxes_signal, targets), reid_signal
+
+    @torch.no_grad()
+    def noisy_signals(self, targets: list[Instances], t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Generates noisy proposals: the dual noise generator of Section IV-A.
 
         Args:
@@ -169,10 +226,11 @@ class PSDiff(nn.Module):
             t: Diffusion times (B,).
 
         Returns:
-            Noisy boxes (B, N, 4) in pixels and noisy embedding signals (B, N, D).
+            Noisy box signals (B, N, 4), noisy embedding signals (B, N, D), and whether the boxes
+            have no noise (B,).
         """
-        all_boxes, all_reid = [], []
-        for target, time in zip(targets, t, strict=True):
+        all_boxes, all_reid, fixed = [], [], torch.zeros(t.shape, dtype=torch.bool)
+        for index, (target, time) in enumerate(zip(targets, t, strict=True)):
             boxes_norm, reid_feats = pad_ground_truth(
                 boxes_to_norm(target.gt_boxes.tensor, target.image_size),
                 target.gt_reid_feats,
@@ -182,12 +240,11 @@ class PSDiff(nn.Module):
             boxes_start = self.codec.encode_boxes(boxes_norm)
             reid_start = self.codec.encode_reid(reid_feats)
             ab = self.alphas_cumprod[time]
-            boxes_signal = add_noise(boxes_start, torch.randn_like(boxes_start), ab)
-            if self.true_boxes and torch.rand(()) < self.true_boxes:
-                boxes_signal = boxes_start
-            all_boxes.append(self.codec.decode_boxes(boxes_signal, target.image_size))
+            noisy = add_noise(boxes_start, torch.randn_like(boxes_start), ab)
+            fixed[index] = self.true_boxes > 0 and bool(torch.rand(()) < self.true_boxes)
+            all_boxes.append(boxes_start if fixed[index] else noisy)
             all_reid.append(add_noise(reid_start, torch.randn_like(reid_start), ab))
-        return torch.stack(all_boxes), torch.stack(all_reid)
+        return torch.stack(all_boxes), torch.stack(all_reid), fixed.to(t.device)
 
     # ---- inference --------------------------------------------------------------------------
     def set_inference(self, **changes) -> None:

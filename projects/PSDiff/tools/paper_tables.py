@@ -21,108 +21,64 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from table_definitions import COST_CONFIGS, PAPER_COST, TABLES, Evaluation, Table, Training
+from table_definitions import COST_CONFIGS, FIGURES, PAPER_COST, TABLES
 
+from person_search import reproduction
 from person_search.cli import program_parser, run_program
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
+from person_search.reproduction import Step, Training, markdown, read_metrics, table_lines
 
 ROOT = Path(__file__).resolve().parents[3]
 RECORD = ROOT / "projects" / "PSDiff" / "paper_results.json"
 DOCUMENT = ROOT / "docs" / "results_psdiff.md"
 BLOCK = re.compile(
-    r"(<!-- projects/PSDiff/tools/paper_tables.py: Table (.+?) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- projects/PSDiff/tools/paper_tables.py: (?:Table )?(.+?) -->\n).*?(<!-- end -->)",
+    re.DOTALL,
 )
-NUMBERS = tuple(sorted({"II", *(table.number for table in TABLES)}))
+ALL_TABLES = (*TABLES, *FIGURES)
+NUMBERS = tuple(sorted({"II", *(table.number for table in ALL_TABLES)}))
 
 
-class Step(NamedTuple):
-    """A shell command and the file that exists when it is finished."""
+class Commands(reproduction.Commands):
+    """Commands of the tables: each training has a teacher."""
 
-    command: str
-    done: Path
+    method = "PSDiff"
 
-
-@dataclass
-class Commands:
-    """Commands of the tables.
-
-    Attributes:
-        output: Output folder of trainings and evaluations.
-        num_gpus: Number of GPUs of trainings and evaluations.
-        overrides: KEY VALUE pairs of all commands.
-    """
-
-    output: Path
-    num_gpus: int
-    overrides: list[str] = field(default_factory=list)
-
-    def config(self, training: Training) -> "CfgNode":
-        """Returns the config of a training."""
-        from person_search.config import default_config, merge_into
-
-        cfg = default_config()
-        path = ROOT / "configs" / "PSDiff" / f"{training.config}.yaml"
-        merge_into(cfg, path, [*self.overrides, *training.overrides])
-        return cfg
-
-    def _options(self, config: str, num_gpus: int) -> list[str]:
-        path = f"configs/PSDiff/{config}.yaml"
-        return ["--config-file", path, "--num-gpus", str(num_gpus), *self.overrides]
-
-    def of_teacher(self, training: Training) -> list[Step]:
+    def before(self, training: Training) -> list[Step]:
         """Returns the steps that train and apply the teacher of a training."""
         from psdiff.teachers.folder import WEIGHTS_FILE, teacher_commands, teacher_folder
 
         cfg = self.config(training)
-        options = self._options(training.config, min(self.num_gpus, 1))
+        options = self.options(training.config, min(self.num_gpus, 1))
         done = [Path(teacher_folder(cfg), WEIGHTS_FILE), Path(cfg.MODEL.PSDIFF.TEACHER.EMBEDDINGS)]
         commands = teacher_commands(cfg, options)
-        return [Step(*pair) for pair in zip(commands, done[-len(commands) :], strict=True)]
-
-    def of_training(self, training: Training) -> Step:
-        """Returns the step of a training."""
-        out = self.output / training.name
-        words = ["train_net.py", "--resume", *self._options(training.config, self.num_gpus)]
-        words += [*training.overrides, "OUTPUT_DIR", str(out)]
-        return Step(f"python {shlex.join(words)}", out / "model_final.pth")
-
-    def of_evaluation(self, evaluation: Evaluation) -> Step:
-        """Returns the step of an evaluation."""
-        out = self.output / evaluation.folder
-        options = self._options(evaluation.training.config, self.num_gpus)
-        weights = str(self.of_training(evaluation.training).done)
-        words = ["train_net.py", "--eval-only", *options, "MODEL.WEIGHTS", weights]
-        words += [*evaluation.overrides, "OUTPUT_DIR", str(out)]
-        return Step(f"python {shlex.join(words)}", out / "results.json")
+        kinds = ["teacher", "embeddings"]
+        return [
+            Step(command, path, kind, training.config)
+            for command, path, kind in zip(
+                commands, done[-len(commands) :], kinds[-len(commands) :], strict=True
+            )
+        ]
 
     def of_cost(self, backbone: str) -> Step:
         """Returns the step that computes the cost of a model for Table II."""
         path = self.output / f"cost_{backbone}.json"
-        config = f"configs/PSDiff/{COST_CONFIGS[backbone]}.yaml"
-        words = ["tools/analyze_model.py", "--config-file", config, "--json", str(path)]
-        return Step(f"python {shlex.join([*words, *self.overrides])}", path)
+        config = COST_CONFIGS[backbone]
+        words = ["tools/analyze_model.py", "--config-file", f"configs/PSDiff/{config}.yaml"]
+        words += ["--json", str(path), *self.overrides]
+        return Step(f"python {shlex.join(words)}", path, "cost", config)
 
     def of_tables(self, numbers: list[str]) -> list[Step]:
         """Returns all steps of some tables in a valid order."""
-        runs = list(dict.fromkeys(evaluations(numbers)))
-        trainings = list(dict.fromkeys(run.training for run in runs))
-        steps = [step for training in trainings for step in self.of_teacher(training)]
-        steps += [self.of_training(training) for training in trainings]
-        steps += [self.of_evaluation(run) for run in runs]
-        steps += [self.of_cost(backbone) for backbone in COST_CONFIGS if "II" in numbers]
-        return list({step.done: step for step in reversed(steps)}.values())[::-1]
+        costs = [self.of_cost(backbone) for backbone in COST_CONFIGS if "II" in numbers]
+        return [*self.of_evaluations(evaluations(numbers)), *costs]
 
 
-def evaluations(numbers: list[str]) -> list[Evaluation]:
+def evaluations(numbers: list[str]) -> list[reproduction.Evaluation]:
     """Returns the evaluations of all cells of some tables; cells may share an evaluation."""
-    tables = [table for table in TABLES if table.number in numbers]
-    return [cell.ours for table in tables for _, cells in table.rows for cell in cells]
+    return [run for table in ALL_TABLES if table.number in numbers for run in table.evaluations]
 
 
 # ---- results -------------------------------------------------------------------------------------
@@ -132,15 +88,12 @@ def read_results(output: Path) -> dict[str, Any]:
     """Reads the results stored in the repository, updated with those of an output folder.
 
     Returns:
-        ``search``: "<training>/<evaluation>" -> ``mAP``, ``top1``, in percent. ``cost``: backbone
+        ``search``: "<training>/<evaluation>" -> ``mAP``, ``top1``, ``AP50`` and, by gallery size,
+        ``mAP_g<size>``, in percent, as far as evaluated. ``cost``: backbone
         -> ``parameters`` (number) and ``gflops`` by steps. ``speed``: by steps, relative to one.
     """
     results = json.loads(RECORD.read_text())
-    for run in evaluations(list(NUMBERS)):
-        path = output / run.folder / "results.json"
-        if path.is_file():
-            found = json.loads(path.read_text())["search"]
-            results["search"][run.folder] = {m: round(found[m], 1) for m in ("mAP", "top1")}
+    results["search"] |= read_metrics(output, evaluations(list(NUMBERS)))
     for backbone in COST_CONFIGS:
         path = output / f"cost_{backbone}.json"
         if path.is_file():
@@ -149,29 +102,6 @@ def read_results(output: Path) -> dict[str, Any]:
             count = sum(cost["parameters"].values())
             results["cost"][backbone] = {"parameters": count, "gflops": total}
     return results
-
-
-def table_lines(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
-    """Formats a Markdown table."""
-    lines = ["| " + " | ".join(map(str, row)) + " |\n" for row in (header, *rows)]
-    return lines[0] + "|---" * len(header) + "|\n" + "".join(lines[1:])
-
-
-def markdown(table: Table, results: dict[str, Any]) -> str:
-    """Formats a table with a pair of columns for each value, and the configs of each row."""
-    first, *pairs = table.columns
-    columns = [first, *(f"{name} {who}".strip() for name in pairs for who in ("paper", "ours"))]
-    rows = []
-    for label, cells in table.rows:
-        row = [label]
-        for paper, run in cells:
-            ours = results["search"].get(run.folder, {})
-            metrics = ("mAP", "top1") if "/" in paper else ("mAP",)
-            row += [paper, " / ".join(f"{ours[m]:.1f}" for m in metrics if ours)]
-        configs = dict.fromkeys(run.training.config for _, run in cells)
-        rows.append([*row, ", ".join(f"`{name}`" for name in configs)])
-    title = f"**Table {table.number}**, {table.title}\n\n"
-    return title + table_lines([*columns, "configs/PSDiff/"], rows)
 
 
 def cost_markdown(results: dict[str, Any]) -> str:
@@ -191,9 +121,12 @@ def cost_markdown(results: dict[str, Any]) -> str:
     return "**Table II**, cost of the models of Table I\n\n" + table_lines(header, rows)
 
 
-def all_tables(results: dict[str, Any]) -> dict[str, str]:
+def all_tables(results: dict[str, Any], *, difference: bool = False) -> dict[str, str]:
     """Returns all tables in Markdown by number, in the order of the paper."""
-    made = {table.number: markdown(table, results) for table in TABLES}
+    made = {
+        table.number: markdown(table, results["search"], "PSDiff", difference=difference)
+        for table in ALL_TABLES
+    }
     return {"I": made.pop("I"), "II": cost_markdown(results), **made}
 
 

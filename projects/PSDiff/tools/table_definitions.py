@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables I to VI of the PSDiff paper: its values, and the runs that reproduce them.
+"""Tables I to VI and Figures 4 and 5 of the PSDiff paper: values, and runs that reproduce them.
 
 Not a program; ``paper_tables.py`` is. Source: arXiv 2309.11125, tables of the same numbers. Each of
 our values comes from one evaluation of one training; equal evaluations are run once.
@@ -7,24 +7,7 @@ our values comes from one evaluation of one training; equal evaluations are run 
 
 from typing import NamedTuple
 
-
-class Training(NamedTuple):
-    """A training.
-
-    Attributes:
-        config: Config below configs/PSDiff, without ``.yaml``.
-        overrides: KEY VALUE pairs of the training and its evaluations.
-        variant: Name of the training; empty: that of the config.
-    """
-
-    config: str
-    overrides: tuple[str, ...] = ()
-    variant: str = ""
-
-    @property
-    def name(self) -> str:
-        """Name of the training and of its output folder."""
-        return self.variant or self.config.rpartition("/")[2]
+from person_search.reproduction import Table, Training, row
 
 
 class Evaluation(NamedTuple):
@@ -53,23 +36,8 @@ class Evaluation(NamedTuple):
         """KEY VALUE pairs of ``train_net.py --eval-only``."""
         test = ["DATASETS.TEST", f"('{self.test}',)"] if self.test else []
         steps = ["MODEL.PSDIFF.STEPS", str(self.steps), "MODEL.PSDIFF.SAMPLER", self.sampler]
-        return [*self.training.overrides, *steps, *test]
-
-
-class Cell(NamedTuple):
-    """A value of the paper, "mAP / top-1" or "mAP", and the evaluation that reproduces it."""
-
-    paper: str
-    ours: Evaluation
-
-
-class Table(NamedTuple):
-    """A table; ``columns`` names the first column and each pair of columns (paper, ours)."""
-
-    number: str
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, list[Cell]]]
+        sizes = ["TEST.PERSON_SEARCH.PROTOCOLS", str(["g100", *GALLERIES])]
+        return [*self.training.overrides, *steps, *test, *(sizes if self == FIGURE_4 else [])]
 
 
 CUHK_SYSU = Training("paper/psdiff_r50_fpn_cuhk_sysu")
@@ -102,11 +70,6 @@ def teachers(name: str) -> list[Evaluation]:
     hhcl = name == "hhcl"
     diffusion = Evaluation(CUHK_SYSU) if hhcl else ablation(f"table6_{name}_diffusion")
     return [ablation(f"table6_{name}_imitation"), diffusion]
-
-
-def row(label: str, papers: str, *runs: Evaluation) -> tuple[str, list[Cell]]:
-    """Makes a row from the values of the paper, separated by commas, and our evaluations."""
-    return label, [Cell(*pair) for pair in zip(papers.split(", "), runs, strict=True)]
 
 
 TABLES = (
@@ -186,6 +149,34 @@ TABLES = (
             row("PPLR", "93.2 / 93.0, 94.3 / 93.9", *teachers("pplr")),
             row("HHCL", "94.0 / 93.9, 95.1 / 95.3", *teachers("hhcl")),
         ],
+    ),
+)
+
+# Galleries of Figure 4 besides g100, the standard protocol.
+GALLERIES = ("g50", "g500", "g1000", "g2000", "g4000")
+FIGURE_4 = Evaluation(CUHK_SYSU)
+
+# The paper states few values of its figures: "–".
+FIGURES = (
+    Table(
+        "Fig. 4",
+        "gallery sizes on CUHK-SYSU, 8 steps; mAP",
+        ("", "50,", "100,", "500,", "1000,", "2000,", "4000,"),
+        [row("PSDiff", "–, 95.1, –, –, –, –", *[FIGURE_4] * 6)],
+        ("mAP_g50", "mAP", "mAP_g500", "mAP_g1000", "mAP_g2000", "mAP_g4000"),
+    ),
+    Table(
+        "Fig. 5",
+        "steps on CUHK-SYSU",
+        ("steps", "AP50,", "mAP,"),
+        [
+            row(str(steps), papers, *[Evaluation(CUHK_SYSU, steps)] * 2)
+            for steps, papers in enumerate(
+                ("72.8, 90.8", "–, 92.5", "–, –", "–, 94.7", "–, –", "–, –", "–, –", "85.7, 95.1"),
+                start=1,
+            )
+        ],
+        ("AP50", "mAP"),
     ),
 )
 

@@ -2,17 +2,20 @@
 """Training of PSDiff as a whole: mixed precision, several processes, the image's own frame."""
 
 import copy
+import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.utils.events import EventStorage
 from psdiff_runs import compare_with_joint_batch, with_fixed_noise
 from psdiff_tiny import EMBED_DIM, image_input, tiny_model, training_input
 from two_processes import run_in_two_processes
 
 from person_search.engine.train_step import StepTrainer
-from psdiff.box_diffusion import boxes_to_norm, norm_to_boxes
+from psdiff.box_diffusion import boxes_to_norm, cosine_alphas_cumprod, norm_to_boxes
 from psdiff.cdl import DynamicConvolution
+from psdiff.head import HeadOutput
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -177,3 +180,54 @@ def test_true_boxes_get_no_noise_and_their_embeddings_do() -> None:
     assert 10 < true.sum() < 30
     clean = target.gt_reid_feats * model.codec.reid_length(EMBED_DIM)
     assert (reid - clean).abs().amax(dim=(1, 2)).min() > 0.5
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_unrolled_proposals_are_those_of_a_sampling_step(eta) -> None:
+    """The layer answers with constants, so that the step can be computed by hand."""
+    model = tiny_model(NUM_PROPOSALS=2, UNROLL=1.0, TRUE_BOXES=0.5, ETA=eta)
+    targets = [training_input(2)["instances"]] * 8
+    features = model.backbone(torch.zeros(1, 3, 64, 64))
+    answer = HeadOutput(
+        boxes=torch.tensor([[[8.0, 8.0, 24.0, 56.0]] * 2] * 8),
+        logits=torch.zeros(8, 2),
+        reid_feats=F.normalize(torch.randn(8, 2, EMBED_DIM), dim=-1),
+    )
+    seen = []
+    model.head.denoise = lambda roi, boxes, reid, t: seen.append((boxes, reid, t)) or answer
+    t = torch.tensor([0, 1, 100, 300, 500, 700, 900, 999])
+    boxes, reid, times = model._train_inputs(features, targets, t)
+    ((boxes_before, reid_before, noisier),) = seen
+    assert torch.equal(times, t) and (noisier >= t).all() and (noisier <= 999).all()
+    assert len(noisier.unique()) > 4 and noisier[-1] == 999
+    ab = cosine_alphas_cumprod()
+    kept = [torch.equal(a, b) for a, b in zip(boxes, boxes_before, strict=True)]
+    assert 0 < sum(kept[:-1]) < 7  # given boxes stay
+    fresh = []
+    for i in range(8):
+        start = model.codec.encode_reid(answer.reid_feats[i])
+        now, then = ab[noisier[i]], ab[t[i]]
+        std = eta * math.sqrt((1 - then) / (1 - now) * max(0.0, 1 - now / then))
+        noise = (reid_before[i] - now.sqrt() * start) / (1 - now).sqrt()
+        mean = then.sqrt() * start + math.sqrt(max(0.0, 1 - then - std**2)) * noise
+        if eta == 0:
+            torch.testing.assert_close(reid[i], mean, atol=1e-4, rtol=1e-4)
+        elif std > 0:
+            fresh.append((reid[i] - mean) / std)
+    if eta == 1:  # standard normal noise
+        assert len(fresh) > 5 and torch.stack(fresh).std() == pytest.approx(1.0, abs=0.2)
+    if eta == 0:  # at t = 0, the predicted box
+        for i in range(2):
+            expected = boxes_before[i] if kept[i] else answer.boxes[i]
+            torch.testing.assert_close(boxes[i], expected, atol=1.5, rtol=0)
+
+
+def test_unrolled_training_has_gradients_of_one_prediction() -> None:
+    model = tiny_model(UNROLL=1.0)
+    calls = []
+    denoise = model.head.denoise
+    model.head.denoise = lambda *args: calls.append(torch.is_grad_enabled()) or denoise(*args)
+    losses = model([training_input(2), training_input(0)])
+    assert calls == [False, True] and all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.head.parameters() if p.requires_grad)

@@ -41,26 +41,25 @@ def pool_stripes(x: Tensor, stripes: int, kind: Literal["avg", "max"]) -> list[T
 
 
 class NonLocalBlock(nn.Module):
-    """Non-local block (embedded Gaussian, Wang et al. 2018).
+    """Non-local block (Wang et al. 2018) in the form of AGW's release.
 
-    The last normalization is zero-initialized, so that a new block is the identity.
+    Pairs of cells have weights query * key / (H W), of one channel, instead of a softmax. The last
+    normalization is zero-initialized, so that a new block is the identity.
 
     Args:
-        channels: Channels C; queries, keys and values have half as many.
+        channels: Channels C.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        inner = max(channels // 2, 1)
-        self.query, self.key, self.value = (nn.Conv2d(channels, inner, 1) for _ in range(3))
-        self.out = nn.Conv2d(inner, channels, 1)
+        self.query, self.key, self.value = (nn.Conv2d(channels, 1, 1) for _ in range(3))
+        self.out = nn.Conv2d(1, channels, 1)
         self.norm = nn.BatchNorm2d(channels)
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns a feature map of the same shape (n, C, H, W)."""
-        n, _, height, width = x.shape
-        query, key, value = (conv(x).flatten(2) for conv in (self.query, self.key, self.value))
-        weights = (query.transpose(1, 2) @ key).softmax(dim=2)  # (n, HW, HW)
-        seen = (value @ weights.transpose(1, 2)).view(n, -1, height, width)
+        query, key, value = self.query(x), self.key(x), self.value(x)  # (n, 1, H, W)
+        # (query key^T) value = query (key^T value), so no (HW, HW) matrix is needed
+        seen = query * (key * value).mean(dim=(2, 3), keepdim=True)
         return x + self.norm(self.out(seen))

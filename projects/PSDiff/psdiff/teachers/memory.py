@@ -103,7 +103,7 @@ class HybridMemory(nn.Module):
         num_pids: int,
         dim: int,
         temperature: float = 0.05,
-        momentum: float = 0.2,
+        momentum: float = 0.8,
         mix: float = 0.5,
         unlabeled: UnlabeledQueue | UnlabeledInstances | None = None,
     ) -> None:
@@ -144,7 +144,8 @@ class HybridMemory(nn.Module):
     def _update(self, feats: Tensor, pids: Tensor, rows: Tensor, labeled: Tensor) -> None:
         for pid in pids[labeled].unique():
             own = feats[pids == pid]
-            hardest = own[(own @ self.centroids[pid]).argmin()]
+            # as in HHCL's release, hard is what differs from the hard instances so far
+            hardest = own[(own @ self.hard_instances[pid]).argmin()]
             self._move(self.centroids, pid, own.mean(dim=0))
             self._move(self.hard_instances, pid, hardest)
         if self.unlabeled is not None:

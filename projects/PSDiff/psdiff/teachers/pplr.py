@@ -68,8 +68,9 @@ class PPLRLoss(TeacherLoss):
       remaining weight.
     - Whole feature and embedding have a softmax triplet loss.
 
-    Agreement is computed before each epoch over all labeled training crops, from the epoch
-    AGREEMENT_FROM_EPOCH on; before it, the labels are used unchanged.
+    Agreement is computed before each epoch over all labeled training crops. As in the release, the
+    labels of the stripes are smoothed from the epoch AGREEMENT_FROM_EPOCH on, and used unchanged
+    before it; the labels of the whole person are refined from the first epoch on.
     """
 
     @configurable
@@ -95,7 +96,7 @@ class PPLRLoss(TeacherLoss):
             pids: Person ids (M,) of all training crops.
             neighbors: Number of neighbors k compared by the agreement.
             label_weight: Weight of the given label.
-            from_epoch: First epoch that uses the agreement.
+            from_epoch: First epoch that smooths the labels of the stripes.
         """
         super().__init__()
         self.neighbors, self.label_weight, self.from_epoch = neighbors, label_weight, from_epoch
@@ -106,7 +107,7 @@ class PPLRLoss(TeacherLoss):
         self.classifier = nn.Linear(embed_dim, num_pids, bias=False)
         self.register_buffer("labeled_rows", (pids != UNLABELED_PID).nonzero().flatten(), False)
         self.register_buffer("agreement", torch.ones(len(pids), num_parts))
-        self.register_buffer("agreement_known", torch.tensor(False))
+        self.register_buffer("smooths", torch.tensor(False))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, net: PPLRNet, pids: Tensor, num_pids: int) -> dict:
@@ -126,14 +127,12 @@ class PPLRLoss(TeacherLoss):
     @torch.no_grad()
     def start_epoch(self, epoch: int, describe: DescribeRows) -> None:
         """Computes the agreement of all labeled training crops."""
-        if epoch < self.from_epoch:
-            return
         seen = [(f.whole[0], torch.stack(f.parts)) for f in describe(self.labeled_rows)]
         whole = nearest_neighbors(torch.cat([w for w, _ in seen]), self.neighbors)
         for part, feats in enumerate(torch.cat([p for _, p in seen], dim=1)):
             agreement = cross_agreement(whole, nearest_neighbors(feats, self.neighbors))
             self.agreement[self.labeled_rows, part] = agreement
-        self.agreement_known.fill_(True)
+        self.smooths.fill_(epoch >= self.from_epoch)
         mean = self.agreement[self.labeled_rows].mean(dim=0).tolist()
         logger.info(
             "Agreement of stripes and whole person: %s", ", ".join(f"{m:.2f}" for m in mean)
@@ -145,10 +144,9 @@ class PPLRLoss(TeacherLoss):
         whole, *parts = [classify(neck(x)) for classify, neck, x in branches]
         agreement = self.agreement[rows]  # (n, S)
         labels = F.one_hot(pids, whole.shape[1]).to(whole.dtype)  # (n, I)
-        refined = labels
-        if self.agreement_known:
-            refined = refine_labels(labels, torch.stack(parts, dim=1), agreement, self.label_weight)
-        smoothed = [smooth_labels(labels, agreement[:, s]) for s in range(len(parts))]
+        refined = refine_labels(labels, torch.stack(parts, dim=1), agreement, self.label_weight)
+        kept = agreement if self.smooths else torch.ones_like(agreement)
+        smoothed = [smooth_labels(labels, kept[:, s]) for s in range(len(parts))]
         per_part = [F.cross_entropy(x, y) for x, y in zip(parts, smoothed, strict=True)]
         return {
             "loss_id": F.cross_entropy(whole, refined),

@@ -162,6 +162,15 @@ def test_memory_loss_and_update_by_hand():
     torch.testing.assert_close(memory.hard_instances, unit([0.8, 0.4], [0.0, 1.0]))
 
 
+def test_the_hardest_crop_differs_most_from_the_hard_instances():
+    memory = HybridMemory(num_pids=1, dim=2, momentum=1.0)
+    memory.centroids.copy_(unit([1.0, 0.0]))
+    memory.hard_instances.copy_(unit([0.0, 1.0]))
+    feats = unit([1.0, 0.0], [0.6, 0.8])  # the second is farther from the centroid
+    memory(feats, torch.tensor([0, 0]), torch.tensor([0, 1]))
+    torch.testing.assert_close(memory.hard_instances, feats[:1])
+
+
 def test_mix_weighs_hard_instances_against_centroids():
     feats, pids = unit([1.0, 0.2]), torch.tensor([0])
     values = []

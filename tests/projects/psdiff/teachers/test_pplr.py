@@ -72,7 +72,7 @@ def test_labels_of_parts_are_smoothed_by_disagreement():
     torch.testing.assert_close(smoothed, torch.tensor([[0.1, 0.1, 0.7, 0.1], [1.0, 0, 0, 0]]))
 
 
-def test_agreement_is_computed_from_its_epoch_on_over_labelled_crops(tmp_path):
+def test_agreement_is_computed_over_labelled_crops_before_each_epoch(tmp_path):
     pids = torch.tensor([0, UNLABELED_PID, 0, 1, 1])
     cfg = teacher_cfg(tmp_path, "pplr", NEIGHBORS=2, AGREEMENT_FROM_EPOCH=2, NUM_PARTS=2)
     net = build_teacher(cfg).eval()
@@ -87,9 +87,9 @@ def test_agreement_is_computed_from_its_epoch_on_over_labelled_crops(tmp_path):
             yield net.describe(crops[rows[3:]])
 
     loss.start_epoch(1, describe)
-    assert not asked and (loss.agreement == 1).all() and not loss.agreement_known
+    assert not loss.smooths
     loss.start_epoch(2, describe)
-    assert asked == [[0, 2, 3, 4]] and loss.agreement_known
+    assert asked == [[0, 2, 3, 4]] * 2 and loss.smooths
     rows = torch.tensor([0, 2, 3, 4])
     feats = net.describe(crops[rows])
     whole = nearest_neighbors(feats.whole[0], 2)
@@ -98,13 +98,14 @@ def test_agreement_is_computed_from_its_epoch_on_over_labelled_crops(tmp_path):
         torch.testing.assert_close(loss.agreement[rows, part], expected)
 
 
-def test_losses_of_known_agreement_against_loops(tmp_path):
+@pytest.mark.parametrize("smooths", [False, True])
+def test_losses_against_loops(tmp_path, smooths):
     pids = torch.tensor([0, 0, 1, 1, 2, 2])
     cfg = teacher_cfg(tmp_path, "pplr", LABEL_WEIGHT=0.3)
     net = build_teacher(cfg).eval()
     loss = build_teacher_loss(cfg, net, pids, 3).eval()
     loss.agreement.uniform_()
-    loss.agreement_known.fill_(True)
+    loss.smooths.fill_(smooths)
     feats = net.describe(torch.randint(0, 256, (6, 3, 32, 16), dtype=torch.uint8))
     out = loss(feats, pids, torch.arange(6))
 
@@ -120,7 +121,8 @@ def test_losses_of_known_agreement_against_loops(tmp_path):
             said = sum(w * p[i, person].exp() for w, p in zip(weights, parts, strict=True))
             total -= (0.3 * given_label + 0.7 * said) * whole[i, person] / 6
             for s, part in enumerate(parts):
-                target = agreement[s] * given_label + (1 - agreement[s]) / 3
+                kept = agreement[s] if smooths else 1.0
+                target = kept * given_label + (1 - kept) / 3
                 per_part -= target * part[i, person] / 6 / len(parts)
     assert out["loss_id"].item() == pytest.approx(total.item(), rel=1e-4)
     assert out["loss_id_parts"].item() == pytest.approx(per_part.item(), rel=1e-4)

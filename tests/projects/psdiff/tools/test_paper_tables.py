@@ -88,7 +88,7 @@ def test_the_grid_of_table_4a(tool) -> None:
 
 def test_values_of_one_run_agree_in_the_paper(tool) -> None:
     papers: dict = {}
-    for table in tool.TABLES:
+    for table in tool.TABLES:  # figures have other metrics
         for _, cells in table.rows:
             for cell in cells:
                 papers.setdefault(cell.ours, []).append(cell.paper)
@@ -169,6 +169,25 @@ def test_finished_runs_are_omitted(tool, tmp_path, run_main) -> None:
     table = run_main("--output", str(tmp_path), "--tables", "V")
     assert "| DPM-Solver++ | 90.8 |  | 92.5 | 92.8 | 94.8 |  |" in table
     assert "Table IV" not in table
+
+
+def test_figures_4_and_5(tool, tmp_path, run_main) -> None:
+    words = ["--output", str(tmp_path), "--tables", "Fig. 4", "Fig. 5"]
+    printed = run_main("--commands", *words)
+    galleries = "['g100', 'g50', 'g500', 'g1000', 'g2000', 'g4000']"
+    (line,) = (line for line in printed.splitlines() if "PROTOCOLS" in line)
+    assert (
+        shlex.split(line)[shlex.split(line).index("TEST.PERSON_SEARCH.PROTOCOLS") + 1] == galleries
+    )
+    assert [f"STEPS {steps} " in printed for steps in range(1, 9)] == [True] * 8
+    done = tmp_path / "psdiff_r50_fpn_cuhk_sysu" / "steps8_ddim" / "results.json"
+    done.parent.mkdir(parents=True)
+    results = {"search": {"mAP": 94.04, "top1": 95.0}, "detection": {"AP50": 85.51}}
+    results["search_g4000"] = {"mAP": 80.26, "top1": 82.0}
+    done.write_text(json.dumps(results))
+    tables = run_main(*words)
+    assert "| PSDiff | – |  | 95.1 | 94.0 | – |  | – |  | – |  | – | 80.3 |" in tables
+    assert "| 8 | 85.7 | 85.5 | 95.1 | 94.0 |" in tables and "| 7 | – |  | – |  |" in tables
 
 
 def test_results_are_stored_with_update(tool, tmp_path, run_main, monkeypatch) -> None:
