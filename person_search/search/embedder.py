@@ -171,7 +171,6 @@ class PersonEmbedder:
         (result,) = self.model.inference([item], detected_instances=[given], do_postprocess=False)
         return result.reid_feats.cpu().numpy()
 
-    @torch.no_grad()
     def detect(self, image: np.ndarray | str | os.PathLike) -> Instances:
         """Detects and embeds all persons above the score threshold.
 
@@ -190,11 +189,29 @@ class PersonEmbedder:
         """
         if not isinstance(image, np.ndarray):
             image = read_image(image, self.image_format)
+        return self.detect_prepared([self.prepare(image)])[0]
+
+    def prepare(self, image: np.ndarray) -> dict[str, Any]:
+        """Returns the input of :meth:`detect_prepared` for an image (H, W, 3) uint8."""
         item, _ = self.model_input(image)
-        item["height"], item["width"] = image.shape[:2]
-        instances = self.model([item])[0]["instances"].to("cpu")
-        large = instances.pred_boxes.nonempty(MIN_SIDE)
-        return instances[(instances.scores >= self.score_thresh) & large]
+        return {**item, "height": image.shape[0], "width": image.shape[1]}
+
+    @torch.no_grad()
+    def detect_prepared(self, items: list[dict[str, Any]]) -> list[Instances]:
+        """Like :meth:`detect`, for several images at once.
+
+        Args:
+            items: From :meth:`prepare`; may be empty.
+
+        Returns:
+            Instances of each image.
+        """
+        results = []
+        for output in self.model(items) if items else []:
+            instances = output["instances"].to("cpu")
+            large = instances.pred_boxes.nonempty(MIN_SIDE)
+            results.append(instances[(instances.scores >= self.score_thresh) & large])
+        return results
 
     def model_input(self, image: np.ndarray) -> tuple[dict, T.Transform]:
         """Returns the model input for an image, and the transform between the two."""
