@@ -35,7 +35,7 @@ EXTRAS = {
     "hub": ["huggingface_hub>=0.25"],
     # HEIC images in person-search; AVIF needs Pillow 11.3 or later.
     "heif": ["pillow-heif>=0.16"],
-    # Models of tools/export_model.py in person-search; onnxscript writes them.
+    # Models of person-search export; onnxscript writes them.
     "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
     # The web page of person-search serve.
     "page": ["fastapi>=0.115", "uvicorn>=0.30"],

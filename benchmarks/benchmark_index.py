@@ -30,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--config-file", default=CONFIG, help=f"config of the model (default: {CONFIG})")
     add("--weights", default="", help="checkpoint (default: MODEL.WEIGHTS)")
-    add("--onnx", default="", help="the model as exported by tools/export_model.py, also measured")
+    add("--onnx", default="", help="the model as exported by person-search export, also measured")
     add("--precision", nargs="+", default=["float32", "bfloat16"], help="values of TEST.PRECISION")
     add("--images", type=int, default=64, help="number of images (default: 64)")
     add("--size", type=int, nargs=2, default=[1920, 1080], help="their width and height")

@@ -27,7 +27,9 @@ from person_search.modeling.pooling import ChannelsLastPooler, is_replaceable
 PRECISIONS = ("eager", "auto", "float32", "bfloat16", "float16")
 
 
-def choose_precision(precision: str, device: str | torch.device) -> torch.dtype:
+def choose_precision(
+    precision: str, device: str | torch.device, model: nn.Module | None = None
+) -> torch.dtype:
     """Returns the dtype of a precision setting on a device.
 
     Args:
@@ -36,6 +38,7 @@ def choose_precision(precision: str, device: str | torch.device) -> torch.dtype:
             NVIDIA GPUs), float16 on older GPUs with tensor cores, and float32 elsewhere. "eager"
             is float32 without any optimization.
         device: Device of the model.
+        model: The model; "auto" selects float32 if its attribute ``auto_low_precision`` is False.
 
     Raises:
         ValueError: The precision is unknown.
@@ -44,7 +47,8 @@ def choose_precision(precision: str, device: str | torch.device) -> torch.dtype:
         raise ValueError(
             f"TEST.PRECISION (--precision) is {precision!r}; choose from {', '.join(PRECISIONS)}."
         )
-    if precision in ("eager", "float32"):
+    exact = precision == "auto" and not getattr(model, "auto_low_precision", True)
+    if precision in ("eager", "float32") or exact:
         return torch.float32
     supported = supported_precisions(device)
     if precision == "auto":
@@ -152,7 +156,7 @@ def optimize_for_inference(
     if modules is None:
         modules = getattr(model, "low_precision_modules", _find_backbones(model))
     device = device_of(model)
-    dtype = choose_precision(precision, device)
+    dtype = choose_precision(precision, device, model)
     if precision == "eager":
         return model
     optimized = _shallow_copy(model)

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 
 from person_search.search.embedder import MIN_SIDE, PersonEmbedder
 from person_search.search.identity import ModelIdentity
-from person_search.search.images import clip_box
+from person_search.search.images import clip_box, shrink
 from person_search.search.onnx_model import OnnxModel
 from person_search.utils.model_card import ModelCard
 
@@ -23,7 +23,7 @@ class OnnxEmbedder(PersonEmbedder):
     Its embeddings may be mixed with those of the exported model, whose identity it has.
 
     Args:
-        path: File written by tools/export_model.py.
+        path: File written by person-search export.
         score_thresh: Minimum score of the detections that enter a gallery.
 
     Raises:
@@ -34,7 +34,7 @@ class OnnxEmbedder(PersonEmbedder):
 
     def __init__(self, path: str | os.PathLike, score_thresh: float) -> None:
         # one thread for each image: indexing runs several images at once
-        self.model = OnnxModel(path, threads=1)
+        self.model = OnnxModel(path, threads=1, shrink=shrink)
         self.image_format = self.model.image_format
         self.score_thresh = score_thresh
         card = self.model.card.get("model_card")

@@ -105,6 +105,14 @@ def test_norms_in_a_sequence_are_folded() -> None:
     torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_auto_keeps_float32_where_low_precision_changes_results(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    model = build_model(tiny_cfg()).eval()
+    assert choose_precision("auto", "cpu", model) == torch.float32
+    assert choose_precision("bfloat16", "cpu", model) == torch.bfloat16
+    assert choose_precision("auto", "cpu", nn.Identity()) == torch.bfloat16
+
+
 @torch.no_grad()
 def test_psdiff_finds_the_same_persons() -> None:
     torch.manual_seed(0)
