@@ -40,7 +40,7 @@ EXTRAS = {
     "hub": ["huggingface_hub>=0.25"],
     # HEIC images in person-search; AVIF needs Pillow 11.3 or later.
     "heif": ["pillow-heif>=0.16"],
-    # Models of tools/export_model.py in person-search; onnxscript writes them.
+    # Models of person-search export; onnxscript writes them.
     "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
     # Proposals of person-search label.
     "label": ["scikit-learn>=1.5"],

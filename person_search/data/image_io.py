@@ -67,7 +67,7 @@ def read_image_file(path: str, image_format: str) -> np.ndarray:
             raise OSError("the file is empty (0 bytes)")
         with Image.open(path) as image:
             if image.format == "JPEG" and image.mode == "RGB" and image_format in ("RGB", "BGR"):
-                pixels = _decode_jpeg(path, image, image_format)
+                pixels = decode_jpeg(path, image, image_format)
                 if pixels is not None:
                     return pixels
             if image.mode in _DEEP_MODES:
@@ -76,7 +76,7 @@ def read_image_file(path: str, image_format: str) -> np.ndarray:
     return detection_utils.read_image(path, format=image_format)
 
 
-def _decode_jpeg(path: str, header: Image.Image, image_format: str) -> np.ndarray | None:
+def decode_jpeg(path: str, header: Image.Image, image_format: str) -> np.ndarray | None:
     """Decodes a JPEG with OpenCV: the same pixels as Pillow's, without its copies.
 
     Args:

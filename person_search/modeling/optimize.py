@@ -28,7 +28,9 @@ from person_search.modeling.pooling import ChannelsLastPooler, is_replaceable
 PRECISIONS = ("eager", "auto", "float32", "bfloat16", "float16")
 
 
-def choose_precision(precision: str, device: str | torch.device) -> torch.dtype:
+def choose_precision(
+    precision: str, device: str | torch.device, model: nn.Module | None = None
+) -> torch.dtype:
     """Returns the dtype of a precision setting on a device.
 
     Args:
@@ -37,6 +39,7 @@ def choose_precision(precision: str, device: str | torch.device) -> torch.dtype:
             NVIDIA GPUs), float16 on older GPUs with tensor cores, and float32 elsewhere. "eager"
             is float32 without any optimization.
         device: Device of the model.
+        model: The model; "auto" selects float32 if its attribute ``auto_low_precision`` is False.
 
     Raises:
         ValueError: The precision is unknown.
@@ -45,7 +48,8 @@ def choose_precision(precision: str, device: str | torch.device) -> torch.dtype:
         raise ValueError(
             f"TEST.PRECISION (--precision) is {precision!r}; choose from {', '.join(PRECISIONS)}."
         )
-    if precision in ("eager", "float32"):
+    exact = precision == "auto" and not getattr(model, "auto_low_precision", True)
+    if precision in ("eager", "float32") or exact:
         return torch.float32
     supported = supported_precisions(device)
     if precision == "auto":
@@ -78,28 +82,41 @@ def supported_precisions(device: str | torch.device) -> tuple[str, ...]:
 
 
 def fold_batch_norms(module: nn.Module) -> int:
-    """Folds the batch norms of Detectron2's ``Conv2d`` layers into the convolutions, in place.
+    """Folds batch norms into the convolutions before them, in place.
 
     Args:
-        module: Module in eval mode. Frozen batch norms and ordinary ones in eval mode are folded.
+        module: Module in eval mode. Frozen batch norms and ordinary ones in eval mode are folded,
+            in Detectron2's ``Conv2d`` and behind a convolution in ``nn.Sequential``.
 
     Returns:
         Number of folded norms.
     """
     folded = 0
     for layer in module.modules():
-        if not isinstance(layer, Conv2d):
-            continue
-        norm = layer.norm
-        frozen = isinstance(norm, FrozenBatchNorm2d)
-        if frozen or (isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) and not norm.training):
-            layer.weight, layer.bias = fuse_conv_bn_weights(
-                layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps,
-                norm.weight, norm.bias,
-            )  # fmt: skip
+        if isinstance(layer, Conv2d) and _fold_batch_norm(layer, layer.norm):
             layer.norm = None
             folded += 1
+        if isinstance(layer, nn.Sequential):
+            for index, part in enumerate(list(layer)[:-1]):
+                plain = isinstance(part, nn.Conv2d) and getattr(part, "norm", None) is None
+                plain = plain and getattr(part, "activation", None) is None
+                if plain and _fold_batch_norm(part, layer[index + 1]):
+                    layer[index + 1] = nn.Identity()
+                    folded += 1
     return folded
+
+
+def _fold_batch_norm(conv: nn.Conv2d, norm: nn.Module | None) -> bool:
+    """Folds what follows a convolution into it if it is a constant batch norm."""
+    constant = isinstance(norm, FrozenBatchNorm2d) or (
+        isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) and not norm.training
+    )
+    if constant:
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
+            norm.weight, norm.bias,
+        )  # fmt: skip
+    return constant
 
 
 def to_contiguous(x: Tensor) -> Tensor:
@@ -131,7 +148,8 @@ def optimize_for_inference(
         model: Person search model in eval mode.
         precision: See :func:`choose_precision`; "eager" returns the model itself.
         modules: Dotted names of the parts that may run in low precision. Default: the attribute
-            ``low_precision_modules`` of the model, or its backbones.
+            ``low_precision_modules`` of the model, or its backbones. The parts that the attribute
+            ``float32_modules`` names are optimized in float32.
 
     Returns:
         The optimized model. It cannot be trained.
@@ -139,7 +157,7 @@ def optimize_for_inference(
     if modules is None:
         modules = getattr(model, "low_precision_modules", _find_backbones(model))
     device = device_of(model)
-    dtype = choose_precision(precision, device)
+    dtype = choose_precision(precision, device, model)
     if precision == "eager":
         return model
     optimized = _shallow_copy(model)
@@ -151,6 +169,8 @@ def optimize_for_inference(
         _replace(optimized, name, ChannelsLastPooler)
     for name in modules:
         _replace(optimized, name, lambda part: _optimize_part(part, dtype, bool(poolers)))
+    for name in getattr(model, "float32_modules", ()):
+        _replace(optimized, name, lambda part: _optimize_part(part, torch.float32, bool(poolers)))
     return optimized.eval()
 
 

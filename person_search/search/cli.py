@@ -31,6 +31,7 @@ COMMANDS = {
     "verify": "read every byte of a gallery and list all damage",
     "compact": "rewrite a gallery without replaced, removed and damaged images",
     "forget": "delete images or persons from a gallery for good",
+    "export": "write a model as an ONNX file",
 }
 
 
@@ -44,15 +45,16 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
-        with_model = name in ("index", "query", "serve", "label")
+        with_model = name in ("index", "query", "serve", "label", "export")
         add_common_options(command, config=with_model, required=name != "label")
-        command.add_argument(
-            "--gallery",
-            required=name != "info",
-            type=Path,
-            metavar="FOLDER",
-            help="folder of the gallery",
-        )
+        if name != "export":
+            command.add_argument(
+                "--gallery",
+                required=name != "info",
+                type=Path,
+                metavar="FOLDER",
+                help="folder of the gallery",
+            )
         if with_model or name == "info":
             default = "" if name == "info" else " (default: MODEL.WEIGHTS of the config)"
             command.add_argument(
@@ -61,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
                 metavar="FILE",
                 help=f"checkpoint, https://..., or hf://owner/name[/file][@revision]{default}",
             )
+        if name in ("index", "query", "serve", "info"):
             command.add_argument(
                 "--precision",
                 metavar="NAME",
@@ -76,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands.choices["serve"])
     _add_label(commands.choices["label"])
     _add_forget(commands.choices["forget"])
+    _add_export(commands.choices["export"])
     return parser
 
 
@@ -209,6 +213,17 @@ def _add_forget(parser: argparse.ArgumentParser) -> None:
         help="ranks of the matches whose persons are deleted")  # fmt: skip
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="FILE",
+        help="file to write: .onnx, or .pt2 for a program of torch.export")  # fmt: skip
+    add("--max-side", type=int, default=0, metavar="PIXELS",
+        help="largest side of a resized image (default: INPUT.MAX_SIZE_TEST)")  # fmt: skip
+    add("--int8", action="store_true", help="quantize the weights of linear layers (.onnx)")
+    add("--evaluate", action="store_true",
+        help="compare the results of file and model on DATASETS.TEST (.onnx)")  # fmt: skip
+
+
 def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line and validates what needs no model."""
     parser = build_parser()
@@ -229,6 +244,11 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error("--results and --rank are given together")
         if not (args.source or args.results):
             parser.error("forget requires --source, or --results and --rank")
+    if args.command == "export":
+        if args.output.suffix not in (".onnx", ".pt2"):
+            parser.error(f"--output is {args.output}; its name must end in .onnx or .pt2")
+        if args.output.suffix != ".onnx" and (args.int8 or args.evaluate):
+            parser.error(f"--int8 and --evaluate require an .onnx file; --output is {args.output}")
     if args.command == "serve" and not args.max_upload > 0:
         parser.error(f"--max-upload is {args.max_upload:g}; it must be above 0")
     if args.command == "label":

@@ -21,6 +21,7 @@ from person_search.engine import friendly_errors, launch
 from person_search.search.approximate import IndexDescription, build_index, read_description
 from person_search.search.embedder import PersonEmbedder
 from person_search.search.errors import GalleryError
+from person_search.search.export import run_export
 from person_search.search.fit import describe_misfit
 from person_search.search.gallery import CHANGED, Gallery
 from person_search.search.images import clip_box, read_image
@@ -452,4 +453,5 @@ RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "verify": run_verify,
     "compact": run_compact,
     "forget": run_forget,
+    "export": run_export,
 }

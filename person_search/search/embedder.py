@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 from torch import nn
 
 from person_search.config import config_identity
@@ -24,11 +25,26 @@ from person_search.data import build_mapper
 from person_search.engine import PersonSearchTrainer, keys_without_weights
 from person_search.modeling.optimize import choose_precision, device_of, optimize_for_inference
 from person_search.search.identity import ModelIdentity
-from person_search.search.images import clip_box, read_image
+from person_search.search.images import clip_box, read_image, shrink
 from person_search.utils.model_card import ModelCard
 
 MIN_SIDE = 2.0
 """Minimum side of a detected box in pixels; see :meth:`PersonEmbedder.detect`."""
+
+
+class _ModelInput(T.AugInput):
+    """Shrinks images faster than the transforms of Detectron2 do."""
+
+    def transform(self, tfm: T.Transform) -> None:
+        height, width = self.image.shape[:2]
+        if (
+            isinstance(tfm, T.ResizeTransform)
+            and tfm.interp == Image.Resampling.BILINEAR
+            and tfm.new_h * tfm.new_w < height * width
+        ):
+            self.image = shrink(self.image, tfm.new_h, tfm.new_w)
+        else:
+            super().transform(tfm)
 
 
 class PersonEmbedder:
@@ -61,7 +77,8 @@ class PersonEmbedder:
     ) -> None:
         self.model = optimize_for_inference(model.eval(), precision)
         self.device = device_of(model)
-        self.precision = str(choose_precision(precision, self.device)).removeprefix("torch.")
+        dtype = choose_precision(precision, self.device, model)
+        self.precision = str(dtype).removeprefix("torch.")
         self.image_format = image_format
         resize = T.ResizeShortestEdge([min_size, min_size], max_size)
         self.augmentations = augmentations or T.AugmentationList([resize])
@@ -84,7 +101,7 @@ class PersonEmbedder:
             cfg: Config of the model.
             weights: Checkpoint file, an address of
                 :func:`person_search.utils.weight_files.fetch_weights`, or a model of
-                tools/export_model.py (``.onnx``). Default:
+                person-search export (``.onnx``). Default:
                 ``cfg.MODEL.WEIGHTS``.
 
         Raises:
@@ -171,7 +188,6 @@ class PersonEmbedder:
         (result,) = self.model.inference([item], detected_instances=[given], do_postprocess=False)
         return result.reid_feats.cpu().numpy()
 
-    @torch.no_grad()
     def detect(self, image: np.ndarray | str | os.PathLike) -> Instances:
         """Detects and embeds all persons above the score threshold.
 
@@ -190,15 +206,33 @@ class PersonEmbedder:
         """
         if not isinstance(image, np.ndarray):
             image = read_image(image, self.image_format)
+        return self.detect_prepared([self.prepare(image)])[0]
+
+    def prepare(self, image: np.ndarray) -> dict[str, Any]:
+        """Returns the input of :meth:`detect_prepared` for an image (H, W, 3) uint8."""
         item, _ = self.model_input(image)
-        item["height"], item["width"] = image.shape[:2]
-        instances = self.model([item])[0]["instances"].to("cpu")
-        large = instances.pred_boxes.nonempty(MIN_SIDE)
-        return instances[(instances.scores >= self.score_thresh) & large]
+        return {**item, "height": image.shape[0], "width": image.shape[1]}
+
+    @torch.no_grad()
+    def detect_prepared(self, items: list[dict[str, Any]]) -> list[Instances]:
+        """Like :meth:`detect`, for several images at once.
+
+        Args:
+            items: From :meth:`prepare`; may be empty.
+
+        Returns:
+            Instances of each image.
+        """
+        results = []
+        for output in self.model(items) if items else []:
+            instances = output["instances"].to("cpu")
+            large = instances.pred_boxes.nonempty(MIN_SIDE)
+            results.append(instances[(instances.scores >= self.score_thresh) & large])
+        return results
 
     def model_input(self, image: np.ndarray) -> tuple[dict, T.Transform]:
         """Returns the model input for an image, and the transform between the two."""
-        aug_input = T.AugInput(image)
+        aug_input = _ModelInput(image)
         transform = self.augmentations(aug_input)
         resized = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
         return {"image": resized}, transform

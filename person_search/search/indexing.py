@@ -6,6 +6,7 @@ unfinished. Every process writes its own segment, and every image is in the gall
 is computed, so an interrupted run is simply started again.
 """
 
+import itertools
 import logging
 import math
 import stat
@@ -46,7 +47,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_WORKERS = 4
-"""Maximum number of images in the model at once on a CPU; each has its own feature maps."""
+"""Maximum number of threads that run the model at once on a CPU; each has its own feature maps."""
+MAX_BATCH = 4
+"""Maximum number of images in one call of the model."""
+BATCH_PIXELS = {"cpu": 320_000, "cuda": 4_400_000}
+"""Maximum number of pixels in one call, by device, unless a single image has more. Larger batches
+save time only as long as the overhead of each operation counts, and take more memory."""
 REBUILD_SHARE = 0.2
 """The approximate index is rebuilt if it lacks more than this share of the rows."""
 
@@ -155,15 +161,17 @@ class _Read:
     Attributes:
         file: The file.
         entry: Its entry without persons; None if the file is left out.
-        image: Array (H, W, 3) in the channel order of the model, if there is one.
+        item: The image as an input of the model, if there is one; dropped after the detection.
         found: Persons in the image.
+        color_detail: ``color_detail`` of the image, if it was measured.
         seconds: Time of each stage.
     """
 
     file: str
     entry: Entry | None
-    image: np.ndarray | None = None
+    item: dict[str, Any] | None = None
     found: Instances | None = None
+    color_detail: float = math.nan
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -316,11 +324,13 @@ def _work(
         for task in tasks
     )
     name = "index" if len(plan.segments) == 1 else f"index (1 of {len(plan.segments)} processes)"
-    jobs = read_ahead(_jobs(tasks, plan.run, embedder, options))
     shown = progress if comm.is_main_process() else False
+    jobs = read_ahead(_jobs(tasks, plan.run, embedder, options, report))
     # closing: after an error, the other threads must end before the process does
-    with Progress(total, name, shown) as bar, closing(jobs), _threads(embedder) as threads:
-        for read in in_order(jobs, threads):
+    with Progress(total, name, shown) as bar, closing(jobs), _threads(embedder) as (readers, pool):
+        batches = _batches(in_order(jobs, readers), BATCH_PIXELS.get(embedder.device.type, 0))
+        detections = in_order((partial(_detect, embedder, batch) for batch in batches), pool)
+        for read in itertools.chain.from_iterable(detections):
             if read.entry is None:
                 report.left_out[read.file] = "an image drawn by this program"
                 bar.update()
@@ -340,23 +350,20 @@ def _work(
                 )
                 report.images += 1
                 report.persons += len(read.found)
-                if read.image is not None:
-                    _measure(read.image, embedder.card, report)
+                _note_color_detail(read.color_detail, embedder.card, report)
             written = {"write": time.perf_counter() - start}
             count = read.entry.frame != END_OF_VIDEO and not read.entry.removed
             bar.update(count, {**read.seconds, **written} if read.found is not None else None)
     return report
 
 
-def _measure(image: np.ndarray, card: ModelCard | None, report: IndexReport) -> None:
-    """Measures the first images, and warns as soon as they are known to misfit the model."""
-    if len(report.color_details) == MEASURED_IMAGES:
+def _note_color_detail(detail: float, card: ModelCard | None, report: IndexReport) -> None:
+    """Collects the first measurements, and warns as soon as they show a misfit of the model."""
+    if math.isnan(detail) or len(report.color_details) == MEASURED_IMAGES:
         return
-    detail = color_detail(image)
-    if not math.isnan(detail):  # of a gray image
-        report.color_details.append(round(detail, 3))
-        if len(report.color_details) == MEASURED_IMAGES and comm.is_main_process():
-            _warn_of_misfit(card, report.color_details)
+    report.color_details.append(round(detail, 3))
+    if len(report.color_details) == MEASURED_IMAGES and comm.is_main_process():
+        _warn_of_misfit(card, report.color_details)
 
 
 def _warn_of_misfit(card: ModelCard | None, details: Sequence[float]) -> None:
@@ -365,19 +372,21 @@ def _warn_of_misfit(card: ModelCard | None, details: Sequence[float]) -> None:
 
 
 @contextmanager
-def _threads(embedder: PersonEmbedder) -> Iterator[ThreadPoolExecutor]:
-    """Yields a pool in which several threads run the model, if it supports that, on the CPU.
+def _threads(embedder: PersonEmbedder) -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor]]:
+    """Yields a pool of threads that read images, and one that runs the model.
 
-    Each image then has one thread, or a few, which is faster than sharing the threads of PyTorch
-    among the many small operations of one image.
+    The latter has several threads on the CPU if the model supports that. Each image then has one
+    thread of PyTorch, or a few, which is faster than sharing them among the many small operations
+    of one image.
     """
     total, workers = torch.get_num_threads(), 1
     if embedder.device.type == "cpu" and getattr(embedder.model, "thread_safe_inference", False):
         workers = min(total, MAX_WORKERS)
+    readers = workers if embedder.device.type == "cpu" else MAX_WORKERS
     try:
         torch.set_num_threads(total // workers)
-        with ThreadPoolExecutor(workers) as pool:
-            yield pool
+        with ThreadPoolExecutor(readers) as reading, ThreadPoolExecutor(workers) as pool:
+            yield reading, pool
     finally:
         torch.set_num_threads(total)
 
@@ -409,22 +418,28 @@ def in_order(
 
 
 def _jobs(
-    tasks: list[_Task], run: int, embedder: PersonEmbedder, options: IndexOptions
+    tasks: list[_Task],
+    run: int,
+    embedder: PersonEmbedder,
+    options: IndexOptions,
+    report: IndexReport,
 ) -> Iterator[Callable[[], _Read]]:
     """Yields one job per image; frames of videos are decoded here, in their order."""
     for task in tasks:
         if not task.source.is_video:
-            yield partial(_index_image, task, run, embedder, options)
+            yield partial(_read_image, task, run, embedder, options, report)
             continue
         if task.changed:
             removed = _Read(str(task.source.file), task.entry(run, removed=True))
-            yield partial(_detect, embedder, removed)
-        for frame in _read_video(task, run, embedder.image_format, options):
-            yield partial(_detect, embedder, frame)
+            yield partial(_prepare, removed, None, embedder, report, 0.0)
+        for read, image in _read_video(task, run, embedder.image_format, options):
+            yield partial(_prepare, read, image, embedder, report, time.perf_counter())
 
 
-def _index_image(task: _Task, run: int, embedder: PersonEmbedder, options: IndexOptions) -> _Read:
-    """Reads an image file and detects persons in it."""
+def _read_image(
+    task: _Task, run: int, embedder: PersonEmbedder, options: IndexOptions, report: IndexReport
+) -> _Read:
+    """Reads an image file."""
     file, start = str(task.source.file), time.perf_counter()
     try:
         image = read_image(file, embedder.image_format)
@@ -436,21 +451,65 @@ def _index_image(task: _Task, run: int, embedder: PersonEmbedder, options: Index
         return _Read(file, task.entry(run, removed=True) if task.changed else None)
     origin, (height, width) = options.origins.of(task.source), image.shape[:2]
     entry = task.entry(run, time=origin.time, camera=origin.camera, width=width, height=height)
-    seconds = {"read": time.perf_counter() - start}
-    return _detect(embedder, _Read(file, entry, image, seconds=seconds))
+    return _prepare(_Read(file, entry), image, embedder, report, start)
 
 
-def _detect(embedder: PersonEmbedder, read: _Read) -> _Read:
-    """Detects the persons of an image, if there is one."""
-    if read.image is None:
+def _prepare(
+    read: _Read,
+    image: np.ndarray | None,
+    embedder: PersonEmbedder,
+    report: IndexReport,
+    start: float,
+) -> _Read:
+    """Resizes an image, if there is one, so that only the input of the model is kept."""
+    if image is None:
         return read
+    # the writing thread counts: it may get more measurements than it needs, but not fewer
+    measured = len(report.color_details) < MEASURED_IMAGES
+    detail = color_detail(image) if measured else math.nan
+    item = embedder.prepare(image)
+    seconds = {"read": time.perf_counter() - start}
+    return replace(read, item=item, color_detail=detail, seconds=seconds)
+
+
+def _batches(reads: Iterable[_Read], max_pixels: int) -> Iterator[list[_Read]]:
+    """Groups consecutive images; files without an image stay in their place.
+
+    Args:
+        reads: Images and files without one.
+        max_pixels: Maximum number of pixels of a group of several images.
+    """
+    batch: list[_Read] = []
+    pixels = 0
+    for read in reads:
+        size = math.prod(read.item["image"].shape[-2:]) if read.item else 0
+        if batch and (len(batch) == MAX_BATCH or pixels + size > max_pixels):
+            yield batch
+            batch, pixels = [], 0
+        batch.append(read)
+        pixels += size
+    if batch:
+        yield batch
+
+
+def _detect(embedder: PersonEmbedder, batch: list[_Read]) -> list[_Read]:
+    """Detects the persons of a group of images."""
     start = time.perf_counter()
-    found = embedder.detect(read.image)
-    seconds = {**read.seconds, "detect": time.perf_counter() - start}
-    return replace(read, found=found, seconds=seconds)
+    items = [read.item for read in batch if read.item]
+    found = iter(embedder.detect_prepared(items))
+    seconds = {"detect": (time.perf_counter() - start) / max(len(items), 1)}
+    return [
+        replace(read, item=None, found=next(found), seconds={**read.seconds, **seconds})
+        if read.item
+        else read
+        for read in batch
+    ]
 
 
-def _read_video(task: _Task, run: int, image_format: str, options: IndexOptions) -> Iterator[_Read]:
+def _read_video(
+    task: _Task, run: int, image_format: str, options: IndexOptions
+) -> Iterator[tuple[_Read, np.ndarray | None]]:
+    """Yields the sampled frames of a video, and its end without an image."""
     file, state, error = str(task.source.file), VideoState(), ""
     origin = options.origins.of(task.source)
     try:
@@ -471,12 +530,13 @@ def _read_video(task: _Task, run: int, image_format: str, options: IndexOptions)
             )
             if image_format == "BGR":
                 image = np.ascontiguousarray(image[:, :, ::-1])
-            yield _Read(file, entry, image)
+            yield _Read(file, entry), image
         if state.error:
             error = f"the video '{file}' {state.error}; these are in the gallery."
     except BadImageError as e:
         error = str(e)
-    yield _Read(file, task.entry(run, frame=END_OF_VIDEO, error=error, every=options.every))
+    end = task.entry(run, frame=END_OF_VIDEO, error=error, every=options.every)
+    yield _Read(file, end), None
 
 
 def read_ahead(items: Iterable[T], ahead: int = 4) -> Generator[T, None, None]:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.modeling import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
 from person_search.search.embedder import MIN_SIDE, PersonEmbedder
 from person_search.search.identity import ModelIdentity
-from person_search.search.images import clip_box, read_image
+from person_search.search.images import clip_box, shrink
 from person_search.search.onnx_model import OnnxModel
 from person_search.utils.model_card import ModelCard
 
@@ -22,7 +23,7 @@ class OnnxEmbedder(PersonEmbedder):
     Its embeddings may be mixed with those of the exported model, whose identity it has.
 
     Args:
-        path: File written by tools/export_model.py.
+        path: File written by person-search export.
         score_thresh: Minimum score of the detections that enter a gallery.
 
     Raises:
@@ -33,7 +34,7 @@ class OnnxEmbedder(PersonEmbedder):
 
     def __init__(self, path: str | os.PathLike, score_thresh: float) -> None:
         # one thread for each image: indexing runs several images at once
-        self.model = OnnxModel(path, threads=1)
+        self.model = OnnxModel(path, threads=1, shrink=shrink)
         self.image_format = self.model.image_format
         self.score_thresh = score_thresh
         card = self.model.card.get("model_card")
@@ -46,16 +47,24 @@ class OnnxEmbedder(PersonEmbedder):
         height, width = image.shape[:2]
         return self.model.embed(image, [clip_box(box, width, height) for box in boxes])
 
-    def detect(self, image: np.ndarray | str | os.PathLike) -> Instances:
-        """See :meth:`PersonEmbedder.detect`."""
-        if not isinstance(image, np.ndarray):
-            image = read_image(image, self.image_format)
-        boxes, scores, reid_feats = self.model.detect(image)
-        found = Instances(
-            image.shape[:2],
-            pred_boxes=Boxes(torch.from_numpy(boxes)),
-            scores=torch.from_numpy(scores),
-            pred_classes=torch.zeros(len(scores), dtype=torch.int64),
-            reid_feats=torch.from_numpy(reid_feats),
-        )
-        return found[(found.scores >= self.score_thresh) & found.pred_boxes.nonempty(MIN_SIDE)]
+    def prepare(self, image: np.ndarray) -> dict[str, Any]:
+        """See :meth:`PersonEmbedder.prepare`."""
+        resized = np.moveaxis(self.model.resize(image), 2, 0)
+        return {"image": resized, "height": image.shape[0], "width": image.shape[1]}
+
+    def detect_prepared(self, items: list[dict[str, Any]]) -> list[Instances]:
+        """See :meth:`PersonEmbedder.detect_prepared`."""
+        results = []
+        for item in items:
+            boxes, scores, reid_feats = self.model.detect_in(item["image"])
+            found = Instances(
+                item["image"].shape[1:],
+                pred_boxes=Boxes(torch.from_numpy(boxes.astype(np.float32))),
+                scores=torch.from_numpy(scores),
+                pred_classes=torch.zeros(len(scores), dtype=torch.int64),
+                reid_feats=torch.from_numpy(reid_feats),
+            )
+            found = detector_postprocess(found, item["height"], item["width"])
+            large = found.pred_boxes.nonempty(MIN_SIDE)
+            results.append(found[(found.scores >= self.score_thresh) & large])
+        return results

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a model written by tools/export_model.py with ONNX Runtime and NumPy, without PyTorch.
+"""Runs a model written by person-search export with ONNX Runtime and NumPy, without PyTorch.
 
     from person_search.search.onnx_model import OnnxModel
 
@@ -13,7 +13,7 @@ Boxes are XYXY pixels of the given image.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ class OnnxModel:
     """A person search model in an ONNX file. Safe to use from several threads.
 
     Args:
-        path: File written by tools/export_model.py.
+        path: File written by person-search export.
         threads: Threads of one inference; 0: as many as there are cores.
+        shrink: Makes images smaller, faster than Pillow: (image, height, width) to an image.
 
     Raises:
         ModuleNotFoundError: If ONNX Runtime is not installed.
@@ -43,7 +44,13 @@ class OnnxModel:
 
     thread_safe_inference = True
 
-    def __init__(self, path: str | os.PathLike, threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        threads: int = 0,
+        shrink: Callable[[np.ndarray, int, int], np.ndarray] | None = None,
+    ) -> None:
+        self._shrink = shrink
         try:
             import onnxruntime
         except ModuleNotFoundError as e:
@@ -67,13 +74,13 @@ class OnnxModel:
         if text is None:
             raise OnnxModelError(
                 f"'{path}' has no metadata '{KEY}', so its settings are unknown; write it with "
-                "tools/export_model.py."
+                "'person-search export'."
             )
         self.card: dict[str, Any] = json.loads(text)
         if self.card.get("version") != FORMAT_VERSION:
             raise OnnxModelError(
                 f"'{path}' has version {self.card.get('version')}; this program reads version "
-                f"{FORMAT_VERSION}. Export the model again with tools/export_model.py."
+                f"{FORMAT_VERSION}. Export the model again with 'person-search export'."
             )
         self.embed_dim: int = self.card["embed_dim"]
         self.image_format: str = self.card["image_format"]
@@ -188,8 +195,11 @@ class OnnxModel:
         scale = shorter / min(height, width)
         if max(height, width) * scale > longest:
             scale = longest / max(height, width)
-        size = int(width * scale + 0.5), int(height * scale + 0.5)
-        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+        new_height, new_width = int(height * scale + 0.5), int(width * scale + 0.5)
+        if self._shrink is not None and new_height * new_width < height * width:
+            return self._shrink(image, new_height, new_width)
+        bilinear = Image.Resampling.BILINEAR
+        return np.asarray(Image.fromarray(image).resize((new_width, new_height), bilinear))
 
     def _noise(self, image_id: int) -> "TorchNoise":
         return TorchNoise(self.card["seed"] * 1_000_003 + image_id)

@@ -92,6 +92,28 @@ def test_norms_are_folded_where_they_are_constant(detector) -> None:
 
 
 @torch.no_grad()
+def test_norms_in_a_sequence_are_folded() -> None:
+    parts = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)]
+    model = nn.Sequential(*parts, nn.ReLU(), nn.BatchNorm2d(4)).eval()
+    for norm in (model[1], model[5]):
+        norm.running_mean.uniform_(-0.2, 0.2)
+        norm.running_var.uniform_(0.5, 2.0)
+    x = torch.randn(2, 3, 9, 9)
+    wanted = model(x)
+    assert fold_batch_norms(model) == 1, "between the last convolution and its norm is a ReLU"
+    assert isinstance(model[1], nn.Identity) and isinstance(model[5], nn.BatchNorm2d)
+    torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_auto_keeps_float32_where_low_precision_changes_results(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    model = build_model(tiny_cfg()).eval()
+    assert choose_precision("auto", "cpu", model) == torch.float32
+    assert choose_precision("bfloat16", "cpu", model) == torch.bfloat16
+    assert choose_precision("auto", "cpu", nn.Identity()) == torch.bfloat16
+
+
+@torch.no_grad()
 def test_psdiff_finds_the_same_persons() -> None:
     torch.manual_seed(0)
     model = build_model(tiny_cfg()).eval()

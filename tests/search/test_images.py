@@ -9,7 +9,7 @@ from PIL import Image
 
 from person_search.data import BadImageError
 from person_search.search import clip_box, read_image
-from person_search.search.images import image_suffixes
+from person_search.search.images import image_suffixes, shrink
 
 
 def test_channel_order(tmp_path) -> None:
@@ -155,3 +155,12 @@ def test_the_hint_for_a_format_without_a_decoder(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("person_search.search.images.image_suffixes", lambda: (".jpg",))
     with pytest.raises(BadImageError, match=r"a\.heic': .*; pip install pillow-heif"):
         read_image(tmp_path / "a.heic")
+
+
+def test_shrinking_gives_the_pixels_of_pillow() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (90, 123, 3), np.uint8)
+    wanted = np.asarray(Image.fromarray(image).resize((41, 30), Image.Resampling.BILINEAR))
+    got = shrink(image, 30, 41)
+    assert got.dtype == np.uint8 and got.shape == wanted.shape
+    difference = np.abs(got.astype(int) - wanted)
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.1

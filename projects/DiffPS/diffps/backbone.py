@@ -387,9 +387,12 @@ def assemble(
     noiser = LatentNoiser(alphas_cumprod, config.TIMESTEP, config.NOISE, config.VAE_SAMPLE, scale)
     caches = open_cache(config, vae, unet, text, noiser, layers)
     # after the cache has computed digests of the weights
-    if config.WINOGRAD and cfg.MODEL.DEVICE == "cpu":
+    if cfg.MODEL.DEVICE == "cpu":
         for model in (vae, unet):
-            use_winograd(model, MIN_CHANNELS)
+            if config.WINOGRAD:
+                use_winograd(model, MIN_CHANNELS)
+            if config.DTYPE == "bfloat16":  # oneDNN would convert the maps of every convolution
+                model.to(memory_format=torch.channels_last)
     features = UNetFeatures(
         unet,
         layers,

@@ -36,7 +36,8 @@ def add_diffps_config(cfg: CN) -> None:
     backbone.LOCAL_FILES_ONLY = False
     # Family whose UNet the weights must have: "sd15", "sd21" (base and 768-v), "sdxl", or "any".
     backbone.FAMILY = "sd21"
-    # "float16", "bfloat16" or "float32". Use float32 on a CPU.
+    # "float16", "bfloat16" or "float32". On a CPU, bfloat16 if it has AVX512-BF16 or AMX: 3 times
+    # as fast (docs/deployment.md). Else float32.
     backbone.DTYPE = "float16"
     # Activations to return: u<level>r<repeat>_<q|k|v> is the query, key or value of the
     # self-attention in up_blocks[level].attentions[repeat]; diffps.hooks has the whole grammar.

@@ -64,6 +64,7 @@ class DiffPS(nn.Module):
 
     # The frozen backbone has its own setting, MODEL.DIFFPS.BACKBONE.DTYPE, and is not to be copied.
     low_precision_modules = ()
+    float32_modules = ("det_aggregator", "msfrn", "roi_heads")
 
     @configurable
     def __init__(

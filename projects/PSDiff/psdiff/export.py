@@ -8,14 +8,12 @@ detections stay outside: :class:`person_search.search.onnx_model.OnnxModel` runs
 Shape shorthand: N proposals of an image, C channels, D embedding dimension.
 """
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from person_search.interface import ExportedModel
 from psdiff.box_diffusion import boxes_to_norm, cosine_alphas_cumprod
 from psdiff.meta_arch import PSDiff
 from psdiff.sampler import SamplerSettings, sampling_times, unit_reid
@@ -174,26 +172,12 @@ def describe(model: PSDiff, max_side: int) -> dict[str, Any]:
     }
 
 
-def export_onnx(
-    program: torch.export.ExportedProgram, path: Path, values: Mapping[str, Any]
-) -> None:
-    """Writes an exported model as an ONNX file.
-
-    Args:
-        program: From :func:`export_graph`.
-        path: File to write.
-        values: Plain values for the metadata of the file: those of :func:`describe`, and the
-            identity of the model.
-    """
-    maps = values["maps"]
-    onnx_program = torch.onnx.export(
-        program,
-        dynamo=True,
-        input_names=("image", *(f"{name}_in" for name in maps), *STEP_INPUTS),
-        output_names=(*maps, *STEP_OUTPUTS),
-        verbose=False,
+def export_model(model: PSDiff, max_side: int) -> ExportedModel:
+    """Implements :meth:`PSDiff.export`."""
+    maps = model.head.in_features
+    return ExportedModel(
+        export_graph(model, max_side),
+        ("image", *(f"{name}_in" for name in maps), *STEP_INPUTS),
+        (*maps, *STEP_OUTPUTS),
+        describe(model, max_side),
     )
-    proto = onnx_program.model_proto
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = "person_search", json.dumps(values)
-    path.write_bytes(proto.SerializeToString())

@@ -15,6 +15,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, de
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from person_search.interface import ExportedModel
 from person_search.modeling import run_by_size
 from psdiff.box_diffusion import (
     SignalCodec,
@@ -45,6 +46,9 @@ class PSDiff(nn.Module):
     """
 
     thread_safe_inference = True  # an inference changes no attribute of the model
+
+    # The sampler amplifies rounding: some proposals end at another person (docs/deployment.md).
+    auto_low_precision = False
 
     @configurable
     def __init__(
@@ -398,3 +402,9 @@ class PSDiff(nn.Module):
         settings = self.settings.changed(**changes)
         calibration = self.latency.calibrate(self, settings, image_size)
         return steps_within(budget_ms, calibration, settings.steps)
+
+    def export(self, max_side: int) -> ExportedModel:
+        """Exports the backbone and one step; see :class:`person_search.interface.Exports`."""
+        from psdiff.export import export_model  # which imports this module
+
+        return export_model(self, max_side)

@@ -216,6 +216,13 @@ def test_half_precision_is_close(tiny_sd, backbone, name, limit):
         assert (x - expected[key]).norm() / expected[key].norm() < limit, key
 
 
+def test_convolutions_of_bfloat16_are_channels_last_on_a_cpu(tiny_sd):
+    for name, wanted in (("bfloat16", True), ("float32", False)):
+        frozen = tiny_backbone(tiny_sd, DTYPE=name, WINOGRAD=False)._frozen
+        weight = frozen[1].conv_in.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == wanted
+
+
 def test_autocast_around_it_changes_only_the_dtype_given(tiny_sd):
     backbone = tiny_backbone(tiny_sd, DTYPE="bfloat16")
     expected = backbone(random_images(1))

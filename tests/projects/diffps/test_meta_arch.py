@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from diffps_model_tiny import EMBED_DIM, IMAGE_SIZE, tiny_cfg, tiny_model, training_input
 
+from person_search.modeling.optimize import optimize_for_inference
 from person_search.testing import PersonSearchModelTests
 
 
@@ -28,6 +29,27 @@ class TestDiffPS(PersonSearchModelTests):
 
     def training_input(self, persons):
         return training_input(persons)
+
+
+@torch.no_grad()
+def test_optimized_model_finds_the_same(tiny_sd):
+    """The norms of the heads are folded; the frozen part is shared, not copied."""
+    torch.manual_seed(0)
+    model = tiny_model(tiny_sd).eval()
+    for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.running_mean.uniform_(-0.1, 0.1)
+        norm.running_var.uniform_(0.5, 2.0)
+    fast = optimize_for_inference(model, "float32")
+    for part in ("det_aggregator", "msfrn"):
+        kinds = {type(m) for m in getattr(fast, part).modules()}
+        assert torch.nn.BatchNorm2d not in kinds and torch.nn.Conv2d in kinds
+    assert fast.backbone is model.backbone
+    inputs = [training_input(2)]
+    (mine,), (wanted,) = fast(inputs), model(inputs)
+    mine, wanted = mine["instances"], wanted["instances"]
+    assert len(wanted) > 0
+    torch.testing.assert_close(mine.pred_boxes.tensor, wanted.pred_boxes.tensor, atol=1e-2, rtol=0)
+    torch.testing.assert_close(mine.reid_feats, wanted.reid_feats, atol=1e-4, rtol=0)
 
 
 DETECTION_LOSSES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")

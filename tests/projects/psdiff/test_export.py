@@ -13,6 +13,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from psdiff_tiny import tiny_model
 
+from person_search.search.export import write_onnx
 from person_search.search.identity import ModelIdentity
 from person_search.search.onnx_embedder import OnnxEmbedder
 from person_search.search.onnx_model import OnnxModel, OnnxModelError, TorchNoise, suppress
@@ -20,9 +21,6 @@ from psdiff.box_diffusion import SignalCodec
 from psdiff.export import (
     PSDiffGraph,
     ddim_coefficients,
-    describe,
-    export_graph,
-    export_onnx,
 )
 from psdiff.sampler import SamplerSettings, Trajectory
 
@@ -37,12 +35,12 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def program(model):
-    return export_graph(model, SIDE)
+def exported(model):
+    return model.export(SIDE)
 
 
 @pytest.fixture(scope="module")
-def onnx_file(model, program, tmp_path_factory) -> Path:
+def onnx_file(exported, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("export") / "model.onnx"
     values = {
         "version": 1,
@@ -51,9 +49,8 @@ def onnx_file(model, program, tmp_path_factory) -> Path:
         "min_size": 60,
         "max_size": 90,
         "identity": IDENTITY.to_json(),
-        **describe(model, SIDE),
     }
-    export_onnx(program, path, values)
+    write_onnx(exported, path, values)
     return path
 
 
@@ -102,7 +99,7 @@ def test_a_large_image_is_resized_and_its_boxes_are_scaled_back(onnx_file) -> No
     )
 
 
-def test_torch_program_gives_the_same_step(model, program) -> None:
+def test_torch_program_gives_the_same_step(model, exported) -> None:
     torch.manual_seed(0)
     maps = [torch.randn(1, 16, 24, 16), torch.randn(1, 16, 12, 8)]
     inputs = (
@@ -115,7 +112,7 @@ def test_torch_program_gives_the_same_step(model, program) -> None:
         torch.tensor([0.3, 0.5, 0.2]),
     )
     with torch.no_grad():
-        results = zip(program.module()(*inputs), PSDiffGraph(model)(*inputs), strict=True)
+        results = zip(exported.program.module()(*inputs), PSDiffGraph(model)(*inputs), strict=True)
     for mine, wanted in results:
         torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=1e-4)
 
