@@ -93,7 +93,7 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
     """Prints one line per result."""
     from timing import timed
 
-    from person_search.search import Gallery
+    from person_search.search import FolderGallery
     from person_search.search.approximate import build_index
 
     rng = np.random.default_rng(args.seed)
@@ -106,7 +106,7 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
     queries = draw_embeddings(rng, people, rng.integers(0, len(people[1]), args.queries))
 
     private = private_memory()
-    seconds, gallery = timed(Gallery, store)
+    seconds, gallery = timed(FolderGallery, store)
     extra = private_memory() - private
     print(f"opened in {seconds[0]:.2f} s")
     print(f"memory, exact: {(raw + extra) / raw:.3f} times the vectors "
@@ -117,7 +117,7 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
         seconds, made = timed(build_index, store.folder, store.manifest.segments, gallery.vectors)
     del gallery
     private = private_memory()
-    gallery = Gallery(store)
+    gallery = FolderGallery(store)
     extra = private_memory() - private
     size = (store.folder / made.file).stat().st_size
     print(f"index built in {seconds[0]:.1f} s: {made.cells} cells, {made.probes} probed")
@@ -167,14 +167,14 @@ def write_gallery(
     args: argparse.Namespace,
 ):
     """Writes a gallery with five persons in each image; returns its store."""
-    from person_search.search import GalleryStore, ModelIdentity
+    from person_search.search import FolderStore, ModelIdentity
     from person_search.search.segment import Entry
 
-    store = GalleryStore.create(folder, args.dim, ModelIdentity("drawn", "0" * 64))
+    store = FolderStore.create(folder, args.dim, ModelIdentity("drawn", "0" * 64))
     with store.writing() as run:
         store.add_root(folder.parent)
-        (name,) = store.ensure_segments(1)
-        with store.segment_writer(name, durable=False) as writer:
+        (name,) = store.ensure_writers(1)
+        with store.writer(name, durable=False) as writer:
             for start in range(0, args.persons, 50_000):
                 count = min(50_000, args.persons - start)
                 ids = rng.integers(0, len(people[1]), count)
@@ -255,8 +255,14 @@ def kill_and_compare(folder: Path, kills: int, seed: int) -> int:
     from detectron2.modeling import build_model
     from timing import timed
 
-    from person_search.search import Gallery, PersonEmbedder, find_sources, index_images, verify
-    from person_search.search.store import GalleryStore
+    from person_search.search import (
+        FolderGallery,
+        PersonEmbedder,
+        find_sources,
+        index_images,
+        verify,
+    )
+    from person_search.search.folder_store import FolderStore
 
     torch.set_num_threads(1)  # children are forked, without the threads of the parent
     tiny = load_test_module("tiny_model")
@@ -290,13 +296,13 @@ def kill_and_compare(folder: Path, kills: int, seed: int) -> int:
     already = len(read_entries(folder / "killed"))
     index("killed")
     same = read_entries(folder / "killed") == read_entries(folder / "complete")
-    arrays = [Gallery(GalleryStore(folder / name)) for name in ("killed", "complete")]
+    arrays = [FolderGallery(FolderStore(folder / name)) for name in ("killed", "complete")]
     same &= all(
         np.array_equal(np.concatenate(getattr(arrays[0], part)),
                        np.concatenate(getattr(arrays[1], part)))
         for part in ("vectors", "boxes")
     )  # fmt: skip
-    problems = verify(GalleryStore(folder / "killed"))
+    problems = verify(FolderStore(folder / "killed"))
     print(f"{report.images} images with {report.persons} persons; {died} of {kills} runs were "
           f"killed while indexing, with {already} images done after the last kill")  # fmt: skip
     print(f"entries lost after they were visible: {lost}")

@@ -9,13 +9,17 @@ from typing import Any
 
 _MODULE_OF = {
     "ApproximateIndex": "approximate",
-    "CompactReport": "maintenance",
+    "CompactReport": "store",
+    "FolderGallery": "folder_gallery",
+    "FolderStore": "folder_store",
     "Gallery": "gallery",
     "GalleryDamagedError": "errors",
     "GalleryError": "errors",
+    "GalleryImage": "table",
     "GalleryLockedError": "errors",
     "GalleryStore": "store",
     "ImageChangedError": "errors",
+    "ImageKey": "table",
     "IndexOptions": "indexing",
     "IndexReport": "indexing",
     "Match": "table",

@@ -53,6 +53,10 @@ class IndexDescription:
     probes: int
     recall: float
 
+    def describe(self) -> str:
+        """Returns, for example, "1024 cells, 8 visited, recall of the 10 best 0.998"."""
+        return f"{self.cells} cells, {self.probes} visited, recall of the 10 best {self.recall:.3f}"
+
 
 def faiss_module() -> ModuleType:
     """Imports FAISS.

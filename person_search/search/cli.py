@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from person_search.cli import add_common_options, run_program
+from person_search.search.locations import MilvusAddress, parse_location
 
 COMMANDS = {
     "index": "add images and videos to a gallery",
@@ -51,9 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--gallery",
                 required=name != "info",
-                type=Path,
-                metavar="FOLDER",
-                help="folder of the gallery",
+                type=_gallery,
+                metavar="GALLERY",
+                help="folder of the gallery, or milvus://HOST:19530/NAME",
             )
         if with_model or name == "info":
             default = "" if name == "info" else " (default: MODEL.WEIGHTS of the config)"
@@ -81,6 +82,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_forget(commands.choices["forget"])
     _add_export(commands.choices["export"])
     return parser
+
+
+def _gallery(text: str) -> Path | MilvusAddress:
+    try:
+        return parse_location(text)
+    except ValueError as e:  # argparse would print the text, which may hold a password
+        raise argparse.ArgumentTypeError(str(e)) from e
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:

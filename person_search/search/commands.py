@@ -18,9 +18,7 @@ from detectron2.utils.logger import setup_logger
 
 from person_search.config import build_config
 from person_search.engine import friendly_errors, launch
-from person_search.search.approximate import IndexDescription, build_index, read_description
 from person_search.search.embedder import PersonEmbedder
-from person_search.search.errors import GalleryError
 from person_search.search.export import run_export
 from person_search.search.fit import describe_misfit
 from person_search.search.gallery import CHANGED, Gallery
@@ -97,7 +95,7 @@ def _index_worker(args: argparse.Namespace, listing: Listing, options: IndexOpti
         report = index_images(embedder, args.gallery, listing, options)
     if comm.is_main_process():
         print(describe_run(report, listing))
-        print(printable(args.gallery))
+        print(printable(str(args.gallery)))
 
 
 def describe_run(report: IndexReport, listing: Listing) -> str:
@@ -144,9 +142,9 @@ def run_query(args: argparse.Namespace) -> int:
         height, width = read_image(path).shape[:2]
         clip_box(box, width, height, path)
     gallery = Gallery.open(args.gallery)
-    unknown = sorted(wanted.cameras - set(gallery.images.camera_names))
+    unknown = sorted(wanted.cameras - set(gallery.camera_names))
     if unknown:
-        known = ", ".join(name for name in gallery.images.camera_names if name)
+        known = ", ".join(name for name in gallery.camera_names if name)
         raise ValueError(f"--camera is '{unknown[0]}'; cameras of the gallery: {known or 'none'}.")
     embedder = PersonEmbedder.from_config(build_config(args.config_file, args.opts), args.weights)
     gallery.store.manifest.model.require(embedder.identity, args.gallery)
@@ -230,9 +228,9 @@ def _why_no_match(gallery: Gallery, wanted: SearchFilter, best: list[Match]) -> 
     if best:
         return f"; the most similar person has similarity {best[0].sim:.3f}."
     if not len(gallery):
-        if gallery.failed and not len(gallery.images):
+        if gallery.num_failed and not gallery.num_images:
             return (
-                f": the gallery is empty, and {count(len(gallery.failed), 'file')} could not be "
+                f": the gallery is empty, and {count(gallery.num_failed, 'file')} could not be "
                 "read. 'person-search index --retry' lists them."
             )
         return (
@@ -343,7 +341,7 @@ def run_info(args: argparse.Namespace) -> int:
         card = read_card(fetch_weights(args.weights))
         _print_facts([("model card", NO_CARD)] if card is None else card.facts())
     if args.gallery:
-        _print_facts(_gallery_facts(Gallery.open(args.gallery)))
+        _print_facts(Gallery.open(args.gallery).facts())
     return 0
 
 
@@ -352,37 +350,9 @@ def _print_facts(facts: Iterable[tuple[str, str]]) -> None:
         print(f"{name:20s} {value}")
 
 
-def _gallery_facts(gallery: Gallery) -> list[tuple[str, str]]:
-    store, table = gallery.store, gallery.images
-    manifest = store.manifest
-    rows = len(gallery.image_of_row)
-    size = sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file())
-    times = table.times[table.times == table.times]
-    span = f"{format_time(times.min())} to {format_time(times.max())}" if len(times) else ""
-    description = read_description(store.folder)
-    return [
-        ("images and frames", f"{len(table)} ({count(len(gallery.failed), 'file')} unreadable)"),
-        ("persons", f"{len(gallery)} ({rows - len(gallery)} of replaced or removed images)"),
-        ("embeddings", f"dimension {manifest.dim}, {4 * rows * manifest.dim / 1e6:.1f} MB"),
-        ("on disk", f"{size / 1e6:.1f} MB in {count(len(manifest.segments), 'segment')}"),
-        ("model", f"{manifest.model.architecture}, weights {manifest.model.weights[:12]}"),
-        ("model card", manifest.card.describe() if manifest.card else NO_CARD),
-        *(("folder", printable(store.root_path(root))) for root in range(len(manifest.roots))),
-        ("cameras", ", ".join(name for name in table.camera_names if name) or "unknown"),
-        ("times", f"{span}, {len(table) - len(times)} unknown" if span else "unknown"),
-        *([("tracklets", f"{len(gallery.tracklets)} in videos")] if gallery.has_videos else []),
-        ("approximate index", _describe_index(description) if description else "none"),
-        ("runs", str(manifest.run)),
-    ]
-
-
-def _describe_index(index: IndexDescription) -> str:
-    return f"{index.cells} cells, {index.probes} visited, recall of the 10 best {index.recall:.3f}"
-
-
 def run_verify(args: argparse.Namespace) -> int:
     """Prints all damage."""
-    problems = verify(GalleryStore(args.gallery))
+    problems = verify(GalleryStore.open(args.gallery))
     for problem in problems:
         print(printable(problem))
     print(f"{count(len(problems), 'problem')}." if problems else "The gallery is intact.")
@@ -391,7 +361,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def run_forget(args: argparse.Namespace) -> int:
     """Deletes images or persons for good."""
-    store = GalleryStore(args.gallery)
+    store = GalleryStore.open(args.gallery)
     matches = _read_matches(args.results, args.rank) if args.results else []
     report = forget(store, args.source, matches)
     _print_lost(report.damaged)
@@ -427,7 +397,7 @@ def _print_lost(damaged: Iterable[str]) -> None:
 
 def run_compact(args: argparse.Namespace) -> int:
     """Rewrites the gallery, and builds its index if requested."""
-    store = GalleryStore(args.gallery)
+    store = GalleryStore.open(args.gallery)
     report = compact(store)
     _print_lost(report.damaged)
     print(
@@ -435,12 +405,7 @@ def run_compact(args: argparse.Namespace) -> int:
         f"{count(report.dropped_rows, 'person')} of replaced, removed or damaged images dropped."
     )
     if args.index:
-        gallery = Gallery(store)
-        if not len(gallery):
-            raise GalleryError("the gallery is empty; there is nothing to index.")
-        with store.writing():
-            made = build_index(store.folder, store.manifest.segments, gallery.vectors)
-        print(f"Approximate index: {_describe_index(made)}.")
+        print(f"Approximate index: {store.build_index()}.")
     return 0
 
 

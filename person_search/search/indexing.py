@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Indexing: from images and videos to a gallery on disk, in one process or several.
+"""Indexing: from images and videos to a gallery, in one process or several.
 
 A run compares the listed files with the gallery and reads those that are new, changed or
-unfinished. Every process writes its own segment, and every image is in the gallery as soon as it
+unfinished. Every process has its own writer, and every image is in the gallery as soon as it
 is computed, so an interrupted run is simply started again.
 """
 
 import itertools
 import logging
 import math
+import os
 import stat
 import time
 from collections import defaultdict, deque
@@ -28,17 +29,14 @@ from PIL import Image
 
 from person_search.data import BadImageError, color_detail
 from person_search.data.model_cards import MEASURED_IMAGES
-from person_search.search.approximate import build_index, read_description
 from person_search.search.embedder import PersonEmbedder
-from person_search.search.errors import GalleryError
+from person_search.search.entries import END_OF_VIDEO, Entry
 from person_search.search.fit import describe_misfit
-from person_search.search.gallery import APPROXIMATE_FROM, Gallery
 from person_search.search.images import read_image
 from person_search.search.names import from_stored, printable
 from person_search.search.progress import Progress
-from person_search.search.segment import END_OF_VIDEO, Entry, SegmentWriter
 from person_search.search.sources import Listing, OriginRules, Source
-from person_search.search.store import GalleryStore, live_entries
+from person_search.search.store import GalleryStore, ImageWriter
 from person_search.search.videos import VideoState, count_samples, sample_video
 from person_search.utils.model_card import ModelCard
 from person_search.vis.encoding import is_own_drawing
@@ -53,8 +51,6 @@ MAX_BATCH = 4
 BATCH_PIXELS = {"cpu": 320_000, "cuda": 4_400_000}
 """Maximum number of pixels in one call, by device, unless a single image has more. Larger batches
 save time only as long as the overhead of each operation counts, and take more memory."""
-REBUILD_SHARE = 0.2
-"""The approximate index is rebuilt if it lacks more than this share of the rows."""
 
 
 @dataclass(frozen=True)
@@ -141,14 +137,14 @@ class _Plan:
 
     Attributes:
         run: Number of the run.
-        segments: Names of the segments, one per process.
+        writers: Names of the writers, one per process.
         tasks: Files to read, in order.
         removed: Entries that remove images.
         unchanged: Number of files that are in the gallery already.
     """
 
     run: int
-    segments: list[str]
+    writers: list[str]
     tasks: list[_Task]
     removed: list[Entry]
     unchanged: int
@@ -177,7 +173,7 @@ class _Read:
 
 def index_images(
     embedder: PersonEmbedder,
-    folder: Path,
+    gallery: str | os.PathLike,
     listing: Listing,
     options: IndexOptions | None = None,
     progress: bool | None = None,
@@ -188,7 +184,7 @@ def index_images(
 
     Args:
         embedder: Embedder with the same model in all processes.
-        folder: Folder of the gallery.
+        gallery: Gallery, a folder or a URL of Milvus.
         listing: Files to index, from ``find_sources``; that of the first process counts.
         options: How to index.
         progress: Show a progress bar; None: in a terminal, and log lines elsewhere.
@@ -206,13 +202,13 @@ def index_images(
     with ExitStack() as stack:
 
         def prepare() -> _Plan:
-            store = GalleryStore.open_or_create(folder, embedder.embed_dim, embedder.identity)
+            store = GalleryStore.open_or_create(gallery, embedder.embed_dim, embedder.identity)
             run = stack.enter_context(store.writing())
             return _make_plan(store, run, listing, options, processes)
 
         plan = _in_first_process(prepare)
-        store = GalleryStore(folder)
-        with store.segment_writer(plan.segments[rank], options.durable) as writer:
+        store = GalleryStore.open(gallery)
+        with store.writer(plan.writers[rank], options.durable) as writer:
             if rank == 0:
                 for entry in plan.removed:
                     writer.append(entry)
@@ -226,7 +222,7 @@ def index_images(
                 card=embedder.card or store.manifest.card,
                 color_details=(*store.manifest.color_details, *details)[-MEASURED_IMAGES:],
             )
-            _refresh(store, options.approximate)
+            store.refresh(options.approximate)
     return IndexReport(
         images=sum(report.images for report in reports),
         persons=sum(report.persons for report in reports),
@@ -260,11 +256,10 @@ def _make_plan(
     store: GalleryStore, run: int, listing: Listing, options: IndexOptions, processes: int
 ) -> _Plan:
     """Compares the files with the gallery; requires the lock."""
-    segments = store.ensure_segments(processes)
+    writers = store.ensure_writers(processes)
     known: dict[tuple[int, str], list[Entry]] = defaultdict(list)
-    for entries in live_entries(store.read_segments()):
-        for entry in entries:
-            known[entry.root, entry.path].append(entry)
+    for entry in store.entries():
+        known[entry.root, entry.path].append(entry)
     roots = {root: store.add_root(root) for root in {s.root for s in listing.sources}}
     candidates = [
         _task_of(source, roots[source.root], known.get((roots[source.root], source.path)), options)
@@ -281,7 +276,7 @@ def _make_plan(
                 if _is_missing(file) or str(file) in listing.left_out:
                     last = entries[-1]
                     removed.append(Entry(run, root, path, last.size, last.mtime_ns, removed=True))
-    return _Plan(run, segments, tasks, removed, len(candidates) - len(tasks))
+    return _Plan(run, writers, tasks, removed, len(candidates) - len(tasks))
 
 
 def _is_missing(file: Path) -> bool:
@@ -311,7 +306,7 @@ def _task_of(
 
 def _work(
     embedder: PersonEmbedder,
-    writer: SegmentWriter,
+    writer: ImageWriter,
     plan: _Plan,
     tasks: list[_Task],
     options: IndexOptions,
@@ -323,7 +318,7 @@ def _work(
         count_samples(task.source.file, options.every) if task.source.is_video else 1
         for task in tasks
     )
-    name = "index" if len(plan.segments) == 1 else f"index (1 of {len(plan.segments)} processes)"
+    name = "index" if len(plan.writers) == 1 else f"index (1 of {len(plan.writers)} processes)"
     shown = progress if comm.is_main_process() else False
     jobs = read_ahead(_jobs(tasks, plan.run, embedder, options, report))
     # closing: after an error, the other threads must end before the process does
@@ -559,25 +554,3 @@ def read_ahead(items: Iterable[T], ahead: int = 4) -> Generator[T, None, None]:
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _refresh(store: GalleryStore, approximate: bool) -> None:
-    """Saves the tracklets, and builds the approximate index.
-
-    Args:
-        store: The gallery.
-        approximate: Build the index if the gallery is large and the index missing or outdated.
-    """
-    gallery = Gallery(store)
-    gallery.save_tracklets()
-    if not approximate:
-        return
-    description = read_description(store.folder)
-    rows = len(gallery.image_of_row)
-    held = sum(description.rows.values()) if description else 0
-    if len(gallery) < APPROXIMATE_FROM or (description and rows - held <= REBUILD_SHARE * rows):
-        return
-    try:
-        build_index(store.folder, store.manifest.segments, gallery.vectors)
-    except GalleryError as e:  # exact search works without the index
-        logger.warning("%s", e)

@@ -53,7 +53,7 @@ class SearchResult:
 
     def describe(self) -> str:
         """Returns, for example, "12 images (34 persons), only camera gate"."""
-        images = count(len(self.gallery.images), "image")
+        images = count(self.gallery.num_images, "image")
         text = f"{images} ({count(len(self.gallery), 'person')})"
         return f"{text}, only {self.wanted.describe()}" if self.wanted.describe() else text
 
@@ -92,8 +92,8 @@ def json_lines(result: SearchResult) -> str:
         "kind": "search",
         "query": [query.to_json() for query in result.queries],
         "gallery": {
-            "folder": str(gallery.store.folder),
-            "pictures": len(gallery.images),
+            "folder": str(gallery.store.location),
+            "pictures": gallery.num_images,
             "persons": len(gallery),
             "model": gallery.store.manifest.model.weights,
             "model_card": card.to_json() if (card := gallery.store.manifest.card) else None,
@@ -201,7 +201,7 @@ def _report(result: SearchResult, scenes: Iterable[_Scene], shown: int) -> str:
     weights = result.gallery.store.manifest.model.weights[:12]
     card = result.gallery.store.manifest.card
     footer = (
-        f"Gallery {printable(result.gallery.store.folder)}, model {weights}: "
+        f"Gallery {printable(str(result.gallery.store.location))}, model {weights}: "
         f"{card.describe() if card else NO_CARD}."
     )
     return html_report(queries, cells, title=TITLE, summary=searched + DISCLAIMER, footer=footer)
@@ -217,7 +217,7 @@ def _query_image(query: QueryPerson) -> np.ndarray | None:
 
 def _facts(result: SearchResult, match: Match, warning: str) -> list[tuple[str, str]]:
     facts = [
-        ("image", place_of(match, result.gallery.images.paths[match.image])),
+        ("image", place_of(match, match.name)),
         ("time", "" if match.time is None else format_time(match.time)),
         ("seen", match.describe_span()),
         ("camera", match.camera),
@@ -231,7 +231,7 @@ def _facts(result: SearchResult, match: Match, warning: str) -> list[tuple[str, 
 def _note(result: SearchResult, match: Match) -> str:
     """Returns the place, or the span of a tracklet, camera and time in one line."""
     time = "" if match.time is None else format_time(match.time)
-    name = result.gallery.images.paths[match.image]
+    name = match.name
     span = match.describe_span()
     facts = (printable(name) if span else place_of(match, name), span, match.camera, time)
     return ", ".join(fact for fact in facts if fact)

@@ -13,91 +13,21 @@ Shape shorthand: N rows (persons) of the segment, n of one image, D embedding di
 Boxes are XYXY pixels of the upright image.
 """
 
-import json
 import os
-import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from mmap import mmap
 from pathlib import Path
 
 import numpy as np
 
+from person_search.search.entries import FLOAT, Entry, checksum
 from person_search.search.errors import GalleryDamagedError
 from person_search.search.file_lock import FileLock
 from person_search.utils.files import sync_folder
 
 VECTORS, BOXES, LOG, LOCK = "vectors.f32", "boxes.f32", "entries.log", "segment.lock"
 BOX_COLUMNS = 5
-FLOAT = np.dtype("<f4")
-END_OF_VIDEO = -1
-"""``Entry.frame`` of the line that marks a video as read to its end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A line of the log: an image, a frame of a video, or the end of a video.
-
-    Attributes:
-        run: Number of the run of ``index`` that wrote it; of two entries the later one counts.
-        root: Index into the folders of the manifest.
-        path: Path within that folder, with ``/``.
-        size: File size in bytes.
-        mtime_ns: Modification time of the file; with the size it reveals changes.
-        frame: Index of the frame; None for an image; ``END_OF_VIDEO``.
-        offset: Seconds of the frame from the start of the video.
-        time: Seconds since 1970; None if unknown.
-        camera: Camera name; "" if unknown.
-        width: Width in pixels.
-        height: Height in pixels.
-        error: Why the file is unreadable; "" otherwise.
-        removed: The file is gone or has changed; earlier lines of this file no longer count.
-        every: Seconds between sampled frames, at the end of a video.
-        first: First row of its persons.
-        rows: Number of its persons.
-        crc: CRC-32 of these rows, vectors first.
-    """
-
-    run: int
-    root: int
-    path: str
-    size: int
-    mtime_ns: int
-    frame: int | None = None
-    offset: float | None = None
-    time: float | None = None
-    camera: str = ""
-    width: int = 0
-    height: int = 0
-    error: str = ""
-    removed: bool = False
-    every: float | None = None
-    first: int = 0
-    rows: int = 0
-    crc: int = 0
-
-    def to_line(self) -> bytes:
-        """Returns the line of the log; fields with their default value are omitted."""
-        fields = {k: v for k, v in asdict(self).items() if v != _DEFAULTS.get(k, _DEFAULTS)}
-        text = json.dumps(fields, ensure_ascii=True, separators=(",", ":")).encode()
-        return b"%08x %s\n" % (zlib.crc32(text), text)
-
-    @classmethod
-    def from_line(cls, line: bytes) -> "Entry | None":
-        """Parses a line without its line feed; returns None if it is damaged."""
-        try:
-            if line[8:9] != b" " or int(line[:8], 16) != zlib.crc32(line[9:]):
-                return None
-            return cls(**json.loads(line[9:]))
-        except (ValueError, TypeError):
-            return None
-
-
-_DEFAULTS = {
-    name: field.default
-    for name, field in Entry.__dataclass_fields__.items()
-    if isinstance(field.default, (int, float, str, bool, type(None)))
-}
 
 
 @dataclass(frozen=True)
@@ -212,11 +142,6 @@ def count_rows(folder: Path, dim: int) -> tuple[int, int]:
         path.stat().st_size if path.exists() else 0 for path in (folder / VECTORS, folder / BOXES)
     ]
     return sizes[0] // (dim * FLOAT.itemsize), sizes[1] // (BOX_COLUMNS * FLOAT.itemsize)
-
-
-def checksum(vectors: np.ndarray, boxes: np.ndarray) -> int:
-    """Returns the CRC-32 of the rows of one image."""
-    return zlib.crc32(boxes.astype(FLOAT).tobytes(), zlib.crc32(vectors.astype(FLOAT).tobytes()))
 
 
 class SegmentWriter:

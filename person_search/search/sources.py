@@ -17,10 +17,10 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
+from person_search.search.folder_store import MANIFEST
 from person_search.search.images import image_suffixes, missing_decoder
 from person_search.search.names import from_stored, printable, to_stored
 from person_search.search.results import REPORT, RESULTS, SHEET
-from person_search.search.store import MANIFEST
 from person_search.search.videos import VIDEO_SUFFIXES
 
 

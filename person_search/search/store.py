@@ -1,45 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A gallery on disk: a manifest, the segments that it names, and the lock of its writer.
+"""What a gallery must offer, wherever it lies: a folder, or a collection of Milvus.
 
-    gallery.json        manifest: version, model, D, folders of the images, segments, last run
-    gallery.lock        held by the run that is writing
-    segments/<name>/    see segment.py; one per writing process
-    index-*             approximate index, if any; see approximate.py
+Commands, page and indexing use these classes only. ``GalleryStore`` writes and maintains a gallery,
+``Gallery`` (gallery.py) searches it. An image is added, replaced or removed wholly or not at all.
 
-The manifest is replaced atomically (write, sync, rename), by the holder of the lock only.
-docs/search.md explains the layout.
+Shape shorthand: n persons of one image, D embedding dimension.
+Boxes are XYXY pixels of the upright image.
 """
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+import numpy as np
+
+from person_search.search.entries import Entry
 from person_search.search.errors import GalleryError, UnsafePathError
-from person_search.search.file_lock import FileLock
 from person_search.search.identity import ModelIdentity
-from person_search.search.names import from_stored, to_stored
-from person_search.search.segment import Entry, SegmentContents, SegmentWriter, read_segment
-from person_search.utils.files import write_atomically
+from person_search.search.locations import MilvusAddress, parse_location
+from person_search.search.names import from_stored
 from person_search.utils.model_card import ModelCard, ModelCardError
 
-MANIFEST, LOCK, SEGMENTS = "gallery.json", "gallery.lock", "segments"
+if TYPE_CHECKING:
+    from person_search.search.gallery import Gallery
+
 FORMAT, VERSION = "person-search gallery", 1
+
+Keep = Callable[[Entry, np.ndarray], np.ndarray | None]
+"""Gets an entry and its boxes (n, 5). Returns which of its persons stay, (n,) bool, or None to
+delete the whole entry."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Content of ``gallery.json``.
+    """What a gallery knows of itself, as JSON.
 
     Attributes:
         dim: Embedding dimension D.
         model: Identity of the model that computed the embeddings.
-        roots: Folders of the images; relative ones start at the gallery.
-        segments: Names of the segments, in order.
+        roots: Folders of the images; relative ones start at the gallery. Folder galleries only.
+        segments: Names of the segments, in order. Folder galleries only.
         run: Number of the last run of ``index``.
         card: Model card of the model; None if it has none.
         color_details: ``color_detail`` of the last images that were measured.
@@ -54,7 +59,7 @@ class Manifest:
     color_details: tuple[float, ...] = ()
 
     def to_bytes(self) -> bytes:
-        """Returns the JSON text of the file."""
+        """Returns the JSON text."""
         content = {
             "format": FORMAT,
             "version": VERSION,
@@ -68,104 +73,244 @@ class Manifest:
         }
         return (json.dumps(content, indent=2) + "\n").encode()
 
-
-class GalleryStore:
-    """The files of a gallery.
-
-    Args:
-        folder: Folder with ``gallery.json``.
-
-    Raises:
-        GalleryError: If the folder is not a gallery, has another version or is damaged.
-    """
-
-    def __init__(self, folder: str | os.PathLike) -> None:
-        self.folder = Path(folder)
-        self.manifest = self._read_manifest()
-        self._root_paths: dict[str, Path] = {}
-
     @classmethod
-    def create(cls, folder: str | os.PathLike, dim: int, model: ModelIdentity) -> "GalleryStore":
-        """Creates an empty gallery in an empty or missing folder.
+    def from_bytes(cls, text: bytes | str, gallery: object, place: object) -> "Manifest":
+        """Inverse of :meth:`to_bytes`.
+
+        Args:
+            text: The JSON text.
+            gallery: Name of the gallery, for messages.
+            place: Where the text was read, for messages.
 
         Raises:
-            GalleryError: If the folder contains other files.
+            GalleryError: If it is not a manifest, or of another version.
         """
-        folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise GalleryError(f"'{folder}' is a file; a gallery is a folder.")
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK, f"the gallery '{folder}'"):
-            # a run that was killed while creating the gallery may have left its temporary file
-            ours = (LOCK, f".{MANIFEST}.")
-            others = [p.name for p in folder.iterdir() if not p.name.startswith(ours)]
-            if others:
+        try:
+            content = json.loads(text)
+            if content["format"] != FORMAT:
+                raise ValueError(f"its format is {content['format']!r}")
+            if content["version"] != VERSION:
                 raise GalleryError(
-                    f"'{folder}' is not a gallery and not empty (it contains "
-                    f"'{sorted(others)[0]}'); choose a new folder for the gallery, beside that of "
-                    "the images."
+                    f"the gallery '{gallery}' has version {content['version']}; this program "
+                    f"reads version {VERSION}."
                 )
-            write_atomically(folder / MANIFEST, Manifest(dim, model).to_bytes(), durable=True)
-        return cls(folder)
+            return cls(
+                dim=int(content["dim"]),
+                model=ModelIdentity.from_json(content["model"]),
+                roots=tuple(map(str, content["roots"])),
+                segments=tuple(str(int(name)).zfill(4) for name in content["segments"]),
+                run=int(content["run"]),
+                card=_card_of(content),
+                color_details=tuple(map(float, content.get("color_details", ()))),
+            )
+        except GalleryError:
+            raise
+        except (ValueError, KeyError, TypeError) as e:
+            raise GalleryError(f"'{place}' is not a manifest of a gallery: {e}") from e
 
-    @classmethod
+
+def _card_of(content: Mapping[str, Any]) -> ModelCard | None:
+    """Returns the card in a manifest; None if it has none, or one of a newer version."""
+    try:
+        return ModelCard.from_json(content["card"]) if content.get("card") else None
+    except ModelCardError:  # informative only: the gallery works without it
+        return None
+
+
+@dataclass(frozen=True)
+class CompactReport:
+    """Result of :func:`person_search.search.compact`.
+
+    Attributes:
+        images: Number of images in the gallery now.
+        persons: Number of persons in the gallery now.
+        dropped_rows: Number of removed persons, those of replaced and removed images among them.
+        damaged: Descriptions of the damage that was lost.
+    """
+
+    images: int
+    persons: int
+    dropped_rows: int
+    damaged: list[str]
+
+
+class ImageWriter(Protocol):
+    """Writes images; of one process."""
+
+    def append(
+        self,
+        entry: Entry,
+        boxes: np.ndarray | None = None,
+        scores: np.ndarray | None = None,
+        reid_feats: np.ndarray | None = None,
+    ) -> Entry:
+        """Adds an image, replaces it, or removes the file of an entry that is ``removed``.
+
+        Args:
+            entry: Entry of the image; its rows and checksum are filled in.
+            boxes: Boxes (n, 4); None for an entry without persons.
+            scores: Detection scores (n,), with boxes.
+            reid_feats: Embeddings (n, D) of unit length, with boxes.
+
+        Returns:
+            The entry as written.
+        """
+        ...
+
+
+class GalleryStore(ABC):
+    """A gallery opened for writing and maintenance.
+
+    Attributes:
+        location: Where it is; its text holds no credentials.
+        manifest: What it knows of itself.
+    """
+
+    location: Path | MilvusAddress
+    manifest: Manifest
+
+    @staticmethod
+    def open(location: str | os.PathLike | MilvusAddress) -> "GalleryStore":
+        """Opens a gallery.
+
+        Args:
+            location: A folder, or a URL; see :func:`parse_location`.
+
+        Raises:
+            GalleryError: If there is no gallery, or one of another version, or if it is damaged.
+        """
+        location = parse_location(location)
+        return _store_class(location)(location)
+
+    @staticmethod
     def open_or_create(
-        cls, folder: str | os.PathLike, dim: int, model: ModelIdentity
+        location: str | os.PathLike | MilvusAddress, dim: int, model: ModelIdentity
     ) -> "GalleryStore":
         """Opens a gallery for writing with this model, or creates it.
 
         Raises:
             OtherModelError: If it belongs to another model or other detection settings.
         """
-        if not (Path(folder) / MANIFEST).exists():
-            return cls.create(folder, dim, model)
-        store = cls(folder)
-        store.manifest.model.require(model, folder, detection=True)
+        location = parse_location(location)
+        kind = _store_class(location)
+        if not kind.exists(location):
+            return kind.create(location, dim, model)
+        store = kind(location)
+        try:
+            store.manifest.model.require(model, location, detection=True)
+        except BaseException:
+            store.close()
+            raise
         return store
 
-    @contextmanager
-    def writing(self) -> Iterator[int]:
-        """Holds the lock of the gallery and starts a run; yields its number.
+    def close(self) -> None:  # noqa: B027 (a folder has no connection)
+        """Ends a connection."""
+
+    # ---- reading ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def gallery(self) -> "Gallery":
+        """Opens the gallery for searching."""
+
+    @abstractmethod
+    def revision(self) -> Hashable:
+        """Returns a value that changes whenever images are added or removed."""
+
+    @abstractmethod
+    def entries(self) -> Iterator[Entry]:
+        """Yields the entries of all images, frames and ends of videos, also of unreadable files."""
+
+    @abstractmethod
+    def persons(self) -> Iterator[tuple[Entry, np.ndarray, np.ndarray]]:
+        """Yields all entries with boxes and scores (n, 5) and embeddings (n, D)."""
+
+    @abstractmethod
+    def scan(self, problems: list[str]) -> Iterator[Entry]:
+        """Reads everything.
+
+        Args:
+            problems: Gets a sentence about each damage.
+
+        Yields:
+            The entries whose persons are intact.
+        """
+
+    # ---- writing ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def writing(self) -> AbstractContextManager[int]:
+        """Starts a run; yields its number.
 
         Raises:
-            GalleryLockedError: If another process is writing.
+            GalleryLockedError: If the gallery has one writer at a time, and another is writing.
         """
-        with FileLock(self.folder / LOCK, f"the gallery '{self.folder}'"):
-            self.manifest = self._read_manifest()
-            self.replace_manifest(run=self.manifest.run + 1)
-            yield self.manifest.run
 
+    @abstractmethod
     def replace_manifest(self, **changes: object) -> None:
-        """Writes the manifest with changed fields; requires the lock."""
-        self.manifest = replace(self.manifest, **changes)  # type: ignore[arg-type]
-        write_atomically(self.folder / MANIFEST, self.manifest.to_bytes(), durable=True)
+        """Changes fields of the manifest, within :meth:`writing`."""
 
+    @abstractmethod
     def add_root(self, root: Path) -> int:
-        """Returns the index of a folder of images, adding it if it is new; requires the lock."""
-        root, folder = root.resolve(), self.folder.resolve()
-        # what lies beside the gallery may be moved together with it
-        beside = root.is_relative_to(folder.parent)
-        name = to_stored(os.path.relpath(root, folder) if beside else root)
-        if name not in self.manifest.roots:
-            self.replace_manifest(roots=(*self.manifest.roots, name))
-        return self.manifest.roots.index(name)
+        """Returns the number of a folder of images, adding it if it is new."""
+
+    @abstractmethod
+    def ensure_writers(self, count: int) -> list[str]:
+        """Returns the names of writers, one for each process of a run."""
+
+    @abstractmethod
+    def writer(self, name: str, durable: bool = True) -> AbstractContextManager[ImageWriter]:
+        """Opens a writer.
+
+        Args:
+            name: One of :meth:`ensure_writers`.
+            durable: Images survive a power failure, too; see ``SegmentWriter``.
+        """
+
+    @abstractmethod
+    def refresh(self, approximate: bool) -> None:
+        """Prepares for searching what has been written, at the end of a run.
+
+        Args:
+            approximate: Build the approximate index if the gallery is large and the index missing
+                or outdated.
+        """
+
+    @abstractmethod
+    def build_index(self) -> str:
+        """Builds the approximate index; returns its description.
+
+        Raises:
+            GalleryError: If the gallery is too small, or a package is missing.
+        """
+
+    @abstractmethod
+    def rewrite(self, keep: Keep, check: Callable[[], None] = lambda: None) -> CompactReport:
+        """Deletes replaced, removed and damaged images, and what ``keep`` refuses.
+
+        Args:
+            keep: Decides what stays.
+            check: Called when all entries have been seen; an error leaves the gallery unchanged.
+        """
+
+    # ---- paths -----------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def roots(self) -> Mapping[int, str]:
+        """The folders of the images by number, as stored."""
 
     def root_path(self, root: int) -> Path:
         """Returns a folder of images.
 
         Raises:
-            UnsafePathError: If the manifest has no such folder.
+            UnsafePathError: If the gallery has no such folder.
         """
-        if not 0 <= root < len(self.manifest.roots):
+        if root not in self.roots:
             raise UnsafePathError(
-                f"an entry of the gallery '{self.folder}' refers to folder {root}; the manifest "
-                f"has {len(self.manifest.roots)}."
+                f"an entry of the gallery '{self.location}' refers to folder {root}; the manifest "
+                f"has {len(self.roots)}."
             )
-        name = self.manifest.roots[root]
-        if name not in self._root_paths:
-            path = os.path.normpath(self.folder.resolve() / from_stored(name))
-            self._root_paths[name] = Path(path)
-        return self._root_paths[name]
+        return Path(from_stored(self.roots[root]))
 
     def named_path(self, root: int, path: str) -> Path:
         """Returns the path of an image for display; to open it, use :meth:`image_path`.
@@ -195,109 +340,16 @@ class GalleryStore:
 
     def _refuse(self, root: int, path: str) -> NoReturn:
         raise UnsafePathError(
-            f"the gallery '{self.folder}' names the image '{path}', which leaves the indexed "
+            f"the gallery '{self.location}' names the image '{path}', which leaves the indexed "
             f"folder '{self.root_path(root)}'. It is not opened."
         )
 
-    def segment_folder(self, name: str) -> Path:
-        """Returns the folder of a segment."""
-        return self.folder / SEGMENTS / name
 
-    def ensure_segments(self, count: int) -> list[str]:
-        """Returns the names of ``count`` segments, adding new ones; requires the lock."""
-        names = list(self.manifest.segments)
-        number = max((int(name) for name in names), default=0)
-        while len(names) < count:
-            number += 1
-            names.append(f"{number:04d}")
-            # left over from an interrupted compaction
-            shutil.rmtree(self.segment_folder(names[-1]), ignore_errors=True)
-        if len(names) > len(self.manifest.segments):
-            self.replace_manifest(segments=tuple(names))
-        return names[:count]
+def _store_class(location: Path | MilvusAddress) -> Any:
+    if isinstance(location, MilvusAddress):
+        from person_search.search.milvus_store import MilvusStore
 
-    def segment_writer(self, name: str, durable: bool = True) -> SegmentWriter:
-        """Opens a segment for appending."""
-        return SegmentWriter(self.segment_folder(name), self.manifest.dim, durable)
+        return MilvusStore
+    from person_search.search.folder_store import FolderStore
 
-    def read_segments(self) -> list[SegmentContents]:
-        """Reads all segments, in the order of the manifest."""
-        for _ in range(3):  # a compaction may have replaced them since the manifest was read
-            if all(self.segment_folder(name).is_dir() for name in self.manifest.segments):
-                break
-            fresh = self._read_manifest()
-            if fresh.segments == self.manifest.segments:
-                break  # announced by a run that has not created them yet
-            self.manifest = fresh
-        return [read_segment(self.segment_folder(name)) for name in self.manifest.segments]
-
-    def refresh(self) -> bool:
-        """Rereads the manifest; returns whether its segments or folders have changed."""
-        before, self.manifest = self.manifest, self._read_manifest()
-        return (before.segments, before.roots) != (self.manifest.segments, self.manifest.roots)
-
-    def _read_manifest(self) -> Manifest:
-        path = self.folder / MANIFEST
-        if not path.is_file():
-            raise GalleryError(
-                f"'{self.folder}' is not a gallery: it contains no {MANIFEST}. Create one from a "
-                "folder of images or a video with 'person-search index'."
-            )
-        try:
-            content = json.loads(path.read_bytes())
-            if content["format"] != FORMAT:
-                raise ValueError(f"its format is {content['format']!r}")
-            if content["version"] != VERSION:
-                raise GalleryError(
-                    f"the gallery '{self.folder}' has version {content['version']}; this program "
-                    f"reads version {VERSION}."
-                )
-            return Manifest(
-                dim=int(content["dim"]),
-                model=ModelIdentity.from_json(content["model"]),
-                roots=tuple(map(str, content["roots"])),
-                segments=tuple(str(int(name)).zfill(4) for name in content["segments"]),
-                run=int(content["run"]),
-                card=_card_of(content),
-                color_details=tuple(map(float, content.get("color_details", ()))),
-            )
-        except GalleryError:
-            raise
-        except (ValueError, KeyError, TypeError) as e:
-            raise GalleryError(f"'{path}' is not a manifest of a gallery: {e}") from e
-
-
-def _card_of(content: Mapping[str, Any]) -> ModelCard | None:
-    """Returns the card in a manifest; None if it has none, or one of a newer version."""
-    try:
-        return ModelCard.from_json(content["card"]) if content.get("card") else None
-    except ModelCardError:  # informative only: the gallery works without it
-        return None
-
-
-def live_entries(segments: Sequence[SegmentContents]) -> list[list[Entry]]:
-    """Returns the entries that count, per segment in their order.
-
-    Of several entries of an image or frame the last one counts; a removal ends all before it.
-    """
-    order = sorted(
-        (entry.run, number, line)
-        for number, segment in enumerate(segments)
-        for line, entry in enumerate(segment.entries)
-    )
-    alive: dict[tuple[int, str], dict[int | None, tuple[int, int]]] = {}
-    for _, number, line in order:
-        entry = segments[number].entries[line]
-        frames = alive.setdefault((entry.root, entry.path), {})
-        if entry.removed:
-            frames.clear()
-        else:
-            frames[entry.frame] = (number, line)
-    kept: list[list[int]] = [[] for _ in segments]
-    for frames in alive.values():
-        for number, line in frames.values():
-            kept[number].append(line)
-    return [
-        [segment.entries[line] for line in sorted(lines)]
-        for segment, lines in zip(segments, kept, strict=True)
-    ]
+    return FolderStore

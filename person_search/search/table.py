@@ -7,10 +7,11 @@ Shape shorthand: P images and frames.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
-from person_search.search.segment import Entry
+from person_search.search.entries import Entry
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,39 @@ class SearchFilter:
         return ", ".join(parts)
 
 
+class ImageKey(str):
+    """Identifies an image or frame of an opened gallery; only the gallery knows its meaning."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryImage:
+    """An image or frame of a gallery.
+
+    Attributes:
+        key: Its key.
+        root: Number of the indexed folder.
+        path: Path within that folder, with ``/``.
+        frame: Index of the frame; None for an image.
+        offset: Seconds of the frame from the start of the video; None for an image.
+        time: Seconds since 1970; None if unknown.
+        camera: Camera name; "" if unknown.
+        file_state: File size in bytes and modification time in ns.
+        size: Height and width in pixels; 0 if unknown.
+    """
+
+    key: ImageKey
+    root: int
+    path: str
+    frame: int | None
+    offset: float | None
+    time: float | None
+    camera: str
+    file_state: tuple[int, int]
+    size: tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Match:
     """A person found in the gallery.
@@ -83,7 +117,7 @@ class Match:
         box: XYXY pixels.
         score: Detection score in [0, 1].
         sim: Cosine similarity to the query in [-1, 1].
-        image: Number of the image or frame in the gallery.
+        image: Key of the image or frame in the gallery.
         frame: Index of the frame; None for an image.
         offset: Seconds of the frame from the start of the video; None for an image.
         time: Seconds since 1970; None if unknown.
@@ -92,6 +126,7 @@ class Match:
             for a match in a single image or frame.
         first: Seconds of the first frame of the tracklet from the start of the video.
         last: Seconds of its last frame.
+        name: Path of the file within the indexed folder.
     """
 
     rank: int
@@ -99,7 +134,7 @@ class Match:
     box: tuple[float, float, float, float]
     score: float
     sim: float
-    image: int = 0
+    image: ImageKey = ImageKey("0")
     frame: int | None = None
     offset: float | None = None
     time: float | None = None
@@ -107,6 +142,33 @@ class Match:
     frames: int | None = None
     first: float | None = None
     last: float | None = None
+    name: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        image: GalleryImage,
+        path: str,
+        box: tuple[float, float, float, float],
+        score: float,
+        sim: float,
+        **tracklet: Any,
+    ) -> "Match":
+        """Describes a person of an image; the rank is 0."""
+        return cls(
+            0,
+            path,
+            box,
+            score,
+            sim,
+            image.key,
+            image.frame,
+            image.offset,
+            image.time,
+            image.camera,
+            name=image.path,
+            **tracklet,
+        )
 
     def to_json(self) -> dict:
         """Returns plain types, boxes rounded to a tenth of a pixel; unknown fields are omitted."""
@@ -191,6 +253,23 @@ class ImageTable:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def __getitem__(self, number: int) -> GalleryImage:
+        frame = int(self.frames[number])
+        offset, time = float(self.offsets[number]), float(self.times[number])
+        size, mtime_ns = self.file_states[number].tolist()
+        height, width = self.sizes[number].tolist()
+        return GalleryImage(
+            ImageKey(number),
+            int(self.roots[number]),
+            self.paths[number],
+            frame if frame >= 0 else None,
+            None if np.isnan(offset) else offset,
+            None if np.isnan(time) else time,
+            self.camera_names[self.cameras[number]],
+            (size, mtime_ns),
+            (height, width),
+        )
 
     def allowed(self, wanted: SearchFilter) -> np.ndarray:
         """Returns the mask (P,) bool of the images that pass the filters of time and camera."""

@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from person_search.search.folder_store import FolderStore
 from person_search.search.identity import ModelIdentity
 from person_search.search.segment import Entry
-from person_search.search.store import GalleryStore
 
 FPS = 10
 IDENTITY = ModelIdentity("Drawn", "0" * 64)
@@ -28,21 +28,21 @@ def entry(path: str, run: int = 1, **fields) -> Entry:
 
 def write_gallery(
     folder: Path, counts: list[int], dim: int = 8, *, segments: int = 1, seed: int = 0, **fields
-) -> tuple[GalleryStore, np.ndarray]:
+) -> tuple[FolderStore, np.ndarray]:
     """Image i has ``counts[i]`` persons and lies in segment i % ``segments``.
 
     Returns:
         the store, and all embeddings (N, D) in the order of the images.
     """
-    store = GalleryStore.create(folder, dim, IDENTITY)
+    store = FolderStore.create(folder, dim, IDENTITY)
     rng = np.random.default_rng(seed)
     images = folder.parent / "images"
     images.mkdir(exist_ok=True)
     everything = []
     with store.writing() as run:
         store.add_root(images)
-        names = store.ensure_segments(segments)
-        writers = [store.segment_writer(name, durable=False) for name in names]
+        names = store.ensure_writers(segments)
+        writers = [store.writer(name, durable=False) for name in names]
         for i, count in enumerate(counts):
             feats = unit_vectors(rng, count, dim)
             boxes = np.sort(rng.uniform(0, 90, (count, 2, 2)), axis=1).reshape(count, 4)

@@ -15,7 +15,7 @@ import pytest
 from galleries import write_video
 from PIL import Image
 
-from person_search.search import Gallery, GalleryStore
+from person_search.search import FolderStore, Gallery
 
 BOX = (10, 10, 60, 90)
 
@@ -166,7 +166,7 @@ def test_another_model(search_tool, shown) -> None:
 def test_two_writers(search_tool, tmp_path, shown) -> None:
     assert search_tool("index") == 0
     shown()
-    with GalleryStore(tmp_path / "g").writing():
+    with FolderStore(tmp_path / "g").writing():
         for command in ("index", "compact"):
             assert search_tool(command) == 2
             errors = shown()[1]

@@ -57,7 +57,7 @@ def test_in_the_results(changed: Path) -> None:
     printed = match_lines(matches, 3, gallery)
     assert ["changed since it was indexed" in line for line in printed] == [False, True, True]
     with pytest.raises(ImageChangedError, match="had 100 x 80 pixels and has 30 x 40 now"):
-        gallery.read_image(2)
+        gallery.read_image(matches[2].image)
 
 
 def test_on_the_page(changed: Path) -> None:

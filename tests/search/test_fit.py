@@ -9,7 +9,7 @@ from galleries import IDENTITY
 
 from person_search.search.cli import main
 from person_search.search.fit import describe_misfit
-from person_search.search.store import GalleryStore
+from person_search.search.folder_store import FolderStore
 from person_search.utils.model_card import ModelCard
 from person_search.utils.weight_files import read_weights, save_weights
 
@@ -42,16 +42,16 @@ def test_the_sentence() -> None:
 
 
 def test_the_manifest_keeps_both(tmp_path) -> None:
-    store = GalleryStore.create(tmp_path / "g", 4, IDENTITY)
+    store = FolderStore.create(tmp_path / "g", 4, IDENTITY)
     with store.writing():
         store.replace_manifest(card=card("drawn"), color_details=(0.5, 0.25))
-    manifest = GalleryStore(tmp_path / "g").manifest
+    manifest = FolderStore(tmp_path / "g").manifest
     assert manifest.card == card("drawn") and manifest.color_details == (0.5, 0.25)
     content = json.loads((tmp_path / "g" / "gallery.json").read_bytes())
     del content["color_details"]  # of an earlier version
     content["card"]["version"] = 99
     (tmp_path / "g" / "gallery.json").write_text(json.dumps(content))
-    manifest = GalleryStore(tmp_path / "g").manifest
+    manifest = FolderStore(tmp_path / "g").manifest
     assert manifest.card is None and manifest.color_details == ()
 
 

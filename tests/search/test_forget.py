@@ -3,18 +3,19 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from galleries import IDENTITY, entry, unit_vectors, write_gallery
 
-from person_search.search import Gallery, maintenance, verify
+from person_search.search import FolderGallery, Gallery, folder_maintenance, verify
 from person_search.search.cli import main
+from person_search.search.entries import END_OF_VIDEO
 from person_search.search.errors import GalleryError, GalleryLockedError
+from person_search.search.folder_store import FolderStore
 from person_search.search.maintenance import compact, forget
-from person_search.search.segment import END_OF_VIDEO
-from person_search.search.store import GalleryStore
 
 
 def all_bytes(folder: Path) -> bytes:
@@ -37,7 +38,7 @@ def match_of(gallery: Gallery, vector: np.ndarray, **settings) -> dict:
 
 def test_an_image_is_gone_from_the_disk(tmp_path) -> None:
     store, _ = write_gallery(tmp_path / "g", [2, 1, 3], segments=2)
-    before = Gallery(store)
+    before = FolderGallery(store)
     gone, kept = rows_of(before, "p0.png"), rows_of(before, "p2.png")
     assert all(row in all_bytes(tmp_path / "g") for row in gone)
     report = forget(store, [tmp_path / "images" / "p0.png"])
@@ -58,47 +59,47 @@ def test_a_source_is_gone_with_the_name_of_its_folder(tmp_path) -> None:
     (tmp_path / "private").mkdir()
     with store.writing() as run:
         root = store.add_root(tmp_path / "private")
-        with store.segment_writer(store.ensure_segments(1)[0]) as writer:
+        with store.writer(store.ensure_writers(1)[0]) as writer:
             for frame in (0, 5):
                 one = entry("v.mp4", run, frame=frame)
                 writer.append(
-                    maintenance.replace(one, root=root),
+                    replace(one, root=root),
                     np.array([[1.0, 2, 30, 40]]), np.ones(1), unit_vectors(rng, 1, 8),
                 )  # fmt: skip
             end = entry("v.mp4", run, frame=END_OF_VIDEO, error="the video is truncated")
-            writer.append(maintenance.replace(end, root=root))
+            writer.append(replace(end, root=root))
     assert b"private" in all_bytes(tmp_path / "g")
     report = forget(store, [tmp_path / "private"])
     assert (report.images, report.persons) == (2, 2)
     left = all_bytes(tmp_path / "g").replace(os.fsencode(tmp_path), b"")
     assert b"private" not in left and b"v.mp4" not in left
-    assert Gallery(store).images.paths == ["p0.png", "p1.png"]
+    assert FolderGallery(store).images.paths == ["p0.png", "p1.png"]
     # the other folder again, by its number in the manifest
-    assert forget(GalleryStore(tmp_path / "g"), [tmp_path / "images"]).images == 2
-    assert len(Gallery(GalleryStore(tmp_path / "g"))) == 0
+    assert forget(FolderStore(tmp_path / "g"), [tmp_path / "images"]).images == 2
+    assert len(FolderGallery(FolderStore(tmp_path / "g"))) == 0
 
 
 def test_a_person_is_gone_and_the_others_of_the_image_stay(tmp_path) -> None:
     store, vectors = write_gallery(tmp_path / "g", [3, 2])
-    gallery = Gallery(store)
+    gallery = FolderGallery(store)
     match = match_of(gallery, vectors[1])
     report = forget(store, matches=[match])
     assert (report.images, report.persons) == (0, 1)
     left = all_bytes(tmp_path / "g")
     assert vectors[1].tobytes() not in left and gallery.boxes[0][1].tobytes() not in left
-    after = Gallery(store)
+    after = FolderGallery(store)
     assert after.images.paths == ["p0.png", "p1.png"]
     assert np.array_equal(after.vectors[0], np.delete(vectors, 1, axis=0))
 
 
 def test_a_tracklet_is_gone_in_all_its_frames(tmp_path) -> None:
     """Two persons walk through a video; the match names the best crop of one."""
-    store = GalleryStore.create(tmp_path / "g", 8, IDENTITY)
+    store = FolderStore.create(tmp_path / "g", 8, IDENTITY)
     people = unit_vectors(np.random.default_rng(2), 2, 8)
     (tmp_path / "videos").mkdir()
     with store.writing() as run:
         store.add_root(tmp_path / "videos")
-        with store.segment_writer(store.ensure_segments(1)[0]) as writer:
+        with store.writer(store.ensure_writers(1)[0]) as writer:
             for frame in range(5):
                 x = 4.0 * frame
                 writer.append(
@@ -107,7 +108,7 @@ def test_a_tracklet_is_gone_in_all_its_frames(tmp_path) -> None:
                     np.array([0.9, 0.8]),
                     people,
                 )
-    gallery = Gallery(store)
+    gallery = FolderGallery(store)
     with store.writing():
         gallery.save_tracklets()
     match = match_of(gallery, people[0])
@@ -115,7 +116,7 @@ def test_a_tracklet_is_gone_in_all_its_frames(tmp_path) -> None:
     report = forget(store, matches=[match])
     assert (report.images, report.persons) == (0, 5)
     assert people[0].tobytes() not in all_bytes(tmp_path / "g")
-    after = Gallery(GalleryStore(tmp_path / "g"))
+    after = FolderGallery(FolderStore(tmp_path / "g"))
     assert len(after) == 5 and match_of(after, people[1])["tracklet"]["frames"] == 5
     assert forget(store, [tmp_path / "videos"]).images == 5
     assert not (tmp_path / "g" / "tracklets.npz").exists()
@@ -126,17 +127,17 @@ def test_an_approximate_index_is_gone(tmp_path) -> None:
     from person_search.search.approximate import build_index
 
     store, vectors = write_gallery(tmp_path / "g", [64, 64, 64])
-    build_index(store.folder, store.manifest.segments, Gallery(store).vectors)
+    build_index(store.folder, store.manifest.segments, FolderGallery(store).vectors)
     assert vectors[0].tobytes() in next((tmp_path / "g").glob("index-*.faiss")).read_bytes()
     forget(store, [tmp_path / "images" / "p0.png"])
     assert not any(vector.tobytes() in all_bytes(tmp_path / "g") for vector in vectors[:64])
-    assert len(Gallery(store)) == 128
+    assert len(FolderGallery(store)) == 128
 
 
 def test_what_the_gallery_lacks_deletes_nothing(tmp_path) -> None:
     store, vectors = write_gallery(tmp_path / "g", [1, 1])
-    match = match_of(Gallery(store), vectors[0])
-    before = [row for name in ("p0.png", "p1.png") for row in rows_of(Gallery(store), name)]
+    match = match_of(FolderGallery(store), vectors[0])
+    before = [row for name in ("p0.png", "p1.png") for row in rows_of(FolderGallery(store), name)]
     known = tmp_path / "images" / "p1.png"
     with pytest.raises(GalleryError, match=r"has no image of '.*zzz'; nothing was deleted"):
         forget(store, [known, tmp_path / "zzz"])
@@ -145,7 +146,7 @@ def test_what_the_gallery_lacks_deletes_nothing(tmp_path) -> None:
     with pytest.raises(GalleryError, match="has no person at"):  # a frame of a video
         forget(store, matches=[match | {"frame": 3}])
     left = all_bytes(tmp_path / "g")
-    assert all(row in left for row in before) and len(Gallery(store)) == 2
+    assert all(row in left for row in before) and len(FolderGallery(store)) == 2
 
 
 def test_a_folder_whose_name_starts_alike_stays(tmp_path) -> None:
@@ -161,7 +162,7 @@ def test_an_interruption_leaves_all_or_is_completed_later(tmp_path, monkeypatch,
     """Killed before the manifest is replaced, or before the old segments are deleted."""
     store, vectors = write_gallery(tmp_path / "g", [1, 1, 1])
     name = "replace_manifest" if step == "before" else "_delete_left_over"
-    owner = GalleryStore if step == "before" else maintenance
+    owner = FolderStore if step == "before" else folder_maintenance
     real, calls = getattr(owner, name), []
 
     def killed(*args, **kwargs):
@@ -173,20 +174,20 @@ def test_an_interruption_leaves_all_or_is_completed_later(tmp_path, monkeypatch,
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(owner, name, killed)
         forget(store, [tmp_path / "images" / "p0.png"])
-    again = GalleryStore(tmp_path / "g")
-    assert len(Gallery(again)) == (3 if step == "before" else 2)
+    again = FolderStore(tmp_path / "g")
+    assert len(FolderGallery(again)) == (3 if step == "before" else 2)
     assert vectors[0].tobytes() in all_bytes(tmp_path / "g")
     if step == "before":
         forget(again, [tmp_path / "images" / "p0.png"])
     else:
         compact(again)
     assert vectors[0].tobytes() not in all_bytes(tmp_path / "g")
-    assert len(Gallery(GalleryStore(tmp_path / "g"))) == 2
+    assert len(FolderGallery(FolderStore(tmp_path / "g"))) == 2
 
 
 def test_not_while_another_process_writes(tmp_path) -> None:
     store, _ = write_gallery(tmp_path / "g", [1])
-    with GalleryStore(tmp_path / "g").writing(), pytest.raises(GalleryLockedError):
+    with FolderStore(tmp_path / "g").writing(), pytest.raises(GalleryLockedError):
         forget(store, [tmp_path / "images"])
 
 

@@ -9,8 +9,8 @@ from galleries import entry, unit_vectors, write_gallery
 from hypothesis import given
 from hypothesis import strategies as st
 
-from person_search.search import Gallery, Match, SearchFilter, fuse
-from person_search.search import gallery as gallery_module
+from person_search.search import FolderGallery, Match, SearchFilter, fuse
+from person_search.search import folder_gallery as gallery_module
 from person_search.search.approximate import build_index, choose_cells
 from person_search.search.errors import GalleryError
 from person_search.search.exact import CHUNK, best_rows, similarities
@@ -50,7 +50,7 @@ def test_exact_search_is_numpy(segments, tmp_path) -> None:
     store, feats = write_gallery(tmp_path / "g", counts, segments=segments)
     image = np.repeat(np.arange(6), counts)
     query = unit_vectors(np.random.default_rng(5), 1, 8)[0]
-    gallery = Gallery(store)
+    gallery = FolderGallery(store)
     assert len(gallery) == 18 and len(gallery.images) == 6
     matches = gallery.search(query, None, per_image=False)
     order = reference(feats, query, 18)
@@ -70,7 +70,7 @@ def test_filters(tmp_path) -> None:
         tmp_path / "g", [2, 2, 2, 2], camera=["north", "south", "north", ""],
         time=[100.0, 200.0, 300.0, None],
     )  # fmt: skip
-    gallery = Gallery(store)
+    gallery = FolderGallery(store)
 
     def found(**fields) -> set[str]:
         matches = gallery.search(feats[0], None, wanted=SearchFilter(**fields))
@@ -120,12 +120,12 @@ def test_invalid_filters(fields, text) -> None:
 def test_empty_gallery(tmp_path) -> None:
     for name, counts in (("none", []), ("no_person", [0, 0])):
         store, _ = write_gallery(tmp_path / name, counts)
-        gallery = Gallery(store)
+        gallery = FolderGallery(store)
         assert len(gallery) == 0 and gallery.search(np.eye(8)[0]) == []
 
 
 def test_wrong_queries(tmp_path) -> None:
-    gallery = Gallery(write_gallery(tmp_path / "g", [1])[0])
+    gallery = FolderGallery(write_gallery(tmp_path / "g", [1])[0])
     with pytest.raises(ValueError, match="embeddings of dimension 8"):
         gallery.search(np.zeros(7))
     with pytest.raises(ValueError, match="method is 'fast'"):
@@ -162,10 +162,10 @@ def indexed(tmp_path):
     pytest.importorskip("faiss", reason="the approximate index needs FAISS")
     store, feats = write_gallery(tmp_path / "g", [5] * 600, 16, segments=2)
     with store.writing():
-        made = build_index(store.folder, store.manifest.segments, Gallery(store).vectors)
+        made = build_index(store.folder, store.manifest.segments, FolderGallery(store).vectors)
     rng = np.random.default_rng(7)
     later = unit_vectors(rng, 60, 16)
-    with store.writing() as run, store.segment_writer("0001", durable=False) as writer:
+    with store.writing() as run, store.writer("0001", durable=False) as writer:
         for i in range(12):
             writer.append(entry(f"later{i}.png", run), rng.uniform(0, 9, (5, 4)),
                           rng.uniform(0, 1, 5), later[5 * i : 5 * i + 5])  # fmt: skip
@@ -174,7 +174,7 @@ def indexed(tmp_path):
 
 def test_approximate_agrees_with_exact(indexed) -> None:
     store, feats, later, made = indexed
-    gallery = Gallery(store)
+    gallery = FolderGallery(store)
     assert made.rows == {"0001": 1500, "0002": 1500} and len(gallery.index) == 3000
     assert made.recall >= 0.99 and made.cells == choose_cells(3000)
     hits = 0
@@ -191,7 +191,7 @@ def test_approximate_agrees_with_exact(indexed) -> None:
 
 def test_approximate_with_filters(indexed) -> None:
     store, feats, later, _ = indexed
-    gallery = Gallery(store)
+    gallery = FolderGallery(store)
     own = gallery.search(feats[0], 1)[0]
     skip = [own.path]
     found = gallery.search(feats[0], 5, skip=skip, method="approximate")
@@ -203,7 +203,7 @@ def test_approximate_with_filters(indexed) -> None:
 
 def test_more_wanted_than_the_cells_hold(indexed) -> None:
     store, feats, later, _ = indexed
-    gallery = Gallery(store)
+    gallery = FolderGallery(store)
     matches = gallery.search(feats[0], None, method="approximate", per_image=False)
     assert len(matches) == 3060
     assert len(gallery.search(feats[0], 612, method="approximate")) == 612
@@ -211,12 +211,12 @@ def test_more_wanted_than_the_cells_hold(indexed) -> None:
 
 def test_auto_chooses_by_size_and_filter(indexed, monkeypatch) -> None:
     store, feats, *_ = indexed
-    gallery = Gallery(store)
+    gallery = FolderGallery(store)
     used = []
     for name in ("_exact_rows", "_approximate_rows"):
-        original = getattr(Gallery, name)
+        original = getattr(FolderGallery, name)
         monkeypatch.setattr(
-            Gallery, name,
+            FolderGallery, name,
             lambda *args, name=name, original=original: used.append(name) or original(*args),
         )  # fmt: skip
     gallery.search(feats[0])
@@ -231,20 +231,20 @@ def test_index_of_missing_segments_is_not_used(indexed) -> None:
     path = store.folder / "index.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "rows": {"0009": 3000}}))
-    assert Gallery(store).index is None
+    assert FolderGallery(store).index is None
     path.write_text(json.dumps({**content, "rows": {"0001": 9999, "0002": 1500}}))
-    assert Gallery(store).index is None
+    assert FolderGallery(store).index is None
     path.write_text(json.dumps({**content, "file": "../" + content["file"]}))
-    assert Gallery(store).index is None
+    assert FolderGallery(store).index is None
     path.write_text("{")
     with pytest.raises(GalleryError, match="delete it and rebuild the index"):
-        Gallery(store)
+        FolderGallery(store)
 
 
 def test_without_faiss_an_indexed_gallery_is_searched_exactly(indexed, monkeypatch, caplog) -> None:
     store, feats, *_ = indexed
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    gallery = Gallery(store)
+    gallery = FolderGallery(store)
     assert "requires FAISS" in caplog.text and gallery.index is None
     assert gallery.search(feats[0], 1)[0].sim > 0.9999
 
@@ -253,4 +253,4 @@ def test_too_few_for_an_index(tmp_path) -> None:
     pytest.importorskip("faiss", reason="the approximate index needs FAISS")
     store, _ = write_gallery(tmp_path / "g", [5])
     with pytest.raises(GalleryError, match="5 persons are too few"):
-        build_index(store.folder, ["0001"], Gallery(store).vectors)
+        build_index(store.folder, ["0001"], FolderGallery(store).vectors)

@@ -17,8 +17,9 @@ from galleries import write_video
 from PIL import Image
 
 from person_search.search import (
+    FolderGallery,
+    FolderStore,
     Gallery,
-    GalleryStore,
     IndexOptions,
     OriginRules,
     PersonEmbedder,
@@ -27,8 +28,8 @@ from person_search.search import (
     verify,
 )
 from person_search.search.errors import GalleryLockedError, OtherModelError
+from person_search.search.folder_store import live_entries
 from person_search.search.indexing import in_order, read_ahead
-from person_search.search.store import live_entries
 
 RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
 
@@ -61,8 +62,8 @@ def index(folder: Path, gallery: str = "g", embedder: PersonEmbedder | None = No
 
 def contents(gallery: Path) -> list[tuple]:
     """Everything that counts, without run numbers and places."""
-    store = GalleryStore(gallery)
-    opened = Gallery(store)
+    store = FolderStore(gallery)
+    opened = FolderGallery(store)
     found = []
     live = live_entries(store.read_segments())
     for entries, vectors, boxes in zip(live, opened.vectors, opened.boxes, strict=True):
@@ -82,7 +83,7 @@ def test_index_and_find(folder) -> None:
     assert (report.images, report.persons, report.unchanged) == (3, 6, 0)
     for name, color in (("a", [1, 0, 0]), ("b", [0, 1, 0]), ("c", [0, 0, 1])):
         assert best(folder, np.array(color)) == str(folder / f"{name}.png")
-    assert verify(GalleryStore(folder.parent / "g")) == []
+    assert verify(FolderStore(folder.parent / "g")) == []
     scene = Gallery.open(folder.parent / "g")
     assert scene.read_image(scene.search(np.array([1.0, 0, 0]), 1)[0].image)[0, 0].tolist() == [
         250,
@@ -221,7 +222,7 @@ def test_another_model_or_threshold_is_refused(folder) -> None:
 
 def test_two_runs_at_once(folder) -> None:
     index(folder)
-    with GalleryStore(folder.parent / "g").writing():
+    with FolderStore(folder.parent / "g").writing():
         with pytest.raises(GalleryLockedError, match="is being written by process"):
             index(folder)
     assert index(folder).unchanged == 3
@@ -262,7 +263,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(life, tmp_path) -> None:
             Gallery.open(tmp_path / "killed")  # readable in any state
     index(folder, "killed", embedder, every=0.5)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    assert verify(GalleryStore(tmp_path / "killed")) == []
+    assert verify(FolderStore(tmp_path / "killed")) == []
 
 
 def test_reading_ahead_keeps_order_and_hands_errors_over() -> None:

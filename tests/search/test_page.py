@@ -27,7 +27,7 @@ from page_tiny import (
 )
 from PIL import Image
 
-from person_search.search import GalleryStore, find_sources, index_images
+from person_search.search import FolderStore, find_sources, index_images
 from person_search.search.page.uploads import UnknownImageError, UploadLimits, Uploads
 
 
@@ -467,7 +467,7 @@ def test_names_of_uploads(name: str, kept: str) -> None:
 
 def test_another_models_gallery_is_refused(tmp_path: Path) -> None:
     gallery = make_gallery(tmp_path)
-    manifest = GalleryStore(gallery).folder / "gallery.json"
+    manifest = FolderStore(gallery).folder / "gallery.json"
     manifest.write_text(manifest.read_text().replace('"ColorModel"', '"Other"'))
     with pytest.raises(ValueError, match="made by another model"), running(gallery):
         pass

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from page_tiny import Answer, Page, image_bytes, make_gallery, running
 
-from person_search.search import Gallery, GalleryStore
+from person_search.search import FolderStore, Gallery
 from person_search.search.errors import GalleryDamagedError
 from person_search.search.maintenance import compact
 from person_search.search.page.safety import HEADERS
@@ -90,7 +90,7 @@ def test_a_repaired_gallery_is_taken_in(tmp_path: Path) -> None:
     with running(make_gallery(tmp_path)) as page:
         truncate(tmp_path / "gallery")
         assert search(page).status == page.get("/api/gallery").status == 503
-        compact(GalleryStore(tmp_path / "gallery"))
+        compact(FolderStore(tmp_path / "gallery"))
         assert search(page).status == 503, "until the page is loaded again"
         assert page.get("/api/gallery").json["images"] == 3
         assert search(page).status == 200

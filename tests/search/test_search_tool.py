@@ -17,7 +17,7 @@ import torch
 from galleries import write_video
 from PIL import Image
 
-from person_search.search import GalleryStore
+from person_search.search import FolderStore
 
 
 def results_in(folder: Path) -> tuple[dict, list[dict]]:
@@ -158,7 +158,7 @@ def test_wrong_input(command, changes, text, search_tool, tmp_path, capsys) -> N
     (tmp_path / "table.csv").write_text("file,camera\nother.png,north\n")
     torch.save({"model": {"other.weight": torch.zeros(2)}}, tmp_path / "other.pth")
     if command == "query":
-        GalleryStore.create(tmp_path / "g", 16, identity_of_gallery(search_tool, tmp_path))
+        FolderStore.create(tmp_path / "g", 16, identity_of_gallery(search_tool, tmp_path))
     filled = {
         name: value.format(folder=tmp_path) if isinstance(value, str) else value
         for name, value in changes.items()
@@ -176,7 +176,7 @@ def identity_of_gallery(search_tool, folder: Path):
     """Of the tiny run; it is the same in all tests."""
     if not IDENTITIES:
         assert search_tool("index", gallery=folder / "once") == 0
-        IDENTITIES.append(GalleryStore(folder / "once").manifest.model)
+        IDENTITIES.append(FolderStore(folder / "once").manifest.model)
     return IDENTITIES[0]
 
 
@@ -229,7 +229,7 @@ def test_interrupted_and_finished_by_two_processes(
     for i in range(280):
         (tmp_path / "images" / f"copy{i:03d}.png").unlink()
     assert search_tool("index", prune=True, num_processes=2) == 0
-    assert GalleryStore(tmp_path / "g").manifest.segments == ("0001", "0002")
+    assert FolderStore(tmp_path / "g").manifest.segments == ("0001", "0002")
     assert search_tool("verify") == 0
     assert search_tool("query", include_own=True) == 0
     assert len(results_in(tmp_path / "out")[1]) == 24

@@ -2,7 +2,6 @@
 """Manifest, lock, paths, and which entries count."""
 
 import errno
-import importlib
 import json
 import logging
 import os
@@ -13,48 +12,48 @@ import numpy as np
 import pytest
 from galleries import IDENTITY, entry, unit_vectors, write_gallery
 
-from person_search.search import Gallery, compact, verify
+from person_search.search import FolderGallery, Gallery, compact, folder_store, verify
 from person_search.search.errors import (
     GalleryError,
     GalleryLockedError,
     OtherModelError,
     UnsafePathError,
 )
+from person_search.search.folder_store import FolderStore, live_entries
 from person_search.search.identity import ModelIdentity
 from person_search.search.segment import LOG, VECTORS, SegmentContents
-from person_search.search.store import GalleryStore, live_entries
 
 
 def test_create_and_open(tmp_path) -> None:
-    made = GalleryStore.create(tmp_path / "g", 4, IDENTITY)
-    assert GalleryStore(tmp_path / "g").manifest == made.manifest
+    made = FolderStore.create(tmp_path / "g", 4, IDENTITY)
+    assert FolderStore(tmp_path / "g").manifest == made.manifest
     with made.writing() as run:
-        assert run == 1 and made.ensure_segments(2) == ["0001", "0002"]
-    assert GalleryStore(tmp_path / "g").manifest.segments == ("0001", "0002")
-    assert GalleryStore.open_or_create(tmp_path / "g", 4, IDENTITY).manifest.run == 1
+        assert run == 1 and made.ensure_writers(2) == ["0001", "0002"]
+    assert FolderStore(tmp_path / "g").manifest.segments == ("0001", "0002")
+    assert FolderStore.open_or_create(tmp_path / "g", 4, IDENTITY).manifest.run == 1
 
 
 def test_a_folder_with_other_files_is_not_taken(tmp_path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(GalleryError, match="not empty .it contains 'letter.txt'"):
-        GalleryStore.create(tmp_path, 4, IDENTITY)
+        FolderStore.create(tmp_path, 4, IDENTITY)
     with pytest.raises(GalleryError, match="is a file"):
-        GalleryStore.create(tmp_path / "letter.txt", 4, IDENTITY)
+        FolderStore.create(tmp_path / "letter.txt", 4, IDENTITY)
     with pytest.raises(GalleryError, match="is not a gallery: it contains no gallery.json"):
-        GalleryStore(tmp_path)
+        FolderStore(tmp_path)
 
 
 def test_a_kill_while_the_gallery_is_made(tmp_path) -> None:
     (tmp_path / ".gallery.json.123").write_text('{"form')
     (tmp_path / "gallery.lock").touch()
     with pytest.raises(GalleryError, match="is not a gallery: it contains no gallery.json"):
-        GalleryStore(tmp_path)  # what a kill has left is none yet
-    made = GalleryStore.create(tmp_path, 4, IDENTITY)
-    opened = GalleryStore(tmp_path)
+        FolderStore(tmp_path)  # what a kill has left is none yet
+    made = FolderStore.create(tmp_path, 4, IDENTITY)
+    opened = FolderStore(tmp_path)
     assert opened.manifest == made.manifest
     assert (opened.manifest.dim, opened.manifest.model) == (4, IDENTITY)
     with opened.writing() as run:
-        assert run == 1 and opened.ensure_segments(1) == ["0001"]
+        assert run == 1 and opened.ensure_writers(1) == ["0001"]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +67,7 @@ def test_a_kill_while_the_gallery_is_made(tmp_path) -> None:
 def test_damaged_manifest(content, text, tmp_path) -> None:
     (tmp_path / "gallery.json").write_text(content)
     with pytest.raises(GalleryError, match=text):
-        GalleryStore(tmp_path)
+        FolderStore(tmp_path)
 
 
 def test_segments_cannot_be_named_outside(tmp_path) -> None:
@@ -77,25 +76,25 @@ def test_segments_cannot_be_named_outside(tmp_path) -> None:
     manifest["segments"] = ["../../elsewhere"]
     (tmp_path / "g" / "gallery.json").write_text(json.dumps(manifest))
     with pytest.raises(GalleryError, match="not a manifest"):
-        GalleryStore(tmp_path / "g")
+        FolderStore(tmp_path / "g")
 
 
 def test_another_model_is_refused_and_named(tmp_path) -> None:
     config = {"A": 1, "B": [2]}
     mine = ModelIdentity("M", "1" * 64, config, {"T": 0.5})
-    GalleryStore.create(tmp_path / "g", 4, mine)
+    FolderStore.create(tmp_path / "g", 4, mine)
     for other, text in (
         (ModelIdentity("M", "2" * 64, config, {"T": 0.5}), "the weights .sha256 1111.*here 2222"),
         (ModelIdentity("N", "1" * 64, config, {"T": 0.5}), "the architecture .M, here N"),
         (ModelIdentity("M", "1" * 64, {"A": 3, "B": [2]}, {"T": 0.5}), "A .1, here 3"),
     ):
         with pytest.raises(OtherModelError, match=text):
-            GalleryStore.open_or_create(tmp_path / "g", 4, other)
+            FolderStore.open_or_create(tmp_path / "g", 4, other)
         with pytest.raises(OtherModelError, match=text):
             Gallery.open(tmp_path / "g", other)
     thresh = ModelIdentity("M", "1" * 64, config, {"T": 0.2})
     with pytest.raises(OtherModelError, match="T .0.5, here 0.2"):
-        GalleryStore.open_or_create(tmp_path / "g", 4, thresh)
+        FolderStore.open_or_create(tmp_path / "g", 4, thresh)
     assert len(Gallery.open(tmp_path / "g", thresh)) == 0, "a query may detect as it likes"
 
 
@@ -145,7 +144,7 @@ def test_gallery_and_images_move_together(tmp_path) -> None:
     write_gallery(tmp_path / "old" / "g", [1])
     os.rename(tmp_path / "old", tmp_path / "new")
     expected = (tmp_path / "new" / "images" / "a.png").resolve()
-    assert GalleryStore(tmp_path / "new" / "g").image_path(0, "a.png") == expected
+    assert FolderStore(tmp_path / "new" / "g").image_path(0, "a.png") == expected
 
 
 def test_last_entry_counts() -> None:
@@ -160,33 +159,31 @@ def test_last_entry_counts() -> None:
 def test_compact_keeps_what_counts(tmp_path) -> None:
     store, feats = write_gallery(tmp_path / "g", [2, 1, 3, 0], segments=2)
     new = unit_vectors(np.random.default_rng(9), 1, 8)
-    with store.writing() as run, store.segment_writer("0002") as writer:
+    with store.writing() as run, store.writer("0002") as writer:
         writer.append(entry("p0.png", run), np.array([[1, 2, 3, 4]]), np.array([0.5]), new)
         writer.append(entry("p1.png", run, removed=True))
-    before = Gallery(store).search(feats[3], None, per_image=False)
+    before = FolderGallery(store).search(feats[3], None, per_image=False)
     report = compact(store)
     assert (report.images, report.persons, report.dropped_rows) == (3, 4, 3)
     assert report.damaged == [] and store.manifest.segments == ("0003",)
     assert [p.name for p in (tmp_path / "g" / "segments").iterdir()] == ["0003"]
-    after = Gallery(GalleryStore(tmp_path / "g")).search(feats[3], None, per_image=False)
+    after = FolderGallery(FolderStore(tmp_path / "g")).search(feats[3], None, per_image=False)
     assert [(m.path, m.box, m.score) for m in after] == [(m.path, m.box, m.score) for m in before]
     assert len(after) == 4
 
 
-@pytest.mark.parametrize("step", ["store.read_segment", "gallery.map_rows"])
+@pytest.mark.parametrize("step", ["read_segment", "map_rows"])
 def test_a_gallery_that_is_compacted_while_it_is_opened(tmp_path, monkeypatch, step) -> None:
     """The files are taken away after it has been seen that they are there."""
     _, feats = write_gallery(tmp_path / "g", [2, 1, 3])
-    module = importlib.import_module(f"person_search.search.{step.split('.')[0]}")
-    name = step.split(".")[1]
-    read = getattr(module, name)
+    read = getattr(folder_store, step)
 
     def late(*given):
         monkeypatch.undo()
-        compact(GalleryStore(tmp_path / "g"))
+        compact(FolderStore(tmp_path / "g"))
         return read(*given)
 
-    monkeypatch.setattr(module, name, late)
+    monkeypatch.setattr(folder_store, step, late)
     gallery = Gallery.open(tmp_path / "g")
     assert len(gallery) == 6 and len(gallery.search(feats[3], None, per_image=False)) == 6
     assert gallery.store.manifest.segments == ("0002",)
@@ -200,16 +197,16 @@ def test_interrupted_compaction_changes_nothing(tmp_path, monkeypatch) -> None:
             raise KeyboardInterrupt
         original(self, **changes)
 
-    original = GalleryStore.replace_manifest
-    monkeypatch.setattr(GalleryStore, "replace_manifest", interrupt)
+    original = FolderStore.replace_manifest
+    monkeypatch.setattr(FolderStore, "replace_manifest", interrupt)
     with pytest.raises(KeyboardInterrupt):
         compact(store)
     monkeypatch.undo()
-    again = GalleryStore(tmp_path / "g")
-    assert len(Gallery(again)) == 3 and again.manifest.segments == ("0001",)
+    again = FolderStore(tmp_path / "g")
+    assert len(FolderGallery(again)) == 3 and again.manifest.segments == ("0001",)
     with again.writing():
-        assert again.ensure_segments(2) == ["0001", "0002"]
-    assert len(Gallery(again)) == 3, "what the compaction left is not taken for a segment"
+        assert again.ensure_writers(2) == ["0001", "0002"]
+    assert len(FolderGallery(again)) == 3, "what the compaction left is not taken for a segment"
 
 
 def test_verify_and_salvage(tmp_path) -> None:
@@ -234,7 +231,7 @@ def test_verify_and_salvage(tmp_path) -> None:
     ]
     report = compact(store)
     assert report.damaged == ["the persons of 'p0.png' in '0001' are damaged."]
-    assert report.images == 2 and len(Gallery(store)) == 2
+    assert report.images == 2 and len(FolderGallery(store)) == 2
 
 
 def test_a_full_disk_does_not_keep_the_lock(tmp_path, monkeypatch) -> None:

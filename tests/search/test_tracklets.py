@@ -12,7 +12,7 @@ from galleries import entry, unit_vectors, write_gallery
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from person_search.search import Gallery, GalleryStore, Match, SearchFilter, compact
+from person_search.search import FolderGallery, FolderStore, Match, SearchFilter, compact
 from person_search.search import tracklets as rule
 from person_search.search.approximate import build_index
 from person_search.search.errors import GalleryError
@@ -215,11 +215,11 @@ def test_little_to_group() -> None:
 # ---- in a gallery --------------------------------------------------------------------------------
 
 
-def add_video(store: GalleryStore, frames, name="v.mp4", segments=("0001",), **fields) -> None:
+def add_video(store: FolderStore, frames, name="v.mp4", segments=("0001",), **fields) -> None:
     """Writes frames in turn to segments, with scores that fall from 0.9."""
     with store.writing() as run:
         for i, (time, boxes, feats) in enumerate(frames):
-            with store.segment_writer(segments[i % len(segments)], durable=False) as writer:
+            with store.writer(segments[i % len(segments)], durable=False) as writer:
                 scores = 0.9 - 0.01 * np.arange(len(boxes)) - 0.02 * i
                 one = entry(name, run, frame=round(10 * time), offset=float(time), **fields)
                 writer.append(one, np.array(boxes).reshape(-1, 4), scores, np.array(feats))
@@ -233,7 +233,7 @@ def frames_of(*persons: int, seconds: int = 6) -> list:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> GalleryStore:
+def store(tmp_path: Path) -> FolderStore:
     """Four images, a video of persons 0 and 1, and one of person 2, in two segments."""
     store, _ = write_gallery(tmp_path / "g", [2, 0, 3, 1], DIM, segments=2)
     add_video(store, frames_of(0, 1), segments=("0001", "0002"))
@@ -242,7 +242,7 @@ def store(tmp_path: Path) -> GalleryStore:
 
 
 def test_one_match_per_tracklet(store) -> None:
-    gallery = Gallery(store)
+    gallery = FolderGallery(store)
     matches = gallery.search(like(0, 99), None)
     videos = [m for m in matches if m.frames is not None]
     assert len(matches) == 3 + 3, "one per image with persons, one per tracklet"
@@ -260,7 +260,7 @@ def test_one_match_per_tracklet(store) -> None:
 
 @pytest.mark.parametrize("per_image", [True, False])
 def test_every_frame_is_the_search_of_all_rows(store, per_image) -> None:
-    gallery, query = Gallery(store), like(1, 98)
+    gallery, query = FolderGallery(store), like(1, 98)
     rows = np.concatenate(gallery.vectors)
     order = [r for r in np.argsort(-(rows @ query), kind="stable") if gallery.image_of_row[r] >= 0]
     if per_image:
@@ -268,7 +268,7 @@ def test_every_frame_is_the_search_of_all_rows(store, per_image) -> None:
         order = [r for i, r in enumerate(order) if images[i] not in images[:i]]
     matches = gallery.search(query, None, per_image=per_image, every_frame=True)
     assert [m.sim for m in matches] == pytest.approx((rows @ query)[order].tolist(), abs=1e-6)
-    assert [m.image for m in matches] == gallery.image_of_row[order].tolist()
+    assert [int(m.image) for m in matches] == gallery.image_of_row[order].tolist()
     assert all(m.frames is None for m in matches)
 
 
@@ -280,7 +280,7 @@ def test_the_same_persons_are_found(tmp_path_factory, seed, top, least) -> None:
     rng = np.random.default_rng(seed)
     store, _ = write_gallery(folder / "g", rng.integers(0, 3, 3).tolist(), DIM, seed=seed)
     add_video(store, walk(seed))
-    gallery, query = Gallery(store), unit_vectors(rng, 1, DIM)[0]
+    gallery, query = FolderGallery(store), unit_vectors(rng, 1, DIM)[0]
     wanted = SearchFilter(min_score=least)
     every = gallery.search(query, None, wanted=wanted, per_image=False, every_frame=True)
     grouped = gallery.search(query, None, wanted=wanted, per_image=False)
@@ -298,10 +298,10 @@ def test_filters_limit_the_frames(tmp_path) -> None:
     """Of a tracklet, only the frames that may be found are shown; its similarity stays."""
     store, _ = write_gallery(tmp_path / "g", [], DIM)
     with store.writing():
-        store.ensure_segments(1)
+        store.ensure_writers(1)
     timed = [(t, *rest) for t, *rest in frames_of(0, 1)]
     add_video(store, timed, camera="gate", time=None)
-    gallery = Gallery(store)
+    gallery = FolderGallery(store)
     gallery.images.times[:] = 1000 + gallery.images.offsets
     (first, *_) = gallery.search(like(0, 99))
     wanted = SearchFilter(since=1002, until=1004)
@@ -322,9 +322,9 @@ def test_approximate_search_finds_the_same(tmp_path) -> None:
     for name in ("v.mp4", "w.mp4"):
         add_video(store, frames_of(0, 1, 2), name)
     with store.writing():
-        build_index(store.folder, store.manifest.segments, Gallery(store).vectors, 1.0)
+        build_index(store.folder, store.manifest.segments, FolderGallery(store).vectors, 1.0)
     add_video(store, frames_of(3, 4), "later.mp4")
-    gallery = Gallery(store)
+    gallery = FolderGallery(store)
     for query in (like(0, 99), like(4, 99), feats[7]):
         for top in (1, 5, None):
             exact = gallery.search(query, top, method="exact")
@@ -337,45 +337,45 @@ def test_approximate_search_finds_the_same(tmp_path) -> None:
 def test_videos_without_persons_and_nothing_else(tmp_path) -> None:
     store, _ = write_gallery(tmp_path / "g", [1], DIM)
     add_video(store, [(t, [], []) for t in range(3)])
-    gallery = Gallery(store)
+    gallery = FolderGallery(store)
     assert [m.frames for m in gallery.search(like(0, 0))] == [None]
     assert gallery.search(like(0, 0), wanted=SearchFilter(cameras=frozenset({"x"}))) == []
     assert len(gallery.tracklets) == 0
     store, _ = write_gallery(tmp_path / "h", [0], DIM)
     add_video(store, frames_of(0, seconds=1))
-    (only,) = Gallery(store).search(like(0, 0))
+    (only,) = FolderGallery(store).search(like(0, 0))
     assert (only.frames, only.first, only.last, only.describe_span()) == (1, 0, 0, "")
 
 
 def test_forgetting_a_match_deletes_its_whole_tracklet(store) -> None:
-    gallery, query = Gallery(store), like(0, 99)
+    gallery, query = FolderGallery(store), like(0, 99)
     first, *others = gallery.search(query, None)
     late = gallery.search(query, 1, wanted=SearchFilter(min_score=0.85))[0]
     assert (first.frames, late.frames) == (6, 3), "a filter shows some of its frames"
     rows = gallery.tracklets.rows_of(gallery.tracklets.numbers[gallery.image_of_row == 3][0])
     report = forget(store, matches=[late.to_json()])
     assert (report.images, report.persons) == (0, 6)
-    after = Gallery(store).search(query, None)
+    after = FolderGallery(store).search(query, None)
     assert [(m.path, m.box, m.frames) for m in after] == [(m.path, m.box, m.frames) for m in others]
     everything = b"".join(p.read_bytes() for p in store.folder.rglob("*") if p.is_file())
     vectors = take_rows(gallery.vectors, rows)
     assert not any(vector.tobytes() in everything for vector in vectors)
     with pytest.raises(GalleryError, match="has no person at .* nothing was deleted"):
         forget(store, matches=[late.to_json()])
-    frame = Gallery(store).search(like(1, 99), 1, every_frame=True)[0]
+    frame = FolderGallery(store).search(like(1, 99), 1, every_frame=True)[0]
     assert forget(store, matches=[frame.to_json()]).persons == 1, "without tracklets: one frame"
 
 
 # ---- saved ---------------------------------------------------------------------------------------
 
 
-def numbers(store: GalleryStore) -> list[int]:
-    return Gallery(store).tracklets.numbers.tolist()
+def numbers(store: FolderStore) -> list[int]:
+    return FolderGallery(store).tracklets.numbers.tolist()
 
 
-def saved(store: GalleryStore) -> Path:
+def saved(store: FolderStore) -> Path:
     with store.writing():
-        Gallery(store).save_tracklets()
+        FolderGallery(store).save_tracklets()
     return store.folder / rule.NUMBERS_FILE
 
 
@@ -407,12 +407,12 @@ def test_saved_numbers_do_not_change_the_result(store, monkeypatch) -> None:
     check([14])  # of v.mp4
     path = saved(store)
     check([])
-    with store.writing() as run, store.segment_writer("0001", durable=False) as writer:
+    with store.writing() as run, store.writer("0001", durable=False) as writer:
         writer.append(entry("w.mp4", run, removed=True))
     check([])  # only v.mp4 is left
     add_video(store, frames_of(1, seconds=4), "w.mp4")
     check([4])
-    with store.writing() as run, store.segment_writer("0002", durable=False) as writer:
+    with store.writing() as run, store.writer("0002", durable=False) as writer:
         feats = np.array([like(5, 1)])
         replaced = entry("v.mp4", run, frame=0, offset=0.0)
         writer.append(replaced, np.array([box(0)]), np.array([0.5]), feats)
@@ -421,12 +421,12 @@ def test_saved_numbers_do_not_change_the_result(store, monkeypatch) -> None:
 
 def test_compaction_saves_the_numbers_of_the_new_rows(store, monkeypatch) -> None:
     path = saved(store)
-    before = Gallery(store).search(like(0, 99), None)
-    with store.writing() as run, store.segment_writer("0001", durable=False) as writer:
+    before = FolderGallery(store).search(like(0, 99), None)
+    with store.writing() as run, store.writer("0001", durable=False) as writer:
         writer.append(entry("p0.png", run, removed=True))
     compact(store)
     sizes = grouped_again(monkeypatch)
-    after = Gallery(store).search(like(0, 99), None)
+    after = FolderGallery(store).search(like(0, 99), None)
     assert path.exists() and not sizes, "saved by the compaction"
     key = [(m.path, m.frame, m.frames, m.box, m.sim) for m in before if m.frame is not None]
     assert key == [(m.path, m.frame, m.frames, m.box, m.sim) for m in after if m.frame is not None]

@@ -10,15 +10,13 @@ Boxes are XYXY pixels of the upright image (EXIF orientation applied).
 """
 
 import logging
-import math
 import os
 import re
 import secrets
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Hashable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -29,6 +27,7 @@ from person_search.search.errors import GalleryError, ImageChangedError, UnsafeP
 from person_search.search.fit import describe_misfit
 from person_search.search.gallery import Gallery
 from person_search.search.images import clip_box, read_image
+from person_search.search.locations import MilvusAddress, parse_location
 from person_search.search.names import printable
 from person_search.search.page.rendering import Decoded
 from person_search.search.page.uploads import (
@@ -40,7 +39,8 @@ from person_search.search.page.uploads import (
 from person_search.search.query import QueryPerson, fuse
 from person_search.search.results import SearchResult, place_of
 from person_search.search.sources import parse_time
-from person_search.search.table import SearchFilter, format_time
+from person_search.search.store import GalleryStore
+from person_search.search.table import GalleryImage, ImageKey, SearchFilter, format_time
 from person_search.utils.model_card import NO_CARD
 
 logger = logging.getLogger(__name__)
@@ -117,12 +117,12 @@ class _Edition:
     Attributes:
         name: Part of the ids of its images.
         gallery: The opened gallery.
-        seen: Its :func:`signature`.
+        seen: Its revision.
     """
 
     name: str
     gallery: Gallery
-    seen: tuple
+    seen: Hashable
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class _Image:
         path: Image or video file.
         name: Displayed name.
         gallery: Its gallery; None for an upload.
-        number: Its number in the gallery; None for an upload.
+        number: Its key in the gallery; None for an upload.
         frame: Index of the frame of a video.
         upload: The upload; None for an image of the gallery.
     """
@@ -143,7 +143,7 @@ class _Image:
     path: str
     name: str
     gallery: Gallery | None = None
-    number: int | None = None
+    number: ImageKey | None = None
     frame: int | None = None
     upload: Upload | None = None
 
@@ -163,7 +163,7 @@ class PageSession:
     The model serves one thread at a time; requests that need no model do not wait for it.
 
     Args:
-        folder: Folder of the gallery.
+        folder: Gallery, a folder or a URL of Milvus.
         embedder: Embedder with the model of the gallery.
         limits: Limits of the uploads.
 
@@ -196,9 +196,10 @@ class PageSession:
         self.uploads.close()
 
     def _open(self) -> _Edition:
-        seen = signature(self.folder)  # before reading: later changes make the next edition
-        gallery = Gallery.open(self.folder, self.embedder.identity)
-        return _Edition(secrets.token_hex(4), gallery, seen)
+        store = GalleryStore.open(self.folder)
+        store.manifest.model.require(self.embedder.identity, store.location)
+        seen = store.revision()  # before reading: later changes make the next edition
+        return _Edition(secrets.token_hex(4), store.gallery(), seen)
 
     # ---- contents --------------------------------------------------------------------------------
 
@@ -209,23 +210,23 @@ class PageSession:
             GalleryError: If it has been damaged, or replaced by that of another model.
         """
         with self._opening, self._gallery_in_errors():
-            if signature(self.folder) != self._edition.seen:
+            if self._edition.gallery.store.revision() != self._edition.seen:
                 self._edition = self._open()
             edition = self._edition
             edition.gallery.check()
-        table = edition.gallery.images
-        times = table.times[~np.isnan(table.times)]
+        gallery = edition.gallery
+        since, until = gallery.times or (None, None)
         return {
-            "name": printable(os.path.basename(os.path.abspath(self.folder))),
+            "name": printable(self._name()),
             "edition": edition.name,
-            "images": len(table),
-            "persons": len(edition.gallery),
-            "cameras": [name for name in table.camera_names if name],
-            "since": format_time(times.min()) if len(times) else None,
-            "until": format_time(times.max()) if len(times) else None,
+            "images": gallery.num_images,
+            "persons": len(gallery),
+            "cameras": [name for name in gallery.camera_names if name],
+            "since": None if since is None else format_time(since),
+            "until": None if until is None else format_time(until),
             "upload_bytes": self.uploads.limits.image_bytes,
             "model": card.describe() if (card := self.embedder.card) else NO_CARD,
-            "warning": describe_misfit(card, edition.gallery.store.manifest.color_details),
+            "warning": describe_misfit(card, gallery.store.manifest.color_details),
             "max_persons": MAX_PERSONS,
             "max_top": MAX_TOP,
         }
@@ -239,13 +240,9 @@ class PageSession:
             camera: Camera of the images; "" for all.
         """
         edition = self._edition
-        wanted = SearchFilter(cameras=frozenset([camera] if camera else []))
-        numbers = np.flatnonzero(edition.gallery.images.allowed(wanted))
-        shown = numbers[max(offset, 0) :][: min(max(limit, 1), MAX_LISTED)]
-        return {
-            "total": len(numbers),
-            "images": [_facts(edition, int(number)) for number in shown],
-        }
+        limit = min(max(limit, 1), MAX_LISTED)
+        total, images = edition.gallery.list_images(max(offset, 0), limit, camera)
+        return {"total": total, "images": [_facts(edition, image) for image in images]}
 
     def describe_image(self, key: str) -> dict:
         """Returns name and size of an image, and its detected persons by descending score."""
@@ -314,7 +311,7 @@ class PageSession:
             raise ValueError(f"{request.top} matches are requested; the range is 1 to {MAX_TOP}.")
         wanted, edition = request.filter(), self._edition
         gallery = edition.gallery
-        unknown = wanted.cameras - set(gallery.images.camera_names)
+        unknown = wanted.cameras - set(gallery.camera_names)
         if unknown:
             raise ValueError(f"the gallery has no camera '{sorted(unknown)[0]}'.")
         images = [self._resolve(choice.image, edition) for choice in request.persons]
@@ -361,6 +358,10 @@ class PageSession:
             for match in result.matches
         ]
 
+    def _name(self) -> str:
+        location = parse_location(self.folder)
+        return location.name if isinstance(location, MilvusAddress) else location.absolute().name
+
     # ---- internals -------------------------------------------------------------------------------
 
     def _resolve(self, key: str, edition: _Edition | None = None) -> _Image:
@@ -377,23 +378,25 @@ class PageSession:
         if key.startswith("u-"):
             upload = self.uploads.get(key[2:])
             return _Image(key, str(upload.path), upload.name, upload=upload)
-        found = re.fullmatch(r"g-([0-9a-f]{8})-([0-9]{1,12})", key)
+        found = re.fullmatch(r"g-([0-9a-f]{8})-([0-9A-Za-z_-]{1,40})", key)
         if found is None:
             raise UnknownImageError(f"'{key[:60]}' is not an id of an image.")
         edition = edition or self._edition
-        number, gallery = int(found[2]), edition.gallery
+        gallery = edition.gallery
         if found[1] != edition.name:
             raise UnknownImageError(OUTDATED)
-        if number >= len(gallery.images):
-            raise UnknownImageError(f"the gallery has no image {number}.")
-        name, frame = _facts(edition, number)["name"], int(gallery.images.frames[number])
         try:
-            path = str(gallery.image_path(number))
+            image = gallery.image(found[2])
+        except LookupError as e:
+            raise UnknownImageError(str(e)) from e
+        name = _facts(edition, image)["name"]
+        try:
+            path = str(gallery.image_path(image.key))
         except UnsafePathError as e:
             raise UnsafePathError(
                 f"the image '{name}' leaves the indexed folder. It is not opened."
             ) from e
-        return _Image(key, path, name, gallery, number, None if frame < 0 else frame)
+        return _Image(key, path, name, gallery, image.key, image.frame)
 
     def _pixels(self, image: _Image) -> np.ndarray:
         """See :meth:`read`."""
@@ -452,23 +455,21 @@ class PageSession:
             raise
         except GalleryError as e:
             logger.error("The gallery cannot be used: %s", e)
-            folder, name = str(Path(self.folder)), os.path.basename(os.path.abspath(self.folder))
+            folder, name = str(parse_location(self.folder)), self._name()
             raise type(e)(str(e).replace(f"'{folder}", f"'{name}")) from e
 
 
-def _key(edition: _Edition, number: int) -> str:
-    return f"g-{edition.name}-{number}"
+def _key(edition: _Edition, key: ImageKey) -> str:
+    return f"g-{edition.name}-{key}"
 
 
-def _facts(edition: _Edition, number: int) -> dict:
-    table = edition.gallery.images
-    time, offset = float(table.times[number]), float(table.offsets[number])
-    name = printable(os.path.basename(table.paths[number]))
+def _facts(edition: _Edition, image: GalleryImage) -> dict:
+    name = printable(os.path.basename(image.path))
     return {
-        "id": _key(edition, number),
-        "name": name if math.isnan(offset) else f"{name} at {offset:.1f} s",
-        "camera": table.camera_names[table.cameras[number]],
-        "time": None if math.isnan(time) else format_time(time),
+        "id": _key(edition, image.key),
+        "name": name if image.offset is None else f"{name} at {image.offset:.1f} s",
+        "camera": image.camera,
+        "time": None if image.time is None else format_time(image.time),
     }
 
 
@@ -479,18 +480,6 @@ def _names_in_errors(image: _Image) -> Iterator[None]:
         yield
     except (BadImageError, FileNotFoundError, ImageChangedError) as e:
         raise type(e)(str(e).replace(image.path, image.name)) from e
-
-
-def signature(folder: str | os.PathLike) -> tuple:
-    """Returns a value that changes whenever images are added to or removed from a gallery."""
-    found = []
-    for place, _, names in os.walk(os.fspath(folder)):
-        for name in names:
-            if name in ("gallery.json", "index.json", "entries.log"):
-                with suppress(FileNotFoundError):  # just removed by a compaction
-                    status = os.stat(os.path.join(place, name))
-                    found.append((place, name, status.st_size, status.st_mtime_ns))
-    return tuple(sorted(found))
 
 
 def _sorted(boxes: np.ndarray, scores: np.ndarray, feats: np.ndarray) -> _Persons:

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Milvus server for a module of tests, and galleries of each kind."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from milvus_process import MilvusProcess
+
+KINDS = ("folder", "lite", "server")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """HOST:PORT of a server; of another one if ``PERSON_SEARCH_TEST_MILVUS`` names it."""
+    pytest.importorskip("pymilvus", reason="galleries in Milvus need the extra 'milvus'")
+    if given := os.environ.get("PERSON_SEARCH_TEST_MILVUS"):
+        yield given
+        return
+    pytest.importorskip("milvus", reason="the server needs the wheel 'milvus'")
+    try:
+        process = MilvusProcess(tmp_path_factory.mktemp("milvus")).__enter__()
+    except RuntimeError as e:
+        pytest.skip(f"the server of the wheel 'milvus' does not run here: {e}")
+    with process:
+        yield f"127.0.0.1:{process.port}"
+
+
+@pytest.fixture(params=KINDS)
+def new_gallery(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], object]:
+    """Returns a function that returns the location of a gallery to be."""
+    return location_of(request.param, request, tmp_path)
+
+
+def location_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> Callable[[], object]:
+    if kind == "folder":
+        return lambda: folder / f"g{uuid.uuid4().hex[:8]}"
+    if kind == "lite":
+        pytest.importorskip("milvus_lite", reason="galleries in Milvus need the extra 'milvus'")
+        return lambda: f"milvus+lite://{folder}/g{uuid.uuid4().hex[:8]}.db"
+    address = request.getfixturevalue("server")
+    return lambda: f"milvus://{address}/g{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One contract for all galleries: a folder, Milvus Lite and a Milvus server behave alike."""
+
+import json
+import os
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from galleries import IDENTITY, entry, unit_vectors
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from milvus_galleries import KINDS, location_of
+
+from person_search.search import Gallery, GalleryStore, SearchFilter, compact, verify
+from person_search.search.entries import END_OF_VIDEO
+from person_search.search.errors import GalleryError, OtherModelError
+from person_search.search.identity import ModelIdentity
+from person_search.search.maintenance import forget
+from person_search.search.table import ImageKey
+
+DIM = 8
+IMAGES = st.tuples(
+    st.integers(0, 5),  # number of the image: a second one replaces the first
+    st.sampled_from(["put", "put", "put", "remove", "fail"]),
+    st.integers(0, 3),  # persons
+    st.sampled_from(["", "gate", "a\"b\\'c", "kamera ü"]),
+    st.sampled_from([None, 100.0, 200.5, 300.0]),
+)
+FILTERS = st.builds(
+    SearchFilter,
+    min_score=st.sampled_from([0.0, 0.4]),
+    cameras=st.sampled_from([frozenset(), frozenset({"gate", "a\"b\\'c"})]),
+    since=st.sampled_from([None, 150.0]),
+    until=st.sampled_from([None, 250.0, 300.0]),
+    min_similarity=st.sampled_from([None, 0.1]),
+)
+
+
+def fill(location: object, images: Path, script: list, seed: int, *, video: bool = True) -> None:
+    """Follows a script in two runs, and adds a video in which two persons walk."""
+    rng = np.random.default_rng(seed)
+    for part in (script[: len(script) // 2], script[len(script) // 2 :]):
+        store = GalleryStore.open_or_create(location, DIM, IDENTITY)
+        with store.writing() as run:
+            root = store.add_root(images)
+            (name,) = store.ensure_writers(1)
+            with store.writer(name) as writer:
+                for number, what, persons, camera, time in part:
+                    one = replace(entry(f"p{number}.png", run), root=root)
+                    if what == "put":
+                        boxes = np.sort(rng.uniform(0, 90, (persons, 2, 2)), axis=1).reshape(-1, 4)
+                        one = replace(one, camera=camera, time=time, size=int(rng.integers(99)))
+                        scores, feats = rng.uniform(0, 1, persons), unit_vectors(rng, persons, DIM)
+                        writer.append(one, boxes, scores, feats)
+                    elif what == "remove":
+                        writer.append(replace(one, removed=True))
+                    else:
+                        writer.append(replace(one, error="it is damaged"))
+                if video:
+                    write_video(writer, rng, replace(entry("v.mp4", run), root=root))
+            store.refresh(True)
+        store.close()
+
+
+def write_video(writer, rng: np.random.Generator, one) -> None:
+    people = unit_vectors(rng, 2, DIM)
+    for frame in range(5):
+        feats = people + rng.normal(0, 0.02, people.shape)
+        feats = (feats / np.linalg.norm(feats, axis=1, keepdims=True)).astype(np.float32)
+        x = 4.0 * frame
+        boxes = np.array([[x, 10, x + 20, 70], [200 - x, 10, 220 - x, 70]])
+        seconds = 0.5 * frame
+        of_frame = replace(one, frame=frame, offset=seconds, time=200 + 50 * seconds, camera="v")
+        writer.append(of_frame, boxes, rng.uniform(0.3, 1, 2), feats)
+    writer.append(replace(one, frame=END_OF_VIDEO, every=0.5))
+
+
+def found(gallery: Gallery, query: np.ndarray, **options) -> tuple[list[tuple], list[float]]:
+    """What a search finds, without the keys of the images, and the similarities."""
+    matches = gallery.search(query, **options)
+    facts = [
+        (m.rank, m.path, m.name, m.box, m.score, m.frame, m.offset, m.time, m.camera, m.frames,
+         m.first, m.last)
+        for m in matches
+    ]  # fmt: skip
+    return facts, [m.sim for m in matches]
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_all_find_the_same(kind, request, tmp_path) -> None:
+    """Over random galleries with replacements, removals and filters."""
+    new = location_of(kind, request, tmp_path)
+    (tmp_path / "images").mkdir()
+    examples = int(os.environ.get("PERSON_SEARCH_EXAMPLES", "2"))
+
+    @settings(
+        max_examples=examples, deadline=None, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(st.lists(IMAGES, min_size=8, max_size=24), st.lists(FILTERS, min_size=3, max_size=5),
+           st.integers(0, 2**32 - 1))  # fmt: skip
+    def check(script, filters, seed) -> None:
+        here, there = tmp_path / uuid.uuid4().hex, new()
+        for location in (here, there):
+            fill(location, tmp_path / "images", script, seed)
+        ours, theirs = Gallery.open(here, IDENTITY), Gallery.open(there, IDENTITY)
+        for fact in ("num_images", "num_persons", "num_failed", "times"):
+            assert getattr(ours, fact) == getattr(theirs, fact)
+        assert set(ours.camera_names) <= set(theirs.camera_names)
+        rng = np.random.default_rng(seed)
+        skip = [tmp_path / "images" / "p1.png"]
+        for wanted in [SearchFilter(), *filters]:
+            query = unit_vectors(rng, 1, DIM)[0]
+            for options in (
+                {"top": 3}, {"top": None}, {"top": None, "every_frame": True, "skip": skip},
+                {"top": 4, "per_image": False}, {"top": None, "method": "exact", "skip": skip},
+            ):  # fmt: skip
+                expected = found(ours, query, wanted=wanted, **options)
+                got = found(theirs, query, wanted=wanted, **options)
+                assert got[0] == expected[0]
+                assert np.allclose(got[1], expected[1], atol=1e-5)
+        ours.store.close(), theirs.store.close()
+
+    check()
+
+
+SCRIPT = [(i, "put", 2, "gate", 100.0 * i) for i in range(4)] + [(1, "put", 1, "gate", None)]
+
+
+def test_images_persons_and_facts(new_gallery, tmp_path) -> None:
+    (tmp_path / "images").mkdir()
+    location = new_gallery()
+    fill(location, tmp_path / "images", SCRIPT, 0)
+    gallery = Gallery.open(location)
+    total, images = gallery.list_images(0, 100)
+    assert total == len(images) == 9 and gallery.num_persons == 17
+    assert len(gallery.list_images(2, 3)[1]) == 3 and gallery.list_images(0, 9, "gate")[0] == 4
+    for image in images:
+        assert isinstance(image.key, ImageKey) and gallery.image(str(image.key)) == image
+        boxes, feats = gallery.persons_in(image.key)
+        (best, *_) = gallery.search(feats[0], 1, every_frame=True)
+        assert best.image == image.key and best.sim == pytest.approx(1, abs=1e-5)
+        assert best.box == tuple(boxes[0, :4].tolist())
+        assert gallery.search(feats[0], 1, every_frame=True, skip=[image.key])[0].sim < 0.9999
+    with pytest.raises(LookupError):
+        gallery.image("zzz")
+    facts = dict(gallery.facts())
+    assert facts["images and frames"] == "9 (0 files unreadable)" and facts["cameras"] == "gate, v"
+    assert facts["tracklets"] == "2 in videos" and facts["runs"] == "2"
+    gallery.store.close()
+
+
+def test_verify_compact_and_forget(new_gallery, tmp_path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    location = new_gallery()
+    fill(location, images, SCRIPT, 0)
+    store = GalleryStore.open(location)
+    assert sorted(verify(store)) == [
+        f"the image '{name}' is missing."
+        for name in ("p0.png", "p1.png", "p2.png", "p3.png", "v.mp4")
+    ]
+    report = compact(store)
+    assert (report.images, report.persons, report.damaged) == (9, 17, [])
+    gallery = store.gallery()
+    query = gallery.persons_in(next(i for i in gallery.list_images(0, 9)[1] if i.frame == 0).key)
+    (match,) = gallery.search(query[1][0], 1)
+    line = json.loads(json.dumps(match.to_json()))
+    assert line["tracklet"]["frames"] == 5
+    assert forget(store, matches=[line]).persons == 5
+    after = store.gallery()
+    assert after.num_persons == 12 and after.search(query[1][0], 1)[0].sim < 0.999
+    assert after.search(query[1][1], 1)[0].frames == 5
+    with pytest.raises(GalleryError, match="has no image of"):
+        forget(store, [images / "p0.png", images / "zzz.png"])
+    assert forget(store, [images / "p0.png"]).images == 1
+    with pytest.raises(GalleryError, match="has no person at"):
+        forget(store, matches=[{**line, "frame": 77}])
+    assert forget(store, [images]).images == 8
+    assert len(store.gallery()) == 0 and store.gallery().search(query[1][0]) == []
+    store.close()
+
+
+def test_another_model_is_refused(new_gallery) -> None:
+    location = new_gallery()
+    GalleryStore.open_or_create(location, DIM, IDENTITY).close()
+    other = ModelIdentity("Drawn", "1" * 64)
+    for attempt in (
+        lambda: Gallery.open(location, other),
+        lambda: GalleryStore.open_or_create(location, DIM, other),
+    ):
+        with pytest.raises(OtherModelError, match="the weights"):
+            attempt()
