@@ -21,6 +21,7 @@ fail() { printf '[packaging] error: %s\n' "$*" >&2; exit 1; }
 quiet() { "$@" > "$WORK/log" 2>&1 || fail "$* (exit status $?): $(tail -n 30 "$WORK/log")"; }
 
 step "building wheels"
+rm -rf build {compat/detectron2-lite,projects/PSDiff/weights}/build  # a wheel takes what is in them
 "$PYTHON" -m venv "$WORK/venv"
 cp -r tests/helpers/example_method "$WORK/example"  # no build folder beside the tests
 quiet "$BIN/pip" wheel --no-deps --wheel-dir "$WORK/wheels" \

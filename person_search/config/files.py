@@ -30,8 +30,13 @@ def list_configs() -> list[str]:
 
 def nearest_configs(name: str) -> str:
     """Returns a sentence with the names of similar configs, or "" if none is similar."""
-    names = list_configs()
-    by_stem = {Path(known).stem: known for known in reversed(names)}
+    # of several files with the same name, that in the most similar folder
+    by_stem = {
+        Path(known).stem: known
+        for known in sorted(
+            list_configs(), key=lambda known: difflib.SequenceMatcher(None, name, known).ratio()
+        )
+    }
     near = difflib.get_close_matches(Path(name).stem, by_stem, n=2, cutoff=0.7)
     near = [by_stem[stem] for stem in near]
     return f" Did you mean {' or '.join(near)}?" if near else ""

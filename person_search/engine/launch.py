@@ -30,7 +30,7 @@ from torch import multiprocessing as mp
 
 SECONDS_TO_BE_STOPPED = 30
 SECONDS_BETWEEN_SIGNS = 5
-SECONDS_OF_SILENCE = 45
+SECONDS_OF_SILENCE = 40
 """A machine is lost if it has given no sign of life for this long."""
 DEFAULT_PORT = 29500
 

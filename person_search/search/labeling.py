@@ -189,7 +189,7 @@ class Labeling:
         """Returns the groups for the browser; persons least similar to their group come last."""
         with self._lock:
             state = self._state
-            groups = []
+            groups: list[dict] = []
             for group, name in state.names.items():
                 rows = np.flatnonzero(state.groups == group)
                 rows = rows[np.argsort(-_similarity(self._feats[rows]), kind="stable")]

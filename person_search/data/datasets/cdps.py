@@ -83,7 +83,8 @@ def _document(root: Path, split: str, files: list[Path]) -> tuple[dict, dict[Any
     sizes = image_sizes(root, f"cdps_{split}_sizes", paths, LAYOUT, IrregularityLog())
     cameras = sorted({(path.parents[1].name, path.stem) for path in files})
     number_of: dict[Any, int] = {}
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for (path, one), (height, width) in zip(entries, sizes.tolist(), strict=True):
         if one["image_id"] in number_of:
             raise AnnotationFileError(path, [f"the image_id {one['image_id']!r} is listed twice"])

@@ -323,7 +323,7 @@ def _number(
     """Returns a number in an attribute of an element, or in the text of a child."""
     value = entry.findtext(key) if text else entry.get(key)
     try:
-        number = kind(value)  # type: ignore[arg-type]
+        number = kind(value)
     except (TypeError, ValueError) as e:
         state = "is absent" if value is None else f"is {value!r}"
         raise ValueError(f"{file}: <{entry.tag}> {key} {state}; a number is expected") from e

@@ -183,7 +183,7 @@ def _read_train(path: Path) -> Iterator[list[_Key]]:
         else:
             raise ValueError(f"{where}: scenes of the shape {scenes.shape} are unknown")
         found = ((text(name), box_or_none(box, where)) for name, box in rows)
-        yield [_key(name, box) for name, box in found if box is not None]
+        yield [_key(name, box.tolist()) for name, box in found if box is not None]
 
 
 def _document(
@@ -210,7 +210,7 @@ def _document(
     person_of: dict[_Key, int] = {}
     for person, key in claims:
         person_of.setdefault(key, person)
-    annotations = []
+    annotations: list[dict] = []
     for number, name in enumerate(names):
         for box in boxes[name]:
             annotations.append(

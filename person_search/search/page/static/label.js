@@ -52,8 +52,14 @@ function section(key, title, persons, notes, isChecked) {
       ),
     ),
     element("div", { class: "crops" }, ...shown.map(crop)),
-    more > 0 ? element("p", {}, element("button", { type: "button", onClick: show }, `Show ${more} more`)) : null,
+    more > 0
+      ? element("p", {}, element("button", { type: "button", onClick: show }, `Show ${more} more`))
+      : null,
   );
+}
+
+function count(number, noun, nouns = `${noun}s`) {
+  return `${number} ${number === 1 ? noun : nouns}`;
 }
 
 function render() {
@@ -61,8 +67,9 @@ function render() {
   const { groups, unlabeled, removed, images, file } = facts;
   const done = groups.filter((group) => group.checked).length;
   byId("summary").textContent =
-    `${groups.length} groups (${done} checked), ${unlabeled.length} persons without identity, ` +
-    `${removed} boxes removed; ${images} images. Saved in ${file}.`;
+    `${count(groups.length, "group")} (${done} checked), ` +
+    `${count(unlabeled.length, "person")} without identity, ` +
+    `${count(removed, "box", "boxes")} removed; ${count(images, "image")}. Saved in ${file}.`;
   const sections = groups.map((group) =>
     section(
       `g ${group.name}`, group.name, group.persons,
