@@ -40,10 +40,11 @@ CORE_MAY_IMPORT = {
     },
     "search": {
         *("schema", "utils", "config", "data", "modeling", "evaluation", "vis", "engine"),
-        "cli",
+        *("cli", "interface"),
     },
     "cli": {"utils", "engine"},
     "model_zoo": {"config", "utils"},
+    "reproduction": {"config"},
     "programs": set(),
     "synthetic_config": set(),
     "train": {"utils", "config", "data", "engine", "cli"},
@@ -54,7 +55,7 @@ CORE_MAY_IMPORT = {
 PUBLIC_MODULES = ("detectron2.engine.hooks",)
 PROJECTS_MAY_IMPORT = {
     *("schema", "utils", "config", "data", "data.synthetic", "evaluation", "modeling", "vis"),
-    "synthetic_config",
+    *("interface", "synthetic_config"),
 }
 
 

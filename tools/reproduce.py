@@ -43,7 +43,6 @@ COPIED = ("config.yaml", "metrics.json", "log.txt", "run.json", "results.json")
 def load_tables(method: str) -> ModuleType:
     """Imports the definitions of a paper's tables."""
     path = ROOT / TABLES[method]
-    sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(f"{method}_paper_tables", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

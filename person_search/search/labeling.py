@@ -21,6 +21,7 @@ from person_search.data.datasets.json_document import parse_document, read_json
 from person_search.data.datasets.json_writer import write_document, xyxy_to_xywh
 from person_search.search.errors import GalleryError
 from person_search.search.gallery import Gallery
+from person_search.search.table import ImageKey
 
 UNLABELED, REMOVED = -1, -2
 """Groups of persons without identity, and of boxes that do not show a person."""
@@ -105,7 +106,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class _Image:
-    number: int  # in the gallery
+    key: ImageKey  # in the gallery
     file_name: str  # in the annotation file
     size: tuple[int, int]
     camera: str
@@ -151,7 +152,7 @@ class Labeling:
         listed = _list_images(gallery, output.absolute().parent)
         self._images, self.left_out = listed
         self.num_images = len(self._images)
-        held = [gallery.persons_in(image.number) for image in self._images]
+        held = [gallery.persons_in(image.key) for image in self._images]
         kept = [rows[:, 4] >= min_score for rows, _ in held]
         parts = [(r[k], f[k]) for (r, f), k in zip(held, kept, strict=True)]
         rows = np.concatenate([np.zeros((0, 5), np.float32), *(part for part, _ in parts)])
@@ -183,7 +184,7 @@ class Labeling:
 
     def pixels(self, person: int) -> np.ndarray:
         """Reads the image of a person; see :meth:`Gallery.read_image`."""
-        return self.gallery.read_image(self._images[self.image_of[person]].number)
+        return self.gallery.read_image(self._images[self.image_of[person]].key)
 
     def facts(self) -> dict:
         """Returns the groups for the browser; persons least similar to their group come last."""
@@ -349,13 +350,14 @@ def _list_images(gallery: Gallery, folder: Path) -> tuple[list[_Image], int]:
         gallery: The gallery.
         folder: Folder to which file names are relative if it contains the image.
     """
-    table, images = gallery.images, []
-    for number in np.flatnonzero(table.frames < 0).tolist():
-        path = gallery.image_path(number).absolute()
+    held = gallery.list_images(0, gallery.num_images)[1]
+    images = []
+    for image in held:
+        if image.frame is not None:
+            continue
+        path = gallery.image_path(image.key).absolute()
         inside = path.is_relative_to(folder)
         name = path.relative_to(folder).as_posix() if inside else path.as_posix()
         stored = os.fsencode(name).decode("utf-8", "surrogateescape")
-        height, width = table.sizes[number].tolist()
-        camera = table.camera_names[table.cameras[number]]
-        images.append(_Image(number, stored, (height, width), camera))
-    return images, int((table.frames >= 0).sum())
+        images.append(_Image(image.key, stored, image.size, image.camera))
+    return images, len(held) - len(images)
