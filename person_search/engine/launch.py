@@ -369,13 +369,16 @@ def _watch_machines(
             silence.start()
             if speaks:
                 store.add(f"machine{machine}", 1 if running else finished)
+            lost = ""
             for other, (count, since) in seen.items():
                 now = store.add(f"machine{other}", 0)
                 if now != count or now >= finished:
                     seen[other] = (now, time.monotonic())
                 elif running and time.monotonic() - since > SECONDS_OF_SILENCE:
-                    _end_lost(f"machine {other} of {machines}")
+                    lost = f"machine {other} of {machines}"
             silence.cancel()
+            if lost:
+                _end_lost(lost)
     except dist.DistError:
         pass  # the process with the store has ended, which breaks the connections of all others
 

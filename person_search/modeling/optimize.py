@@ -108,15 +108,14 @@ def fold_batch_norms(module: nn.Module) -> int:
 
 def _fold_batch_norm(conv: nn.Conv2d, norm: nn.Module | None) -> bool:
     """Folds what follows a convolution into it if it is a constant batch norm."""
-    constant = isinstance(norm, FrozenBatchNorm2d) or (
-        isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) and not norm.training
-    )
-    if constant:
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
-            norm.weight, norm.bias,
-        )  # fmt: skip
-    return constant
+    batch_norm = isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) and not norm.training
+    if norm is None or not (batch_norm or isinstance(norm, FrozenBatchNorm2d)):
+        return False
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
+        norm.weight, norm.bias,
+    )  # fmt: skip
+    return True
 
 
 def to_contiguous(x: Tensor) -> Tensor:

@@ -36,13 +36,14 @@ class _ModelInput(T.AugInput):
     """Shrinks images faster than the transforms of Detectron2 do."""
 
     def transform(self, tfm: T.Transform) -> None:
-        height, width = self.image.shape[:2]
+        image: np.ndarray = self.image
+        height, width = image.shape[:2]
         if (
             isinstance(tfm, T.ResizeTransform)
             and tfm.interp == Image.Resampling.BILINEAR
             and tfm.new_h * tfm.new_w < height * width
         ):
-            self.image = shrink(self.image, tfm.new_h, tfm.new_w)
+            self.image = shrink(image, tfm.new_h, tfm.new_w)
         else:
             super().transform(tfm)
 

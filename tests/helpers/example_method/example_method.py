@@ -86,7 +86,8 @@ class ExampleMethod(nn.Module):
         ]
 
     def detect(self, scores, size):
-        y, x = torch.meshgrid(*(torch.arange(n, device=scores.device) for n in scores.shape))
+        cells = [torch.arange(n, device=scores.device) for n in scores.shape]
+        y, x = torch.meshgrid(*cells, indexing="ij")
         centers = (torch.stack([x, y], 2).flatten(0, 1) + 0.5) * self.stride
         half = centers.new_tensor(self.box_size) / 2
         boxes = Boxes(torch.cat([centers - half, centers + half], 1))
