@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from galleries import IDENTITY, entry, unit_vectors
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from milvus_galleries import KINDS, location_of
 
@@ -97,7 +97,7 @@ def test_all_find_the_same(kind, request, tmp_path) -> None:
     examples = int(os.environ.get("PERSON_SEARCH_EXAMPLES", "2"))
 
     @settings(
-        max_examples=examples, deadline=None, database=None,
+        max_examples=examples, deadline=None, database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(st.lists(IMAGES, min_size=8, max_size=24), st.lists(FILTERS, min_size=3, max_size=5),
@@ -107,8 +107,9 @@ def test_all_find_the_same(kind, request, tmp_path) -> None:
         for location in (here, there):
             fill(location, tmp_path / "images", script, seed)
         ours, theirs = Gallery.open(here, IDENTITY), Gallery.open(there, IDENTITY)
-        for fact in ("num_images", "num_persons", "num_failed", "times"):
+        for fact in ("num_images", "num_persons", "num_failed"):
             assert getattr(ours, fact) == getattr(theirs, fact)
+        # of what has been removed, cameras and times stay until a compaction
         assert set(ours.camera_names) <= set(theirs.camera_names)
         rng = np.random.default_rng(seed)
         skip = [tmp_path / "images" / "p1.png"]
