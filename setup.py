@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -18,7 +19,11 @@ PROJECTS = {
 # import name = module:function that adds the config keys of the project; its import registers
 # the model; train_net.py and tools/ find the projects by these lines
 ENTRY_POINTS = {
-    "console_scripts": ["person-search = person_search.search.cli:main"],
+    "console_scripts": [
+        "person-search = person_search.search.cli:main",
+        "person-search-tools = person_search.programs:main",
+        "person-search-train = person_search.train:main",
+    ],
     "person_search.projects": [
         "diffps = diffps:add_diffps_config",
         "psdiff = psdiff:add_psdiff_config",
@@ -45,6 +50,8 @@ EXTRAS = {
     "torchreid": ["torchreid>=0.2.5", "gdown>=5", "scipy", "tensorboard>=2.15"],
     # Event files beside the JSON and log output of every run.
     "tensorboard": ["tensorboard>=2.15"],
+    # For everyone who runs the programs.
+    "all": ["person-search[diffps,heif,hub,onnx,page,search,tensorboard,timm]"],
     # What an uncompiled source checkout of the real Detectron2 imports beyond our own needs.
     "real": [
         "black",
@@ -87,10 +94,20 @@ def list_packages() -> tuple[list[str], dict[str, str]]:
         packages.append(name)
         packages.extend(f"{name}.{sub}" for sub in find_packages(folder))
         package_dir[name] = folder
-    # in a checkout person_search.model_zoo finds configs/ beside the package
-    packages.append("person_search.configs")
-    package_dir["person_search.configs"] = "configs"
+    # in a checkout, person_search finds these folders beside the package
+    for folder in ("configs", "tools"):
+        packages.append(f"person_search.{folder}")
+        package_dir[f"person_search.{folder}"] = folder
     return packages, package_dir
+
+
+class BuildWithoutDemo(build_py):
+    """Leaves out the demo, which runs scripts of the checkout."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        """Returns the modules of a package without the demo."""
+        found = super().find_package_modules(package, package_dir)
+        return [module for module in found if module[1] != "demo"]
 
 
 def read_version() -> str:
@@ -117,6 +134,7 @@ setup(
         "person_search.search.page": ["static/*"],
     },
     entry_points=ENTRY_POINTS,
+    cmdclass={"build_py": BuildWithoutDemo},
     install_requires=[
         # detectron2 is not listed: pip cannot express "the real one or compat/detectron2-lite"
         "torch>=2.11",

@@ -39,8 +39,6 @@ from pathlib import Path
 import numpy as np
 
 from person_search.cli import program_parser, run_program
-from person_search.search.images import read_image
-from person_search.search.tracklets import Tracklets, group_frames
 
 MISSING, ERROR = 0.15, 0.06
 CROP, BATCH = (112, 224), 32
@@ -165,6 +163,8 @@ def color_histograms(crops: Sequence[np.ndarray]) -> np.ndarray:
 
 def crops_of(video: Video, folder: Path) -> Iterator[np.ndarray]:
     """Yields the crop of each person, clipped to the image."""
+    from person_search.search.images import read_image
+
     number, image = -1, np.zeros((0, 0, 3), np.uint8)
     for frame, box in zip(video.frame, video.boxes, strict=True):
         if frame != number:
@@ -201,6 +201,8 @@ def embedded(cache: Path | None, folder: Path, noisy: bool, embed) -> Video:
 
 def tracklets(video: Video) -> np.ndarray:
     """Returns the tracklet of each person (n,)."""
+    from person_search.search.tracklets import group_frames
+
     offsets = (video.frames - 1) / video.rate
     return group_frames(offsets, video.counts(), video.boxes, video.feats)
 
@@ -235,6 +237,8 @@ def byte_track(video: Video) -> np.ndarray:
 
 def across_cuts(videos: Sequence[Video], every: float) -> int:
     """Returns the number of tracklets that cross a cut between sequences joined to one video."""
+    from person_search.search.tracklets import group_frames
+
     some = [video.sampled(every) for video in videos]
     counts = np.concatenate([video.counts() for video in some])
     sequence = np.repeat(np.arange(len(some)), [len(video.frame) for video in some])
@@ -351,6 +355,8 @@ def search(gallery: Gallery, averaged: int) -> np.ndarray:
             embedding, and each tracklet the similarity of the most similar one.
     """
     from unittest.mock import patch
+
+    from person_search.search.tracklets import Tracklets
 
     results = []
     for query in gallery.queries:

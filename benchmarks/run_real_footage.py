@@ -18,11 +18,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from person_search.cli import quiet_libraries, run_program
-
-quiet_libraries()
-
-from person_search.engine.training_series import (  # noqa: E402  after quiet_libraries()
+from person_search.cli import run_program
+from person_search.training_series import (
     ROOT,
     console,
     mean_and_spread,

@@ -20,6 +20,7 @@ libraries are silenced before the first of them is imported.
 """
 
 import argparse
+import importlib.util
 import logging
 import sys
 import warnings
@@ -27,6 +28,12 @@ from collections.abc import Callable
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
+
+NO_DETECTRON2 = (
+    "error: Detectron2 is not installed; it is not on PyPI. Install one of the two: pip install "
+    "--no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git', or the wheel "
+    "detectron2_lite that accompanies person-search (compat/detectron2-lite in its repository)."
+)
 
 
 def program_parser(
@@ -59,7 +66,10 @@ def add_common_options(parser: argparse.ArgumentParser, *, config: bool = False)
     )
     if config:
         parser.add_argument(
-            "--config-file", required=True, metavar="FILE", help="config file (YAML), see configs/"
+            "--config-file",
+            required=True,
+            metavar="FILE",
+            help="config file (YAML), or name below configs/: PSDiff/psdiff_r50_fpn_prw.yaml",
         )
         parser.add_argument(
             "opts",
@@ -67,6 +77,26 @@ def add_common_options(parser: argparse.ArgumentParser, *, config: bool = False)
             metavar="KEY VALUE",
             help="config overrides, after all options, for example MODEL.DEVICE cpu",
         )
+
+
+def add_launch_options(parser: argparse.ArgumentParser, *, num_gpus: int) -> None:
+    """Adds the options of :func:`person_search.engine.launch_program`.
+
+    Args:
+        parser: Parser to extend.
+        num_gpus: Default of --num-gpus.
+    """
+    add = parser.add_argument
+    add("--num-gpus", type=int, default=num_gpus, metavar="NUMBER",
+        help=f"GPUs per machine, one process each; 0 for a CPU (default: {num_gpus})")  # fmt: skip
+    add("--num-processes", type=int, default=1, metavar="NUMBER",
+        help="processes per machine on the CPU (default: 1)")  # fmt: skip
+    add("--num-machines", type=int, default=1, metavar="NUMBER",
+        help="number of machines (default: 1)")  # fmt: skip
+    add("--machine-rank", type=int, default=0, metavar="NUMBER",
+        help="rank of this machine, from 0 (default: 0)")  # fmt: skip
+    add("--dist-url", default="auto", metavar="URL",
+        help="where machines meet, for example tcp://10.0.0.1:29500")  # fmt: skip
 
 
 def quiet_libraries() -> None:
@@ -102,6 +132,9 @@ def run_program(
             at fault; see :func:`person_search.engine.friendly_errors`.
     """
     quiet_libraries()
+    if importlib.util.find_spec("detectron2") is None:
+        print(NO_DETECTRON2, file=sys.stderr)
+        return 2
     for stream in (sys.stdout, sys.stderr):  # file names may have characters that cannot be printed
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

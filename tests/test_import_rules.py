@@ -30,7 +30,7 @@ CORE_MAY_IMPORT = {
     "utils": set(),
     "config": {"schema", "utils"},
     "data": {"schema", "utils", "config"},
-    "data.synthetic": {"schema", "utils", "config", "data", "cli"},
+    "data.synthetic": {"schema", "utils", "config", "data", "programs", "synthetic_config"},
     "modeling": {"schema", "utils", "config"},
     "evaluation": {"schema", "utils", "config", "data"},
     "vis": {"schema", "utils", "config", "data", "evaluation"},
@@ -44,12 +44,17 @@ CORE_MAY_IMPORT = {
     },
     "cli": {"utils", "engine"},
     "model_zoo": {"config", "utils"},
+    "programs": set(),
+    "synthetic_config": set(),
+    "train": {"utils", "config", "data", "engine", "cli"},
+    "training_series": {"cli"},
     "testing": {"schema", "utils", "config", "data", "modeling", "evaluation", "interface"},
 }
 # documented under their own names although their package exports some of the same names
 PUBLIC_MODULES = ("detectron2.engine.hooks",)
 PROJECTS_MAY_IMPORT = {
-    *("schema", "utils", "config", "data", "data.synthetic", "evaluation", "modeling", "vis")
+    *("schema", "utils", "config", "data", "data.synthetic", "evaluation", "modeling", "vis"),
+    "synthetic_config",
 }
 
 

@@ -20,6 +20,8 @@ def test_every_config_has_a_name_and_loads() -> None:
 def test_an_unknown_name_lists_the_nearest() -> None:
     with pytest.raises(FileNotFoundError, match=f"Did you mean .*{SLIM}"):
         model_zoo.get_config_file("PSDiff/psdiff_slim_synthetic.yaml")
+    with pytest.raises(FileNotFoundError, match="Did you mean PSDiff/psdiff_r50_fpn_prw.yaml or"):
+        model_zoo.get_config_file("PSDiff/psdiff_r50_fpn_prv.yaml")
     with pytest.raises(FileNotFoundError, match="not in the model zoo.$"):
         model_zoo.get_config_file("zzz")
 

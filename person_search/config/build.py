@@ -15,7 +15,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from person_search.config.defaults import add_person_search_config
-from person_search.config.files import find_config
+from person_search.config.files import find_config, find_weights
 from person_search.config.projects import add_all_project_configs
 
 
@@ -79,6 +79,7 @@ def merge_into(cfg: CfgNode, config_file: str | os.PathLike, opts: Sequence[str]
         )
     with _explained(cfg, "the command line"):
         cfg.merge_from_list(list(opts))
+    cfg.MODEL.WEIGHTS = find_weights(cfg.MODEL.WEIGHTS)
 
 
 def merge_run_config(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -199,6 +200,12 @@ def _check_yaml(path: str, below: tuple[str, ...] = ()) -> None:
             for base in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                 base = os.path.join(os.path.dirname(path), os.path.expanduser(base.value))
                 _check_yaml(base, (*below, os.path.abspath(path)))
+        elif key.value == "VERSION" and value.value.isdecimal():
+            if int(value.value) > (known := get_cfg().VERSION):
+                raise ValueError(
+                    f"{path} has VERSION {value.value}, but this installation reads up to {known}; "
+                    "install a newer person-search, or set the keys by those of this version"
+                )
 
 
 def _example(text: str) -> str:

@@ -16,7 +16,7 @@ from person_search.engine.divergence import TrainingDivergedError
 from person_search.engine.ema import AveragedWeights, EMAHook, load_average
 from person_search.engine.errors import friendly_errors
 from person_search.engine.hooks import BestModelCheckpointer, ResumableCheckpointer
-from person_search.engine.launch import launch
+from person_search.engine.launch import launch, launch_program
 from person_search.engine.optimizer import build_optimizer
 from person_search.engine.rng import isolated_rng
 from person_search.engine.run_folder import (
@@ -48,6 +48,7 @@ __all__ = [
     "isolated_rng",
     "keys_without_weights",
     "launch",
+    "launch_program",
     "load_average",
     "resolve_num_pids",
     "setup_run",

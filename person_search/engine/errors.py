@@ -4,6 +4,7 @@
 import errno
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -74,10 +75,10 @@ def _message(error: BaseException, folders: list[str]) -> str:
         text = text.strip().splitlines()[-1].partition(": ")[2]
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         if error.filename is None:  # raised by a write, which knows no path
-            free = {x: os.statvfs(x) for x in dict.fromkeys([*folders, ".", tempfile.gettempdir()])}
+            places = dict.fromkeys([*folders, ".", tempfile.gettempdir()])
             text += "; free space: " + ", ".join(
-                f"{space.f_bavail * space.f_frsize / 1e6:,.0f} MB in {os.path.abspath(folder)}"
-                for folder, space in free.items()
+                f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB in {os.path.abspath(folder)}"
+                for folder in places
             )
     return text.strip().rstrip(".") or type(error).__name__
 

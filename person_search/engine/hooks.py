@@ -30,7 +30,10 @@ from person_search.engine.divergence import (
 from person_search.engine.rng import get_rng_state, set_rng_state
 from person_search.utils.weight_files import write_card
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
+# SIGHUP: the terminal was closed; Windows has no such signal
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class ResumableCheckpointer(PeriodicCheckpointer):

@@ -12,6 +12,7 @@ import copy
 import ctypes
 import functools
 import logging
+import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -176,7 +177,8 @@ def keep_freed_memory() -> None:
     By default, glibc maps and unmaps the memory of each large tensor, and every first access to a
     page is a fault of the kernel. Those faults take a third of the time of PSDiff's head.
     """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # absent outside of glibc
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    set_option = getattr(library, "mallopt", None)  # absent outside of glibc
     if set_option is not None:
         m_mmap_max, m_trim_threshold = -4, -1
         set_option(m_mmap_max, 0)

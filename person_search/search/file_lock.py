@@ -1,21 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """One writer at a time, on one machine or on a file system shared by several machines.
 
-The lock belongs to the kernel (``flock``) and ends with the process that holds it, so no stale
-lock remains. The content of the lock file (process, host, start time) is informational; after a
-kill it still names the dead process, which the next owner logs.
+The lock belongs to the kernel (``flock``, on Windows a locked byte) and ends with the process that
+holds it, so no stale lock remains. The content of the lock file (process, host, start time) is
+informational; after a kill it still names the dead process, which the next owner logs.
 """
 
-import fcntl
 import json
 import logging
 import os
 import socket
+import sys
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from person_search.search.errors import GalleryLockedError
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(handle: int) -> None:
+        """Locks a byte far behind the content, since no other process can read a locked byte."""
+        os.lseek(handle, 1 << 30, os.SEEK_SET)
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except PermissionError as e:
+            raise BlockingIOError(e.errno, e.strerror) from e
+
+else:
+    import fcntl
+
+    def _lock(handle: int) -> None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +57,9 @@ class FileLock:
         Raises:
             GalleryLockedError: If another process holds it.
         """
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except OSError as e:
             owner = _read_owner(handle)
             os.close(handle)
@@ -63,7 +81,8 @@ class FileLock:
         self._handle = handle
         with suppress(OSError):  # a full disk; the lock itself needs no space
             os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps(owner).encode(), 0)
+            os.lseek(handle, 0, os.SEEK_SET)
+            os.write(handle, json.dumps(owner).encode())
 
     def release(self) -> None:
         """Releases the lock if it is held."""
@@ -82,8 +101,9 @@ class FileLock:
 
 def _read_owner(handle: int) -> dict:
     """Returns the content of a lock file; {} if it is empty or invalid."""
+    os.lseek(handle, 0, os.SEEK_SET)
     try:
-        owner = json.loads(os.pread(handle, 4096, 0))
+        owner = json.loads(os.read(handle, 4096))
     except ValueError:
         return {}
     return owner if isinstance(owner, dict) else {}

@@ -24,6 +24,7 @@ import numpy as np
 from person_search.search.entries import FLOAT, Entry, checksum
 from person_search.search.errors import GalleryDamagedError
 from person_search.search.file_lock import FileLock
+from person_search.utils.files import sync_folder
 
 VECTORS, BOXES, LOG, LOCK = "vectors.f32", "boxes.f32", "entries.log", "segment.lock"
 BOX_COLUMNS = 5
@@ -170,11 +171,7 @@ class SegmentWriter:
             self._boxes = _open_at(folder / BOXES, self.rows * BOX_COLUMNS * FLOAT.itemsize)
             self._log = _open_at(folder / LOG, contents.log_bytes)
             if durable:
-                folder_handle = os.open(folder, os.O_RDONLY)
-                try:
-                    os.fsync(folder_handle)  # the names of new files
-                finally:
-                    os.close(folder_handle)
+                sync_folder(folder)  # the names of new files
         except BaseException:
             self._lock.release()
             raise
@@ -269,7 +266,8 @@ class SegmentWriter:
 
 def _open_at(path: Path, size: int) -> int:
     """Opens a file for appending after ``size`` bytes; the rest is removed."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    binary = getattr(os, "O_BINARY", 0)  # Windows would change line ends
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | binary, 0o644)
     os.ftruncate(handle, size)
     os.lseek(handle, size, os.SEEK_SET)
     return handle

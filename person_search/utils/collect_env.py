@@ -5,6 +5,7 @@ Attach the output of ``python -m person_search.utils.collect_env`` to a bug repo
 the standard library, so that it also describes a broken installation.
 """
 
+import argparse
 import importlib.util
 import os
 import platform
@@ -48,11 +49,13 @@ class Feature:
 
 
 FEATURES = (
-    Feature("libraries of DiffPS", ("transformers", "tokenizers"), "pip install -e .[diffps]"),
-    Feature("page for the browser", ("fastapi", "uvicorn"), "pip install -e .[page]"),
-    Feature("approximate search", ("faiss",), "pip install -e .[search]"),
-    Feature("TensorBoard event files", ("tensorboard",), "pip install -e .[tensorboard]"),
-    Feature("tests and lint", ("pytest", "hypothesis", "ruff"), "pip install -e .[dev]"),
+    Feature(
+        "libraries of DiffPS", ("transformers", "tokenizers"), "pip install person-search[diffps]"
+    ),
+    Feature("page for the browser", ("fastapi", "uvicorn"), "pip install person-search[page]"),
+    Feature("approximate search", ("faiss",), "pip install person-search[search]"),
+    Feature("TensorBoard event files", ("tensorboard",), "pip install person-search[tensorboard]"),
+    Feature("tests and lint", ("pytest", "hypothesis", "ruff"), "pip install person-search[dev]"),
 )
 
 DATASETS = {
@@ -156,4 +159,5 @@ def _describe_devices() -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m person_search.utils.collect_env", None, __doc__).parse_args()
     print(collect_env())

@@ -2,6 +2,7 @@
 """Configs from installed projects, a YAML file and overrides."""
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,32 @@ def test_file_then_overrides() -> None:
 def test_misspelt_key_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"command line.*Did you mean MODEL\.PSDIFF\.STEPS"):
         build_config(SLIM, ["MODEL.PSDIFF.STEP", "3"])
+
+
+def test_names_and_weights_of_the_checkout_from_any_folder(tmp_path, monkeypatch) -> None:
+    for name in (
+        "PSDiff/tiny/psdiff_slim_synthetic.yaml",
+        f"configs/{SLIM.relative_to(SLIM.parents[2])}",
+    ):
+        assert Path(build_config(name).MODEL.WEIGHTS).is_file()
+    # of the wheel person-search-demo-weights
+    package = tmp_path / "person_search_demo_weights"
+    package.mkdir()
+    (package / "w.safetensors").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    weights = ["MODEL.WEIGHTS", "projects/PSDiff/weights/w.safetensors"]
+    assert build_config(SLIM, weights).MODEL.WEIGHTS == str(package / "w.safetensors")
+    weights[1] = "projects/PSDiff/weights/absent.safetensors"
+    assert build_config(SLIM, weights).MODEL.WEIGHTS == weights[1]
+
+
+def test_a_config_of_a_newer_version(tmp_path) -> None:
+    base, leaf = tmp_path / "base.yaml", tmp_path / "leaf.yaml"
+    base.write_text("VERSION: 3\n")
+    leaf.write_text("_BASE_: base.yaml\nVERSION: 2\n")
+    text = f"{base} has VERSION 3, but this installation reads up to 2; install a newer"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        build_config(leaf)
 
 
 def test_missing_file_names_the_nearest(tmp_path) -> None:

@@ -9,14 +9,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from programs import run_program_file
 from scipy.io import loadmat
 
 from person_search.data import load_cuhk_sysu, load_cuhk_sysu_protocol, load_prw, load_prw_protocol
 from person_search.data.synthetic import SyntheticConfig, write_cuhk_sysu, write_prw
-from person_search.data.synthetic.__main__ import main
 from person_search.data.synthetic.prw import frame_size, raw_ids
 from person_search.data.synthetic.store import MANIFEST
 
+PROGRAM = "tools/draw_synthetic.py"
 TINY = SyntheticConfig(
     width=128, height=96, train_images=8, test_images=10, train_ids=4, test_ids=4,
     people=(2, 4), gallery_sizes=(5, 8, 50), cameras=3,
@@ -330,10 +331,10 @@ def test_command_line(tmp_path, capsys):
     arguments = ["--root", str(tmp_path), "--format", "prw", "--size", "64", "64", "--quiet",
                  "--train-images", "4", "--test-images", "6", "--train-ids", "2",
                  "--test-ids", "2", "--people", "2", "3", "--difficulty", "hard"]  # fmt: skip
-    assert main(arguments) == 0
+    assert run_program_file(PROGRAM, *arguments) == 0
     assert "Wrote" in capsys.readouterr().out
     assert json.loads((tmp_path / "PRW" / MANIFEST).read_text())["options"]["difficulty"] == 0.8
-    assert main(arguments) == 0
+    assert run_program_file(PROGRAM, *arguments) == 0
     assert "already exists" in capsys.readouterr().out
 
 
@@ -342,7 +343,6 @@ def test_command_line_reports_bad_options(tmp_path, capsys):
         ("7", "difficulty is 7.0"),
         ("brutal", "'brutal' is not a number or one of easy, medium, hard"),
     ):
-        with pytest.raises(SystemExit) as caught:
-            main(["--root", str(tmp_path), "--difficulty", value])
-        assert caught.value.code == 2
+        arguments = ["--root", tmp_path, "--difficulty", value]
+        assert run_program_file(PROGRAM, *arguments) == 2
         assert message in capsys.readouterr().err

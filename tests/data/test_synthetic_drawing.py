@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from person_search.data.synthetic import SyntheticConfig, scene
-from person_search.data.synthetic.config import DIFFICULTY_NAMES
 from person_search.data.synthetic.looks import (
     BAGS,
     BOTTOMS,
@@ -25,6 +24,7 @@ from person_search.data.synthetic.person import Pose, draw_person, sample_pose
 from person_search.data.synthetic.plan import make_casts, plan_split
 from person_search.data.synthetic.props import PROPS, draw_prop
 from person_search.data.synthetic.scene import SceneSpec, render_scene
+from person_search.synthetic_config import DIFFICULTY_NAMES
 
 STANDING = Pose(yaw=0.0, stride=0.05, phase=0.0, gesture="swing", free_side=1, lean=0.0)
 

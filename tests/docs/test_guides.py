@@ -162,6 +162,7 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "projects").mkdir()
     for name in ("person_search", "projects/DiffPS", "projects/PSDiff", "projects/TwoStage"):
         (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "tools").symlink_to(ROOT / "tools")
     names = write_files_of(METHOD, tmp_path)
     assert [Path(name).name for name in names] == [
         *(

@@ -183,6 +183,26 @@ def evaluate_in_two_processes(text: str, folder: str) -> None:
         PersonSearchTrainer(cfg)
 
 
+def train_by_launcher(folder: str, parts: int = 1, more_iterations: bool = False) -> None:
+    """Trains the tiny model, whose random jitter is off, in one process of any launcher.
+
+    Args:
+        folder: Receives the checkpoints.
+        parts: Parts of a batch (SOLVER.ACCUMULATION_STEPS).
+        more_iterations: Resumes a finished training for two more iterations.
+    """
+    name = "tiny_for_launchers"
+    register_tiny_dataset(name, Path(folder) / f"images{comm.get_rank()}")
+    cfg = tiny_cfg(folder, name)
+    cfg.SEED, cfg.SOLVER.MAX_ITER = 3, 6 if more_iterations else 4
+    cfg.SOLVER.ACCUMULATION_STEPS, cfg.SOLVER.STEPS = parts, (3,)
+    seed_all_rng(1 + comm.get_rank())
+    trainer = PersonSearchTrainer(cfg)
+    getattr(trainer.model, "module", trainer.model).jitter = 0.0
+    trainer.resume_or_load(resume=more_iterations)
+    trainer.train()
+
+
 def run_train_net(dataset: str, images: str, arguments: list[str]) -> None:
     """One of several processes of ``train_net.py``, with the tiny data set registered."""
     register_tiny_dataset(dataset, Path(images) / str(comm.get_rank()))

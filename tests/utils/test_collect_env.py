@@ -43,7 +43,7 @@ def test_reports_a_broken_installation_without_torch_or_detectron2(tmp_path: Pat
     )
     assert run.returncode == 0, run.stderr
     assert "PROBLEM: Detectron2 is not installed." in run.stdout
-    assert "missing transformers, tokenizers: pip install -e .[diffps]" in run.stdout
+    assert "missing transformers, tokenizers: pip install person-search[diffps]" in run.stdout
 
 
 def test_missing_feature_names_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ Command line: ``python -m person_search.data.synthetic --help``. Nothing in the 
 package.
 """
 
-from .config import SyntheticConfig
+from person_search.synthetic_config import SyntheticConfig
+
 from .cuhk_sysu import write_cuhk_sysu
 from .prw import write_prw
 

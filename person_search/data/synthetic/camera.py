@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .config import random_stream
+from person_search.synthetic_config import random_stream
+
 from .scenery import KINDS, OUTDOORS, PlacePainter, View
 
 _MARGIN = 1.10

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from person_search.synthetic_config import SyntheticConfig, random_stream
+
 from . import matlab
-from .config import SyntheticConfig, random_stream
 from .plan import TWINS_PER_TEST_SET, make_casts, plan_split, write_attributes
 from .scene import DrawnPerson, SceneSpec
 from .store import draw_images, write_data_set

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import SyntheticConfig, random_stream
+from person_search.synthetic_config import SyntheticConfig, random_stream
+
 from .looks import Look, alter_look, look_distance, sample_look, sample_looks
 
 TWINS_PER_TEST_SET = 2

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from person_search.synthetic_config import SyntheticConfig, random_stream
+
 from . import matlab
-from .config import SyntheticConfig, random_stream
 from .plan import ImagePlan, make_casts, plan_split, write_attributes
 from .scene import DrawnPerson, SceneSpec
 from .store import draw_images, write_data_set

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from person_search.synthetic_config import random_stream
+
 from .camera import Camera, build_camera, expose
-from .config import random_stream
 from .looks import Look
 from .person import draw_person, sample_pose
 from .props import PROPS, draw_prop

@@ -22,8 +22,8 @@ import cv2
 from tqdm import tqdm
 
 from person_search.data.datasets.cache import CACHE_FOLDER
+from person_search.synthetic_config import SyntheticConfig
 
-from .config import SyntheticConfig
 from .scene import DrawnPerson, SceneSpec, render_scene
 
 MANIFEST = "synthetic.json"

@@ -22,13 +22,12 @@ command apply to all trainings, for example ``SOLVER.MAX_ITER 3000``.
 import argparse
 import json
 import os
-import resource
 import shlex
 import sys
 from pathlib import Path
 
 from person_search.cli import run_program
-from person_search.engine.training_series import (
+from person_search.training_series import (
     METRICS,
     ROOT,
     console,
@@ -186,6 +185,8 @@ def backbone_mflop(arguments: str) -> float:
 
 def _cpu_minutes() -> float:
     """Returns the CPU time of all finished commands."""
+    import resource  # not on Windows
+
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return (usage.ru_utime + usage.ru_stime) / 60
 

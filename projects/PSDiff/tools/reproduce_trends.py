@@ -24,11 +24,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
-from person_search.cli import quiet_libraries, run_program
-
-quiet_libraries()
-
-from person_search.engine.training_series import (  # noqa: E402  after quiet_libraries()
+from person_search.cli import run_program
+from person_search.training_series import (
     METRICS,
     ROOT,
     console,

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from diffps.prior.captions import ScenePerson, part_colors
-from person_search.data.synthetic.config import SyntheticConfig
 from person_search.data.synthetic.looks import sample_look
 from person_search.data.synthetic.scene import SceneSpec
 from person_search.data.synthetic.store import draw_images
+from person_search.synthetic_config import SyntheticConfig
 from person_search.utils.files import write_atomically
 
 INDEX = "scenes.json"

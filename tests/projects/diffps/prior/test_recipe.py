@@ -17,9 +17,9 @@ from diffps.prior.scenes import SceneOptions, draw_scenes, load_scenes, plan_sce
 from diffps.prior.trainer import Averager, Schedule, Stage
 from diffps.prior.vae import CROP, AutoencoderLoss, encode_scenes, set_scaling_factor
 from diffps.tiny import build_pipeline
-from person_search.data.synthetic.config import SyntheticConfig
 from person_search.data.synthetic.looks import look_distance
 from person_search.data.synthetic.plan import make_casts
+from person_search.synthetic_config import SyntheticConfig
 
 SIZES = replace(
     PRIOR_SIZES, unet_channels=(8, 8, 8, 8), unet_heads=(1, 1, 1, 1), vae_channels=(4, 4, 8, 8),

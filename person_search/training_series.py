@@ -14,7 +14,7 @@ from rich.console import Console
 
 from person_search.cli import program_parser
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 METRICS = (("search", "mAP"), ("search", "top1"), ("detection", "AP50"))
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
