@@ -30,6 +30,7 @@ COMMANDS = {
     "verify": "read every byte of a gallery and list all damage",
     "compact": "rewrite a gallery without replaced, removed and damaged images",
     "forget": "delete images or persons from a gallery for good",
+    "copy": "copy a gallery into a folder or a database",
 }
 
 
@@ -44,6 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
         add_common_options(command, config=name in ("index", "query", "serve"))
+        if name == "copy":
+            for place in ("source", "target"):
+                command.add_argument(
+                    place, type=_gallery, metavar=place.upper(), help=f"{place} gallery"
+                )
+            continue
         command.add_argument(
             "--gallery",
             required=name != "info",
@@ -226,5 +233,6 @@ def main(words: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     args = parse_args(words)
-    hint = "Run the same command again to continue." if args.command == "index" else ""
+    resumable = args.command in ("index", "copy")
+    hint = "Run the same command again to continue." if resumable else ""
     return run_program(_run, args, resume_hint=hint)

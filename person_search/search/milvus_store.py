@@ -367,7 +367,7 @@ class MilvusStore(GalleryStore):
         """See :class:`GalleryStore`."""
         return [str(number) for number in range(count)]
 
-    def writer(self, name: str, durable: bool = True) -> "MilvusWriter":
+    def writer(self, name: str, durable: bool = True, together: int = 1) -> "MilvusWriter":
         """See :class:`GalleryStore`. What the server acknowledges is always durable."""
         return MilvusWriter(self, name)
 
@@ -654,8 +654,8 @@ class MilvusWriter:
             ]
             for start in range(0, len(updated), BLOCK):
                 self.client.upsert(store.images_name, updated[start : start + BLOCK])
-            camera = shown[0][0].entry.camera
-            end = replace(end, tracklets=[len(grouped)], entry=replace(end.entry, camera=camera))
+            camera = shortened(shown[0][0].entry.camera)
+            end = replace(end, tracklets=[len(grouped)])
             for number in range(len(grouped)):
                 own = grouped.rows_of(number)
                 members = [shown[frame_of[row]][0].entry for row in own]
@@ -667,6 +667,7 @@ class MilvusWriter:
                         number,
                         grouped.reid_feats[number],
                         kind=TRACKLET,
+                        camera=camera,
                         score=float(boxes[own, 4].max()),
                         time=min(times),
                         last_time=max(times),
