@@ -34,6 +34,7 @@ _MODULE_OF = {
     "build_index": "approximate",
     "clip_box": "images",
     "compact": "maintenance",
+    "copy": "copying",
     "detected_person": "query",
     "find_sources": "sources",
     "format_time": "table",

@@ -33,6 +33,7 @@ COMMANDS = {
     "compact": "rewrite a gallery without replaced, removed and damaged images",
     "forget": "delete images or persons from a gallery for good",
     "export": "write a model as an ONNX file",
+    "copy": "copy a gallery into a folder or a database",
 }
 
 
@@ -48,6 +49,12 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
         with_model = name in ("index", "query", "serve", "label", "export")
         add_common_options(command, config=with_model, required=name != "label")
+        if name == "copy":
+            for place in ("source", "target"):
+                command.add_argument(
+                    place, type=_gallery, metavar=place.upper(), help=f"{place} gallery"
+                )
+            continue
         if name != "export":
             command.add_argument(
                 "--gallery",
@@ -298,5 +305,6 @@ def main(words: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     args = parse_args(words)
-    hint = "Run the same command again to continue." if args.command == "index" else ""
+    resumable = args.command in ("index", "copy")
+    hint = "Run the same command again to continue." if resumable else ""
     return run_program(_run, args, resume_hint=hint)

@@ -18,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 
 from person_search.config import build_config
 from person_search.engine import friendly_errors, launch
+from person_search.search.copying import copy
 from person_search.search.embedder import PersonEmbedder
 from person_search.search.export import run_export
 from person_search.search.fit import describe_misfit
@@ -409,6 +410,20 @@ def run_compact(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_copy(args: argparse.Namespace) -> int:
+    """Copies what the target lacks."""
+    with closing(GalleryStore.open(args.source)) as source:
+        manifest = source.manifest
+        opened = GalleryStore.open_or_create(args.target, manifest.dim, manifest.model)
+        with closing(opened) as target:
+            report = copy(source, target)
+    print(
+        f"{count(report.images, 'image')} with {count(report.persons, 'person')} copied; "
+        f"{count(report.present, 'image')} were there already."
+    )
+    return 0
+
+
 RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "index": run_index,
     "query": run_query,
@@ -419,4 +434,5 @@ RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "compact": run_compact,
     "forget": run_forget,
     "export": run_export,
+    "copy": run_copy,
 }

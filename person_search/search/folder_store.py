@@ -152,9 +152,9 @@ class FolderStore(GalleryStore):
             self.replace_manifest(segments=tuple(names))
         return names[:count]
 
-    def writer(self, name: str, durable: bool = True) -> SegmentWriter:
+    def writer(self, name: str, durable: bool = True, together: int = 1) -> SegmentWriter:
         """Opens a segment for appending."""
-        return SegmentWriter(self.segment_folder(name), self.manifest.dim, durable)
+        return SegmentWriter(self.segment_folder(name), self.manifest.dim, durable, together)
 
     def read_segments(self) -> list[SegmentContents]:
         """Reads all segments, in the order of the manifest."""

@@ -44,6 +44,8 @@ from person_search.vis.encoding import is_own_drawing
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+TOGETHER = 16
+"""Number of images that are written together, if they come quickly."""
 MAX_WORKERS = 4
 """Maximum number of threads that run the model at once on a CPU; each has its own feature maps."""
 MAX_BATCH = 4
@@ -208,7 +210,7 @@ def index_images(
 
         plan = _in_first_process(prepare)
         store = GalleryStore.open(gallery)
-        with store.writer(plan.writers[rank], options.durable) as writer:
+        with store.writer(plan.writers[rank], options.durable, TOGETHER) as writer:
             if rank == 0:
                 for entry in plan.removed:
                     writer.append(entry)

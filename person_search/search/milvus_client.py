@@ -152,14 +152,13 @@ class Connection:
         """Yields all rows in the order of their keys, a block at a time."""
         block, last = BLOCK if "feat" in fields else COMPACT_ROWS, ""
         while True:
-            # the iterator of the client reads an older state of a server of version 2.3
+            # the iterator of the client, and its parameters, lose rows of a server of version 2.3
             found = self.query(
                 collection,
                 filter=f"({where}) and pk > {quoted([last])[1:-1]}" if where else f'pk > "{last}"',
                 output_fields=list(fields),
                 limit=block,
                 consistency_level=level,
-                reduce_stop_for_best=True,
             )
             yield from sorted(found, key=lambda row: row["pk"])
             if len(found) < block:

@@ -367,7 +367,7 @@ class MilvusStore(GalleryStore):
         """See :class:`GalleryStore`."""
         return [str(number) for number in range(count)]
 
-    def writer(self, name: str, durable: bool = True) -> "MilvusWriter":
+    def writer(self, name: str, durable: bool = True, together: int = 1) -> "MilvusWriter":
         """See :class:`GalleryStore`. What the server acknowledges is always durable."""
         return MilvusWriter(self, name)
 
@@ -635,7 +635,9 @@ class MilvusWriter:
         """Groups the frames of a video into tracklets; its end makes them visible."""
         store, file = self.store, self.store.file_key(end.entry)
         where = f'file == "{file}" and kind == {FRAME}'
-        frames = sorted(store.read_vectors(store.records(where)), key=lambda x: x[0].entry.frame or 0)
+        frames = sorted(
+            store.read_vectors(store.records(where)), key=lambda x: x[0].entry.frame or 0
+        )
         before = list(store.records(f'file == "{file}" and kind == {END}'))
         shown = [(record, vectors) for record, vectors in frames if len(vectors)]
         rows: list[dict[str, Any]] = []
@@ -654,8 +656,8 @@ class MilvusWriter:
             ]
             for start in range(0, len(updated), BLOCK):
                 self.client.upsert(store.images_name, updated[start : start + BLOCK])
-            camera = shown[0][0].entry.camera
-            end = replace(end, tracklets=[len(grouped)], entry=replace(end.entry, camera=camera))
+            camera = shortened(shown[0][0].entry.camera)
+            end = replace(end, tracklets=[len(grouped)])
             for number in range(len(grouped)):
                 own = grouped.rows_of(number)
                 members = [shown[frame_of[row]][0].entry for row in own]
@@ -667,6 +669,7 @@ class MilvusWriter:
                         number,
                         grouped.reid_feats[number],
                         kind=TRACKLET,
+                        camera=camera,
                         score=float(boxes[own, 4].max()),
                         time=min(times),
                         last_time=max(times),

@@ -14,6 +14,7 @@ Boxes are XYXY pixels of the upright image.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from mmap import mmap
@@ -28,6 +29,8 @@ from person_search.utils.files import sync_folder
 
 VECTORS, BOXES, LOG, LOCK = "vectors.f32", "boxes.f32", "entries.log", "segment.lock"
 BOX_COLUMNS = 5
+WAIT = 1.0
+"""Seconds between two commits, unless images arrive more slowly."""
 
 
 @dataclass(frozen=True)
@@ -150,16 +153,18 @@ class SegmentWriter:
     Args:
         folder: Folder of the segment, created if missing.
         dim: Embedding dimension D.
-        durable: Sync to disk after every image. False is faster; images then survive the end of
-            the process, but not a power failure.
+        durable: Sync to disk. False is faster; images then survive the end of the process, but not
+            a power failure.
+        together: Maximum number of images that are written and synced together; they wait for each
+            other at most ``WAIT`` seconds.
 
     Raises:
         GalleryLockedError: If another process is writing the segment.
         GalleryDamagedError: See :func:`read_segment` and :func:`map_rows`.
     """
 
-    def __init__(self, folder: Path, dim: int, durable: bool = True) -> None:
-        self.folder, self.dim, self.durable = folder, dim, durable
+    def __init__(self, folder: Path, dim: int, durable: bool = True, together: int = 1) -> None:
+        self.folder, self.dim, self.durable, self.together = folder, dim, durable, together
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / LOCK, f"the segment '{folder}'")
         self._lock.acquire()
@@ -167,6 +172,8 @@ class SegmentWriter:
             contents = read_segment(folder)
             map_rows(folder, contents.rows, dim)  # raises if rows are missing
             self.rows, self._log_bytes = contents.rows, contents.log_bytes
+            self._written_rows, self._lines = self.rows, []
+            self._last = time.monotonic()
             self._vectors = _open_at(folder / VECTORS, self.rows * dim * FLOAT.itemsize)
             self._boxes = _open_at(folder / BOXES, self.rows * BOX_COLUMNS * FLOAT.itemsize)
             self._log = _open_at(folder / LOG, contents.log_bytes)
@@ -183,7 +190,7 @@ class SegmentWriter:
         scores: np.ndarray | None = None,
         reid_feats: np.ndarray | None = None,
     ) -> Entry:
-        """Adds one image; it is in the gallery when this method returns.
+        """Adds one image; it is in the gallery at the latest after :meth:`commit`.
 
         Args:
             entry: Entry of the image; its rows and checksum are filled in.
@@ -211,31 +218,54 @@ class SegmentWriter:
                     f"({rows}, {self.dim})."
                 )
             entry = replace(entry, first=self.rows, rows=rows, crc=checksum(vectors, table))
-        line = entry.to_line()
         try:
             if rows:
                 self._write(self._vectors, vectors.tobytes())
                 self._write(self._boxes, table.tobytes())
-                self._sync(self._vectors, self._boxes)
-            self._write(self._log, line)
-            self._sync(self._log)
         except OSError as e:
             self._cut_back()
             raise OSError(e.errno, e.strerror or str(e), str(self.folder)) from e
         self.rows += rows
-        self._log_bytes += len(line)
+        self._lines.append(entry.to_line())
+        if len(self._lines) >= self.together or time.monotonic() - self._last >= WAIT:
+            self.commit()
         return entry
+
+    def commit(self) -> None:
+        """Makes all added images a part of the gallery.
+
+        Raises:
+            OSError: As :meth:`append`.
+        """
+        if not self._lines:
+            return
+        lines, self._lines = b"".join(self._lines), []  # once, also if this is interrupted
+        try:
+            if self.rows > self._written_rows:
+                self._sync(self._vectors, self._boxes)
+            self._write(self._log, lines)
+            self._sync(self._log)
+        except OSError as e:
+            self._cut_back()
+            raise OSError(e.errno, e.strerror or str(e), str(self.folder)) from e
+        self._written_rows = self.rows
+        self._log_bytes += len(lines)
+        self._last = time.monotonic()
 
     def sync(self) -> None:
         """Syncs all files to disk."""
+        self.commit()
         for handle in (self._vectors, self._boxes, self._log):
             os.fsync(handle)
 
     def close(self) -> None:
         """Closes the files and releases the lock."""
-        for handle in (self._vectors, self._boxes, self._log):
-            os.close(handle)
-        self._lock.release()
+        try:
+            self.commit()
+        finally:
+            for handle in (self._vectors, self._boxes, self._log):
+                os.close(handle)
+            self._lock.release()
 
     def __enter__(self) -> "SegmentWriter":
         return self
@@ -253,7 +283,8 @@ class SegmentWriter:
             os.fdatasync(handle)
 
     def _cut_back(self) -> None:
-        """Restores the last complete image after a failed write."""
+        """Restores the last commit after a failed write."""
+        self.rows, self._lines = self._written_rows, []
         sizes = {
             self._log: self._log_bytes,  # first, so that no line outlives its rows
             self._boxes: self.rows * BOX_COLUMNS * FLOAT.itemsize,

@@ -258,12 +258,15 @@ class GalleryStore(ABC):
         """Returns the names of writers, one for each process of a run."""
 
     @abstractmethod
-    def writer(self, name: str, durable: bool = True) -> AbstractContextManager[ImageWriter]:
-        """Opens a writer.
+    def writer(
+        self, name: str, durable: bool = True, together: int = 1
+    ) -> AbstractContextManager[ImageWriter]:
+        """Opens a writer. At its end, all images are in the gallery.
 
         Args:
             name: One of :meth:`ensure_writers`.
             durable: Images survive a power failure, too; see ``SegmentWriter``.
+            together: Number of images that may wait for each other, see ``SegmentWriter``.
         """
 
     @abstractmethod
