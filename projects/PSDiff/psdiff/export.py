@@ -11,6 +11,8 @@ Shape shorthand: N proposals of an image, C channels, D embedding dimension.
 from typing import Any
 
 import torch
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
+from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from person_search.interface import ExportedModel
@@ -20,6 +22,39 @@ from psdiff.sampler import SamplerSettings, sampling_times, unit_reid
 
 STEP_INPUTS = ("size", "signal", "noise", "t", "coefficients")
 STEP_OUTPUTS = ("pred_boxes", "scores", "reid_feats", "next_signal")
+
+
+class OneImagePooler(nn.Module):
+    """RoI pooling of one image whose number of boxes stays open in a traced graph.
+
+    Detectron2's pooler makes it a constant where it numbers the images.
+
+    Args:
+        pooler: Pooler to replace; its layers are used.
+    """
+
+    def __init__(self, pooler: ROIPooler) -> None:
+        super().__init__()
+        self.pooler = pooler
+
+    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
+        """Returns (M, C, P, P) for maps (1, C, H_l, W_l) and the boxes of the image."""
+        pooler, boxes = self.pooler, box_lists[0].tensor
+        rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], dim=1)
+        if len(x) == 1:
+            return pooler.level_poolers[0](x[0], rois)
+        levels = assign_boxes_to_levels(
+            box_lists,
+            pooler.min_level,
+            pooler.max_level,
+            pooler.canonical_box_size,
+            pooler.canonical_level,
+        )
+        pooled = x[0].new_zeros(boxes.shape[0], x[0].shape[1], *pooler.output_size)
+        for level, layer in enumerate(pooler.level_poolers):
+            (rows,) = (levels == level).nonzero(as_tuple=True)
+            pooled.index_put_((rows,), layer(x[level], rois[rows]))
+        return pooled
 
 
 class PSDiffGraph(nn.Module):
@@ -120,9 +155,19 @@ def export_graph(model: PSDiff, max_side: int) -> torch.export.ExportedProgram:
     """
     graph, divisor = PSDiffGraph(model), model.backbone.size_divisibility
     cells = [torch.export.Dim(name, min=1, max=max_side // divisor) for name in ("rows", "columns")]
-    any_size = torch.export.Dim.DYNAMIC
     # 5 x 7 cells and 11 proposals: sizes of an example must not coincide with constants
     image = torch.zeros(1, 3, 5 * divisor, 7 * divisor)
+    pooler, model.head.pooler = model.head.pooler, OneImagePooler(model.head.pooler)
+    try:
+        return _export(graph, model, image, cells)
+    finally:
+        model.head.pooler = pooler
+
+
+def _export(
+    graph: PSDiffGraph, model: PSDiff, image: Tensor, cells: list[torch.export.Dim]
+) -> torch.export.ExportedProgram:
+    divisor, any_size = model.backbone.size_divisibility, torch.export.Dim.DYNAMIC
     with torch.no_grad():
         computed = model.backbone(image)
         maps = [computed[name].contiguous() for name in model.head.in_features]
