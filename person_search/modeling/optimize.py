@@ -13,6 +13,7 @@ import ctypes
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
@@ -105,7 +106,7 @@ def fold_batch_norms(module: nn.Module) -> int:
     return folded
 
 
-def _fold_batch_norm(conv: nn.Conv2d, norm: nn.Module | None) -> bool:
+def _fold_batch_norm(conv: nn.Conv2d, norm: Any) -> bool:
     """Folds what follows a convolution into it if it is a constant batch norm."""
     constant = isinstance(norm, FrozenBatchNorm2d) or (
         isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) and not norm.training
