@@ -38,6 +38,8 @@ EXTRAS = {
     "search": ["faiss-cpu>=1.9"],
     # Weights of the Hugging Face hub (hf://owner/name).
     "hub": ["huggingface_hub>=0.25"],
+    # Galleries in Milvus, a vector database: the client, and the embedded engine.
+    "milvus": ["pymilvus>=2.5", "milvus-lite>=2.4.10; sys_platform != 'win32'"],
     # HEIC images in person-search; AVIF needs Pillow 11.3 or later.
     "heif": ["pillow-heif>=0.16"],
     # Models of person-search export; onnxscript writes them.
@@ -56,7 +58,7 @@ EXTRAS = {
     # Event files beside the JSON and log output of every run.
     "tensorboard": ["tensorboard>=2.15"],
     # For everyone who runs the programs.
-    "all": ["person-search[diffps,heif,hub,onnx,page,search,tensorboard,timm]"],
+    "all": ["person-search[diffps,heif,hub,label,onnx,page,search,tensorboard,timm]"],
     # What an uncompiled source checkout of the real Detectron2 imports beyond our own needs.
     "real": [
         "black",
@@ -75,12 +77,15 @@ EXTRAS = {
         "fastapi>=0.115",  # so that the page is tested
         "hypothesis>=6.100",
         "mlflow-skinny>=2.11",  # so that the trackers are tested
+        "milvus==2.3.5; sys_platform == 'linux' and platform_machine == 'x86_64'",  # a server
+        "milvus-lite>=2.4.10; sys_platform != 'win32'",  # so that galleries in Milvus are tested
         "mypy==2.4.1",
         "onnx>=1.17",  # so that the export is tested
         "onnxruntime>=1.20",
         "onnxscript>=0.5",
         "playwright>=1.48",  # drives an installed Chromium
         "pre-commit>=3.5",
+        "pymilvus>=2.5",
         "pytest>=9",  # faulthandler_exit_on_timeout
         "timm>=1.0",  # so that its backbones are tested
         "transformers>=4.44,<6",  # so that DiffPS is tested

@@ -14,6 +14,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
@@ -106,7 +107,7 @@ def fold_batch_norms(module: nn.Module) -> int:
     return folded
 
 
-def _fold_batch_norm(conv: nn.Conv2d, norm: nn.Module | None) -> bool:
+def _fold_batch_norm(conv: nn.Conv2d, norm: Any) -> bool:
     """Folds what follows a convolution into it if it is a constant batch norm."""
     batch_norm = isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) and not norm.training
     if norm is None or not (batch_norm or isinstance(norm, FrozenBatchNorm2d)):

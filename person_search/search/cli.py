@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from person_search.cli import add_common_options, run_program
+from person_search.cli import add_common_options, add_launch_options, run_program
 from person_search.search.locations import MilvusAddress, parse_location
 
 COMMANDS = {
@@ -122,10 +122,7 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     add("--retry", action="store_true", help="reread files that were unreadable before")
     add("--exact-only", action="store_true",
         help="do not build the approximate index of a large gallery")  # fmt: skip
-    add("--num-gpus", type=int, default=0, metavar="NUMBER",
-        help="number of processes with one GPU each (default: 0)")  # fmt: skip
-    add("--num-processes", type=int, default=1, metavar="NUMBER",
-        help="number of processes on the CPU (default: 1)")  # fmt: skip
+    add_launch_options(parser, num_gpus=0)
 
 
 def _add_query(parser: argparse.ArgumentParser) -> None:

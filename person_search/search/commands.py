@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from person_search.config import build_config
-from person_search.engine import friendly_errors, launch
+from person_search.engine import friendly_errors, launch_program
 from person_search.search.copying import copy
 from person_search.search.embedder import PersonEmbedder
 from person_search.search.export import run_export
@@ -76,12 +76,7 @@ def run_index(args: argparse.Namespace) -> int:
         retry=args.retry,
         approximate=not args.exact_only,
     )
-    launch(
-        _index_worker,
-        num_gpus=args.num_gpus,
-        num_processes=args.num_processes,
-        args=(args, listing, options),
-    )
+    launch_program(_index_worker, args, listing, options)
     return 0
 
 
@@ -90,7 +85,7 @@ def _index_worker(args: argparse.Namespace, listing: Listing, options: IndexOpti
     if comm.get_world_size() > 1:
         setup_logger(name="person_search", abbrev_name="person_search")
     with friendly_errors(args.traceback):
-        device = ["MODEL.DEVICE", "cpu"] if args.num_processes > 1 else []
+        device = ["MODEL.DEVICE", "cpu"] if comm.get_world_size() > 1 and not args.num_gpus else []
         cfg = build_config(args.config_file, [*args.opts, *device])
         embedder = PersonEmbedder.from_config(cfg, args.weights)
         report = index_images(embedder, args.gallery, listing, options)

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from PIL import Image
@@ -44,6 +45,8 @@ from person_search.vis.encoding import is_own_drawing
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+SHARD = 8
+"""Number of images that a process takes at a time."""
 TOGETHER = 16
 """Number of images that are written together, if they come quickly."""
 MAX_WORKERS = 4
@@ -214,7 +217,9 @@ def index_images(
             if rank == 0:
                 for entry in plan.removed:
                     writer.append(entry)
-            report = _work(embedder, writer, plan, plan.tasks[rank::processes], options, progress)
+            shared = _SharedTasks(plan)
+            report = _work(embedder, writer, plan, shared.take(), options, progress)
+        shared.wait()
         reports = comm.all_gather(report)
         if rank == 0:
             details = [value for report in reports for value in report.color_details]
@@ -235,6 +240,40 @@ def index_images(
         | {name: why for report in reports for name, why in report.left_out.items()},
         seconds=time.monotonic() - start,
     )
+
+
+class _SharedTasks:
+    """The tasks of a run, of which every process takes the next few when it has time for them.
+
+    Args:
+        plan: Plan of all processes.
+    """
+
+    def __init__(self, plan: _Plan) -> None:
+        self._processes = comm.get_world_size()
+        self._store: Any = None
+        shards: list[list[_Task]] = [[task] for task in plan.tasks if task.source.is_video]
+        images = [task for task in plan.tasks if not task.source.is_video]
+        shards += [images[i : i + SHARD] for i in range(0, len(images), SHARD)]
+        self._shards = shards if self._processes > 1 else [plan.tasks]
+        if self._processes > 1:  # the store through which the processes have met
+            met = dist.distributed_c10d._get_default_store()
+            self._store = dist.PrefixStore(f"index/{plan.run}", met)
+
+    def take(self) -> Iterator[_Task]:
+        """Yields tasks until none is left; long videos, the first ones, delay nobody at the end."""
+        if self._store is None:
+            yield from self._shards[0]
+            return
+        while (number := self._store.add("taken", 1) - 1) < len(self._shards):
+            yield from self._shards[number]
+
+    def wait(self) -> None:
+        """Waits for the other processes, however long; collective calls have a time limit."""
+        if self._store is not None:
+            self._store.add("ended", 1)
+            while self._store.add("ended", 0) < self._processes:
+                time.sleep(0.05)
 
 
 def _in_first_process(prepare: Callable[[], _Plan]) -> _Plan:
@@ -310,7 +349,7 @@ def _work(
     embedder: PersonEmbedder,
     writer: ImageWriter,
     plan: _Plan,
-    tasks: list[_Task],
+    tasks: Iterable[_Task],
     options: IndexOptions,
     progress: bool | None,
 ) -> IndexReport:
@@ -318,8 +357,9 @@ def _work(
     report = IndexReport()
     total = sum(
         count_samples(task.source.file, options.every) if task.source.is_video else 1
-        for task in tasks
+        for task in plan.tasks
     )
+    total = -(-total // len(plan.writers))
     name = "index" if len(plan.writers) == 1 else f"index (1 of {len(plan.writers)} processes)"
     shown = progress if comm.is_main_process() else False
     jobs = read_ahead(_jobs(tasks, plan.run, embedder, options, report))
@@ -415,7 +455,7 @@ def in_order(
 
 
 def _jobs(
-    tasks: list[_Task],
+    tasks: Iterable[_Task],
     run: int,
     embedder: PersonEmbedder,
     options: IndexOptions,

@@ -172,7 +172,8 @@ class SegmentWriter:
             contents = read_segment(folder)
             map_rows(folder, contents.rows, dim)  # raises if rows are missing
             self.rows, self._log_bytes = contents.rows, contents.log_bytes
-            self._written_rows, self._lines = self.rows, []
+            self._written_rows = self.rows
+            self._lines: list[bytes] = []
             self._last = time.monotonic()
             self._vectors = _open_at(folder / VECTORS, self.rows * dim * FLOAT.itemsize)
             self._boxes = _open_at(folder / BOXES, self.rows * BOX_COLUMNS * FLOAT.itemsize)
