@@ -635,7 +635,9 @@ class MilvusWriter:
         """Groups the frames of a video into tracklets; its end makes them visible."""
         store, file = self.store, self.store.file_key(end.entry)
         where = f'file == "{file}" and kind == {FRAME}'
-        frames = sorted(store.read_vectors(store.records(where)), key=lambda x: x[0].entry.frame or 0)
+        frames = sorted(
+            store.read_vectors(store.records(where)), key=lambda x: x[0].entry.frame or 0
+        )
         before = list(store.records(f'file == "{file}" and kind == {END}'))
         shown = [(record, vectors) for record, vectors in frames if len(vectors)]
         rows: list[dict[str, Any]] = []
