@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the core expects of a person search model: one protocol, and seven optional hooks.
+"""What the core expects of a person search model: one protocol, and six optional hooks.
 
 A model is a ``torch.nn.Module`` in Detectron2's ``META_ARCH_REGISTRY``. It does not inherit from
 anything here; :class:`person_search.testing.PersonSearchModelTests` checks a model against
@@ -8,11 +8,9 @@ anything here; :class:`person_search.testing.PersonSearchModelTests` checks a mo
 Shape shorthand: D embedding, n boxes of one image, q queries of one image.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Protocol, Self, runtime_checkable
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from torch import Tensor, nn
@@ -152,34 +150,3 @@ def named_hooks(model: nn.Module, hook: type) -> list[tuple[str, Any]]:
         for name, module in model.named_modules()
         if isinstance(module, hook)
     ]
-
-
-@dataclass(frozen=True)
-class ExportedModel:
-    """A model as a graph.
-
-    Attributes:
-        program: Graph of ``torch.export``.
-        input_names: Names of the inputs of the graph.
-        output_names: Names of the outputs of the graph.
-        values: What a program needs to run the graph, as plain types.
-    """
-
-    program: torch.export.ExportedProgram
-    input_names: Sequence[str]
-    output_names: Sequence[str]
-    values: Mapping[str, Any]
-
-
-@runtime_checkable
-class Exports(Protocol):
-    """Optional hook of a model that can leave Python, for ``person-search export``."""
-
-    backbone: Any
-
-    def export(self, max_side: int) -> ExportedModel:
-        """Exports the model for padded images with sides up to ``max_side``.
-
-        Raises:
-            ValueError: If a setting of the model cannot be exported.
-        """

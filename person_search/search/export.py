@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from person_search.interface import ExportedModel, Exports
+from person_search.modeling.export import ExportedModel, Exports
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

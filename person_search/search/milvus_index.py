@@ -90,8 +90,10 @@ class IndexChoice:
         return {"metric_type": "IP", "params": {EFFORT[self.kind]: int(effort)}}
 
 
-def wanted_kind(count: int) -> str:
-    """Returns the type of index for a number of persons."""
+def wanted_kind(count: int, is_lite: bool) -> str:
+    """Returns the type of index for a number of persons; Lite loses results with a filter."""
+    if is_lite:
+        return "FLAT"
     return [kind for kind, size in SIZES if count >= size][-1]
 
 
@@ -106,9 +108,7 @@ def build_index(store: "MilvusStore") -> IndexChoice:
     count = client.count(name, "")
     if not count:
         raise GalleryError("the gallery is empty; there is nothing to index.")
-    kind = wanted_kind(count)
-    if kind == "DISKANN" and client.address.is_lite:
-        kind = "HNSW"
+    kind = wanted_kind(count, client.address.is_lite)
     params: dict[str, Any] = dict(GRAPH) if kind == "HNSW" else {}
     if kind == "IVF_FLAT":
         in_segment = SEGMENT_BYTES // (4 * store.manifest.dim)

@@ -376,7 +376,7 @@ class MilvusStore(GalleryStore):
         if approximate:
             count = self.client.count(self.persons_name, "")
             made = IndexChoice.parse(self.facts().get(INDEX))
-            wanted = wanted_kind(count)
+            wanted = wanted_kind(count, self.location.is_lite)
             if wanted != made.kind or (wanted != "FLAT" and count > 2 * made.rows):
                 self.build_index()
 

@@ -19,7 +19,9 @@ from person_search.search.cli import main
 from person_search.search.entries import END_OF_VIDEO
 from person_search.search.errors import GalleryError, OtherModelError
 from person_search.search.identity import ModelIdentity
+from person_search.search.locations import parse_location
 from person_search.search.maintenance import forget
+from person_search.search.milvus_client import Connection
 from person_search.search.table import ImageKey
 
 DIM = 8
@@ -225,3 +227,91 @@ def test_a_copy_is_equal_to_the_bit_and_goes_on(new_gallery, tmp_path, capsys) -
         found(Gallery.open(back), query, top=None)[0]
         == (found(Gallery.open(first), query, top=None)[0])
     )
+
+
+@pytest.fixture
+def lite(request, tmp_path) -> str:
+    (tmp_path / "images").mkdir()
+    return location_of("lite", request, tmp_path)()
+
+
+def test_what_a_kill_leaves_is_invisible_and_overwritten(lite, tmp_path, monkeypatch) -> None:
+    """Killed after the persons of an image have been written, before the image itself."""
+    fill(lite, tmp_path / "images", SCRIPT, 0, video=False)
+    store = GalleryStore.open(lite)
+    before = sorted(e.crc for e in store.entries())
+    boxes, feats = np.array([[1.0, 2, 30, 40]]), unit_vectors(np.random.default_rng(7), 1, DIM)
+    original = type(store.client).__getattr__
+
+    def killed(self, name):
+        def upsert(collection, rows):
+            if collection.endswith("_images") and rows[0]["kind"] == 0:
+                raise KeyboardInterrupt
+            return original(self, name)(collection, rows)
+
+        return upsert if name == "upsert" else original(self, name)
+
+    def write() -> None:
+        with store.writing() as run, store.writer("0") as writer:
+            (root,) = store.roots
+            for name in ("p0.png", "new.png"):  # one is replaced, one is new
+                changed = replace(entry(name, run), root=root, size=77)
+                writer.append(changed, boxes, np.ones(1), feats)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(store.client), "__getattr__", killed)
+        write()
+    gallery = store.gallery()
+    assert sorted(e.crc for e in store.entries()) == before and gallery.num_images == 4
+    assert gallery.search(feats[0], 1)[0].sim < 0.999, "the rows of both are invisible"
+    write()
+    gallery = store.gallery()
+    assert (gallery.num_images, gallery.num_persons) == (5, 7), "none is doubled"
+    assert [m.name for m in gallery.search(feats[0], 2)] != ["p0.png", "p0.png"]
+    assert gallery.search(feats[0], 2)[1].sim > 0.999
+    assert not [text for text in verify(store) if "persons" in text]
+    store.close()
+
+
+def test_other_collections_and_servers_that_are_away(lite) -> None:
+    with pytest.raises(GalleryError, match="there is no gallery"):
+        Gallery.open(lite)
+    client = Connection(parse_location(lite))
+    client.create_collection("gallery", dimension=4)
+    client.close()
+    for attempt in (Gallery.open, lambda it: GalleryStore.open_or_create(it, DIM, IDENTITY)):
+        with pytest.raises(GalleryError, match="belongs to another program"):
+            attempt(lite)
+    with pytest.raises(GalleryError, match="no server answers at http://127.0.0.1:1"):
+        Gallery.open("milvus://me:secret@127.0.0.1:1/g")
+
+
+def test_every_index_finds_the_same(request, tmp_path, monkeypatch) -> None:
+    """With the sizes lowered, so that each is built."""
+    location = location_of("server", request, tmp_path)()
+    store = GalleryStore.open_or_create(location, DIM, IDENTITY)
+    rng = np.random.default_rng(0)
+    feats = unit_vectors(rng, 1200, DIM)
+    with store.writing() as run, store.writer("0") as writer:
+        root = store.add_root(tmp_path)
+        for i in range(400):
+            one = replace(entry(f"p{i}.png", run), root=root, camera="rare" if i % 40 == 0 else "")
+            boxes = np.sort(rng.uniform(0, 90, (3, 2, 2)), axis=1).reshape(3, 4)
+            writer.append(one, boxes, np.ones(3), feats[3 * i : 3 * i + 3])
+    rare, hits = SearchFilter(cameras=frozenset({"rare"})), {}
+    for kind in ("FLAT", "IVF_FLAT", "HNSW"):
+        monkeypatch.setattr("person_search.search.milvus_index.SIZES", ((kind, 0),))
+        assert store.build_index().startswith(kind)
+        gallery = store.gallery()
+        assert gallery.choice.recall >= 0.99
+        hits[kind] = [
+            [m.box for m in gallery.search(feats[i], 10, wanted=wanted, method=method)]
+            for i in range(5)
+            for wanted in (None, rare)
+            for method in ("auto", "exact")
+        ]
+    for kind in ("IVF_FLAT", "HNSW"):
+        pairs = zip(hits["FLAT"], hits[kind], strict=True)
+        assert sum(len({*a} & {*b}) for a, b in pairs) >= 0.98 * 200
+        assert hits[kind][1::2] == hits["FLAT"][1::2], "exact search"
+    store.close()

@@ -12,7 +12,7 @@ from galleries import entry, unit_vectors, write_gallery
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from person_search.search import FolderGallery, FolderStore, Match, SearchFilter, compact
+from person_search.search import FolderGallery, FolderStore, ImageKey, Match, SearchFilter, compact
 from person_search.search import tracklets as rule
 from person_search.search.approximate import build_index
 from person_search.search.errors import GalleryError
@@ -308,7 +308,7 @@ def test_filters_limit_the_frames(tmp_path) -> None:
     (later, other) = gallery.search(like(0, 99), wanted=wanted)
     assert (later.first, later.last, later.frames) == (2, 4, 3) and later.frame == 20
     assert later.sim == first.sim and other.frames == 3
-    (later, _) = gallery.search(like(0, 99), skip=[0])  # the frame of the query
+    (later, _) = gallery.search(like(0, 99), skip=[ImageKey(0)])  # the frame of the query
     assert (later.first, later.frames) == (1, 5)
     assert gallery.search(like(0, 99), skip=[tmp_path / "images" / "v.mp4"]) == []
     assert gallery.search(like(0, 99), wanted=SearchFilter(cameras=frozenset({"hall"}))) == []

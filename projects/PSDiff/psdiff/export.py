@@ -15,7 +15,7 @@ from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from person_search.interface import ExportedModel
+from person_search.modeling.export import ExportedModel
 from psdiff.box_diffusion import boxes_to_norm, cosine_alphas_cumprod
 from psdiff.meta_arch import PSDiff
 from psdiff.sampler import SamplerSettings, sampling_times, unit_reid

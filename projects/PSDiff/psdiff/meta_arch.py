@@ -15,8 +15,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, de
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from person_search.interface import ExportedModel
 from person_search.modeling import run_by_size
+from person_search.modeling.export import ExportedModel
 from psdiff.box_diffusion import (
     SignalCodec,
     add_noise,
@@ -404,7 +404,7 @@ class PSDiff(nn.Module):
         return steps_within(budget_ms, calibration, settings.steps)
 
     def export(self, max_side: int) -> ExportedModel:
-        """Exports the backbone and one step; see :class:`person_search.interface.Exports`."""
+        """Exports the backbone and one step; see :class:`person_search.modeling.export.Exports`."""
         from psdiff.export import export_model  # which imports this module
 
         return export_model(self, max_side)
