@@ -35,6 +35,8 @@ MIN_SIDE = 2.0
 class _ModelInput(T.AugInput):
     """Shrinks images faster than the transforms of Detectron2 do."""
 
+    image: np.ndarray
+
     def transform(self, tfm: T.Transform) -> None:
         height, width = self.image.shape[:2]
         if (
