@@ -35,6 +35,8 @@ MIN_SIDE = 2.0
 class _ModelInput(T.AugInput):
     """Shrinks images faster than the transforms of Detectron2 do."""
 
+    image: np.ndarray
+
     def transform(self, tfm: T.Transform) -> None:
         image: np.ndarray = self.image
         height, width = image.shape[:2]

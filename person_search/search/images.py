@@ -91,7 +91,7 @@ def shrink(image: np.ndarray, height: int, width: int) -> np.ndarray:
     Returns:
         Array (height, width, 3) uint8. Values differ from those of Pillow by at most 1.
     """
-    writable = np.require(image, requirements="CW")  # else torch.from_numpy warns
+    writable = np.require(image, requirements=["C", "W"])  # else torch.from_numpy warns
     pixels = torch.from_numpy(writable).permute(2, 0, 1)[None]
     resized = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
