@@ -38,14 +38,13 @@ class _ModelInput(T.AugInput):
     image: np.ndarray
 
     def transform(self, tfm: T.Transform) -> None:
-        image: np.ndarray = self.image
-        height, width = image.shape[:2]
+        height, width = self.image.shape[:2]
         if (
             isinstance(tfm, T.ResizeTransform)
             and tfm.interp == Image.Resampling.BILINEAR
             and tfm.new_h * tfm.new_w < height * width
         ):
-            self.image = shrink(image, tfm.new_h, tfm.new_w)
+            self.image = shrink(self.image, tfm.new_h, tfm.new_w)
         else:
             super().transform(tfm)
 
