@@ -55,8 +55,7 @@ TRAININGS = {
 # Parts of a training, each from the weights of the one before; the config itself is the last.
 EARLY = "MODEL.PSDIFF.MATCHER_TOP_IOUS 48 MODEL.PSDIFF.LOSS.REID 5.0 SOLVER.BASE_LR 0.001 "
 PARTS = (
-    EARLY + "MODEL.PSDIFF.NUM_PROPOSALS 48 MODEL.PSDIFF.TRAIN_DRAWS 6 "
-    "INPUT.MIN_SIZE_TRAIN '(320, 384, 448)' INPUT.CROP.SIZE '[0.65, 0.65]' "
+    EARLY + "INPUT.MIN_SIZE_TRAIN '(320, 384, 448)' INPUT.CROP.SIZE '[0.65, 0.65]' "
     "MODEL.PSDIFF.TRUE_BOXES 0.0 SOLVER.MAX_ITER 900 SOLVER.STEPS '(600, 800)'",
     EARLY + "MODEL.PSDIFF.TRUE_BOXES 0.25 SOLVER.MAX_ITER 1100 SOLVER.STEPS '(700, 950)'",
     "",
@@ -82,10 +81,9 @@ def write_start(weights: Path, path: Path) -> None:
     model = build_model(cfg)
     demo = read_weights(ROOT / DEMO_WEIGHTS)
     fitting = ("head.", "backbone.fpn_output")
-    start = {k: v.float() for k, v in demo.items() if k.startswith(fitting)}
-    for name in ("weight", "bias"):  # the demo has no stride of 4
-        start[f"backbone.fpn_output2.{name}"] = start[f"backbone.fpn_output3.{name}"]
-    model.load_state_dict(start, strict=False)
+    model.load_state_dict(
+        {k: v.float() for k, v in demo.items() if k.startswith(fitting)}, strict=False
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save({k: v.contiguous() for k, v in model.state_dict().items()}))
 
