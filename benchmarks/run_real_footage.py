@@ -31,6 +31,12 @@ from person_search.training_series import (
 
 CONFIG = "configs/PSDiff/tiny/psdiff_mnv2_real_footage.yaml"
 TWO_STAGE = "configs/TwoStage/twostage_mnv2_real_footage.yaml"
+# Frozen tiny diffusion model of drawn scenes; images larger than those of its config.
+DIFFPS = "configs/DiffPS/tiny/diffps_tiny_synthetic.yaml"
+DIFFPS_KEYS = (
+    "MODEL.DIFFPS.INPUT.SIZE '[448, 576]' MODEL.ANCHOR_GENERATOR.SIZES '[[28, 48, 84, 144]]' "
+    "SOLVER.IMS_PER_BATCH 4 SOLVER.MAX_ITER 1000"
+)
 DEMO_WEIGHTS = "projects/PSDiff/weights/psdiff_slim_synthetic.safetensors"
 PROTOCOLS = {
     "identity": "--split identity --test-share 0.5",
@@ -41,6 +47,7 @@ TRAININGS = {
     "imitation": "MODEL.PSDIFF.CDL.REID_INPUT imitation",
     "cascaded": "MODEL.PSDIFF.CDL.PREDICTION cascaded",
     "parallel": "MODEL.PSDIFF.CDL.PREDICTION parallel",
+    "diffps": "",
 }
 # Parts of a training, each from the weights of the one before; the config itself is the last.
 EARLY = "MODEL.PSDIFF.MATCHER_TOP_IOUS 48 MODEL.PSDIFF.LOSS.REID 5.0 SOLVER.BASE_LR 0.001 "
@@ -93,6 +100,12 @@ class Runner:
         self.env = {**os.environ, "DETECTRON2_DATASETS": str(self.data.parent)}
         self.overrides = shlex.join(args.opts)
         self.teacher = self.output / f"teacher_{protocol}"
+        self.registered = (
+            f"DATASETS.TRAIN \"('real_{protocol}_train',)\" "
+            f"DATASETS.TEST \"('real_{protocol}_test',)\" DATASETS.PERSON_SEARCH_JSON "
+            f"\"[['real_{protocol}_train','real_footage/{protocol}_train.json'],"
+            f"['real_{protocol}_test','real_footage/{protocol}_test.json']]\""
+        )
         self.sets = (
             f"DATASETS.TRAIN \"('real_{protocol}_train',)\" "
             f"DATASETS.TEST \"('real_{protocol}_test',)\" "
@@ -152,6 +165,38 @@ class Runner:
             rows[f"PSDiff, {name}, steps: {steps}"] = [metrics(out)]
         return rows
 
+    def diffps(self, name: str, seed: int) -> Results:
+        """Trains DiffPS and evaluates it; returns the results as one row."""
+        out = self.output / f"{name}_{self.protocol}_seed{seed}"
+        keys = f"--config-file {DIFFPS} --num-gpus 0 SEED {seed} {DIFFPS_KEYS} {self.registered}"
+        cache = f"MODEL.DIFFPS.BACKBONE.CACHE.DIR {self.output}/diffps_cache"
+        weights = out / "model_final_ema.pth"
+        self.make(
+            weights,
+            f"train_net.py --resume {keys} {cache} OUTPUT_DIR {out} {self.overrides}",
+        )
+        self.make(
+            out / "test" / "results.json",
+            f"train_net.py --eval-only {keys} {cache} OUTPUT_DIR {out}/test "
+            f"MODEL.WEIGHTS {weights} {DUMP} {self.overrides}",
+        )
+        return {"DiffPS, tiny": [metrics(out / "test")]}
+
+    def chance(self, name: str, seed: int) -> Results:
+        """Gives random embeddings to the detections of the recommended PSDiff with 4 steps."""
+        found = self.output / f"psdiff_{self.protocol}_recommended_seed{seed}" / "steps4"
+        out = self.output / f"chance_{self.protocol}_seed{seed}"
+        predictions = found / "inference" / f"real_{self.protocol}_test_predictions.npz"
+        self.make(
+            out / "chance.json",
+            f"tools/visualize_search.py --config-file {CONFIG} --predictions {predictions} "
+            f"--output {out} {self.sets}",
+        )
+        values = json.loads((out / "chance.json").read_text())
+        known = {f"search/{metric}": values[metric] for metric in ("mAP", "top1")}
+        nothing = dict.fromkeys(("gt/mAP", "gt/top1"), float("nan"))
+        return {name: [{**metrics(found), **known, **nothing}]}
+
     def two_stage(self, name: str, seed: int) -> Results:
         """Evaluates a re-ID network on the detections of the recommended PSDiff with 4 steps."""
         found = self.output / f"psdiff_{self.protocol}_recommended_seed{seed}" / "steps4"
@@ -201,8 +246,13 @@ def work(args: argparse.Namespace) -> None:
         for protocol in args.protocols:
             runner = Runner(args, protocol)
             runner.prepare()
-            parts = [(runner.psdiff, name) for name in args.trainings]
-            parts += [(runner.two_stage, name) for name in TWO_STAGES]
+            parts = [
+                (runner.diffps if name == "diffps" else runner.psdiff, name)
+                for name in args.trainings
+            ]
+            if "recommended" in args.trainings:
+                parts += [(runner.two_stage, name) for name in TWO_STAGES]
+                parts.append((runner.chance, "chance"))
             for run, name in parts:
                 for row, values in run(name, seed).items():
                     results[protocol].setdefault(row, []).extend(values)
@@ -221,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS),
         help="protocols (default: all)")  # fmt: skip
     add("--trainings", nargs="+", choices=TRAININGS, default=["recommended"],
-        help="trainings of PSDiff (default: recommended)")  # fmt: skip
+        help="trainings (default: recommended)")  # fmt: skip
     args = parse_series(parser, argv)
     return run_program(work, args, log=False, resume_hint="The same command continues.")
 
