@@ -4,6 +4,7 @@
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield given
         return
     pytest.importorskip("milvus", reason="the server needs the wheel 'milvus'")
-    try:
-        process = MilvusProcess(tmp_path_factory.mktemp("milvus")).__enter__()
-    except RuntimeError as e:
-        pytest.skip(f"the server of the wheel 'milvus' does not run here: {e}")
-    with process:
+    with ExitStack() as stack:
+        try:
+            process = stack.enter_context(MilvusProcess(tmp_path_factory.mktemp("milvus")))
+        except RuntimeError as e:
+            pytest.skip(f"the server of the wheel 'milvus' does not run here: {e}")
         yield f"127.0.0.1:{process.port}"
 
 

@@ -13,6 +13,7 @@ It prints ``port N`` once, and ``ready`` when the server answers; it reads ``kil
 import ctypes
 import fcntl
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -132,8 +133,9 @@ def _prepare(folder: Path) -> tuple[list[str], dict[str, str]]:
         milvus._initialize_data_files(unpacked)
     config = milvus.MilvusServerConfig(data_dir=str(folder))
     config.resolve()
+    # the tests name a proxy that does not exist, so that nothing reaches the network
     environment = {
-        **os.environ,
+        **{name: v for name, v in os.environ.items() if not name.lower().endswith("_proxy")},
         "DEPLOY_MODE": "STANDALONE",
         "METRICS_PORT": "9091",
         "MILVUS_RUN_DIR": str(folder / "run"),
@@ -146,17 +148,23 @@ def _prepare(folder: Path) -> tuple[list[str], dict[str, str]]:
 def _start(folder: Path, command: list[str], environment: dict[str, str]) -> subprocess.Popen:
     """Starts the server and waits until it answers."""
     with open(folder / "logs" / "output.log", "ab") as log:
-        server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
+        server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log,
+                                  preexec_fn=_end_with_parent)  # fmt: skip
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     end = time.monotonic() + SECONDS_TO_START
     while server.poll() is None and time.monotonic() < end:
         with suppress(OSError):
-            with urllib.request.urlopen("http://127.0.0.1:9091/healthz", timeout=10) as answer:
+            with direct.open("http://127.0.0.1:9091/healthz", timeout=10) as answer:
                 if b"OK" in answer.read():
                     return server
         time.sleep(0.2)
     server.kill()
     text = (folder / "logs" / "output.log").read_text(errors="replace")
     raise RuntimeError(f"the server does not start: {text[-300:]}")
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _forward(listening: socket.socket, port: int) -> None:
