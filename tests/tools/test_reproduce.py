@@ -155,8 +155,9 @@ def test_slurm_submits_and_waits(tool, tmp_path, monkeypatch) -> None:
     folder = tmp_path / "bin"
     folder.mkdir()
     sbatch = folder / "sbatch"
-    sbatch.write_text(
-        f"#!{sys.executable}\nimport json, subprocess, sys\n"
+    sbatch.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder}/sbatch.py" "$@"\n')
+    (folder / "sbatch.py").write_text(
+        "import json, subprocess, sys\n"
         f"json.dump(sys.argv[1:], open({str(tmp_path / 'words.json')!r}, 'w'))\n"
         "wrapped = sys.argv[-1].removeprefix('--wrap=')\n"
         "sys.exit(subprocess.run(wrapped, shell=True).returncode)\n"
