@@ -80,7 +80,10 @@ def add_person_search_config(cfg: CN) -> None:
     # ---- solver ------------------------------------------------------------------------------
     # "SGD" as in Detectron2, or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # Mixed precision: initial loss scale. It is halved after each overflow.
+    # Mixed precision (SOLVER.AMP.ENABLED): "float16" with a loss scale, which needs a GPU, or
+    # "bfloat16" with the range of float32, which needs no scale and also runs on CPUs.
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Initial loss scale of float16. It is halved after each overflow.
     cfg.SOLVER.AMP.INIT_SCALE = 65536.0
     # Number of parts into which the images of a step are split to save memory; gradients add up.
     cfg.SOLVER.ACCUMULATION_STEPS = 1

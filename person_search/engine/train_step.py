@@ -47,13 +47,21 @@ class StepTrainer(SimpleTrainer):
     Args:
         *args: As in ``SimpleTrainer``.
         parts: Number of parts (k); fewer if a step has fewer images.
+        autocast: Type of mixed precision without a loss scale. Default: full precision.
         output_dir: Folder of the report on a loss that is not finite. If empty, none is written.
         **kwargs: As in ``SimpleTrainer``.
     """
 
-    def __init__(self, *args: Any, parts: int = 1, output_dir: str = "", **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        parts: int = 1,
+        output_dir: str = "",
+        autocast: torch.dtype | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
-        self.parts, self.output_dir = parts, output_dir
+        self.parts, self.output_dir, self.autocast = parts, output_dir, autocast
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the optimizer, or warns if the checkpoint has none."""
@@ -146,7 +154,9 @@ class StepTrainer(SimpleTrainer):
         return self.model.no_sync() if is_ddp else nullcontext()
 
     def _precision(self):
-        return nullcontext()
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(next(self.model.parameters()).device.type, dtype=self.autocast)
 
     def _backward(self, loss: torch.Tensor) -> None:
         loss.backward()
@@ -176,7 +186,7 @@ class StepTrainer(SimpleTrainer):
 
 
 class AMPStepTrainer(StepTrainer, AMPTrainer):
-    """Does the same in mixed precision.
+    """Does the same in float16 with a loss scale.
 
     Gradients may overflow now and then: the scaler skips the step and halves the loss scale. Many
     skipped steps in a row, or a loss scale near zero, end the training.
@@ -184,15 +194,13 @@ class AMPStepTrainer(StepTrainer, AMPTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.autocast = self.precision
         self.num_skipped = 0
         self._last_scale: float | None = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the optimizer and, if the checkpoint is from mixed precision, the loss scale."""
         super().load_state_dict({"grad_scaler": self.grad_scaler.state_dict(), **state_dict})
-
-    def _precision(self):
-        return torch.autocast(next(self.model.parameters()).device.type, dtype=self.precision)
 
     def _backward(self, loss: torch.Tensor) -> None:
         self.grad_scaler.scale(loss).backward()

@@ -68,6 +68,7 @@ from person_search.modeling.optimize import optimize_for_inference
 from person_search.utils.backend import backend_name
 
 BEST_METRIC = "search/mAP"
+AMP_TYPES = ("float16", "bfloat16")
 
 
 class PersonSearchTrainer(DefaultTrainer):
@@ -340,18 +341,25 @@ def build_step_trainer(
         optimizer: Optimizer of the model.
 
     Raises:
-        ValueError: If SOLVER.ACCUMULATION_STEPS is below 1, or SOLVER.AMP is enabled without a GPU
-            or with an unusable loss scale.
+        ValueError: If SOLVER.ACCUMULATION_STEPS is below 1, or SOLVER.AMP has an unknown type, an
+            unusable loss scale, or float16 without a GPU.
     """
-    parts, amp = cfg.SOLVER.ACCUMULATION_STEPS, cfg.SOLVER.AMP.ENABLED
+    parts, amp = cfg.SOLVER.ACCUMULATION_STEPS, cfg.SOLVER.AMP
     if parts < 1:
         raise ValueError(f"SOLVER.ACCUMULATION_STEPS is {parts}; it must be at least 1.")
-    if amp and not torch.cuda.is_available():
-        raise ValueError("SOLVER.AMP.ENABLED needs a CUDA device; set it to False on a CPU.")
+    if amp.DTYPE not in AMP_TYPES:
+        raise ValueError(f"SOLVER.AMP.DTYPE is {amp.DTYPE!r}; known: {AMP_TYPES}.")
     settings = {"parts": parts, "output_dir": cfg.OUTPUT_DIR}
-    if not amp:
+    if amp.ENABLED and amp.DTYPE == "bfloat16":
+        return StepTrainer(model, loader, optimizer, autocast=torch.bfloat16, **settings)
+    if not amp.ENABLED:
         return StepTrainer(model, loader, optimizer, **settings)
-    scale = cfg.SOLVER.AMP.INIT_SCALE
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "SOLVER.AMP.ENABLED with SOLVER.AMP.DTYPE float16 needs a CUDA device; on a CPU, set "
+            "DTYPE to bfloat16 or ENABLED to False."
+        )
+    scale = amp.INIT_SCALE
     if not MIN_AMP_SCALE <= scale <= MAX_AMP_SCALE:
         raise ValueError(
             f"SOLVER.AMP.INIT_SCALE is {scale}; it must be within {MIN_AMP_SCALE:g} and "

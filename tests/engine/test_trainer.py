@@ -109,8 +109,30 @@ def test_resuming_with_another_architecture(make_cfg) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_amp_without_a_gpu(make_cfg) -> None:
-    with pytest.raises(ValueError, match="SOLVER.AMP.ENABLED needs a CUDA device"):
+    with pytest.raises(ValueError, match="float16 needs a CUDA device; on a CPU, set DTYPE to"):
         PersonSearchTrainer(make_cfg("out", "SOLVER.AMP.ENABLED", True))
+
+
+def test_unknown_type_of_mixed_precision(make_cfg) -> None:
+    with pytest.raises(ValueError, match=r"AMP.DTYPE is 'half'; known: \('float16', 'bfloat16'\)"):
+        PersonSearchTrainer(make_cfg("out", "SOLVER.AMP.DTYPE", "half"))
+
+
+def test_bfloat16_on_a_cpu_and_full_precision_afterwards(make_cfg) -> None:
+    """Matrix products are rounded, weights are not; a run goes on in the other precision."""
+    opts = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16")
+    trainer, _ = train(make_cfg("out", *opts))
+    assert {x.dtype for x in trainer.model.parameters()} == {torch.float32}
+    exact, _ = train(make_cfg("exact"))
+    for name, value in trainer.model.state_dict().items():
+        assert torch.allclose(value, exact.model.state_dict()[name], rtol=0.1, atol=0.02), name
+    assert any(
+        not torch.equal(value, exact.model.state_dict()[name])
+        for name, value in trainer.model.state_dict().items()
+    )
+    trainer = PersonSearchTrainer(make_cfg())
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == trainer.max_iter
 
 
 def test_accumulation_steps_are_checked(make_cfg) -> None:
