@@ -155,6 +155,10 @@ def _add_teacher_config(psdiff: CN) -> None:
     teacher.NAME = "hhcl"
     # Weights of the teacher, written by train_teacher.py: for embedding, or as initialization.
     teacher.WEIGHTS = ""
+    # Share of the teacher in the similarity of two persons, 0 to 1. Above 0, the teacher is a part
+    # of the model: it embeds the crops of detections and queries, and its embedding, weighted by
+    # the root of SHARE, is appended to that of the layer. 0: it only teaches, as in the paper.
+    teacher.SHARE = 0.0
 
     # ---- network
     # Crop height and width in pixels.

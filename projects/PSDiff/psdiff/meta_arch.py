@@ -31,6 +31,7 @@ from psdiff.inference import DenoisingStep, ReverseProcess, one_image
 from psdiff.inference_latency import LatencyMeter, steps_within
 from psdiff.inference_settings import InferenceSettings, image_seeds
 from psdiff.matcher import LossWeights, ProposalMatcher
+from psdiff.teachers.crop_embedder import TeacherPart
 
 
 @META_ARCH_REGISTRY.register()
@@ -42,7 +43,8 @@ class PSDiff(nn.Module):
 
     In evaluation, the output for each image is a dict with ``instances`` (``pred_boxes`` in pixels
     of the original image, ``scores``, ``pred_classes``, ``reid_feats`` (n, D) of unit norm) and, if
-    the input has ``queries``, ``query_feats`` (q, D) of unit norm in the same order.
+    the input has ``queries``, ``query_feats`` (q, D) of unit norm in the same order. With a teacher
+    in the model (``TEACHER.SHARE``), D is the sum of both dimensions.
     """
 
     thread_safe_inference = True  # an inference changes no attribute of the model
@@ -68,6 +70,7 @@ class PSDiff(nn.Module):
         unroll: float = 0.0,
         settings: InferenceSettings | None = None,
         test_size: tuple[int, int] | None = None,
+        teacher: TeacherPart | None = None,
     ) -> None:
         """Builds the model from its parts.
 
@@ -76,7 +79,7 @@ class PSDiff(nn.Module):
             head: Denoising head.
             criterion: Losses.
             codec: Scales of the two signals.
-            embed_dim: Embedding dimension D.
+            embed_dim: Dimension D of the embeddings that are denoised.
             num_proposals: Proposals N per image.
             pad: Padding of the ground truths to N, see :func:`pad_ground_truth`.
             pixel_mean: Mean of each channel.
@@ -86,6 +89,7 @@ class PSDiff(nn.Module):
             unroll: Share of iterations that denoise the model's own predictions.
             settings: Inference settings. Default: those of :class:`InferenceSettings`.
             test_size: Largest image size (h, w) in testing, for a latency budget.
+            teacher: Teacher whose embeddings are appended to those of the head.
         """
         super().__init__()
         check_range("NUM_PROPOSALS", num_proposals, 1)
@@ -96,7 +100,9 @@ class PSDiff(nn.Module):
         self.head = head
         self.criterion = criterion
         self.codec = codec
-        self.embed_dim, self.num_proposals, self.pad = embed_dim, num_proposals, pad
+        self.teacher = teacher
+        self.signal_dim, self.num_proposals, self.pad = embed_dim, num_proposals, pad
+        self.embed_dim = embed_dim + (teacher.embed_dim if teacher else 0)
         self.train_draws, self.true_boxes, self.unroll = train_draws, true_boxes, unroll
         self.settings = settings or InferenceSettings()
         self.latency = LatencyMeter(test_size)
@@ -134,6 +140,7 @@ class PSDiff(nn.Module):
             "settings": InferenceSettings.from_config(cfg),
             # A size of 0 means no resizing; the longer side is bounded by the maximum.
             "test_size": (min(sizes), sizes[1]) if all(sizes) else None,
+            "teacher": TeacherPart(cfg) if psdiff.TEACHER.SHARE else None,
         }
 
     @property
@@ -166,6 +173,15 @@ class PSDiff(nn.Module):
         return self.criterion(self._denoise(features, *inputs), targets)
 
     # ---- training ---------------------------------------------------------------------------
+    def load_initial_weights(self) -> None:
+        """See :class:`person_search.interface.LoadsInitialWeights`.
+
+        Raises:
+            ValueError: If the model has a teacher without weights.
+        """
+        if self.teacher is not None:
+            self.teacher.require_weights()
+
     def _denoise(
         self, features: dict[str, Tensor], boxes: Tensor, reid_signal: Tensor, t: Tensor
     ) -> HeadOutput:
@@ -306,12 +322,16 @@ class PSDiff(nn.Module):
         features = self.backbone(images.tensor)
         if given[0] is None:
             results = process.detect(features, images.image_sizes, seeds)
+            for x, instances in zip(batched_inputs, results, strict=True):
+                instances.reid_feats = self._with_teacher(
+                    x, instances.pred_boxes.tensor, instances.reid_feats
+                )
         else:
             results = [x.to(self.device) for x in given if x is not None]
             for index, instances in enumerate(results):
-                instances.reid_feats = process.embed_boxes(
-                    one_image(features, index), instances.pred_boxes.tensor, seeds[index]
-                )
+                boxes = instances.pred_boxes.tensor
+                embedded = process.embed_boxes(one_image(features, index), boxes, seeds[index])
+                instances.reid_feats = self._with_teacher(batched_inputs[index], boxes, embedded)
         if not do_postprocess:
             return results
         outputs = []
@@ -319,13 +339,17 @@ class PSDiff(nn.Module):
             h, w = x.get("height", instances.image_size[0]), x.get("width", instances.image_size[1])
             output = {"instances": detector_postprocess(instances, h, w)}
             if "queries" in x and given[index] is None:
-                output["query_feats"] = process.embed_boxes(
-                    one_image(features, index),
-                    x["queries"].pred_boxes.tensor.to(self.device),
-                    seeds[index],
-                )
+                boxes = x["queries"].pred_boxes.tensor.to(self.device)
+                embedded = process.embed_boxes(one_image(features, index), boxes, seeds[index])
+                output["query_feats"] = self._with_teacher(x, boxes, embedded)
             outputs.append(output)
         return outputs
+
+    def _with_teacher(self, x: dict, boxes: Tensor, reid_feats: Tensor) -> Tensor:
+        """Appends the teacher's embeddings of boxes in the image ``x``, if there is a teacher."""
+        if self.teacher is None:
+            return reid_feats
+        return self.teacher.append_to(reid_feats, x["image"].to(self.device), boxes)
 
     @torch.no_grad()
     def denoising_steps(
@@ -374,7 +398,7 @@ class PSDiff(nn.Module):
             self.codec,
             settings,
             num_proposals=settings.num_proposals_test or self.num_proposals,
-            embed_dim=self.embed_dim,
+            embed_dim=self.signal_dim,
             device=self.device,
         )
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A teacher as the re-ID network of another method: the upper bound of what it can teach."""
+"""A teacher in a model: the re-ID network of another method, or a part of its own student."""
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from person_search.modeling import CROP_EMBEDDER_REGISTRY
+from psdiff.config import check_range
 from psdiff.teachers.crops import crop_image
 from psdiff.teachers.registry import build_teacher
 
@@ -34,3 +35,49 @@ class PSDiffTeacher(nn.Module):
         size = self.net.crop_size
         crops = [crop_image(*pair, size) for pair in zip(images, boxes, strict=True)]
         return self.net(torch.cat(crops).to(self.net.pixel_mean.device))
+
+
+class TeacherPart(PSDiffTeacher):
+    """A frozen teacher beside the student, which contributes a share of each similarity.
+
+    Its weights are those of ``TEACHER.WEIGHTS`` until a file of the whole model is loaded.
+
+    Args:
+        cfg: Config with ``MODEL.PSDIFF.TEACHER``.
+
+    Raises:
+        ValueError: If ``TEACHER.SHARE`` is not between 0 and 1.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        teacher = cfg.MODEL.PSDIFF.TEACHER
+        check_range("TEACHER.SHARE", teacher.SHARE, 0, 1)
+        super().__init__(cfg, teacher.WEIGHTS)
+        self.share = teacher.SHARE
+        self._has_weights = bool(teacher.WEIGHTS)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "TeacherPart":
+        """Stays in eval mode."""
+        return super().train(False)
+
+    def require_weights(self) -> None:
+        """Raises ValueError if the weights were random when the model was built."""
+        if not self._has_weights:
+            raise ValueError(
+                f"MODEL.PSDIFF.TEACHER.SHARE is {self.share}, but the teacher has no weights: set "
+                "MODEL.PSDIFF.TEACHER.WEIGHTS to a file of train_teacher.py, or SHARE to 0."
+            )
+
+    def append_to(self, reid_feats: Tensor, image: Tensor, boxes: Tensor) -> Tensor:
+        """Returns unit vectors whose inner product is the weighted mean of both similarities.
+
+        Args:
+            reid_feats: Unit vectors (n, D) of the student.
+            image: Image (3, H, W), 0 to 255.
+            boxes: XYXY boxes (n, 4) in pixels of the image.
+        """
+        taught = self([image], [boxes])
+        weighted = ((1 - self.share) ** 0.5 * reid_feats, self.share**0.5 * taught)
+        return torch.cat(weighted, dim=1)
