@@ -57,7 +57,15 @@ PARTS = (
     EARLY + "MODEL.PSDIFF.TRUE_BOXES 0.25 SOLVER.MAX_ITER 1100 SOLVER.STEPS '(700, 950)'",
     "",
 )
-STEPS = (1, 4, 8)
+EVALUATIONS = {
+    "steps1": ("1 step", "MODEL.PSDIFF.STEPS 1"),
+    "steps4": ("4 steps", ""),
+    "steps8": ("8 steps", "MODEL.PSDIFF.STEPS 8"),
+    "student": (
+        "4 steps, without the teacher",
+        "MODEL.PSDIFF.TEACHER.SHARE 0.0 MODEL.ALLOW_PARTIAL_LOAD True",
+    ),
+}
 TWO_STAGES = ("MobileNetV2, not trained", "teacher of PSDiff")
 DUMP = "TEST.PERSON_SEARCH.DUMP_PREDICTIONS True TEST.PERSON_SEARCH.VARIANTS \"['gt']\""
 
@@ -133,7 +141,7 @@ class Runner:
         self.make(
             self.teacher / "teacher.safetensors",
             f"projects/PSDiff/tools/train_teacher.py {keys} "
-            f"MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS {self.weights}",
+            f"MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS {self.weights} MODEL.PSDIFF.TEACHER.WEIGHTS ''",
         )
         self.make(
             self.teacher / "embeddings.safetensors",
@@ -144,7 +152,10 @@ class Runner:
     def psdiff(self, name: str, seed: int) -> Results:
         """Trains PSDiff and evaluates it; returns results by row."""
         folder = self.output / f"psdiff_{self.protocol}_{name}_seed{seed}"
-        keys = f"--config-file {CONFIG} --num-gpus 0 {self.sets} SEED {seed} {TRAININGS[name]}"
+        keys = (
+            f"--config-file {CONFIG} --num-gpus 0 {self.sets} SEED {seed} {TRAININGS[name]} "
+            f"MODEL.PSDIFF.TEACHER.WEIGHTS {self.teacher}/teacher.safetensors"
+        )
         start = self.output / "start.safetensors"
         for number, options in enumerate(PARTS, start=1):
             target = folder / f"part{number}" / "model_final_ema.pth"
@@ -155,14 +166,14 @@ class Runner:
             )
             start = target
         rows = {}
-        for steps in STEPS:
-            out = folder / f"steps{steps}"
+        for file, (row, options) in EVALUATIONS.items():
+            out = folder / file
             self.make(
                 out / "results.json",
                 f"train_net.py --eval-only {keys} OUTPUT_DIR {out} MODEL.WEIGHTS {start} "
-                f"MODEL.PSDIFF.STEPS {steps} {DUMP} {self.overrides}",
+                f"{options} {DUMP} {self.overrides}",
             )
-            rows[f"PSDiff, {name}, steps: {steps}"] = [metrics(out)]
+            rows[f"PSDiff, {name}, {row}"] = [metrics(out)]
         return rows
 
     def diffps(self, name: str, seed: int) -> Results:

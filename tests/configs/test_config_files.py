@@ -84,7 +84,8 @@ def available() -> set[str]:
     if not shipped:
         pytest.skip("not a git checkout")
     folder = "output/real_footage"  # of benchmarks/run_real_footage.py, by protocol
-    made = {f"{folder}/start.safetensors", f"{folder}/teacher_identity/embeddings.safetensors"}
+    made = {f"{folder}/start.safetensors"}
+    made |= {f"{folder}/teacher_identity/{x}.safetensors" for x in ("teacher", "embeddings")}
     return shipped.union(made, *(written_by(command) for command in commands()))
 
 

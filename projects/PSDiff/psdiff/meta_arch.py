@@ -174,13 +174,9 @@ class PSDiff(nn.Module):
 
     # ---- training ---------------------------------------------------------------------------
     def load_initial_weights(self) -> None:
-        """See :class:`person_search.interface.LoadsInitialWeights`.
-
-        Raises:
-            ValueError: If the model has a teacher without weights.
-        """
+        """Loads the teacher; see :class:`person_search.interface.LoadsInitialWeights`."""
         if self.teacher is not None:
-            self.teacher.require_weights()
+            self.teacher.load_initial_weights()
 
     def _denoise(
         self, features: dict[str, Tensor], boxes: Tensor, reid_signal: Tensor, t: Tensor

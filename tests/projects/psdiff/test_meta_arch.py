@@ -7,6 +7,8 @@ from psdiff_tiny import EMBED_DIM, image_input, tiny_cfg, tiny_model, training_i
 
 from person_search.testing import PersonSearchModelTests
 from psdiff.head import HeadOutput
+from psdiff.teachers.crops import crop_image
+from psdiff.teachers.registry import build_teacher
 
 
 class TestPSDiff(PersonSearchModelTests):
@@ -17,6 +19,59 @@ class TestPSDiff(PersonSearchModelTests):
 
     def training_input(self, persons):
         return training_input(persons)
+
+
+TEACHER = {
+    "TEACHER__BACKBONE": "build_slim_resnet_backbone",
+    "TEACHER__BACKBONE_WEIGHTS": "",
+    "TEACHER__CROP_SIZE": [32, 16],
+}
+
+
+class TestPSDiffWithTeacher(TestPSDiff):
+    """The same with its teacher as a part of the model."""
+
+    def build(self, seed):
+        return tiny_model(seed, **TEACHER, TEACHER__SHARE=0.25)
+
+
+def test_similarities_are_the_weighted_mean_of_student_and_teacher(tmp_path):
+    """Student and teacher alone give the two similarities; the weights are read from their file."""
+    torch.manual_seed(7)
+    teacher = build_teacher(tiny_cfg(**TEACHER)).eval()
+    teacher.save(str(tmp_path / "teacher.safetensors"))
+    files = {**TEACHER, "TEACHER__WEIGHTS": str(tmp_path / "teacher.safetensors")}
+    both = tiny_model(**files, TEACHER__SHARE=0.25, EMBED_DETECTIONS=True).eval()
+    both.load_initial_weights()
+    item = image_input(queries=2)
+    student = tiny_model(EMBED_DETECTIONS=True).eval()
+    student.load_state_dict(both.state_dict(), strict=False)
+
+    found, alone = both([item])[0], student([item])[0]
+    boxes = item["queries"].pred_boxes.tensor
+    with torch.no_grad():
+        taught = teacher(crop_image(item["image"], boxes.tolist(), teacher.crop_size))
+    given = alone["query_feats"]
+    assert found["query_feats"].shape == (2, both.embed_dim) == (2, 2 * EMBED_DIM)
+    torch.testing.assert_close(
+        found["query_feats"] @ found["query_feats"].T,
+        0.75 * given @ given.T + 0.25 * taught @ taught.T,
+    )
+    torch.testing.assert_close(
+        found["instances"].reid_feats[:, :EMBED_DIM], 0.75**0.5 * alone["instances"].reid_feats
+    )
+
+
+def test_a_teacher_in_the_model_does_not_learn_and_needs_weights():
+    model = tiny_model(**TEACHER, TEACHER__SHARE=0.5).train()
+    before = {name: x.clone() for name, x in model.teacher.state_dict().items()}
+    sum(model([training_input(2)]).values()).backward()
+    assert all(x.grad is None for x in model.teacher.parameters())
+    assert all(torch.equal(x, before[name]) for name, x in model.teacher.state_dict().items())
+    with pytest.raises(ValueError, match="SHARE is 0.5, but the teacher has no weights"):
+        model.load_initial_weights()
+    with pytest.raises(ValueError, match="TEACHER.SHARE is 1.5; it must be between 0 and 1"):
+        tiny_model(**TEACHER, TEACHER__SHARE=1.5)
 
 
 @pytest.mark.parametrize(

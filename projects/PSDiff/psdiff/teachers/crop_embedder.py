@@ -40,7 +40,7 @@ class PSDiffTeacher(nn.Module):
 class TeacherPart(PSDiffTeacher):
     """A frozen teacher beside the student, which contributes a share of each similarity.
 
-    Its weights are those of ``TEACHER.WEIGHTS`` until a file of the whole model is loaded.
+    A training starts with the weights of ``TEACHER.WEIGHTS``; later, the model's file holds them.
 
     Args:
         cfg: Config with ``MODEL.PSDIFF.TEACHER``.
@@ -52,9 +52,8 @@ class TeacherPart(PSDiffTeacher):
     def __init__(self, cfg: CfgNode) -> None:
         teacher = cfg.MODEL.PSDIFF.TEACHER
         check_range("TEACHER.SHARE", teacher.SHARE, 0, 1)
-        super().__init__(cfg, teacher.WEIGHTS)
-        self.share = teacher.SHARE
-        self._has_weights = bool(teacher.WEIGHTS)
+        super().__init__(cfg, "")
+        self.share, self._weights = teacher.SHARE, teacher.WEIGHTS
         self.requires_grad_(False)
         self.eval()
 
@@ -62,13 +61,19 @@ class TeacherPart(PSDiffTeacher):
         """Stays in eval mode."""
         return super().train(False)
 
-    def require_weights(self) -> None:
-        """Raises ValueError if the weights were random when the model was built."""
-        if not self._has_weights:
+    def load_initial_weights(self) -> None:
+        """Reads ``TEACHER.WEIGHTS``.
+
+        Raises:
+            FileNotFoundError: If the file does not exist.
+            ValueError: If no file is named, or the file does not fit.
+        """
+        if not self._weights:
             raise ValueError(
                 f"MODEL.PSDIFF.TEACHER.SHARE is {self.share}, but the teacher has no weights: set "
                 "MODEL.PSDIFF.TEACHER.WEIGHTS to a file of train_teacher.py, or SHARE to 0."
             )
+        self.net.load(self._weights)
 
     def append_to(self, reid_feats: Tensor, image: Tensor, boxes: Tensor) -> Tensor:
         """Returns unit vectors whose inner product is the weighted mean of both similarities.
