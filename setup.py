@@ -114,13 +114,13 @@ def list_packages() -> tuple[list[str], dict[str, str]]:
     return packages, package_dir
 
 
-class BuildWithoutDemo(build_py):
-    """Leaves out the demo, which runs scripts of the checkout."""
+class BuildWithoutScripts(build_py):
+    """Leaves out the tools that run scripts of the checkout."""
 
     def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
-        """Returns the modules of a package without the demo."""
+        """Returns the modules of a package without these tools."""
         found = super().find_package_modules(package, package_dir)
-        return [module for module in found if module[1] != "demo"]
+        return [module for module in found if module[1] not in ("demo", "reproduce")]
 
 
 def read_version() -> str:
@@ -147,7 +147,7 @@ setup(
         "person_search.search.page": ["static/*"],
     },
     entry_points=ENTRY_POINTS,
-    cmdclass={"build_py": BuildWithoutDemo},
+    cmdclass={"build_py": BuildWithoutScripts},
     install_requires=[
         # detectron2 is not listed: pip cannot express "the real one or compat/detectron2-lite"
         "torch>=2.11",

@@ -298,7 +298,7 @@ def kill_and_compare(folder: Path, kills: int, seed: int) -> int:
     same = read_entries(folder / "killed") == read_entries(folder / "complete")
     arrays = [FolderGallery(FolderStore(folder / name)) for name in ("killed", "complete")]
     # other images shared the calls of the model after a kill, which changes the rounding
-    same &= all(
+    same = same and all(
         np.allclose(np.concatenate(getattr(arrays[0], part)),
                     np.concatenate(getattr(arrays[1], part)), rtol=0, atol=tolerance)
         for part, tolerance in (("vectors", 1e-4), ("boxes", 1e-2))

@@ -63,7 +63,7 @@ EVALUATIONS = {
     "steps8": ("8 steps", "MODEL.PSDIFF.STEPS 8"),
     "student": (
         "4 steps, without the teacher",
-        "MODEL.PSDIFF.TEACHER.SHARE 0.0 MODEL.ALLOW_PARTIAL_LOAD True",
+        "MODEL.PSDIFF.FROZEN_SHARE 0.0 MODEL.ALLOW_PARTIAL_LOAD True",
     ),
 }
 TWO_STAGES = ("MobileNetV2, not trained", "teacher of PSDiff")

@@ -17,7 +17,7 @@ step() { printf '[machines] %s\n' "$*"; }
 fail() { printf '[machines] error: %s\n' "$*" >&2; exit 1; }
 cleanup() {
   for name in psa psb; do
-    ip netns pids "$name" 2> /dev/null | xargs -r kill -9
+    ip netns pids "$name" 2> /dev/null | xargs -r kill -9 || true
     ip netns delete "$name" 2> /dev/null || true
   done
   rm -rf "$WORK"

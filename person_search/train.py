@@ -85,6 +85,8 @@ def evaluate(cfg: "CfgNode", *, averaged: bool) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains or evaluates; called in each process."""
+    from detectron2.utils import comm
+
     from person_search import engine
 
     with engine.friendly_errors(args.traceback):
@@ -92,6 +94,8 @@ def run(args: argparse.Namespace) -> None:
         if args.eval_only:
             evaluate(cfg, averaged=args.resume)
             return
+        if not args.resume and comm.is_main_process():
+            engine.forget_runs(cfg)
         trainer = engine.PersonSearchTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         engine.write_config(cfg, replace=True)  # only now: a run that fails before changes nothing

@@ -200,7 +200,9 @@ def _check_yaml(path: str, below: tuple[str, ...] = ()) -> None:
             for base in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                 base = os.path.join(os.path.dirname(path), os.path.expanduser(base.value))
                 _check_yaml(base, (*below, os.path.abspath(path)))
-        elif key.value == "VERSION" and value.value.isdecimal():
+        elif key.value == "VERSION":
+            if not isinstance(value, yaml.ScalarNode) or not value.value.isdecimal():
+                raise ValueError(f"{path} has a VERSION that is not a whole number.")
             if int(value.value) > (known := get_cfg().VERSION):
                 raise ValueError(
                     f"{path} has VERSION {value.value}, but this installation reads up to {known}; "

@@ -25,6 +25,7 @@ from person_search.engine.run_folder import (
     setup_run,
     write_config,
 )
+from person_search.engine.tracking import forget_runs
 from person_search.engine.train_loader import build_train_loader
 from person_search.engine.trainer import PersonSearchTrainer
 
@@ -44,6 +45,7 @@ __all__ = [
     "check_dataset_names",
     "check_test_sets",
     "evaluation_config",
+    "forget_runs",
     "friendly_errors",
     "isolated_rng",
     "keys_without_weights",

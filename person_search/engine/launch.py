@@ -186,6 +186,11 @@ def launch(
         )
     if num_machines > 1 and dist_url == "auto":
         raise ValueError("Several machines need --dist-url tcp://<first machine>:<free port>.")
+    if num_machines > 1 and not _is_meeting_point(dist_url):
+        raise ValueError(
+            f"--dist-url is {dist_url!r}; it must be tcp://<first machine>:<free port>, or file:// "
+            "and an absolute path that all machines share."
+        )
     available = torch.cuda.device_count()
     if num_gpus > max(available, 1):
         raise ValueError(
@@ -203,7 +208,9 @@ def launch(
         else:
             with tempfile.TemporaryDirectory(prefix="person_search_") as folder:
                 if dist_url == "auto":  # a file needs no free port
-                    dist_url = Path(folder, "meeting_point").as_uri()
+                    # torch decodes %20 and the like on Windows only
+                    path = Path(folder, "meeting_point")
+                    dist_url = path.as_uri() if os.name == "nt" else f"file://{path}"
                 failed = mp.get_context(start_method).Event()
                 mp.start_processes(
                     _run_cpu_process,
@@ -218,6 +225,17 @@ def launch(
         print(f"error: process {e.error_index} of this machine ended by {e.signal_name}{cause}; "
               "the others were stopped.", file=sys.stderr)  # fmt: skip
         sys.exit(128 - e.exit_code)
+
+
+def _is_meeting_point(url: str) -> bool:
+    """Whether several machines can meet at an address."""
+    parts = urlparse(url)
+    if parts.scheme == "file":
+        return parts.path.startswith("/")
+    try:
+        return parts.scheme == "tcp" and bool(parts.hostname) and parts.port is not None
+    except ValueError:  # the port is not a number
+        return False
 
 
 def launch_program(work: Callable[..., Any], args: argparse.Namespace, *more: Any) -> None:
@@ -355,6 +373,7 @@ def _watch_machines(
     parts = urlparse(url)
     finished = 1 << 40
     seen = {other: (0, time.monotonic()) for other in range(machines) if other != machine}
+    silence: threading.Timer | None = None
     try:
         store = dist.TCPStore(
             str(parts.hostname), parts.port or DEFAULT_PORT, wait_for_workers=False,
@@ -381,6 +400,9 @@ def _watch_machines(
                 _end_lost(lost)
     except dist.DistError:
         pass  # the process with the store has ended, which breaks the connections of all others
+    finally:
+        if silence is not None:
+            silence.cancel()
 
 
 def _end_lost(what: str) -> NoReturn:

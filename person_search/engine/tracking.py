@@ -27,7 +27,6 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
-from person_search.config import config_hash
 from person_search.engine.checkpoint import CheckpointWriteError, write_safely
 from person_search.evaluation import PersonSearchEvaluator
 from person_search.utils.collect_env import describe_system
@@ -48,7 +47,7 @@ def record_start(cfg: CfgNode, iteration: int) -> None:
     """
     path = Path(cfg.OUTPUT_DIR, RUN_FILE)
     try:
-        starts = json.loads(path.read_text("utf-8"))["starts"]
+        starts = [*json.loads(path.read_text("utf-8"))["starts"]]
     except (OSError, ValueError, KeyError, TypeError):  # absent, or not ours
         starts = []
     starts.append(
@@ -57,7 +56,7 @@ def record_start(cfg: CfgNode, iteration: int) -> None:
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "iteration": iteration,
             "processes": comm.get_world_size(),
-            "config": config_hash(cfg),
+            "config": hashlib.sha256(cfg.dump().encode()).hexdigest(),
             "git": git_state(),
             "data": {name: fingerprint(DatasetCatalog.get(name)) for name in cfg.DATASETS.TRAIN},
             "environment": dict(describe_system()),
@@ -103,12 +102,17 @@ def fingerprint(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 # ---- trackers ----------------------------------------------------------------------------------
 class Tracker(EventWriter):
-    """Writes scalars and images to a service. Its failure never ends a training."""
+    """Writes scalars and images to a service. Its failure never ends a training.
+
+    Args:
+        cfg: Config of the training.
+    """
 
     name = ""
 
-    def __init__(self) -> None:
+    def __init__(self, cfg: CfgNode) -> None:
         self._last = -1
+        self._last_iteration = cfg.SOLVER.MAX_ITER - 1
         self._failed = False
 
     @abstractmethod
@@ -120,8 +124,8 @@ class Tracker(EventWriter):
         """Sends an RGB image (H, W, 3) uint8."""
 
     @abstractmethod
-    def finish(self) -> None:
-        """Ends the run at the service."""
+    def finish(self, *, completed: bool) -> None:
+        """Ends the run at the service, as failed unless the training has reached its end."""
 
     def write(self) -> None:
         """Sends the scalars that are new since the last call."""
@@ -140,13 +144,14 @@ class Tracker(EventWriter):
 
     def close(self) -> None:
         """Ends the run."""
-        self._try(self.finish)
+        completed = get_event_storage().iter >= self._last_iteration
+        self._try(self.finish, completed=completed)
 
-    def _try(self, function: Any, *args: Any) -> None:
+    def _try(self, function: Any, *args: Any, **kwargs: Any) -> None:
         if self._failed:
             return
         try:
-            function(*args)
+            function(*args, **kwargs)
         except Exception as e:
             self._failed = True
             logger.warning(
@@ -161,7 +166,7 @@ class WandbTracker(Tracker):
     name = "wandb"
 
     def __init__(self, cfg: CfgNode) -> None:
-        super().__init__()
+        super().__init__(cfg)
         import wandb
 
         self.wandb = wandb
@@ -183,9 +188,9 @@ class WandbTracker(Tracker):
         """Sends an RGB image (H, W, 3) uint8."""
         self.run.log({name: self.wandb.Image(image)}, step=iteration)
 
-    def finish(self) -> None:
-        """Ends the run at the service."""
-        self.run.finish()
+    def finish(self, *, completed: bool) -> None:
+        """Ends the run at the service, as failed unless the training has reached its end."""
+        self.run.finish(exit_code=0 if completed else 1)
 
 
 class MlflowTracker(Tracker):
@@ -194,7 +199,7 @@ class MlflowTracker(Tracker):
     name = "mlflow"
 
     def __init__(self, cfg: CfgNode) -> None:
-        super().__init__()
+        super().__init__(cfg)
         import mlflow
 
         self.mlflow = mlflow
@@ -213,9 +218,9 @@ class MlflowTracker(Tracker):
         """Sends an RGB image (H, W, 3) uint8."""
         self.mlflow.log_image(image, key=name, step=iteration)
 
-    def finish(self) -> None:
-        """Ends the run at the service."""
-        self.mlflow.end_run()
+    def finish(self, *, completed: bool) -> None:
+        """Ends the run at the service, as failed unless the training has reached its end."""
+        self.mlflow.end_run("FINISHED" if completed else "FAILED")
 
 
 TRACKERS: dict[str, Callable[[CfgNode], Tracker]] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
@@ -230,6 +235,12 @@ def remembered_id(cfg: CfgNode, service: str) -> str | None:
     """Returns the identifier of the run at a service that OUTPUT_DIR belongs to."""
     path = Path(cfg.OUTPUT_DIR, f"{service}_id.txt")
     return path.read_text("utf-8").strip() if path.is_file() else None
+
+
+def forget_runs(cfg: CfgNode) -> None:
+    """Forgets the runs at all services, so that a new training in OUTPUT_DIR starts new ones."""
+    for service in TRACKERS:
+        Path(cfg.OUTPUT_DIR, f"{service}_id.txt").unlink(missing_ok=True)
 
 
 def remember_id(cfg: CfgNode, service: str, run_id: str) -> None:

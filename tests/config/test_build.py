@@ -174,6 +174,7 @@ def test_wrong_overrides(opts, text, file) -> None:
     [
         ("VERSION: 2\nSOLVER:\n  OPTIMISER: SGD\n", "OPTIMISER. Did you mean SOLVER.OPTIMIZER?"),
         ("VERSION: 2\nSOLVER: [1\n", "a.yaml: while parsing"),
+        ("VERSION: [2]\n", "a.yaml has a VERSION that is not a whole number"),
         ("VERSION: 2\nSOLVER:\n\tMAX_ITER: 1\n", "a.yaml: while scanning"),
         ("", "a.yaml is not a YAML mapping"),
         ("- 1\n", "a.yaml is not a YAML mapping"),

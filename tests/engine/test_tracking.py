@@ -30,8 +30,8 @@ class Recorder(Tracker):
     name = "recorder"
 
     def __init__(self, cfg) -> None:
-        super().__init__()
-        self.values, self.images, self.finished = {}, {}, False
+        super().__init__(cfg)
+        self.values, self.images, self.completed = {}, {}, None
 
     def log(self, values, iteration) -> None:
         self.values.setdefault(iteration, {}).update(values)
@@ -39,8 +39,8 @@ class Recorder(Tracker):
     def log_image(self, name, image, iteration) -> None:
         self.images.setdefault(iteration, {})[name] = image
 
-    def finish(self) -> None:
-        self.finished = True
+    def finish(self, *, completed) -> None:
+        self.completed = completed
 
 
 @pytest.fixture
@@ -73,9 +73,10 @@ def test_a_foreign_run_file_is_replaced(make_cfg) -> None:
     cfg = make_cfg()
     path = Path(cfg.OUTPUT_DIR, "run.json")
     path.parent.mkdir(exist_ok=True)
-    path.write_text("[1, 2")
-    tracking.record_start(cfg, 7)
-    assert [start["iteration"] for start in json.loads(path.read_text())["starts"]] == [7]
+    for foreign in ("[1, 2", '{"starts": 5}'):
+        path.write_text(foreign)
+        tracking.record_start(cfg, 7)
+        assert [start["iteration"] for start in json.loads(path.read_text())["starts"]] == [7]
 
 
 def test_fingerprint_depends_on_the_annotations_and_not_on_the_folder(dataset) -> None:
@@ -116,7 +117,7 @@ def test_losses_metrics_and_images_reach_a_tracker(make_cfg, dataset, recorder) 
     )  # fmt: skip
     trainer, _ = train(cfg)
     (tracker,) = trainer.trackers
-    assert tracker.finished
+    assert tracker.completed
     logged = {i: v["total_loss"] for i, v in tracker.values.items() if "total_loss" in v}
     assert max(logged) == 7 and logged[7] > 0
     last = max(i for i, values in tracker.values.items() if "search/mAP" in values)
@@ -127,6 +128,21 @@ def test_losses_metrics_and_images_reach_a_tracker(make_cfg, dataset, recorder) 
     assert f"{dataset}/detections_1" in images
     for image in images.values():
         assert image.ndim == 3 and image.shape[2] == 3 and image.dtype == "uint8"
+
+
+def test_an_interrupted_training_ends_as_failed(make_cfg, recorder) -> None:
+    cfg = make_cfg("out", "TRACKING.SERVICES", ["recorder"])
+    trainer, _ = train(cfg, interrupt_after=5)
+    assert [tracker.completed for tracker in trainer.trackers] == [False]
+
+
+def test_a_new_training_forgets_the_runs_of_the_old_one(make_cfg) -> None:
+    cfg = make_cfg()
+    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+    tracking.remember_id(cfg, "wandb", "abc")
+    assert tracking.remembered_id(cfg, "wandb") == "abc"
+    tracking.forget_runs(cfg)
+    assert tracking.remembered_id(cfg, "wandb") is None
 
 
 def test_a_failing_tracker_does_not_end_the_training(make_cfg, recorder, monkeypatch, caplog):
@@ -172,8 +188,12 @@ def test_a_service_that_refuses_is_one_message(make_cfg, monkeypatch) -> None:
 
 
 def log_twice(cfg) -> list[Tracker]:
-    """Starts, logs and ends a run, and continues it."""
+    """Starts, logs and ends a run, and continues it to its end."""
     import numpy as np
+
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.MAX_ITER = 2
 
     made = []
     for iteration in (0, 1):

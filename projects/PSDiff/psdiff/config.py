@@ -134,6 +134,11 @@ def add_psdiff_config(cfg: CN) -> None:
     # Factor on the noisy embedding that each step receives, 0 to 1. 1: as in the paper. 0: each
     # step embeds from the image alone, and only the boxes are refined.
     psdiff.REID_FEEDBACK = 1.0
+    # Share of the teacher in the similarity of two persons, 0 to 1. Above 0, the frozen teacher is
+    # a part of the model (set the key in training and testing): it embeds the crops of detections
+    # and queries, and its embedding, weighted by the root of the share, is appended to that of the
+    # layer. 0: the teacher only teaches, as in the paper.
+    psdiff.FROZEN_SHARE = 0.0
     # Seed of the noise. The noise of an image depends on (SEED, image_id), not on its batch.
     psdiff.SEED = 0
 
@@ -155,10 +160,6 @@ def _add_teacher_config(psdiff: CN) -> None:
     teacher.NAME = "hhcl"
     # Weights of the teacher, written by train_teacher.py: for embedding, or as initialization.
     teacher.WEIGHTS = ""
-    # Share of the teacher in the similarity of two persons, 0 to 1. Above 0, the teacher is a part
-    # of the model: it embeds the crops of detections and queries, and its embedding, weighted by
-    # the root of SHARE, is appended to that of the layer. 0: it only teaches, as in the paper.
-    teacher.SHARE = 0.0
 
     # ---- network
     # Crop height and width in pixels.

@@ -76,7 +76,7 @@ class PSDiffGraph(nn.Module):
             ("ENSEMBLE", settings.ensemble, False),
             ("EMBED_DETECTIONS", settings.embed_detections, False),
             ("LATENCY_BUDGET_MS", settings.latency_budget_ms, 0),
-            ("TEACHER.SHARE", model.teacher.share if model.teacher else 0, 0),
+            ("FROZEN_SHARE", model.teacher.share if model.teacher else 0, 0),
         ):
             if value != allowed:
                 raise ValueError(

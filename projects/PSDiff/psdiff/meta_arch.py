@@ -44,7 +44,7 @@ class PSDiff(nn.Module):
     In evaluation, the output for each image is a dict with ``instances`` (``pred_boxes`` in pixels
     of the original image, ``scores``, ``pred_classes``, ``reid_feats`` (n, D) of unit norm) and, if
     the input has ``queries``, ``query_feats`` (q, D) of unit norm in the same order. With a teacher
-    in the model (``TEACHER.SHARE``), D is the sum of both dimensions.
+    in the model (``FROZEN_SHARE``), D is the sum of both dimensions.
     """
 
     thread_safe_inference = True  # an inference changes no attribute of the model
@@ -140,7 +140,7 @@ class PSDiff(nn.Module):
             "settings": InferenceSettings.from_config(cfg),
             # A size of 0 means no resizing; the longer side is bounded by the maximum.
             "test_size": (min(sizes), sizes[1]) if all(sizes) else None,
-            "teacher": TeacherPart(cfg) if psdiff.TEACHER.SHARE else None,
+            "teacher": TeacherPart(cfg) if psdiff.FROZEN_SHARE else None,
         }
 
     @property
@@ -213,7 +213,8 @@ class PSDiff(nn.Module):
             for signal, start in zip(signals, starts, strict=True)
         )
         boxes_signal = torch.where(fixed[:, None, None], signals[0], boxes_signal)
-        return self._decode(boxes_signal, targets), reid_signal, t
+        # the pooling kernel crashes for boxes of NaN; the loss then ends the training
+        return self._decode(boxes_signal.nan_to_num(), targets), reid_signal, t
 
     def _sampling_step(self, signal: Tensor, start: Tensor, now: Tensor, t: Tensor) -> Tensor:
         """Steps from times ``now`` (B,) to ``t`` (B,) by DDIM, Eq. 12, given clean signals."""

@@ -32,7 +32,7 @@ class TestPSDiffWithTeacher(TestPSDiff):
     """The same with its teacher as a part of the model."""
 
     def build(self, seed):
-        return tiny_model(seed, **TEACHER, TEACHER__SHARE=0.25)
+        return tiny_model(seed, **TEACHER, FROZEN_SHARE=0.25)
 
 
 def test_similarities_are_the_weighted_mean_of_student_and_teacher(tmp_path):
@@ -41,7 +41,7 @@ def test_similarities_are_the_weighted_mean_of_student_and_teacher(tmp_path):
     teacher = build_teacher(tiny_cfg(**TEACHER)).eval()
     teacher.save(str(tmp_path / "teacher.safetensors"))
     files = {**TEACHER, "TEACHER__WEIGHTS": str(tmp_path / "teacher.safetensors")}
-    both = tiny_model(**files, TEACHER__SHARE=0.25, EMBED_DETECTIONS=True).eval()
+    both = tiny_model(**files, FROZEN_SHARE=0.25, EMBED_DETECTIONS=True).eval()
     both.load_initial_weights()
     item = image_input(queries=2)
     student = tiny_model(EMBED_DETECTIONS=True).eval()
@@ -63,15 +63,15 @@ def test_similarities_are_the_weighted_mean_of_student_and_teacher(tmp_path):
 
 
 def test_a_teacher_in_the_model_does_not_learn_and_needs_weights():
-    model = tiny_model(**TEACHER, TEACHER__SHARE=0.5).train()
+    model = tiny_model(**TEACHER, FROZEN_SHARE=0.5).train()
     before = {name: x.clone() for name, x in model.teacher.state_dict().items()}
     sum(model([training_input(2)]).values()).backward()
     assert all(x.grad is None for x in model.teacher.parameters())
     assert all(torch.equal(x, before[name]) for name, x in model.teacher.state_dict().items())
-    with pytest.raises(ValueError, match="SHARE is 0.5, but the teacher has no weights"):
+    with pytest.raises(ValueError, match="FROZEN_SHARE is 0.5, but the teacher has no weights"):
         model.load_initial_weights()
-    with pytest.raises(ValueError, match="TEACHER.SHARE is 1.5; it must be between 0 and 1"):
-        tiny_model(**TEACHER, TEACHER__SHARE=1.5)
+    with pytest.raises(ValueError, match="FROZEN_SHARE is 1.5; it must be between 0 and 1"):
+        tiny_model(**TEACHER, FROZEN_SHARE=1.5)
 
 
 @pytest.mark.parametrize(

@@ -46,14 +46,14 @@ class TeacherPart(PSDiffTeacher):
         cfg: Config with ``MODEL.PSDIFF.TEACHER``.
 
     Raises:
-        ValueError: If ``TEACHER.SHARE`` is not between 0 and 1.
+        ValueError: If ``FROZEN_SHARE`` is not between 0 and 1.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        teacher = cfg.MODEL.PSDIFF.TEACHER
-        check_range("TEACHER.SHARE", teacher.SHARE, 0, 1)
+        share, weights = cfg.MODEL.PSDIFF.FROZEN_SHARE, cfg.MODEL.PSDIFF.TEACHER.WEIGHTS
+        check_range("FROZEN_SHARE", share, 0, 1)
         super().__init__(cfg, "")
-        self.share, self._weights = teacher.SHARE, teacher.WEIGHTS
+        self.share, self._weights = share, weights
         self.requires_grad_(False)
         self.eval()
 
@@ -70,8 +70,8 @@ class TeacherPart(PSDiffTeacher):
         """
         if not self._weights:
             raise ValueError(
-                f"MODEL.PSDIFF.TEACHER.SHARE is {self.share}, but the teacher has no weights: set "
-                "MODEL.PSDIFF.TEACHER.WEIGHTS to a file of train_teacher.py, or SHARE to 0."
+                f"MODEL.PSDIFF.FROZEN_SHARE is {self.share}, but the teacher has no weights: set "
+                "MODEL.PSDIFF.TEACHER.WEIGHTS to a file of train_teacher.py, or FROZEN_SHARE to 0."
             )
         self.net.load(self._weights)
 
