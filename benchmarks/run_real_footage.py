@@ -108,17 +108,16 @@ class Runner:
         self.env = {**os.environ, "DETECTRON2_DATASETS": str(self.data.parent)}
         self.overrides = shlex.join(args.opts)
         self.teacher = self.output / f"teacher_{protocol}"
-        self.registered = (
+        sets = (
             f"DATASETS.TRAIN \"('real_{protocol}_train',)\" "
-            f"DATASETS.TEST \"('real_{protocol}_test',)\" DATASETS.PERSON_SEARCH_JSON "
+            f"DATASETS.TEST \"('real_{protocol}_test',)\" "
+        )
+        self.registered = (
+            f"{sets} DATASETS.PERSON_SEARCH_JSON "
             f"\"[['real_{protocol}_train','real_footage/{protocol}_train.json'],"
             f"['real_{protocol}_test','real_footage/{protocol}_test.json']]\""
         )
-        self.sets = (
-            f"DATASETS.TRAIN \"('real_{protocol}_train',)\" "
-            f"DATASETS.TEST \"('real_{protocol}_test',)\" "
-            f"MODEL.PSDIFF.TEACHER.EMBEDDINGS {self.teacher}/embeddings.safetensors"
-        )
+        self.sets = f"{sets} MODEL.PSDIFF.TEACHER.EMBEDDINGS {self.teacher}/embeddings.safetensors"
 
     def make(self, target: Path, command: str) -> None:
         """Runs a Python command that writes a file, unless the file exists."""

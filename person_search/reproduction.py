@@ -6,8 +6,10 @@ need. Each of our values comes from one evaluation of one training; equal traini
 and evaluations are run once.
 """
 
+import argparse
 import json
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +97,11 @@ class Table(NamedTuple):
         return ("mAP", "top1") if "/" in paper else ("mAP",)
 
 
+def evaluations_of(tables: Iterable[Table], numbers: Sequence[str]) -> list[Evaluation]:
+    """Returns the evaluations of all cells of some tables; cells may share an evaluation."""
+    return [run for table in tables if table.number in numbers for run in table.evaluations]
+
+
 def row(label: str, papers: str, *runs: Evaluation) -> tuple[str, list[Cell]]:
     """Makes a row from the values of the paper, separated by commas, and our evaluations."""
     return label, [Cell(*pair) for pair in zip(papers.split(", "), runs, strict=True)]
@@ -117,7 +124,7 @@ class Step(NamedTuple):
 
 
 @dataclass
-class Commands:
+class Commands(ABC):
     """Makes the command lines of all steps.
 
     Attributes:
@@ -145,6 +152,16 @@ class Commands:
         """Returns the options of a program: config, GPUs and overrides."""
         path = f"configs/{self.method}/{config}.yaml"
         return ["--config-file", path, "--num-gpus", str(num_gpus), *self.overrides]
+
+    @abstractmethod
+    def of_tables(self, numbers: Sequence[str]) -> list[Step]:
+        """Returns all steps of some tables in a valid order."""
+
+    def print_missing(self, numbers: Sequence[str]) -> None:
+        """Prints a shell script of the unfinished steps of some tables."""
+        steps = self.of_tables(numbers)
+        todo = [step.command for step in steps if not step.done.is_file()]
+        print("\n".join([f"# {len(steps) - len(todo)} of {len(steps)} are finished", *todo]))
 
     def before(self, training: Training) -> list[Step]:
         """Returns the steps that a training requires: none, unless a project has some."""
@@ -176,6 +193,24 @@ class Commands:
         steps += [self.of_training(training) for training in trainings]
         steps += [self.of_evaluation(run) for run in runs]
         return list({step.done: step for step in reversed(steps)}.values())[::-1]
+
+
+def add_options(parser: argparse.ArgumentParser, output: str, num_gpus: int) -> None:
+    """Adds the options that the table programs of all projects have.
+
+    Args:
+        parser: Parser of the program.
+        output: Default output folder.
+        num_gpus: Default number of GPUs.
+    """
+    add = parser.add_argument
+    add("--output", type=Path, default=Path(output), metavar="DIR",
+        help="folder of all trainings and evaluations (default: %(default)s)")  # fmt: skip
+    add("--commands", action="store_true", help="print the commands of missing runs, not tables")
+    add("--num-gpus", type=int, default=num_gpus, metavar="N",
+        help="number of GPUs in the commands (default: %(default)s)")  # fmt: skip
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
+        help="config overrides for all commands, after all options")  # fmt: skip
 
 
 # ---- results -------------------------------------------------------------------------------------

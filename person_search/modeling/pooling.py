@@ -21,6 +21,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def levels_of(pooler: ROIPooler, box_lists: list[Boxes]) -> Tensor:
+    """Returns the level (M,) from which a pooler reads each box of all images, FPN paper, Eq. 1."""
+    if len(pooler.level_poolers) == 1:
+        boxes = torch.cat([boxes.tensor for boxes in box_lists])
+        return torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    return assign_boxes_to_levels(
+        box_lists,
+        pooler.min_level,
+        pooler.max_level,
+        pooler.canonical_box_size,
+        pooler.canonical_level,
+    )
+
+
 class ChannelsLastPooler(nn.Module):
     """Drop-in replacement of a Detectron2 ``ROIPooler`` of the type ROIAlign or ROIAlignV2.
 
@@ -40,15 +54,7 @@ class ChannelsLastPooler(nn.Module):
             box_lists: Boxes of each image.
         """
         pooler, rois = self.pooler, convert_boxes_to_pooler_format(box_lists)
-        levels = torch.zeros(len(rois), dtype=torch.int64, device=rois.device)
-        if len(x) > 1:
-            levels = assign_boxes_to_levels(
-                box_lists,
-                pooler.min_level,
-                pooler.max_level,
-                pooler.canonical_box_size,
-                pooler.canonical_level,
-            )
+        levels = levels_of(pooler, box_lists)
         index, weight = self._taps(rois, levels, [maps.shape[-2:] for maps in x])
         side, channels = pooler.output_size[0], x[0].shape[1]
         pooled = rois.new_empty(len(rois), side * side, channels)

@@ -19,7 +19,15 @@ from typing import Any, NamedTuple
 
 from person_search import reproduction
 from person_search.cli import program_parser, run_program
-from person_search.reproduction import Step, Table, Training, markdown, read_metrics, row
+from person_search.reproduction import (
+    Step,
+    Table,
+    Training,
+    evaluations_of,
+    markdown,
+    read_metrics,
+    row,
+)
 
 
 class Evaluation(NamedTuple):
@@ -114,19 +122,14 @@ class Commands(reproduction.Commands):
 
     method = "DiffPS"
 
-    def of_tables(self, numbers: list[str]) -> list[Step]:
+    def of_tables(self, numbers: Sequence[str]) -> list[Step]:
         """Returns all steps of some tables in a valid order."""
-        return self.of_evaluations(evaluations(numbers))
-
-
-def evaluations(numbers: list[str]) -> list[reproduction.Evaluation]:
-    """Returns the evaluations of all cells of some tables."""
-    return [run for table in TABLES if table.number in numbers for run in table.evaluations]
+        return self.of_evaluations(evaluations_of(TABLES, numbers))
 
 
 def read_results(output: Path) -> dict[str, Any]:
     """Returns ``search``: metrics of each finished evaluation in an output folder."""
-    return {"search": read_metrics(output, evaluations(list(NUMBERS)))}
+    return {"search": read_metrics(output, evaluations_of(TABLES, NUMBERS))}
 
 
 def all_tables(results: dict[str, Any], *, difference: bool = False) -> dict[str, str]:
@@ -138,9 +141,7 @@ def all_tables(results: dict[str, Any], *, difference: bool = False) -> dict[str
 def work(args: argparse.Namespace) -> None:
     """Prints commands or tables."""
     if args.commands:
-        steps = Commands(args.output, args.num_gpus, args.opts).of_tables(list(NUMBERS))
-        todo = [step.command for step in steps if not step.done.is_file()]
-        print("\n".join([f"# {len(steps) - len(todo)} of {len(steps)} are finished", *todo]))
+        Commands(args.output, args.num_gpus, args.opts).print_missing(NUMBERS)
     else:
         print("\n".join(all_tables(read_results(args.output)).values()))
 
@@ -148,14 +149,7 @@ def work(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program."""
     parser = program_parser(__doc__)
-    add = parser.add_argument
-    add("--output", type=Path, default=Path("output/paper_diffps"), metavar="DIR",
-        help="folder of all trainings and evaluations (default: %(default)s)")  # fmt: skip
-    add("--commands", action="store_true", help="print the commands of missing runs, not tables")
-    add("--num-gpus", type=int, default=3, metavar="N",
-        help="number of GPUs in the commands (default: %(default)s)")  # fmt: skip
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
-        help="config overrides for all commands, after all options")  # fmt: skip
+    reproduction.add_options(parser, "output/paper_diffps", num_gpus=3)
     return run_program(work, parser.parse_args(argv), log=False)
 
 

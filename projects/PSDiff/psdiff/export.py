@@ -11,11 +11,12 @@ Shape shorthand: N proposals of an image, C channels, D embedding dimension.
 from typing import Any
 
 import torch
-from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from person_search.modeling.export import ExportedModel
+from person_search.modeling.pooling import levels_of
 from psdiff.box_diffusion import boxes_to_norm, cosine_alphas_cumprod
 from psdiff.meta_arch import PSDiff
 from psdiff.sampler import SamplerSettings, sampling_times, unit_reid
@@ -43,13 +44,7 @@ class OneImagePooler(nn.Module):
         rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], dim=1)
         if len(x) == 1:
             return pooler.level_poolers[0](x[0], rois)
-        levels = assign_boxes_to_levels(
-            box_lists,
-            pooler.min_level,
-            pooler.max_level,
-            pooler.canonical_box_size,
-            pooler.canonical_level,
-        )
+        levels = levels_of(pooler, box_lists)
         pooled = x[0].new_zeros(boxes.shape[0], x[0].shape[1], *pooler.output_size)
         for level, layer in enumerate(pooler.level_poolers):
             (rows,) = (levels == level).nonzero(as_tuple=True)

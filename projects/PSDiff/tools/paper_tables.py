@@ -30,6 +30,7 @@ from person_search.reproduction import (
     Step,
     Table,
     Training,
+    evaluations_of,
     markdown,
     read_metrics,
     row,
@@ -259,15 +260,10 @@ class Commands(reproduction.Commands):
         words += ["--json", str(path), *self.overrides]
         return Step(f"python {shlex.join(words)}", path, "cost", config)
 
-    def of_tables(self, numbers: list[str]) -> list[Step]:
+    def of_tables(self, numbers: Sequence[str]) -> list[Step]:
         """Returns all steps of some tables in a valid order."""
         costs = [self.of_cost(backbone) for backbone in COST_CONFIGS if "II" in numbers]
-        return [*self.of_evaluations(evaluations(numbers)), *costs]
-
-
-def evaluations(numbers: list[str]) -> list[reproduction.Evaluation]:
-    """Returns the evaluations of all cells of some tables; cells may share an evaluation."""
-    return [run for table in ALL_TABLES if table.number in numbers for run in table.evaluations]
+        return [*self.of_evaluations(evaluations_of(ALL_TABLES, numbers)), *costs]
 
 
 # ---- results -------------------------------------------------------------------------------------
@@ -282,7 +278,7 @@ def read_results(output: Path) -> dict[str, Any]:
         -> ``parameters`` (number) and ``gflops`` by steps. ``speed``: by steps, relative to one.
     """
     results = json.loads(RECORD.read_text())
-    results["search"] |= read_metrics(output, evaluations(list(NUMBERS)))
+    results["search"] |= read_metrics(output, evaluations_of(ALL_TABLES, NUMBERS))
     for backbone in COST_CONFIGS:
         path = output / f"cost_{backbone}.json"
         if path.is_file():
@@ -330,9 +326,7 @@ def with_tables(text: str, tables: dict[str, str]) -> str:
 def work(args: argparse.Namespace) -> None:
     """Prints commands or tables."""
     if args.commands:
-        steps = Commands(args.output, args.num_gpus, args.opts).of_tables(args.tables)
-        todo = [step.command for step in steps if not step.done.is_file()]
-        print("\n".join([f"# {len(steps) - len(todo)} of {len(steps)} are finished", *todo]))
+        Commands(args.output, args.num_gpus, args.opts).print_missing(args.tables)
         return
     results = read_results(args.output)
     tables = all_tables(results)
@@ -350,27 +344,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program."""
     parser = program_parser(__doc__)
     parser.add_argument(
-        "--output", type=Path, default=Path("output/paper"), metavar="DIR",
-        help="folder of all trainings and evaluations (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
         "--tables", nargs="+", choices=NUMBERS, default=list(NUMBERS), metavar="NUMBER",
         help=f"tables to print: {', '.join(NUMBERS)} (default: all)",
     )  # fmt: skip
     parser.add_argument(
-        "--commands", action="store_true", help="print the commands of missing runs, not tables"
-    )
-    parser.add_argument(
-        "--num-gpus", type=int, default=4, metavar="N",
-        help="number of GPUs in the commands (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
         "--update", action="store_true", help="store the results and update the document"
     )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
-        help="config overrides for all commands, after all options",
-    )  # fmt: skip
+    reproduction.add_options(parser, "output/paper", num_gpus=4)
     return run_program(work, parser.parse_args(argv), log=False)
 
 

@@ -14,6 +14,7 @@ from psdiff_tiny import PAPER_KEYS
 
 from person_search.config import build_config
 from person_search.data.synthetic import SyntheticConfig, write_prw
+from person_search.reproduction import evaluations_of
 
 ROOT = Path(__file__).resolve().parents[4]
 DOCUMENT = ROOT / "docs" / "results_psdiff.md"
@@ -54,7 +55,7 @@ def test_the_document_holds_the_tables_of_the_tool(tool, tmp_path) -> None:
 
 
 def test_every_row_has_a_config_and_every_ablation_of_a_table_a_row(tool) -> None:
-    trainings = {run.training for run in tool.evaluations(list(tool.NUMBERS))}
+    trainings = {run.training for run in evaluations_of(tool.ALL_TABLES, tool.NUMBERS)}
     configs = {training.config for training in trainings}
     folder = ROOT / "configs" / "PSDiff"
     assert all((folder / f"{config}.yaml").is_file() for config in configs)
@@ -102,7 +103,7 @@ def without_place(cfg: CfgNode) -> str:
 def test_no_two_configs_train_the_same(tool) -> None:
     """Rows share a training by naming it; a copy would be trained twice."""
     configs = tool.Commands(Path("out"), 0).config
-    runs = sorted({run.training for run in tool.evaluations(list(tool.NUMBERS))})
+    runs = sorted({run.training for run in evaluations_of(tool.ALL_TABLES, tool.NUMBERS)})
     seen: dict = {}
     for training in runs:
         same = seen.setdefault(without_place(configs(training)), training)
@@ -136,7 +137,7 @@ def test_every_training_and_evaluation_is_commanded_once(tool, tmp_path) -> None
     steps = tool.Commands(tmp_path, 4).of_tables(list(tool.NUMBERS))
     trainings = [s for s in steps if "train_net.py --resume" in s.command]
     evaluations = [s for s in steps if "--eval-only" in s.command]
-    runs = set(tool.evaluations(list(tool.NUMBERS)))
+    runs = set(evaluations_of(tool.ALL_TABLES, tool.NUMBERS))
     assert len(trainings) == len({run.training for run in runs}) == 33
     assert len(evaluations) == len(runs) == len({s.done for s in evaluations})
     teachers = [s for s in steps if "train_teacher.py" in s.command]
