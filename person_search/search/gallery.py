@@ -7,7 +7,7 @@ Boxes are XYXY pixels of the upright image (EXIF orientation applied).
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,10 @@ class Gallery(ABC):
         Returns:
             Number of all images of the camera, and those asked for.
         """
+
+    def all_images(self) -> Iterator[GalleryImage]:
+        """Yields all images and frames, however many, in the order of the gallery."""
+        yield from self.list_images(0, self.num_images)[1]
 
     @abstractmethod
     def persons_in(self, key: str) -> tuple[np.ndarray, np.ndarray]:

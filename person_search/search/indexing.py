@@ -221,8 +221,8 @@ def index_images(
             report = _work(embedder, writer, plan, shared.take(), options, progress)
         shared.wait()
         reports = comm.all_gather(report)
+        details = [value for report in reports for value in report.color_details]
         if rank == 0:
-            details = [value for report in reports for value in report.color_details]
             if len(report.color_details) < MEASURED_IMAGES:  # not yet reported by this process
                 _warn_of_misfit(embedder.card, details)
             store.replace_manifest(
@@ -239,6 +239,7 @@ def index_images(
         left_out=listing.left_out
         | {name: why for report in reports for name, why in report.left_out.items()},
         seconds=time.monotonic() - start,
+        color_details=details,
     )
 
 

@@ -140,13 +140,13 @@ class Labeling:
 
     Raises:
         GalleryError: If there are no persons, or too many.
-        ValueError: If the output was not written by this class.
+        ValueError: If the output was not written by this class, or has persons that would be lost.
     """
 
     def __init__(
         self, gallery: Gallery, output: Path, min_score: float = 0.0, min_size: int = 2
     ) -> None:
-        self.gallery, self.output = gallery, output
+        self.gallery, self.output, self._min_score = gallery, output, min_score
         self._lock = threading.Lock()
         self._undo: list[_State] = []
         listed = _list_images(gallery, output.absolute().parent)
@@ -307,7 +307,7 @@ class Labeling:
             {"id": name, "checked": group in state.checked} for group, name in state.names.items()
         ]
         document = {
-            "info": {"description": MARK},
+            "info": {"description": MARK, "min_score": self._min_score},
             "categories": [{"id": 1, "name": "person"}],
             "persons": persons,
             "images": images,
@@ -317,12 +317,24 @@ class Labeling:
         write_document(self.output, document)
 
     def _resume(self) -> _State:
-        """Returns the state in the file. Persons of new images are unlabeled."""
+        """Returns the state in the file. Persons that the file does not cover are unlabeled."""
         document = read_json(self.output)
-        if document.get("info") != {"description": MARK} or parse_document(document)[1]:
+        info = document.get("info")
+        before = info.get("min_score", self._min_score) if isinstance(info, dict) else None
+        if (
+            type(before) not in (int, float)
+            or info.get("description") != MARK
+            or parse_document(document)[1]
+        ):
             raise ValueError(
                 f"{self.output} exists and was not written by 'person-search label', or was "
                 "changed since: choose another --output."
+            )
+        if self._min_score > before:
+            raise ValueError(
+                f"{self.output} has persons of score {before:g} or more; with --min-score "
+                f"{self._min_score:g} some would be lost: choose at most {before:g}, or another "
+                "--output."
             )
         names = {group: one["id"] for group, one in enumerate(document["persons"])}
         checked = {i for i, one in enumerate(document["persons"]) if one.get("checked")}
@@ -333,11 +345,20 @@ class Labeling:
             for one in document["annotations"]
         }
         known = set(file_of.values())
+        covered = (self._scores >= before).tolist()
         groups = np.full(len(self.boxes), UNLABELED, np.int32)
+        lost = set(found)
         for person, image in enumerate(self.image_of.tolist()):
             file_name = self._images[image].file_name
             key = (file_name, *xyxy_to_xywh(self.boxes[person].tolist()))
-            groups[person] = found.get(key, REMOVED if file_name in known else UNLABELED)
+            removed = covered[person] and file_name in known
+            groups[person] = found.get(key, REMOVED if removed else UNLABELED)
+            lost.discard(key)
+        if lost:
+            raise ValueError(
+                f"{self.output} has {len(lost)} persons that the gallery lacks, for example in "
+                f"'{min(lost)[0]}', whose labels would be lost: choose another --output."
+            )
         held = set(groups.tolist())
         names = {group: name for group, name in names.items() if group in held}
         return _State(groups, names, checked & held)
@@ -350,14 +371,15 @@ def _list_images(gallery: Gallery, folder: Path) -> tuple[list[_Image], int]:
         gallery: The gallery.
         folder: Folder to which file names are relative if it contains the image.
     """
-    held = gallery.list_images(0, gallery.num_images)[1]
     images = []
-    for image in held:
+    left_out = 0
+    for image in gallery.all_images():
         if image.frame is not None:
+            left_out += 1
             continue
         path = gallery.image_path(image.key).absolute()
         inside = path.is_relative_to(folder)
         name = path.relative_to(folder).as_posix() if inside else path.as_posix()
         stored = os.fsencode(name).decode("utf-8", "surrogateescape")
         images.append(_Image(image.key, stored, image.size, image.camera))
-    return images, len(held) - len(images)
+    return images, left_out

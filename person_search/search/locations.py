@@ -58,9 +58,23 @@ def parse_location(location: str | os.PathLike | MilvusAddress) -> Path | Milvus
         return location
     text = os.fspath(location)
     scheme, separator, rest = text.partition("://")
-    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
+    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+._-]+", scheme):
         return Path(location)
-    parts = urlsplit(text)
+    tail = rest.rpartition("@")[2]
+    try:
+        parts = urlsplit(f"//{rest}")
+        # the path of a file may have any character
+        stray = (parts.netloc or scheme != "milvus+lite") and "@" in (
+            parts.path + parts.query + parts.fragment
+        )
+    except ValueError:  # its message may quote the credentials
+        stray = True
+    if stray:
+        why = f"is not of the form {FORMS}." if tail == rest else (
+            "has credentials with a special character; escape each: / is %2F, ? is %3F, # is %23, "
+            "@ is %40, [ is %5B, ] is %5D."
+        )  # fmt: skip
+        raise ValueError(f"the gallery '{scheme}://{tail}' {why}")
     credentials, _, host = parts.netloc.rpartition("@")
     shown = f"{scheme}://{host}{parts.path}"
     if scheme not in SCHEMES:

@@ -109,6 +109,10 @@ class MilvusGallery(Gallery):
         )
         return total, [_image(Record.of_row(row)) for row in rows]
 
+    def all_images(self) -> Iterator[GalleryImage]:
+        """See :class:`Gallery`."""
+        return map(_image, self.store.records(f"kind in [{IMAGE}, {FRAME}]"))
+
     def persons_in(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`Gallery`."""
         ((record, vectors),) = self.store.read_vectors([self._record(key)])

@@ -94,11 +94,12 @@ def test_index_and_find(folder) -> None:
 
 def test_only_what_is_new_or_changed_is_read(folder) -> None:
     index(folder)
-    paint(folder / "d.png", {(0, 0, 100, 80): (250, 0, 250)})
+    paint(folder / "d.png", {(0, 0, 50, 80): (250, 0, 250), (50, 0, 100, 80): (0, 0, 250)})
     paint(folder / "a.png", {(0, 0, 100, 80): (250, 250, 0)})
     os.utime(folder / "a.png", ns=(1, 1))
     report = index(folder)
     assert (report.images, report.unchanged) == (2, 2)
+    assert report.color_details == [0.0], "of the image that is not uniform"
     gallery = Gallery.open(folder.parent / "g")
     assert len(gallery.images) == 4 and len(gallery) == 8
     assert gallery.search(np.array([1.0, 0, 0]), 4)[0].sim < 0.8, "the red image is gone"

@@ -27,7 +27,15 @@ from PIL import Image
 
 from person_search.data import load_person_search_json, load_prw
 from person_search.data.synthetic import SyntheticConfig, write_prw
-from person_search.search import Gallery, find_sources, index_images, labeling
+from person_search.search import (
+    Gallery,
+    GalleryStore,
+    IndexOptions,
+    find_sources,
+    index_images,
+    labeling,
+)
+from person_search.search.copying import copy
 from person_search.search.errors import GalleryError
 from person_search.search.labeling import UNLABELED, Edit, Labeling, propose_groups
 from person_search.search.page.label_app import create_label_app
@@ -201,6 +209,48 @@ def test_labeling_is_continued(made: Labeling, folder: Path, tmp_path: Path) -> 
     assert len(more["unlabeled"]) == 2 and more["removed"] == 1 and more["images"] == 5
 
 
+def test_labeling_is_continued_with_a_lower_score(folder: Path, tmp_path: Path) -> None:
+    """Persons that the file was not about have not been removed."""
+    output = tmp_path / "labels.json"
+    made = Labeling(Gallery.open(folder), output, min_score=0.8)
+    assert json.loads(output.read_text())["info"]["min_score"] == 0.8 and len(made.boxes) == 4
+    made.edit(Edit("remove", [3]))
+    again = Labeling(Gallery.open(folder), output)
+    facts = again.facts()
+    assert facts["removed"] == 1 and len(again.boxes) == 8
+    assert len(facts["unlabeled"]) == 4 + len(made.facts()["unlabeled"])
+    again.edit(Edit("split", facts["unlabeled"][:1]))
+    text = output.read_text()
+    with pytest.raises(ValueError, match=r"of score 0 or more; with --min-score 0\.8 some would"):
+        Labeling(Gallery.open(folder), output, min_score=0.8)
+    assert output.read_text() == text
+
+
+def test_labels_without_a_person_in_the_gallery(made: Labeling, folder: Path, tmp_path) -> None:
+    text = made.output.read_text()
+    (tmp_path / "images" / "d.png").unlink()
+    options = IndexOptions(prune=True)
+    index_images(embedder(), folder, find_sources([tmp_path / "images"]), options)
+    with pytest.raises(
+        ValueError, match=r"has 2 persons that the gallery lacks, .*'images/d\.png'"
+    ):
+        Labeling(Gallery.open(folder), made.output)
+    assert made.output.read_text() == text
+    assert Labeling(Gallery.open(folder), tmp_path / "other.json").num_images == 3
+
+
+def test_more_images_than_a_server_lists_at_once(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("milvus_lite", reason="galleries in Milvus need the extra 'milvus'")
+    monkeypatch.setattr("person_search.search.milvus_gallery.MOST", 3)
+    source = GalleryStore.open(folder)
+    dim, model = source.manifest.dim, source.manifest.model
+    target = GalleryStore.open_or_create(f"milvus+lite://{tmp_path}/g.db", dim, model)
+    copy(source, target)
+    assert len(target.gallery().list_images(0, 4)[1]) == 3
+    assert Labeling(target.gallery(), tmp_path / "labels.json").num_images == 4
+    target.close()
+
+
 def test_other_files_are_not_overwritten(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text('{"images": [], "annotations": []}')
@@ -246,6 +296,11 @@ def test_the_interface(page: Page, made: Labeling) -> None:
         assert answer.status == 422 and words in answer.json["error"]
     assert page.get(f"{place}/99").status == 422
     assert page.get("/api/gallery").status == 404
+    everyone = list(range(8))
+    answer = page.post("/api/label", {"action": "reject", "persons": everyone * 5_000})
+    assert answer.status == 200 and answer.json["unlabeled"] == everyone
+    answer = page.post("/api/label", {"action": "reject", "persons": everyone * 25_000})
+    assert answer.status == 413 and "longer than 512 kB" in answer.json["error"]
 
 
 @needs_browser
@@ -255,6 +310,8 @@ def test_in_a_browser(chromium, page: Page, made: Labeling, look) -> None:
     tab = context.new_page()
     told: list[str] = []
     tab.on("console", lambda message: told.append(message.text))
+    sent: list[dict] = []
+    tab.on("request", lambda one: sent.append(one.post_data_json) if one.post_data else None)
     tab.goto(page.address)
     tab.wait_for_selector("#summary:has-text('3 groups (0 checked), 0 persons without identity')")
     assert tab.locator(".crop-of img").count() == 8 and images_are_loaded(tab)
@@ -288,6 +345,7 @@ def test_in_a_browser(chromium, page: Page, made: Labeling, look) -> None:
     tab.keyboard.press("a")
     tab.keyboard.press("c")
     tab.wait_for_selector(".checked h2:has-text('Anna')")
+    assert len(groups(made)["Anna"]) > len(sent[-1]["persons"]) == 1, "of all selected ones"
     tab.keyboard.press("v")
     tab.wait_for_selector("#large[open]")
     until(tab, "document.getElementById('large-image').naturalWidth > 0")

@@ -26,6 +26,8 @@ def test_folders_and_addresses(monkeypatch) -> None:
     assert parse_location(two) is two
     lite = parse_location("milvus+lite:///a%20b/x.db")
     assert lite.uri == "/a b/x.db" and lite.is_lite and lite.name == "x.db"
+    assert parse_location("milvus+lite:///me@work/x.db").uri == "/me@work/x.db"
+    assert parse_location("milvus://me:p@ss%2F@host/g").token == "me:p@ss/"
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,16 @@ def test_folders_and_addresses(monkeypatch) -> None:
     [
         ("s3://bucket/g", "is neither a folder nor one of milvus://"),
         ("milvus://me:secret@host", "is not of the form milvus://HOST"),
+        ("milvus://me:sec/secret@host/g", "'milvus://host/g' has credentials with a special"),
+        ("milvus+tls://me:secret?a@host/g", "'milvus+tls://host/g' has credentials with"),
+        ("milvus://me:secret#@host/g?a=b", "escape each: / is %2F, ? is %3F, # is %23, @ is %40"),
+        ("milvus:///me:secret@host/g", "has credentials with a special"),
+        ("milvus://me:secret[@host/g", "has credentials with a special"),
+        ("milvus://me:secret\u2100@host/g", "has credentials with a special"),
+        ("milvus+lite://me:s/secret@host/x.db", "has credentials with a special"),
+        ("milvus_tls://me:s/secret@host/g", "has credentials with a special"),
+        ("s3://me:secret@host/g", "'s3://host/g' is neither a folder"),
+        ("milvus://[::1/g", "'milvus://[::1/g' is not of the form"),
         ("milvus://host:many/g", "has an invalid port"),
         ("milvus://host/a/b/c", "is not of the form"),
         ("milvus://me:secret@host/stra%C3%9Fe", "has the name 'straße'; Milvus allows letters"),

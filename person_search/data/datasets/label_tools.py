@@ -415,7 +415,9 @@ def _read_regions(result: list, other: Counter[str]) -> tuple[tuple[int, int], l
                 boxes[entry["id"]].label = labels[entry["id"]]
         elif kind in ("choices", "textarea", "number"):
             given = value[{"textarea": "text"}.get(kind, kind)]
-            text = str(given[0] if isinstance(given, list) and given else given or "")
+            if isinstance(given, list):
+                given = given[0] if given else None
+            text = "" if given is None else str(given)  # a number may be 0
             values.setdefault(entry.get("id"), {})[entry["from_name"]] = text
         else:
             other[kind] += 1

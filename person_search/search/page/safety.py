@@ -32,6 +32,8 @@ HEADERS = {
 }
 UPLOADS = "/api/uploads"
 """Accepts long requests; it counts bytes while reading."""
+EDITS, MAX_EDIT = "/api/label", 512_000
+"""An edit may name all persons that can be labeled; see labeling.py."""
 MAX_BODY = 64_000
 """Maximum length of any other request in bytes."""
 
@@ -105,8 +107,9 @@ def too_long(request: Request) -> tuple[int, str]:
         return 200, ""
     if "transfer-encoding" in request.headers or not length.isdecimal():
         return 411, "the request does not state its length."
-    if int(length) > MAX_BODY:
-        return 413, f"the request is longer than {MAX_BODY // 1000} kB."
+    most = MAX_EDIT if request.url.path == EDITS else MAX_BODY
+    if int(length) > most:
+        return 413, f"the request is longer than {most // 1000} kB."
     return 200, ""
 
 

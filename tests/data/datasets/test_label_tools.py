@@ -233,6 +233,10 @@ def test_texts_numbers_and_labels_apart(studio: Path) -> None:
     change(studio, 0, "annotations", 0, "result", value=[box, label, text, number])
     assert persons(read(studio, "label_studio", identity="who")[0])[0] == ["eva"]
     assert persons(read(studio, "label_studio", identity="no")[0])[0] == ["7"]
+    for given, known in ((0, "0"), (None, None)):
+        number["value"] = {"number": given}
+        change(studio, 0, "annotations", 0, "result", value=[box, label, text, number])
+        assert persons(read(studio, "label_studio", identity="no")[0])[0] == [known]
 
 
 def test_the_annotation_marked_as_ground_truth_is_used(studio: Path) -> None:

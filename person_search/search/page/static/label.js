@@ -7,6 +7,7 @@ import { byId, element } from "./dom.js";
 const SHOWN = 60; // crops of a group that are shown at first
 
 let facts = null;
+let groupOfPerson = new Map();
 const selected = new Set(); // persons
 const opened = new Set(); // names of groups of which all crops are shown
 const crops = new Map(); // person -> button; reused, so that images stay
@@ -95,7 +96,23 @@ function selectAll(persons) {
 }
 
 function groupOf(person) {
-  return facts.groups.find((group) => group.persons.includes(person));
+  return groupOfPerson.get(person);
+}
+
+function take(answer) {
+  facts = answer;
+  groupOfPerson = new Map(
+    facts.groups.flatMap((group) => group.persons.map((person) => [person, group])),
+  );
+}
+
+// One person for each group, and those without a group.
+function ofEachGroup(persons) {
+  const seen = new Set();
+  return persons.filter((person) => {
+    const group = groupOf(person);
+    return !group || (!seen.has(group) && seen.add(group));
+  });
 }
 
 // ---- actions -------------------------------------------------------------------------------------
@@ -108,7 +125,7 @@ function say(text, failed = false) {
 
 async function send(action, persons, name = "", done = "") {
   try {
-    facts = await labelEdit({ action, persons, name });
+    take(await labelEdit({ action, persons, name }));
   } catch (error) {
     say(error.message, true);
     return;
@@ -148,7 +165,8 @@ function act(action) {
   } else if (action === "rename") {
     rename(persons[0]);
   } else {
-    send(action, persons, "", DONE[action]);
+    const isOfGroups = action === "merge" || action === "check";
+    send(action, isOfGroups ? ofEachGroup(persons) : persons, "", DONE[action]);
   }
 }
 
@@ -220,7 +238,7 @@ byId("name").addEventListener("keydown", (event) => {
 byId("close").addEventListener("click", () => byId("large").close());
 
 try {
-  facts = await label();
+  take(await label());
   render();
 } catch (error) {
   byId("summary").textContent = "The groups are not open.";
