@@ -324,6 +324,7 @@ def load_test_module(name: str) -> ModuleType:
     if name not in sys.modules:
         loader = SourceFileLoader(name, str(TESTS / f"{name}.py"))
         module = sys.modules[name] = ModuleType(name)
+        module.__file__ = loader.path
         loader.exec_module(module)
     return sys.modules[name]
 
