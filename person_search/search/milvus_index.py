@@ -17,7 +17,12 @@ from person_search.search.errors import GalleryError
 if TYPE_CHECKING:
     from person_search.search.milvus_store import MilvusStore
 
-SIZES = (("FLAT", 0), ("IVF_FLAT", 50_000), ("HNSW", 5_000_000), ("DISKANN", 100_000_000))
+SIZES: tuple[tuple[str, int], ...] = (
+    ("FLAT", 0),
+    ("IVF_FLAT", 50_000),
+    ("HNSW", 5_000_000),
+    ("DISKANN", 100_000_000),
+)
 """Indices and the number of persons from which they are chosen. IVF_FLAT needs no memory besides
 the vectors and can search exactly; the others visit fewer vectors of a large gallery, and DISKANN
 keeps them on disk."""
