@@ -261,7 +261,7 @@ class _SharedTasks:
             self._store = dist.PrefixStore(f"index/{plan.run}", met)
 
     def take(self) -> Iterator[_Task]:
-        """Yields tasks until none is left; long videos, the first ones, delay nobody at the end."""
+        """Yields tasks until none is left; long videos come first, so as not to be the last."""
         if self._store is None:
             yield from self._shards[0]
             return

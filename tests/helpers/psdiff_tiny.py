@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A PSDiff of a few thousand weights and inputs for it, shared by the tests of this folder."""
 
+import shlex
+
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
@@ -10,6 +12,19 @@ from person_search.config import add_person_search_config
 from psdiff import add_psdiff_config
 
 EMBED_DIM = 16
+PAPER_KEYS = shlex.split(
+    """
+    MODEL.DEVICE cpu MODEL.WEIGHTS '' MODEL.BACKBONE.NAME build_slim_resnet_fpn_backbone
+    MODEL.SLIM_RESNET.STEM_WIDTH 8 MODEL.SLIM_RESNET.WIDTHS [8,12] MODEL.SLIM_RESNET.BLOCKS [1,1]
+    MODEL.FPN.IN_FEATURES "['res2','res3']" MODEL.FPN.OUT_CHANNELS 16 MODEL.REID.EMBED_DIM 16
+    MODEL.PSDIFF.NUM_PROPOSALS 6 MODEL.PSDIFF.CDL.IN_FEATURES "['p2','p3']" MODEL.PSDIFF.CDL.HEADS 2
+    MODEL.PSDIFF.CDL.POOLER_RESOLUTION 3 MODEL.PSDIFF.SCORE_THRESH 0.0
+    MODEL.PSDIFF.TEACHER.BACKBONE build_slim_resnet_backbone MODEL.PSDIFF.TEACHER.MAX_ITER 2
+    MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS '' MODEL.PSDIFF.TEACHER.CROP_SIZE [32,16]
+    INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64
+"""
+)
+"""Overrides that make a config of the paper tiny, teacher included."""
 
 
 def tiny_cfg(**psdiff_overrides):

@@ -125,6 +125,9 @@ def test_in_a_table(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not sys.prefix.isascii(), reason="here, Python does not start in an ASCII locale"
+)
 def test_in_an_ascii_locale(folder, tiny_run, search_tool, tmp_path, child_env) -> None:
     """The same gallery in an ASCII and in a UTF-8 locale."""
     model = f"--config-file {tiny_run}/config.yaml --weights {tiny_run}/weights.pth"

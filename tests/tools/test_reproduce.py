@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from programs import load_program, run_program_file
+from psdiff_tiny import PAPER_KEYS
 
 from person_search.data.synthetic import write_prw
 from person_search.reproduction import Step, Table, Training, markdown, row
@@ -19,18 +20,6 @@ from person_search.synthetic_config import SyntheticConfig
 from person_search.utils.weight_files import read_card
 
 ROOT = Path(__file__).resolve().parents[2]
-PSDIFF = shlex.split(
-    """
-    MODEL.DEVICE cpu MODEL.WEIGHTS '' MODEL.BACKBONE.NAME build_slim_resnet_fpn_backbone
-    MODEL.SLIM_RESNET.STEM_WIDTH 8 MODEL.SLIM_RESNET.WIDTHS [8,12] MODEL.SLIM_RESNET.BLOCKS [1,1]
-    MODEL.FPN.IN_FEATURES "['res2','res3']" MODEL.FPN.OUT_CHANNELS 16 MODEL.REID.EMBED_DIM 16
-    MODEL.PSDIFF.NUM_PROPOSALS 6 MODEL.PSDIFF.CDL.IN_FEATURES "['p2','p3']" MODEL.PSDIFF.CDL.HEADS 2
-    MODEL.PSDIFF.CDL.POOLER_RESOLUTION 3 MODEL.PSDIFF.SCORE_THRESH 0.0
-    MODEL.PSDIFF.TEACHER.BACKBONE build_slim_resnet_backbone MODEL.PSDIFF.TEACHER.MAX_ITER 2
-    MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS '' MODEL.PSDIFF.TEACHER.CROP_SIZE [32,16]
-    INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64
-"""
-)
 SHORT = shlex.split(
     """SOLVER.MAX_ITER 1 SOLVER.STEPS () SOLVER.IMS_PER_BATCH 2 SOLVER.AMP.ENABLED False
     DATALOADER.NUM_WORKERS 0 TEST.PERSON_SEARCH.SCORE_THRESH 0.0"""
@@ -98,7 +87,7 @@ def test_from_data_to_the_folder_to_publish(
     monkeypatch.chdir(tmp_path)
     for folder in ("configs", "projects", "tools"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    keys = PSDIFF if method == "psdiff" else diffps_keys(tmp_path / "cache")
+    keys = PAPER_KEYS if method == "psdiff" else diffps_keys(tmp_path / "cache")
     words = [method, "--data", str(data), "--gpus", "0", "--output", str(tmp_path / "out")]
     words += ["--tables", number, "--set", *keys, *SHORT]
     assert tool.main(words) == 0
@@ -155,8 +144,9 @@ def test_slurm_submits_and_waits(tool, tmp_path, monkeypatch) -> None:
     folder = tmp_path / "bin"
     folder.mkdir()
     sbatch = folder / "sbatch"
-    sbatch.write_text(
-        f"#!{sys.executable}\nimport json, subprocess, sys\n"
+    sbatch.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder}/sbatch.py" "$@"\n')
+    (folder / "sbatch.py").write_text(
+        "import json, subprocess, sys\n"
         f"json.dump(sys.argv[1:], open({str(tmp_path / 'words.json')!r}, 'w'))\n"
         "wrapped = sys.argv[-1].removeprefix('--wrap=')\n"
         "sys.exit(subprocess.run(wrapped, shell=True).returncode)\n"

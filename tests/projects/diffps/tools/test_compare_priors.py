@@ -2,6 +2,7 @@
 """The comparison of priors: its commands and its table; the trainings take too long for a test."""
 
 import json
+import shlex
 
 import pytest
 from programs import ROOT, load_program
@@ -118,7 +119,7 @@ def test_table(tool) -> None:
 
 def test_operations_of_the_backbone(tool, tmp_path) -> None:
     """Only the projections of a ResNet depend on RESNET.CHANNELS: the difference is known."""
-    config = f"{ROOT}/configs/DiffPS/tiny/priors/scratch.yaml"
+    config = shlex.quote(f"{ROOT}/configs/DiffPS/tiny/priors/scratch.yaml")
     keys = f"--config-file {config} MODEL.DIFFPS.RESNET.CHANNELS "
     few, many = (tool.backbone_mflop(keys + x) for x in ("'[48, 40, 16]'", "'[48, 40, 32]'"))
     cells = 32 * 40

@@ -10,25 +10,18 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from programs import load_program, run_program_file
+from psdiff_tiny import PAPER_KEYS
 
 from person_search.config import build_config
 from person_search.data.synthetic import SyntheticConfig, write_prw
 
 ROOT = Path(__file__).resolve().parents[4]
 DOCUMENT = ROOT / "docs" / "results_psdiff.md"
-TINY = shlex.split(
-    """
-    MODEL.DEVICE cpu MODEL.WEIGHTS '' MODEL.BACKBONE.NAME build_slim_resnet_fpn_backbone
-    MODEL.SLIM_RESNET.STEM_WIDTH 8 MODEL.SLIM_RESNET.WIDTHS [8,12] MODEL.SLIM_RESNET.BLOCKS [1,1]
-    MODEL.FPN.IN_FEATURES "['res2','res3']" MODEL.FPN.OUT_CHANNELS 16 MODEL.REID.EMBED_DIM 16
-    MODEL.PSDIFF.NUM_PROPOSALS 6 MODEL.PSDIFF.CDL.IN_FEATURES "['p2','p3']" MODEL.PSDIFF.CDL.HEADS 2
-    MODEL.PSDIFF.CDL.POOLER_RESOLUTION 3 MODEL.PSDIFF.SCORE_THRESH 0.0
-    MODEL.PSDIFF.TEACHER.BACKBONE build_slim_resnet_backbone MODEL.PSDIFF.TEACHER.MAX_ITER 2
-    MODEL.PSDIFF.TEACHER.BACKBONE_WEIGHTS '' MODEL.PSDIFF.TEACHER.CROP_SIZE [32,16]
-    INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 SOLVER.MAX_ITER 1 SOLVER.STEPS ()
-    SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0 TEST.PERSON_SEARCH.SCORE_THRESH 0.0
-"""
-)
+TINY = [
+    *PAPER_KEYS,
+    *shlex.split("SOLVER.MAX_ITER 1 SOLVER.STEPS () SOLVER.IMS_PER_BATCH 2"),
+    *shlex.split("DATALOADER.NUM_WORKERS 0 TEST.PERSON_SEARCH.SCORE_THRESH 0.0"),
+]
 
 
 @pytest.fixture(scope="module")
