@@ -47,7 +47,9 @@ UNKNOWN = -1e300
 MANIFEST, INDEX, SPAN = "manifest", "index", "span"
 """Keys of the rows with facts; the last one is followed by the number of the run."""
 MAX_CAMERA = 1000
-IMAGES_PER_COMMIT, PERSONS_PER_COMMIT, SECONDS_PER_COMMIT = 64, 2_000, 2.0
+IMAGES_PER_COMMIT, PERSONS_PER_COMMIT, SECONDS_PER_COMMIT = 1_000, 2_000, 2.0
+SECONDS_UNSEEN = 60.0
+"""How long a weak request may fail to find what has been written; servers guarantee 5."""
 PERSON_FIELDS = ("pk", "image", "batch", "number")
 
 
@@ -501,6 +503,7 @@ class MilvusWriter:
     def __init__(self, store: MilvusStore, name: str) -> None:
         self.store, self.name, self.client = store, name, store.client
         self._pending: list[tuple[Record, np.ndarray]] = []
+        self._recent: dict[str, tuple[float, Record]] = {}
         self._since = 0.0
         self._open: set[str] = set()
         self._cameras: set[str] = set(store.camera_names())
@@ -566,25 +569,29 @@ class MilvusWriter:
             return
         pending = {record.key: (record, vectors) for record, vectors in self._pending}
         self._pending = []
-        self._write_summary(record.entry for record, _ in pending.values())
-        before = [
-            Record.of_row(row)
-            for row in self.client.rows_by_key(
-                self.store.images_name, "pk", list(pending), ["pk", "text"]
-            )
-        ]
+        # a strong request would wait for the clock of the server, 0.2 s
+        found = self.client.rows_by_key(
+            self.store.images_name, "pk", list(pending), ["pk", "text"], "Bounded"
+        )
+        before = {row["pk"]: Record.of_row(row) for row in found}
+        now = clock.monotonic()
+        self._recent = {k: v for k, v in self._recent.items() if now - v[0] < SECONDS_UNSEEN}
+        before |= {key: self._recent[key][1] for key in pending if key in self._recent}
         persons = [
             self._person(record, number, vectors[number])
             for record, vectors in pending.values()
             for number in range(len(vectors))
         ]
         self._upsert(self.store.persons_name, persons)
-        rows = [record.to_row(self.store.file_key(record.entry)) for record, _ in pending.values()]
+        records = [record for record, _ in pending.values()]
+        rows = [record.to_row(self.store.file_key(record.entry)) for record in records]
+        rows += self._summary(record.entry for record in records)
         self.client.upsert(self.store.images_name, rows)
-        now = {key for record, _ in pending.values() for key in record.person_keys()}
-        stale = [key for record in before for key in record.person_keys() if key not in now]
+        kept = {key for record in records for key in record.person_keys()}
+        stale = [key for old in before.values() for key in old.person_keys() if key not in kept]
         for start in range(0, len(stale), BLOCK):
             self.client.delete(self.store.persons_name, ids=stale[start : start + BLOCK])
+        self._recent |= {record.key: (clock.monotonic(), record) for record in records}
 
     def _upsert(self, collection: str, rows: list[dict[str, Any]]) -> None:
         for start in range(0, len(rows), PERSONS_PER_COMMIT):
@@ -612,8 +619,8 @@ class MilvusWriter:
             **changes,
         }
 
-    def _write_summary(self, entries: Iterable[Entry]) -> None:
-        """Writes new cameras and the span of times, before the images that have them."""
+    def _summary(self, entries: Iterable[Entry]) -> list[dict[str, Any]]:
+        """Returns rows of new cameras and of the span of times."""
         rows, times = [], list(self._times)
         for entry in entries:
             if not entry.is_shown:
@@ -628,8 +635,7 @@ class MilvusWriter:
             self._times = span
             key = f"{SPAN}{self.store.manifest.run}-{self.name}"
             rows.append(_plain_row(key, FACTS, json.dumps(span)))
-        if rows:
-            self.client.upsert(self.store.images_name, rows)
+        return rows
 
     def _end_video(self, end: Record) -> None:
         """Groups the frames of a video into tracklets; its end makes them visible."""
