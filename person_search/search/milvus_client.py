@@ -166,19 +166,13 @@ class Connection:
             last = max(row["pk"] for row in found)
 
     def rows_by_key(
-        self,
-        collection: str,
-        field: str,
-        keys: Sequence[str],
-        fields: Sequence[str],
-        level: str = "Strong",
+        self, collection: str, keys: Sequence[str], fields: Sequence[str], level: str = "Strong"
     ) -> Iterator[dict[str, Any]]:
-        """Yields the rows whose field is one of many keys."""
+        """Yields the rows with these keys, as far as they exist."""
         for start in range(0, len(keys), BLOCK):
-            where = f"{field} in {quoted(keys[start : start + BLOCK])}"
-            if field == "pk":
-                yield from self.query(
-                    collection, filter=where, output_fields=list(fields), consistency_level=level
-                )
-            else:
-                yield from self.rows(collection, where, fields, level)
+            yield from self.query(
+                collection,
+                filter=f"pk in {quoted(keys[start : start + BLOCK])}",
+                output_fields=list(fields),
+                consistency_level=level,
+            )

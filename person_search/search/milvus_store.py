@@ -254,7 +254,7 @@ class MilvusStore(GalleryStore):
     # ---- facts about the gallery -----------------------------------------------------------------
 
     def _read_manifest(self) -> Manifest:
-        for row in self.client.rows_by_key(self.images_name, "pk", [MANIFEST], ["text"]):
+        for row in self.client.rows_by_key(self.images_name, [MANIFEST], ["text"]):
             return Manifest.from_bytes(row["text"], self.location, self.location)
         raise GalleryError(self._not_ours("it has no manifest"))
 
@@ -340,7 +340,7 @@ class MilvusStore(GalleryStore):
             keys = [key for one in block if one.kind != END for key in one.person_keys()]
             found = {
                 row["pk"]: row["feat"]
-                for row in self.client.rows_by_key(self.persons_name, "pk", keys, ["pk", "feat"])
+                for row in self.client.rows_by_key(self.persons_name, keys, ["pk", "feat"])
             }
             for one in block:
                 own = [found[key] for key in one.person_keys() if key in found]
@@ -571,7 +571,7 @@ class MilvusWriter:
         self._pending = []
         # a strong request would wait for the clock of the server, 0.2 s
         found = self.client.rows_by_key(
-            self.store.images_name, "pk", list(pending), ["pk", "text"], "Bounded"
+            self.store.images_name, list(pending), ["pk", "text"], "Bounded"
         )
         before = {row["pk"]: Record.of_row(row) for row in found}
         now = clock.monotonic()

@@ -286,6 +286,52 @@ def test_other_collections_and_servers_that_are_away(lite) -> None:
         Gallery.open("milvus://me:secret@127.0.0.1:1/g")
 
 
+def test_a_gallery_of_another_version_is_refused(lite) -> None:
+    store = GalleryStore.open_or_create(lite, DIM, IDENTITY)
+    manifest = json.loads(store.manifest.to_bytes())
+    store.write_fact("manifest", json.dumps({**manifest, "version": 2}))
+    store.close()
+    with pytest.raises(GalleryError, match=r"has version 2; this program reads version 1\.$"):
+        Gallery.open(lite)
+
+
+@pytest.mark.parametrize(
+    "credentials", ["", "root:wrong-secret@", "stranger:wrong-secret@", "key@"]
+)
+def test_wrong_credentials(own_server, credentials, caplog, capfd) -> None:
+    with pytest.raises(GalleryError, match="the server refuses these credentials") as e:
+        Gallery.open(f"milvus://{credentials}127.0.0.1:{own_server.port}/g")
+    said = f"{e.value} {caplog.text} {capfd.readouterr()}"
+    assert "secret" not in said and "\n" not in str(e.value)
+
+
+def test_the_server_is_away_for_a_while(own_server, tmp_path, monkeypatch) -> None:
+    """Longer than a request is repeated: the run ends, and another one completes it."""
+    location = f"milvus://root:Milvus@127.0.0.1:{own_server.port}/away"
+    store = GalleryStore.open_or_create(location, DIM, IDENTITY)
+    feats = unit_vectors(np.random.default_rng(0), 3, DIM)
+
+    def write(store, numbers) -> None:
+        with store.writing() as run, store.writer("0") as writer:
+            root = store.add_root(tmp_path)
+            for number in numbers:
+                one = replace(entry(f"p{number}.png", run), root=root)
+                writer.append(one, np.array([[1.0, 2, 30, 40]]), np.ones(1), feats[[number]])
+
+    write(store, [0, 1])
+    monkeypatch.setattr("person_search.search.milvus_client.SECONDS", 2.0)
+    with own_server.away(), pytest.raises(GalleryError, match="no server answers at") as e:
+        write(store, [2])
+    assert "start again when it runs" in str(e.value) and "Milvus@" not in str(e.value)
+    store.close()
+    monkeypatch.undo()
+    store = GalleryStore.open(location)
+    write(store, [0, 1, 2])
+    assert sorted(one.path for one in store.entries()) == ["p0.png", "p1.png", "p2.png"]
+    assert store.gallery().num_persons == 3
+    store.close()
+
+
 def test_every_index_finds_the_same(request, tmp_path, monkeypatch) -> None:
     """With the sizes lowered, so that each is built."""
     location = location_of("server", request, tmp_path)()
