@@ -7,6 +7,7 @@ server lacks is not used: ``group_by_field`` (ignored without a message), filter
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -93,27 +94,39 @@ class Connection:
         text = " ".join(str(getattr(error, "message", "") or error).split())
         if self.address.token:
             text = text.replace(self.address.token, "***")
-        known, lower = f"the gallery '{self.address}'", text.lower()
-        if "open local milvus failed" in lower or "lock" in lower and self.address.is_lite:
+        plain = text.lower()
+        name, database = self.address.collection.lower(), self.address.database.lower()
+        for own in filter(None, (self.address.uri.lower(), f"{name}_images", name, database)):
+            plain = re.sub(rf"\b{re.escape(own)}\b", "", plain)  # may contain any word
+
+        def says(*words: str) -> bool:
+            return re.search(rf"\b({'|'.join(words)})\b", plain) is not None
+
+        known = f"the gallery '{self.address}'"
+        if says("open local milvus failed") or (self.address.is_lite and says("lock", "locked")):
             return GalleryLockedError(
                 f"{known} cannot be opened: another process has opened the file, or its folder "
                 "does not exist. Milvus Lite allows one process at a time."
             )
-        if "auth" in lower or "credential" in lower or "permission" in lower:
+        if says("auth", r"\w*auth(enticat|oriz)\w*", "credentials?", "permission", "privileges?"):
             return GalleryError(
                 f"{known}: the server refuses these credentials. Set "
                 "PERSON_SEARCH_MILVUS_TOKEN to user:password or to a key."
             )
-        if any(word in lower for word in ("no space left", "disk", "quota", "memory")):
+        if says("no space left", "disk", "quota", "memory"):
             return GalleryError(
                 f"{known}: the server has no room ({text[:200]}). What it has acknowledged is "
                 "kept; make room and start again."
             )
-        if any(word in lower for word in ("fail connecting", "unavailable", "timeout", "deadline",
-                                          "retry", "refused", "not ready", "closed")):  # fmt: skip
+        if says("fail connecting", "unavailable", "retry", "refused", "not ready", "closed"):
             return GalleryError(
                 f"{known}: no server answers at {self.address.uri}. What it has acknowledged is "
                 "kept; start again when it runs."
+            )
+        if says("timeout", "timed out", "deadline", "deadline_exceeded"):
+            return GalleryError(
+                f"{known}: the server at {self.address.uri} has not answered in time. What it has "
+                "acknowledged is kept; start again."
             )
         return GalleryError(f"{known}: {text[:300]}")
 
@@ -126,6 +139,13 @@ class Connection:
         if kind == self.types.VARCHAR:
             return "Trie"  # also of later servers; 2.3 refuses INVERTED
         return "STL_SORT"
+
+    def load(self, collection: str) -> None:
+        """Prepares a collection for searching."""
+        if self.list_indexes(collection, field_name="feat"):
+            self.load_collection(collection)
+        else:  # an interruption between the two requests of set_index
+            self.set_index(collection, "FLAT", {})
 
     def set_index(self, collection: str, kind: str, params: dict[str, Any]) -> None:
         """Replaces the index of the vectors, and loads the collection."""

@@ -26,6 +26,8 @@ SIZES: tuple[tuple[str, int], ...] = (
 """Indices and the number of persons from which they are chosen. IVF_FLAT needs no memory besides
 the vectors and can search exactly; the others visit fewer vectors of a large gallery, and DISKANN
 keeps them on disk."""
+INDEX = "index"
+"""Key of the row with the choice."""
 EFFORT = {"IVF_FLAT": "nprobe", "HNSW": "ef", "DISKANN": "search_list"}
 """What decides how much of an index a search visits."""
 MOST_EFFORT = 16_384
@@ -48,7 +50,8 @@ class IndexChoice:
         params: Its parameters.
         effort: Cells or candidates that a search visits.
         recall: Recall of the 10 best, measured with noisy rows of the gallery as queries, each row
-            itself excluded; of HNSW and DISKANN relative to a search with 16 times the effort.
+            itself excluded; of HNSW and DISKANN relative to a search with 16 times the effort. 0
+            until it is measured.
         rows: Number of rows when it was built.
     """
 
@@ -72,7 +75,8 @@ class IndexChoice:
         if self.kind == "FLAT":
             return "FLAT, exact"
         effort = f"{EFFORT[self.kind]} {self.effort}"
-        return f"{self.kind}, {effort}, recall of the 10 best {self.recall:.3f}"
+        recall = f"{self.recall:.3f}" if self.recall else "not measured: building was interrupted"
+        return f"{self.kind}, {effort}, recall of the 10 best {recall}"
 
     @property
     def can_be_exact(self) -> bool:
@@ -122,9 +126,14 @@ def build_index(store: "MilvusStore") -> IndexChoice:
     if kind == "IVF_FLAT":
         in_segment = SEGMENT_BYTES // (4 * store.manifest.dim)
         params = {"nlist": choose_cells(min(count, in_segment))}
+    most = 0 if kind == "FLAT" else params.get("nlist", MOST_EFFORT)
+    made = IndexChoice(kind, params, most, float(kind == "FLAT"), count)
+    store.write_fact(INDEX, made.to_text())  # counts if this is interrupted: it visits everything
     client.set_index(name, kind, params)
-    made = IndexChoice(kind, params, rows=count)
-    return made if kind == "FLAT" else _calibrate(store, made)
+    if kind != "FLAT":
+        made = _calibrate(store, made)
+        store.write_fact(INDEX, made.to_text())
+    return made
 
 
 def _calibrate(store: "MilvusStore", made: IndexChoice) -> IndexChoice:
