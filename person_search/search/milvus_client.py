@@ -8,6 +8,7 @@ server lacks is not used: ``group_by_field`` (ignored without a message), filter
 import json
 import logging
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from person_search.search.locations import MilvusAddress
 SECONDS = 60.0
 """How long a request is repeated while the server is away."""
 CONNECT_SECONDS = 10.0
+RECONNECT = {"grpc.initial_reconnect_backoff_ms": 200, "grpc.max_reconnect_backoff_ms": 2_000}
+"""A server that is back is noticed soon; the pauses of gRPC grow to two minutes."""
 MOST = 16_384
 """Maximum number of results of a request."""
 BLOCK = 1_000
@@ -29,6 +32,10 @@ COMPACT_ROWS = 8_192
 def quoted(values: Iterable[str]) -> str:
     """Returns a list of strings for a filter."""
     return json.dumps(list(values), ensure_ascii=False)
+
+
+class _ServerAwayError(GalleryError):
+    """No server answers."""
 
 
 class Connection:
@@ -62,6 +69,7 @@ class Connection:
                 token=address.token,
                 db_name=address.database,
                 timeout=CONNECT_SECONDS,
+                grpc_options=RECONNECT,
             )
             self.version = str(self._client.get_server_version())
 
@@ -74,8 +82,14 @@ class Connection:
         method = getattr(self._client, name)
 
         def call(*args: Any, **options: Any) -> Any:
-            with self._errors():
-                return method(*args, timeout=SECONDS, **options)
+            end = time.monotonic() + SECONDS
+            while True:
+                try:
+                    with self._errors():
+                        return method(*args, timeout=SECONDS, **options)
+                except _ServerAwayError:  # the client gives up when it cannot reconnect at once
+                    if time.monotonic() >= end or self.address.is_lite:
+                        raise
 
         return call
 
@@ -94,7 +108,8 @@ class Connection:
         text = " ".join(str(getattr(error, "message", "") or error).split())
         if self.address.token:
             text = text.replace(self.address.token, "***")
-        plain = text.lower()
+        # pymilvus reports whatever goes wrong at connecting as an absent server, with the cause
+        plain = f"{text} {error.__cause__ or ''}".lower()
         name, database = self.address.collection.lower(), self.address.database.lower()
         for own in filter(None, (self.address.uri.lower(), f"{name}_images", name, database)):
             plain = re.sub(rf"\b{re.escape(own)}\b", "", plain)  # may contain any word
@@ -119,7 +134,7 @@ class Connection:
                 "kept; make room and start again."
             )
         if says("fail connecting", "unavailable", "retry", "refused", "not ready", "closed"):
-            return GalleryError(
+            return _ServerAwayError(
                 f"{known}: no server answers at {self.address.uri}. What it has acknowledged is "
                 "kept; start again when it runs."
             )

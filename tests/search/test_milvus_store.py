@@ -336,10 +336,11 @@ def test_what_precedes_damage_is_copied(lite, tmp_path) -> None:
     with open(next(first.rglob("vectors.f32")), "r+b") as file:
         file.seek(-4, os.SEEK_END)
         file.write(b"abcd")
-    assert main(["copy", str(first), lite]) == 2
-    gallery = Gallery.open(lite)
-    assert gallery.num_images == 3
-    gallery.store.close()
+    with pytest.raises(SystemExit):
+        main(["copy", str(first), lite])
+    store = GalleryStore.open(lite)
+    assert {"p0.png", "p2.png", "p3.png"} <= {one.path for one in store.entries()}
+    store.close()
 
 
 def test_a_gallery_of_another_version_is_refused(lite) -> None:
@@ -363,6 +364,7 @@ def test_wrong_credentials(own_server, credentials, caplog, capfd) -> None:
 
 def test_the_server_is_away_for_a_while(own_server, tmp_path, monkeypatch) -> None:
     """Longer than a request is repeated: the run ends, and another one completes it."""
+    monkeypatch.setattr("person_search.search.milvus_client.CONNECT_SECONDS", 3.0)
     location = f"milvus://root:Milvus@127.0.0.1:{own_server.port}/away"
     store = GalleryStore.open_or_create(location, DIM, IDENTITY)
     feats = unit_vectors(np.random.default_rng(0), 3, DIM)
@@ -375,13 +377,11 @@ def test_the_server_is_away_for_a_while(own_server, tmp_path, monkeypatch) -> No
                 writer.append(one, np.array([[1.0, 2, 30, 40]]), np.ones(1), feats[[number]])
 
     write(store, [0, 1])
-    monkeypatch.setattr("person_search.search.milvus_client.SECONDS", 2.0)
+    monkeypatch.setattr("person_search.search.milvus_client.SECONDS", 1.0)
     with own_server.away(), pytest.raises(GalleryError, match="no server answers at") as e:
         write(store, [2])
     assert "start again when it runs" in str(e.value) and "Milvus@" not in str(e.value)
-    store.close()
     monkeypatch.undo()
-    store = GalleryStore.open(location)
     write(store, [0, 1, 2])
     assert sorted(one.path for one in store.entries()) == ["p0.png", "p1.png", "p2.png"]
     assert store.gallery().num_persons == 3
