@@ -19,6 +19,8 @@ from person_search.search.locations import MilvusAddress
 SECONDS = 60.0
 """How long a request is repeated while the server is away."""
 CONNECT_SECONDS = 10.0
+PAUSE = 0.2
+"""Seconds between two attempts."""
 RECONNECT = {"grpc.initial_reconnect_backoff_ms": 200, "grpc.max_reconnect_backoff_ms": 2_000}
 """A server that is back is noticed soon; the pauses of gRPC grow to two minutes."""
 MOST = 16_384
@@ -90,6 +92,7 @@ class Connection:
                 except _ServerAwayError:  # the client gives up when it cannot reconnect at once
                     if time.monotonic() >= end or self.address.is_lite:
                         raise
+                    time.sleep(PAUSE)
 
         return call
 
@@ -133,10 +136,12 @@ class Connection:
                 f"{known}: the server has no room ({text[:200]}). What it has acknowledged is "
                 "kept; make room and start again."
             )
-        if says("fail connecting", "unavailable", "retry", "refused", "not ready", "closed"):
+        # just started, a server has not loaded its collections yet
+        away = ("fail connecting", "unavailable", "retry", "refused", "not ready", "closed")
+        if says(*away, "not loaded", "no available shard leaders?", "channel not available"):
             return _ServerAwayError(
-                f"{known}: no server answers at {self.address.uri}. What it has acknowledged is "
-                "kept; start again when it runs."
+                f"{known}: no server answers at {self.address.uri}, or it is still starting. What "
+                "it has acknowledged is kept; start again when it runs."
             )
         if says("timeout", "timed out", "deadline", "deadline_exceeded"):
             return GalleryError(

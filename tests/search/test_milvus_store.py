@@ -295,6 +295,7 @@ def test_other_collections_and_servers_that_are_away(lite) -> None:
         ("write failed: no space left on device", "has no room"),
         ("Retry run out of 75 retry times, server unavailable", "no server answers"),
         ("load collection timeout", "not answered in time"),
+        ("failed to query: collection not loaded[collection=1]", "it is still starting"),
     ],
 )
 def test_messages_of_a_server(lite, said, expected) -> None:
