@@ -32,6 +32,9 @@ KMEANS_ITERATIONS = 10
 CALIBRATION_QUERIES = 256
 CALIBRATION_TOP = 10
 ADD_BLOCK = 65_536
+MOST_VISITED = 0.5
+"""An index of which a query must visit a larger share is dropped: exact search is as fast. Without
+clusters in the embeddings, all cells were visited, in 1.5 to 1.9 times the time."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class IndexDescription:
     """Content of ``index.json``.
 
     Attributes:
-        file: Name of the FAISS file in the same folder.
+        file: Name of the FAISS file in the same folder; "" if the index was dropped.
         rows: Number of indexed rows per segment, in the order of the manifest.
         cells: Number of cells C.
         probes: Number of cells that a query visits.
@@ -55,6 +58,9 @@ class IndexDescription:
 
     def describe(self) -> str:
         """Returns, for example, "1024 cells, 8 visited, recall of the 10 best 0.998"."""
+        if not self.file:
+            visited = f"{self.probes} of {self.cells} cells"
+            return f"none, exact search is as fast as an index of which a query visits {visited}"
         return f"{self.cells} cells, {self.probes} visited, recall of the 10 best {self.recall:.3f}"
 
 
@@ -100,7 +106,7 @@ class ApproximateIndex:
             that no longer exist.
         """
         description = read_description(folder)
-        if description is None:
+        if description is None or not description.file:
             return None
         if any(count > rows.get(name, 0) for name, count in description.rows.items()):
             return None
@@ -140,7 +146,7 @@ class ApproximateIndex:
 
 
 def read_description(folder: Path) -> IndexDescription | None:
-    """Reads ``index.json``; returns None if it or the file it names is missing.
+    """Reads ``index.json``; returns None if it or a file that it names is missing.
 
     Raises:
         GalleryError: If ``index.json`` is damaged.
@@ -153,7 +159,9 @@ def read_description(folder: Path) -> IndexDescription | None:
     except (ValueError, TypeError) as e:
         raise GalleryError(f"'{path}' is damaged ({e}); delete it and rebuild the index.") from e
     file = folder / description.file
-    if file.parent != folder or not file.is_file():  # a name with a path is not one of ours
+    if description.file and (
+        file.parent != folder or not file.is_file()
+    ):  # a name with a path is not one of ours
         return None
     return description
 
@@ -194,11 +202,13 @@ def build_index(
             index.add(np.ascontiguousarray(part[start : start + ADD_BLOCK]))
     queries = _sample(rng, count, CALIBRATION_QUERIES)
     probes, recall = _calibrate(index, parts, queries, target_recall)
-    file = f"index-{os.urandom(4).hex()}.faiss"
-    faiss.write_index(index, str(folder / f".{file}"))
-    with (folder / f".{file}").open("rb") as written:
-        os.fsync(written.fileno())
-    os.replace(folder / f".{file}", folder / file)
+    file = ""
+    if probes <= MOST_VISITED * cells:
+        file = f"index-{os.urandom(4).hex()}.faiss"
+        faiss.write_index(index, str(folder / f".{file}"))
+        with (folder / f".{file}").open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(folder / f".{file}", folder / file)
     rows = {name: len(part) for name, part in zip(segments, parts, strict=True)}
     description = IndexDescription(file, rows, cells, probes, round(recall, 4))
     text = json.dumps(asdict(description), indent=2) + "\n"

@@ -3,7 +3,7 @@
 
 import json
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -86,3 +86,42 @@ _DEFAULTS = {
 def checksum(vectors: np.ndarray, boxes: np.ndarray) -> int:
     """Returns the CRC-32 of the rows of one image."""
     return zlib.crc32(boxes.astype(FLOAT).tobytes(), zlib.crc32(vectors.astype(FLOAT).tobytes()))
+
+
+def with_persons(
+    entry: Entry,
+    boxes: np.ndarray | None,
+    scores: np.ndarray | None,
+    reid_feats: np.ndarray | None,
+    dim: int,
+    first: int = 0,
+) -> tuple[Entry, np.ndarray, np.ndarray]:
+    """Adds the persons of an image to its entry.
+
+    Args:
+        entry: Entry of the image.
+        boxes: Boxes (n, 4); None for an entry without persons.
+        scores: Detection scores (n,), with boxes.
+        reid_feats: Embeddings (n, D), with boxes.
+        dim: D of the gallery.
+        first: First row of the persons.
+
+    Returns:
+        The entry with rows and checksum, boxes and scores (n, 5), and embeddings (n, D), float32.
+
+    Raises:
+        ValueError: If the embeddings do not have the shape (n, D).
+    """
+    if boxes is None or not len(boxes):
+        return entry, np.zeros((0, 5), FLOAT), np.zeros((0, dim), FLOAT)
+    if scores is None or reid_feats is None:
+        raise ValueError("boxes require scores and embeddings; one of them is missing.")
+    count, vectors = len(boxes), np.ascontiguousarray(reid_feats, FLOAT)
+    table = np.column_stack([boxes, scores]).astype(FLOAT)
+    if vectors.shape != (count, dim) or table.shape != (count, 5):
+        raise ValueError(
+            f"{count} persons have embeddings of shape {vectors.shape}; the gallery expects "
+            f"({count}, {dim})."
+        )
+    entry = replace(entry, first=first, rows=count, crc=checksum(vectors, table))
+    return entry, table, vectors

@@ -9,7 +9,6 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from person_search.search.errors import GalleryError
 from person_search.search.exact import best_rows, similarities
 from person_search.search.folder_store import APPROXIMATE_FROM, FolderStore, live_entries
 from person_search.search.gallery import Gallery, same_boxes
-from person_search.search.names import to_stored
 from person_search.search.segment import check_rows
 from person_search.search.table import (
     GalleryImage,
@@ -232,19 +230,9 @@ class FolderGallery(Gallery):
 
     def _numbers_of(self, files: Collection[str | os.PathLike]) -> list[int]:
         """Returns the numbers of all images and frames of files."""
-        names = {Path(file).resolve() for file in files}
-        found: list[int] = []
-        for root in range(len(self.store.manifest.roots)) if names else ():
-            folder = self.store.root_path(root).resolve()
-            inside = [name for name in names if name.is_relative_to(folder)]
-            relative = {to_stored(name.relative_to(folder).as_posix()) for name in inside}
-            if relative:
-                found += [
-                    i
-                    for i, path in enumerate(self.images.paths)
-                    if path in relative and self.images.roots[i] == root
-                ]
-        return found
+        places = set(self.store.places_of(files))
+        named = enumerate(zip(self.images.roots, self.images.paths, strict=True))
+        return [i for i, place in named if place in places] if places else []
 
     def _choose(self, method: str, count: int) -> bool:
         """Decides whether to search approximately."""

@@ -72,11 +72,13 @@ def forget(
     sources: Sequence[str | os.PathLike] = (),
     matches: Sequence[Mapping[str, Any]] = (),
 ) -> ForgetReport:
-    """Deletes images or persons; when it returns, no file of the gallery has their data.
+    """Deletes images or persons for good.
 
-    The gallery is rewritten as by :func:`compact`. After an interruption it is unchanged, or what
-    is left of the deleted data is deleted by the next call, of :func:`compact` as well. A process
-    that has opened the gallery before keeps what it has mapped until it reopens the gallery.
+    When it returns, no file of a gallery in a folder has their data; a server removes the bytes
+    later, see docs/distributed.md. The gallery is rewritten as by :func:`compact`. After an
+    interruption it is unchanged, or what is left of the deleted data is deleted by the next call,
+    of :func:`compact` as well. A process that has opened the gallery before keeps what it has
+    mapped until it reopens the gallery.
 
     Args:
         store: Gallery.

@@ -7,6 +7,8 @@ server lacks is not used: ``group_by_field`` (ignored without a message), filter
 
 import json
 import logging
+import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +19,10 @@ from person_search.search.locations import MilvusAddress
 SECONDS = 60.0
 """How long a request is repeated while the server is away."""
 CONNECT_SECONDS = 10.0
+PAUSE = 0.2
+"""Seconds between two attempts."""
+RECONNECT = {"grpc.initial_reconnect_backoff_ms": 200, "grpc.max_reconnect_backoff_ms": 2_000}
+"""A server that is back is noticed soon; the pauses of gRPC grow to two minutes."""
 MOST = 16_384
 """Maximum number of results of a request."""
 BLOCK = 1_000
@@ -28,6 +34,10 @@ COMPACT_ROWS = 8_192
 def quoted(values: Iterable[str]) -> str:
     """Returns a list of strings for a filter."""
     return json.dumps(list(values), ensure_ascii=False)
+
+
+class _ServerAwayError(GalleryError):
+    """No server answers."""
 
 
 class Connection:
@@ -61,6 +71,7 @@ class Connection:
                 token=address.token,
                 db_name=address.database,
                 timeout=CONNECT_SECONDS,
+                grpc_options=RECONNECT,
             )
             self.version = str(self._client.get_server_version())
 
@@ -73,8 +84,15 @@ class Connection:
         method = getattr(self._client, name)
 
         def call(*args: Any, **options: Any) -> Any:
-            with self._errors():
-                return method(*args, timeout=SECONDS, **options)
+            end = time.monotonic() + SECONDS
+            while True:
+                try:
+                    with self._errors():
+                        return method(*args, timeout=SECONDS, **options)
+                except _ServerAwayError:  # the client gives up when it cannot reconnect at once
+                    if time.monotonic() >= end or self.address.is_lite:
+                        raise
+                    time.sleep(PAUSE)
 
         return call
 
@@ -93,27 +111,42 @@ class Connection:
         text = " ".join(str(getattr(error, "message", "") or error).split())
         if self.address.token:
             text = text.replace(self.address.token, "***")
-        known, lower = f"the gallery '{self.address}'", text.lower()
-        if "open local milvus failed" in lower or "lock" in lower and self.address.is_lite:
+        # pymilvus reports whatever goes wrong at connecting as an absent server, with the cause
+        plain = f"{text} {error.__cause__ or ''}".lower()
+        name, database = self.address.collection.lower(), self.address.database.lower()
+        for own in filter(None, (self.address.uri.lower(), f"{name}_images", name, database)):
+            plain = re.sub(rf"\b{re.escape(own)}\b", "", plain)  # may contain any word
+
+        def says(*words: str) -> bool:
+            return re.search(rf"\b({'|'.join(words)})\b", plain) is not None
+
+        known = f"the gallery '{self.address}'"
+        if says("open local milvus failed") or (self.address.is_lite and says("lock", "locked")):
             return GalleryLockedError(
                 f"{known} cannot be opened: another process has opened the file, or its folder "
                 "does not exist. Milvus Lite allows one process at a time."
             )
-        if "auth" in lower or "credential" in lower or "permission" in lower:
+        if says("auth", r"\w*auth(enticat|oriz)\w*", "credentials?", "permission", "privileges?"):
             return GalleryError(
                 f"{known}: the server refuses these credentials. Set "
                 "PERSON_SEARCH_MILVUS_TOKEN to user:password or to a key."
             )
-        if any(word in lower for word in ("no space left", "disk", "quota", "memory")):
+        if says("no space left", "disk", "quota", "memory"):
             return GalleryError(
                 f"{known}: the server has no room ({text[:200]}). What it has acknowledged is "
                 "kept; make room and start again."
             )
-        if any(word in lower for word in ("fail connecting", "unavailable", "timeout", "deadline",
-                                          "retry", "refused", "not ready", "closed")):  # fmt: skip
+        # just started, a server has not loaded its collections yet
+        away = ("fail connecting", "unavailable", "retry", "refused", "not ready", "closed")
+        if says(*away, "not loaded", "no available shard leaders?", "channel not available"):
+            return _ServerAwayError(
+                f"{known}: no server answers at {self.address.uri}, or it is still starting. What "
+                "it has acknowledged is kept; start again when it runs."
+            )
+        if says("timeout", "timed out", "deadline", "deadline_exceeded"):
             return GalleryError(
-                f"{known}: no server answers at {self.address.uri}. What it has acknowledged is "
-                "kept; start again when it runs."
+                f"{known}: the server at {self.address.uri} has not answered in time. What it has "
+                "acknowledged is kept; start again."
             )
         return GalleryError(f"{known}: {text[:300]}")
 
@@ -126,6 +159,13 @@ class Connection:
         if kind == self.types.VARCHAR:
             return "Trie"  # also of later servers; 2.3 refuses INVERTED
         return "STL_SORT"
+
+    def load(self, collection: str) -> None:
+        """Prepares a collection for searching."""
+        if self.list_indexes(collection, field_name="feat"):
+            self.load_collection(collection)
+        else:  # an interruption between the two requests of set_index
+            self.set_index(collection, "FLAT", {})
 
     def set_index(self, collection: str, kind: str, params: dict[str, Any]) -> None:
         """Replaces the index of the vectors, and loads the collection."""
@@ -166,19 +206,13 @@ class Connection:
             last = max(row["pk"] for row in found)
 
     def rows_by_key(
-        self,
-        collection: str,
-        field: str,
-        keys: Sequence[str],
-        fields: Sequence[str],
-        level: str = "Strong",
+        self, collection: str, keys: Sequence[str], fields: Sequence[str], level: str = "Strong"
     ) -> Iterator[dict[str, Any]]:
-        """Yields the rows whose field is one of many keys."""
+        """Yields the rows with these keys, as far as they exist."""
         for start in range(0, len(keys), BLOCK):
-            where = f"{field} in {quoted(keys[start : start + BLOCK])}"
-            if field == "pk":
-                yield from self.query(
-                    collection, filter=where, output_fields=list(fields), consistency_level=level
-                )
-            else:
-                yield from self.rows(collection, where, fields, level)
+            yield from self.query(
+                collection,
+                filter=f"pk in {quoted(keys[start : start + BLOCK])}",
+                output_fields=list(fields),
+                consistency_level=level,
+            )

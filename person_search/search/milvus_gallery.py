@@ -9,9 +9,8 @@ Shape shorthand: n persons of one image, D embedding dimension.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,6 @@ from person_search.search.milvus_store import (
     shortened,
     span_of,
 )
-from person_search.search.names import to_stored
 from person_search.search.table import GalleryImage, ImageKey, Match, SearchFilter, count
 from person_search.search.tracklets import crop_quality
 
@@ -73,9 +71,7 @@ class MilvusGallery(Gallery):
     # ---- images ----------------------------------------------------------------------------------
 
     def _records(self, keys: Sequence[str]) -> dict[str, Record]:
-        rows = self.client.rows_by_key(
-            self.store.images_name, "pk", keys, ["pk", "text"], "Bounded"
-        )
+        rows = self.client.rows_by_key(self.store.images_name, keys, ["pk", "text"], "Bounded")
         return {row["pk"]: Record.of_row(row) for row in rows}
 
     def _record(self, key: str) -> Record:
@@ -128,7 +124,7 @@ class MilvusGallery(Gallery):
 
     def _members_at(self, match: Mapping[str, Any]) -> list[tuple[Record, int]]:
         """Returns the frames of the tracklet of a match, and the number of its person in each."""
-        for root, path in self._places([match["image"]]):
+        for root, path in self.store.places_of([match["image"]]):
             key = digest(self.store.roots[root], path, match["frame"])
             for record in self._records([key]).values():
                 (numbers,) = np.nonzero(same_boxes(record.boxes, match["box"]))
@@ -142,15 +138,6 @@ class MilvusGallery(Gallery):
                         if tracklet in one.tracklets
                     ]
         return []
-
-    def _places(self, files: Iterable[str | os.PathLike]) -> Iterator[tuple[int, str]]:
-        """Yields folder and path of files, as far as they are in folders of the gallery."""
-        for file in files:
-            name = Path(file).resolve()
-            for root in self.store.roots:
-                folder = self.store.root_path(root).resolve()
-                if name.is_relative_to(folder):
-                    yield root, to_stored(name.relative_to(folder).as_posix())
 
     # ---- search ----------------------------------------------------------------------------------
 
@@ -183,7 +170,8 @@ class MilvusGallery(Gallery):
         while True:
             params = self.choice.search_params(limit, min(1.0, share / SELECTIVE), exact)
             if limit > MOST or (exact and not self.choice.can_be_exact):
-                hits, limit = self._scan(query_feat, where), self.num_rows + 1
+                hits = self._scan(query_feat, where)
+                limit = len(hits) + 1  # rows may have been added since the gallery was opened
             else:
                 hits = self._search(query_feat, where, limit, params)
             matches = self._group(hits, wanted, keys, most, per_image)
@@ -231,7 +219,9 @@ class MilvusGallery(Gallery):
             parts.append(f"score >= {float(np.float32(wanted.min_score))!r}")
         if keys:
             parts.append(f"image not in {quoted(keys)}")
-        if skipped := [digest(self.store.roots[root], path) for root, path in self._places(files)]:
+        if skipped := [
+            digest(self.store.roots[root], path) for root, path in self.store.places_of(files)
+        ]:
             parts.append(f"file not in {quoted(skipped)}")
         return " and ".join(parts)
 
@@ -253,7 +243,8 @@ class MilvusGallery(Gallery):
         """Compares all rows here: for lists that are longer than a server returns."""
         rows = []
         for row in self.client.rows(self.store.persons_name, where, [*HIT_FIELDS, "feat"]):
-            rows.append({**row, "sim": float(np.vecdot(np.float32(row.pop("feat")), query_feat))})
+            row["sim"] = float(np.vecdot(np.float32(row.pop("feat")), query_feat))
+            rows.append(row)
         return sorted(rows, key=lambda row: -row["sim"])
 
     def _group(

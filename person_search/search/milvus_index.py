@@ -26,11 +26,17 @@ SIZES: tuple[tuple[str, int], ...] = (
 """Indices and the number of persons from which they are chosen. IVF_FLAT needs no memory besides
 the vectors and can search exactly; the others visit fewer vectors of a large gallery, and DISKANN
 keeps them on disk."""
+INDEX = "index"
+"""Key of the row with the choice."""
 EFFORT = {"IVF_FLAT": "nprobe", "HNSW": "ef", "DISKANN": "search_list"}
 """What decides how much of an index a search visits."""
 MOST_EFFORT = 16_384
+LEAST_CANDIDATES = 64
+"""Effort of a graph from which the calibration starts; fewer candidates save hardly any time."""
 SEGMENT_BYTES = 512 << 20
 QUERIES = 64
+QUERY_NOISE = 0.75
+"""Length of the noise in a query of the calibration: its similarity to the row is about 0.8."""
 TARGET_RECALL = 0.995
 GRAPH = {"M": 16, "efConstruction": 200}
 
@@ -43,8 +49,9 @@ class IndexChoice:
         kind: Its type in Milvus.
         params: Its parameters.
         effort: Cells or candidates that a search visits.
-        recall: Recall of the 10 best, measured with rows of the gallery as queries, each row itself
-            excluded; of HNSW and DISKANN relative to a search with 16 times the effort.
+        recall: Recall of the 10 best, measured with noisy rows of the gallery as queries, each row
+            itself excluded; of HNSW and DISKANN relative to a search with 16 times the effort. 0
+            until it is measured.
         rows: Number of rows when it was built.
     """
 
@@ -68,7 +75,8 @@ class IndexChoice:
         if self.kind == "FLAT":
             return "FLAT, exact"
         effort = f"{EFFORT[self.kind]} {self.effort}"
-        return f"{self.kind}, {effort}, recall of the 10 best {self.recall:.3f}"
+        recall = f"{self.recall:.3f}" if self.recall else "not measured: building was interrupted"
+        return f"{self.kind}, {effort}, recall of the 10 best {recall}"
 
     @property
     def can_be_exact(self) -> bool:
@@ -118,9 +126,14 @@ def build_index(store: "MilvusStore") -> IndexChoice:
     if kind == "IVF_FLAT":
         in_segment = SEGMENT_BYTES // (4 * store.manifest.dim)
         params = {"nlist": choose_cells(min(count, in_segment))}
+    most = 0 if kind == "FLAT" else params.get("nlist", MOST_EFFORT)
+    made = IndexChoice(kind, params, most, float(kind == "FLAT"), count)
+    store.write_fact(INDEX, made.to_text())  # counts if this is interrupted: it visits everything
     client.set_index(name, kind, params)
-    made = IndexChoice(kind, params, rows=count)
-    return made if kind == "FLAT" else _calibrate(store, made)
+    if kind != "FLAT":
+        made = _calibrate(store, made)
+        store.write_fact(INDEX, made.to_text())
+    return made
 
 
 def _calibrate(store: "MilvusStore", made: IndexChoice) -> IndexChoice:
@@ -131,13 +144,17 @@ def _calibrate(store: "MilvusStore", made: IndexChoice) -> IndexChoice:
         store.persons_name, filter=f'pk > "{start}"', output_fields=["pk", "feat"], limit=QUERIES
     )
     keys = [row["pk"] for row in found]
-    queries = [row["feat"] for row in found]
+    queries = np.array([row["feat"] for row in found], np.float32)
+    # other images of these persons: a graph finds its own vectors more easily than new ones
+    noise = np.random.default_rng(1).standard_normal(queries.shape, np.float32)
+    queries += QUERY_NOISE * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     cells = made.params.get("nlist", MOST_EFFORT)
 
     def search(effort: int) -> list[set[str]]:
         hits = store.client.search(
             store.persons_name,
-            queries,
+            list(queries),
             limit=CALIBRATION_TOP + 1,
             output_fields=["pk"],
             search_params={"metric_type": "IP", "params": {EFFORT[made.kind]: effort}},
@@ -147,7 +164,7 @@ def _calibrate(store: "MilvusStore", made: IndexChoice) -> IndexChoice:
             for key, own in zip(keys, hits, strict=True)
         ]
 
-    effort = 1 if made.kind == "IVF_FLAT" else 2 * CALIBRATION_TOP
+    effort = 1 if made.kind == "IVF_FLAT" else LEAST_CANDIDATES
     truths = search(cells) if made.can_be_exact else []
     while True:
         best = truths or search(min(16 * effort, cells))

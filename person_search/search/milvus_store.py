@@ -23,15 +23,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
-from person_search.search.entries import END_OF_VIDEO, FLOAT, Entry, checksum
+from person_search.search.entries import END_OF_VIDEO, FLOAT, Entry, checksum, with_persons
 from person_search.search.errors import GalleryDamagedError, GalleryError
 from person_search.search.identity import ModelIdentity
 from person_search.search.locations import MilvusAddress
 from person_search.search.milvus_client import BLOCK, Connection
-from person_search.search.milvus_index import IndexChoice, build_index, wanted_kind
+from person_search.search.milvus_index import INDEX, IndexChoice, build_index, wanted_kind
 from person_search.search.names import to_stored
 from person_search.search.store import CompactReport, GalleryStore, Keep, Manifest
 from person_search.search.tracklets import Tracklets, group_frames
@@ -44,10 +45,12 @@ IMAGE, FRAME, TRACKLET, END, FAILED, OPEN, CAMERA, ROOT, FACTS = range(9)
 """Kinds of rows. ``OPEN`` marks a video that is being indexed, whose frames have no tracklets."""
 UNKNOWN = -1e300
 """Unknown time; no filter by time includes it."""
-MANIFEST, INDEX, SPAN = "manifest", "index", "span"
-"""Keys of the rows with facts; the last one is followed by the number of the run."""
+MANIFEST, SPAN = "manifest", "span"
+"""Keys of the rows with facts, besides ``INDEX``; the last one begins those of all writers."""
 MAX_CAMERA = 1000
-IMAGES_PER_COMMIT, PERSONS_PER_COMMIT, SECONDS_PER_COMMIT = 64, 2_000, 2.0
+IMAGES_PER_COMMIT, PERSONS_PER_COMMIT, SECONDS_PER_COMMIT = 1_000, 2_000, 2.0
+SECONDS_UNSEEN = 60.0
+"""How long a weak request may fail to find what has been written; servers guarantee 5."""
 PERSON_FIELDS = ("pk", "image", "batch", "number")
 
 
@@ -167,8 +170,8 @@ class MilvusStore(GalleryStore):
                     "video with 'person-search index'."
                 )
             self._check_collections()
-            self.client.load_collection(self.persons_name)
-            self.client.load_collection(self.images_name)
+            self.client.load(self.persons_name)
+            self.client.load(self.images_name)
             self.manifest = self._read_manifest()
         except BaseException:
             self.client.close()
@@ -210,7 +213,7 @@ class MilvusStore(GalleryStore):
                     "text": {**text, "max_length": 65_535},
                 }
                 _create_collection(client, images, fields, ("file",))
-            client.load_collection(images)
+            client.load(images)
             row = _plain_row(MANIFEST, FACTS, Manifest(dim, model).to_bytes().decode())
             client.upsert(images, [row])
             fields = {
@@ -252,20 +255,20 @@ class MilvusStore(GalleryStore):
     # ---- facts about the gallery -----------------------------------------------------------------
 
     def _read_manifest(self) -> Manifest:
-        for row in self.client.rows_by_key(self.images_name, "pk", [MANIFEST], ["text"]):
+        for row in self.client.rows_by_key(self.images_name, [MANIFEST], ["text"]):
             return Manifest.from_bytes(row["text"], self.location, self.location)
         raise GalleryError(self._not_ours("it has no manifest"))
 
     @contextmanager
     def writing(self) -> Iterator[int]:
         """See :class:`GalleryStore`. Several runs may write at a time."""
-        self.manifest = self._read_manifest()
-        self.replace_manifest(run=self.manifest.run + 1)
+        self.replace_manifest(run=self._read_manifest().run + 1)
         yield self.manifest.run
 
     def replace_manifest(self, **changes: object) -> None:
         """See :class:`GalleryStore`."""
-        self.manifest = replace(self.manifest, **changes)  # type: ignore[arg-type]
+        manifest = self._read_manifest()  # another run may have changed it
+        self.manifest = replace(manifest, **changes)  # type: ignore[arg-type]
         self.write_fact(MANIFEST, self.manifest.to_bytes().decode())
 
     def write_fact(self, key: str, text: str, kind: int = FACTS) -> None:
@@ -288,6 +291,16 @@ class MilvusStore(GalleryStore):
     def roots(self) -> Mapping[int, str]:
         """See :class:`GalleryStore`; numbers are hashes, so that several runs agree on them."""
         return self._roots
+
+    def root_path(self, root: int) -> Path:
+        """See :class:`GalleryStore`."""
+        self._reread_roots(root)
+        return super().root_path(root)
+
+    def _reread_roots(self, root: int) -> None:
+        """Rereads the folders if they lack one, which another run may have added."""
+        if root not in self._roots:
+            del self._roots
 
     def add_root(self, root: Path) -> int:
         """See :class:`GalleryStore`. Paths are absolute."""
@@ -338,17 +351,20 @@ class MilvusStore(GalleryStore):
             keys = [key for one in block if one.kind != END for key in one.person_keys()]
             found = {
                 row["pk"]: row["feat"]
-                for row in self.client.rows_by_key(self.persons_name, "pk", keys, ["pk", "feat"])
+                for row in self.client.rows_by_key(self.persons_name, keys, ["pk", "feat"])
             }
             for one in block:
                 own = [found[key] for key in one.person_keys() if key in found]
                 yield one, np.asarray(own, FLOAT).reshape(-1, self.manifest.dim)
             block.clear()
 
+        persons = 0
         for record in records:
             block.append(record)
-            if sum(len(one.boxes) for one in block) >= BLOCK:
+            persons += len(record.boxes)
+            if max(persons, len(block)) >= BLOCK:
                 yield from read()
+                persons = 0
         yield from read()
 
     def scan(self, problems: list[str]) -> Iterator[Entry]:
@@ -369,7 +385,7 @@ class MilvusStore(GalleryStore):
 
     def writer(self, name: str, durable: bool = True, together: int = 1) -> "MilvusWriter":
         """See :class:`GalleryStore`. What the server acknowledges is always durable."""
-        return MilvusWriter(self, name)
+        return MilvusWriter(self)
 
     def refresh(self, approximate: bool) -> None:
         """See :class:`GalleryStore`."""
@@ -377,14 +393,13 @@ class MilvusStore(GalleryStore):
             count = self.client.count(self.persons_name, "")
             made = IndexChoice.parse(self.facts().get(INDEX))
             wanted = wanted_kind(count, self.location.is_lite)
-            if wanted != made.kind or (wanted != "FLAT" and count > 2 * made.rows):
+            outgrown = wanted != "FLAT" and count > 2 * made.rows
+            if wanted != made.kind or outgrown or not made.recall:
                 self.build_index()
 
     def build_index(self) -> str:
         """See :class:`GalleryStore`."""
-        made = build_index(self)
-        self.write_fact(INDEX, made.to_text())
-        return made.describe()
+        return build_index(self).describe()
 
     def rewrite(self, keep: Keep, check: Callable[[], None] = lambda: None) -> CompactReport:
         """See :class:`GalleryStore`. No other run may write meanwhile.
@@ -397,6 +412,8 @@ class MilvusStore(GalleryStore):
         reduced: list[tuple[Record, np.ndarray]] = []
         cameras: set[str] = set()
         roots: set[int] = set()
+        files: set[str] = set()
+        times: list[float] = []
         for record, vectors in self.read_vectors(self.records()):
             entry = record.entry
             sound = len(vectors) == len(record.boxes) and (
@@ -414,10 +431,13 @@ class MilvusStore(GalleryStore):
             persons += int(kept.sum())
             cameras.add(entry.camera)
             roots.add(entry.root)
+            files.add(self.file_key(entry))
+            times += [entry.time] if entry.is_shown and entry.time is not None else []
         check()
         before = self.client.count(self.persons_name, f"kind != {TRACKLET}")
         with self.writing() as run:
-            writer = MilvusWriter(self, "rewrite")
+            spans = [key for key in self.facts() if key.startswith(SPAN)]
+            writer = MilvusWriter(self)
             self._delete_records(doomed)
             whole = self.read_vectors(record for record, _ in reduced)
             for (record, vectors), (_, kept) in zip(whole, reduced, strict=True):
@@ -431,10 +451,13 @@ class MilvusStore(GalleryStore):
                     writer.append(replace(end.entry, run=run))  # groups the rest
             writer.flush()
             self._purge_orphans()
-            gone = [f"root{root}" for root in self.roots if root not in roots]
+            if times:
+                self.write_fact(f"{SPAN}{uuid4().hex}", json.dumps([min(times), max(times)]))
+            gone = spans + [key for key, file in self.facts(OPEN).items() if file not in files]
+            gone += [f"root{root}" for root in self.roots if root not in roots]
             gone += [f"c{digest(name)}" for name in self.camera_names() if name not in cameras]
-            if gone:
-                self.client.delete(self.images_name, ids=gone)
+            for start in range(0, len(gone), BLOCK):
+                self.client.delete(self.images_name, ids=gone[start : start + BLOCK])
             for root in [root for root in self.roots if root not in roots]:
                 del self._roots[root]
         for name in (self.persons_name, self.images_name):
@@ -448,7 +471,8 @@ class MilvusStore(GalleryStore):
 
     def file_key(self, entry: Entry) -> str:
         """Returns what all images of a file have in common."""
-        return digest(self.roots.get(entry.root, entry.root), entry.path)
+        self._reread_roots(entry.root)
+        return digest(self._roots.get(entry.root, entry.root), entry.path)
 
     def _delete_records(self, records: Iterable[Record]) -> None:
         """Deletes images: first their own rows, which hides the persons."""
@@ -495,12 +519,13 @@ class MilvusWriter:
 
     Args:
         store: The gallery.
-        name: Name of the writer.
     """
 
-    def __init__(self, store: MilvusStore, name: str) -> None:
-        self.store, self.name, self.client = store, name, store.client
+    def __init__(self, store: MilvusStore) -> None:
+        self.store, self.client = store, store.client
+        self._span_key = f"{SPAN}{uuid4().hex}"
         self._pending: list[tuple[Record, np.ndarray]] = []
+        self._recent: dict[str, tuple[float, Record]] = {}
         self._since = 0.0
         self._open: set[str] = set()
         self._cameras: set[str] = set(store.camera_names())
@@ -510,7 +535,12 @@ class MilvusWriter:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None or not issubclass(kind, GalleryError):  # which is the server's
+        # most errors of a gallery are those of the server; damage is that of what is copied
+        if (
+            kind is None
+            or issubclass(kind, GalleryDamagedError)
+            or not issubclass(kind, GalleryError)
+        ):
             self.flush()
 
     def append(
@@ -522,18 +552,7 @@ class MilvusWriter:
     ) -> Entry:
         """Adds an image; see :class:`ImageWriter`. It is in the gallery after :meth:`flush`."""
         dim = self.store.manifest.dim
-        table, vectors = np.zeros((0, 5), FLOAT), np.zeros((0, dim), FLOAT)
-        if boxes is not None and len(boxes):
-            if scores is None or reid_feats is None:
-                raise ValueError("boxes require scores and embeddings; one of them is missing.")
-            vectors = np.ascontiguousarray(reid_feats, FLOAT)
-            table = np.column_stack([boxes, scores]).astype(FLOAT)
-            if vectors.shape != (len(boxes), dim):
-                raise ValueError(
-                    f"{len(boxes)} persons have embeddings of shape {vectors.shape}; the gallery "
-                    f"expects ({len(boxes)}, {dim})."
-                )
-            entry = replace(entry, first=0, rows=len(boxes), crc=checksum(vectors, table))
+        entry, table, vectors = with_persons(entry, boxes, scores, reid_feats, dim)
         if entry.removed:
             self.flush()
             file = self.store.file_key(entry)
@@ -546,9 +565,8 @@ class MilvusWriter:
             self.flush()
             self._end_video(record)
             return entry
-        if record.kind == FRAME and (file := self.store.file_key(entry)) not in self._open:
-            self.store.write_fact(f"open{file}", file, OPEN)
-            self._open.add(file)
+        if record.kind == FRAME:
+            self._open_video(self.store.file_key(entry))
         if not self._pending:
             self._since = clock.monotonic()
         self._pending.append((record, vectors))
@@ -566,25 +584,29 @@ class MilvusWriter:
             return
         pending = {record.key: (record, vectors) for record, vectors in self._pending}
         self._pending = []
-        self._write_summary(record.entry for record, _ in pending.values())
-        before = [
-            Record.of_row(row)
-            for row in self.client.rows_by_key(
-                self.store.images_name, "pk", list(pending), ["pk", "text"]
-            )
-        ]
+        # a strong request would wait for the clock of the server, 0.2 s
+        found = self.client.rows_by_key(
+            self.store.images_name, list(pending), ["pk", "text"], "Bounded"
+        )
+        before = {row["pk"]: Record.of_row(row) for row in found}
+        now = clock.monotonic()
+        self._recent = {k: v for k, v in self._recent.items() if now - v[0] < SECONDS_UNSEEN}
+        before |= {key: self._recent[key][1] for key in pending if key in self._recent}
         persons = [
             self._person(record, number, vectors[number])
             for record, vectors in pending.values()
             for number in range(len(vectors))
         ]
         self._upsert(self.store.persons_name, persons)
-        rows = [record.to_row(self.store.file_key(record.entry)) for record, _ in pending.values()]
+        records = [record for record, _ in pending.values()]
+        rows = [record.to_row(self.store.file_key(record.entry)) for record in records]
+        rows += self._summary(record.entry for record in records)
         self.client.upsert(self.store.images_name, rows)
-        now = {key for record, _ in pending.values() for key in record.person_keys()}
-        stale = [key for record in before for key in record.person_keys() if key not in now]
+        kept = {key for record in records for key in record.person_keys()}
+        stale = [key for old in before.values() for key in old.person_keys() if key not in kept]
         for start in range(0, len(stale), BLOCK):
             self.client.delete(self.store.persons_name, ids=stale[start : start + BLOCK])
+        self._recent |= {record.key: (clock.monotonic(), record) for record in records}
 
     def _upsert(self, collection: str, rows: list[dict[str, Any]]) -> None:
         for start in range(0, len(rows), PERSONS_PER_COMMIT):
@@ -612,8 +634,8 @@ class MilvusWriter:
             **changes,
         }
 
-    def _write_summary(self, entries: Iterable[Entry]) -> None:
-        """Writes new cameras and the span of times, before the images that have them."""
+    def _summary(self, entries: Iterable[Entry]) -> list[dict[str, Any]]:
+        """Returns rows of new cameras and of the span of times."""
         rows, times = [], list(self._times)
         for entry in entries:
             if not entry.is_shown:
@@ -626,19 +648,26 @@ class MilvusWriter:
                 times.append(entry.time)
         if times and (span := [min(times), max(times)]) != self._times:
             self._times = span
-            key = f"{SPAN}{self.store.manifest.run}-{self.name}"
-            rows.append(_plain_row(key, FACTS, json.dumps(span)))
-        if rows:
-            self.client.upsert(self.store.images_name, rows)
+            rows.append(_plain_row(self._span_key, FACTS, json.dumps(span)))
+        return rows
+
+    def _open_video(self, file: str) -> None:
+        """Marks a video as being indexed: its frames are listed one by one."""
+        if file not in self._open:
+            self.store.write_fact(f"open{file}", file, OPEN)
+            self._open.add(file)
 
     def _end_video(self, end: Record) -> None:
         """Groups the frames of a video into tracklets; its end makes them visible."""
         store, file = self.store, self.store.file_key(end.entry)
+        self._open_video(file)
         where = f'file == "{file}" and kind == {FRAME}'
         frames = sorted(
             store.read_vectors(store.records(where)), key=lambda x: x[0].entry.frame or 0
         )
         before = list(store.records(f'file == "{file}" and kind == {END}'))
+        # the same numbers may stand for other tracklets than before: hidden until the end
+        store.client.delete(store.images_name, ids=[end.key])
         shown = [(record, vectors) for record, vectors in frames if len(vectors)]
         rows: list[dict[str, Any]] = []
         if shown:
@@ -677,8 +706,6 @@ class MilvusWriter:
                         last=max(seconds),
                     )
                 )
-        # the same numbers may stand for other tracklets than before: hidden until the end
-        store.client.delete(store.images_name, ids=[end.key])
         for old in before:
             if keys := old.person_keys():
                 self.client.delete(store.persons_name, ids=keys)

@@ -16,13 +16,13 @@ Boxes are XYXY pixels of the upright image.
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
 
 import numpy as np
 
-from person_search.search.entries import FLOAT, Entry, checksum
+from person_search.search.entries import FLOAT, Entry, with_persons
 from person_search.search.errors import GalleryDamagedError
 from person_search.search.file_lock import FileLock
 from person_search.utils.files import sync_folder
@@ -207,18 +207,8 @@ class SegmentWriter:
                 segment is unchanged.
             ValueError: If the embeddings do not have the shape (n, D).
         """
-        rows = 0 if boxes is None else len(boxes)
-        if boxes is not None and rows:
-            if scores is None or reid_feats is None:
-                raise ValueError("boxes require scores and embeddings; one of them is missing.")
-            vectors = np.ascontiguousarray(reid_feats, FLOAT)
-            table = np.column_stack([boxes, scores]).astype(FLOAT)
-            if vectors.shape != (rows, self.dim) or table.shape != (rows, BOX_COLUMNS):
-                raise ValueError(
-                    f"{rows} persons have embeddings of shape {vectors.shape}; the gallery expects "
-                    f"({rows}, {self.dim})."
-                )
-            entry = replace(entry, first=self.rows, rows=rows, crc=checksum(vectors, table))
+        entry, table, vectors = with_persons(entry, boxes, scores, reid_feats, self.dim, self.rows)
+        rows = len(table)
         try:
             if rows:
                 self._write(self._vectors, vectors.tobytes())

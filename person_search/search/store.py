@@ -11,7 +11,7 @@ Boxes are XYXY pixels of the upright image.
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,7 +23,7 @@ from person_search.search.entries import Entry
 from person_search.search.errors import GalleryError, UnsafePathError
 from person_search.search.identity import ModelIdentity
 from person_search.search.locations import MilvusAddress, parse_location
-from person_search.search.names import from_stored
+from person_search.search.names import from_stored, to_stored
 from person_search.utils.model_card import ModelCard, ModelCardError
 
 if TYPE_CHECKING:
@@ -340,6 +340,14 @@ class GalleryStore(ABC):
         if not full.resolve().is_relative_to(self.root_path(root).resolve()):
             self._refuse(root, path)
         return full
+
+    def places_of(self, files: Iterable[str | os.PathLike]) -> Iterator[tuple[int, str]]:
+        """Yields folder and stored path of files, as far as they are in folders of the gallery."""
+        for name in {Path(file).resolve() for file in files}:
+            for root in self.roots:
+                folder = self.root_path(root).resolve()
+                if name.is_relative_to(folder):
+                    yield root, to_stored(name.relative_to(folder).as_posix())
 
     def _refuse(self, root: int, path: str) -> NoReturn:
         raise UnsafePathError(

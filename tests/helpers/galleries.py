@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from person_search.search.entries import Entry
 from person_search.search.folder_store import FolderStore
 from person_search.search.identity import ModelIdentity
-from person_search.search.segment import Entry
 
 FPS = 10
 IDENTITY = ModelIdentity("Drawn", "0" * 64)

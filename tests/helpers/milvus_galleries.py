@@ -14,19 +14,24 @@ KINDS = ("folder", "lite", "server")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """HOST:PORT of a server; of another one if ``PERSON_SEARCH_TEST_MILVUS`` names it."""
+def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusProcess]:
+    """A server of this module, which knows the user root."""
     pytest.importorskip("pymilvus", reason="galleries in Milvus need the extra 'milvus'")
-    if given := os.environ.get("PERSON_SEARCH_TEST_MILVUS"):
-        yield given
-        return
     pytest.importorskip("milvus", reason="the server needs the wheel 'milvus'")
     with ExitStack() as stack:
         try:
-            process = stack.enter_context(MilvusProcess(tmp_path_factory.mktemp("milvus")))
+            yield stack.enter_context(MilvusProcess(tmp_path_factory.mktemp("milvus"), "authorize"))
         except RuntimeError as e:
             pytest.skip(f"the server of the wheel 'milvus' does not run here: {e}")
-        yield f"127.0.0.1:{process.port}"
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest) -> str:
+    """USER:PASSWORD@HOST:PORT of it, or of another one that ``PERSON_SEARCH_TEST_MILVUS`` names."""
+    if given := os.environ.get("PERSON_SEARCH_TEST_MILVUS"):
+        pytest.importorskip("pymilvus", reason="galleries in Milvus need the extra 'milvus'")
+        return given
+    return f"root:Milvus@127.0.0.1:{request.getfixturevalue('own_server').port}"
 
 
 @pytest.fixture(params=KINDS)

@@ -2,12 +2,14 @@
 """A Milvus server of the wheel ``milvus`` in a network namespace of its own.
 
 The server listens on all interfaces, so it gets a namespace in which only the loopback interface
-exists. This program, its parent, forwards connections to one port of 127.0.0.1 outside of it.
+exists. This program, its parent, forwards connections to one port of 127.0.0.1 outside of it. It
+knows one user, root with the password Milvus, if the second argument is ``authorize``.
 
-    python milvus_process.py FOLDER
+    python milvus_process.py FOLDER [authorize]
 
-It prints ``port N`` once, and ``ready`` when the server answers; it reads ``kill`` (SIGKILL) and
-``start`` as lines, and ends the server when its input ends.
+It prints ``port N`` twice, first that of 127.0.0.1 and then that in the namespace, and ``ready``
+when the server answers. It reads ``kill`` (SIGKILL) and ``start`` as lines, ``cut`` and ``join``
+(connections), and ends the server when its input ends.
 """
 
 import ctypes
@@ -21,7 +23,8 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 NEWUSER, NEWNET = 0x10000000, 0x40000000
@@ -34,18 +37,19 @@ class MilvusProcess:
 
     Args:
         folder: Folder for its data.
+        options: "authorize": requests need a user.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder, self.options = folder, options
 
     def __enter__(self) -> "MilvusProcess":
         self._process = subprocess.Popen(
-            [sys.executable, __file__, self.folder],
+            [sys.executable, __file__, self.folder, *self.options],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:
-            self.port = int(self._read().removeprefix("port "))
+            self.port, self._inner = (int(self._read().removeprefix("port ")) for _ in range(2))
             self._expect("ready")
         except BaseException:
             self.__exit__()
@@ -57,6 +61,14 @@ class MilvusProcess:
             self._process.stdin.close()
         self._process.wait()
 
+    def enter(self) -> None:
+        """Moves this thread, and what it starts, into the namespace: no one forwards. For root."""
+        with open(f"/proc/{self._process.pid}/ns/net") as network:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.setns(network.fileno(), NEWNET):
+                raise OSError(ctypes.get_errno(), "only root may enter the network of the server")
+        self.port = self._inner
+
     def kill(self) -> None:
         """Ends the server with SIGKILL and waits for its end."""
         self._send("kill")
@@ -65,6 +77,15 @@ class MilvusProcess:
     def start(self) -> None:
         """Starts it again and waits until it answers."""
         self._send("start")
+        self._expect("ready")
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Without a connection: ended, and refused meanwhile."""
+        self._send("cut")
+        self._expect("ready")
+        yield
+        self._send("join")
         self._expect("ready")
 
     def _send(self, line: str) -> None:
@@ -81,24 +102,28 @@ class MilvusProcess:
         return line
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, authorize: bool) -> None:
     """Runs the server until the input ends."""
     listening = socket.create_server(("127.0.0.1", 0))  # outside, so before the next line
     _enter_namespace()
     _check_loopback_only()
-    print(f"port {listening.getsockname()[1]}", flush=True)
     command, environment = _prepare(folder)
     inner = int(environment.pop("PROXY_PORT"))
-    server = None
+    environment["COMMON_SECURITY_AUTHORIZATIONENABLED"] = str(authorize).lower()
+    print(f"port {listening.getsockname()[1]}\nport {inner}", flush=True)
+    server, forwarder = None, Forwarder(listening, inner)
     try:
         server = _start(folder, command, environment)
-        threading.Thread(target=_forward, args=(listening, inner), daemon=True).start()
+        threading.Thread(target=forwarder.run, daemon=True).start()
         print("ready", flush=True)
         for line in sys.stdin:
             if line.strip() == "kill":
                 server.kill()
                 server.wait()
                 print("killed", flush=True)
+            elif line.strip() in ("cut", "join"):
+                forwarder.set_cut(line.strip() == "cut")
+                print("ready", flush=True)
             else:
                 server = _start(folder, command, environment)
                 print("ready", flush=True)
@@ -167,16 +192,42 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _forward(listening: socket.socket, port: int) -> None:
-    while True:
-        outside, _ = listening.accept()
-        try:
-            inside = socket.create_connection(("127.0.0.1", port))
-        except OSError:  # the server is away
-            outside.close()
-            continue
-        for pair in ((outside, inside), (inside, outside)):
-            threading.Thread(target=_pump, args=pair, daemon=True).start()
+class Forwarder:
+    """Forwards connections, unless it is cut.
+
+    Args:
+        listening: Where they arrive.
+        port: Where they go.
+    """
+
+    def __init__(self, listening: socket.socket, port: int) -> None:
+        self._listening, self._port = listening, port
+        self._cut, self._lock = False, threading.Lock()
+        self._open: list[socket.socket] = []
+
+    def set_cut(self, cut: bool) -> None:
+        """Ends all connections and refuses new ones, or no longer does."""
+        with self._lock:
+            self._cut = cut
+            for one in self._open if cut else ():
+                with suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+
+    def run(self) -> None:
+        """Forwards for good."""
+        while True:
+            outside, _ = self._listening.accept()
+            with self._lock:
+                try:
+                    if self._cut:
+                        raise ConnectionRefusedError
+                    inside = socket.create_connection(("127.0.0.1", self._port))
+                except OSError:  # the server is away
+                    outside.close()
+                    continue
+                self._open += [outside, inside]
+            for pair in ((outside, inside), (inside, outside)):
+                threading.Thread(target=_pump, args=pair, daemon=True).start()
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
@@ -189,4 +240,4 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "authorize" in sys.argv[2:])

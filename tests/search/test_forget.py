@@ -122,8 +122,9 @@ def test_a_tracklet_is_gone_in_all_its_frames(tmp_path) -> None:
     assert not (tmp_path / "g" / "tracklets.npz").exists()
 
 
-def test_an_approximate_index_is_gone(tmp_path) -> None:
+def test_an_approximate_index_is_gone(tmp_path, monkeypatch) -> None:
     pytest.importorskip("faiss")
+    monkeypatch.setattr("person_search.search.approximate.MOST_VISITED", 1.0)
     from person_search.search.approximate import build_index
 
     store, vectors = write_gallery(tmp_path / "g", [64, 64, 64])

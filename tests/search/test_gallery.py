@@ -157,9 +157,10 @@ def test_fused_query() -> None:
 
 
 @pytest.fixture
-def indexed(tmp_path):
+def indexed(tmp_path, monkeypatch):
     """3,000 persons in two segments with an index, and 60 more that came later."""
     pytest.importorskip("faiss", reason="the approximate index needs FAISS")
+    monkeypatch.setattr("person_search.search.approximate.MOST_VISITED", 1.0)
     store, feats = write_gallery(tmp_path / "g", [5] * 600, 16, segments=2)
     with store.writing():
         made = build_index(store.folder, store.manifest.segments, FolderGallery(store).vectors)
@@ -247,6 +248,20 @@ def test_without_faiss_an_indexed_gallery_is_searched_exactly(indexed, monkeypat
     gallery = FolderGallery(store)
     assert "requires FAISS" in caplog.text and gallery.index is None
     assert gallery.search(feats[0], 1)[0].sim > 0.9999
+
+
+def test_an_index_that_is_no_faster_is_dropped(tmp_path, monkeypatch) -> None:
+    """Embeddings without clusters: nearly all cells must be visited."""
+    pytest.importorskip("faiss", reason="the approximate index needs FAISS")
+    store, feats = write_gallery(tmp_path / "g", [5] * 300, 64)
+    monkeypatch.setattr("person_search.search.folder_store.APPROXIMATE_FROM", 1000)
+    store.refresh(approximate=True)
+    assert not list(store.folder.glob("*.faiss")) and FolderGallery(store).index is None
+    assert "none, exact search is as fast" in dict(store.gallery().facts())["approximate index"]
+    assert store.gallery().search(feats[0], 1)[0].sim > 0.9999
+    before = (store.folder / "index.json").stat().st_mtime_ns
+    store.refresh(approximate=True)
+    assert (store.folder / "index.json").stat().st_mtime_ns == before, "it is not built again"
 
 
 def test_too_few_for_an_index(tmp_path) -> None:

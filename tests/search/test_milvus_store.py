@@ -184,7 +184,8 @@ def test_verify_compact_and_forget(new_gallery, tmp_path) -> None:
     with pytest.raises(GalleryError, match="has no person at"):
         forget(store, matches=[{**line, "frame": 77}])
     assert forget(store, [images]).images == 8
-    assert len(store.gallery()) == 0 and store.gallery().search(query[1][0]) == []
+    empty = store.gallery()
+    assert len(empty) == 0 and empty.search(query[1][0]) == [] and empty.times is None
     store.close()
 
 
@@ -284,6 +285,108 @@ def test_other_collections_and_servers_that_are_away(lite) -> None:
             attempt(lite)
     with pytest.raises(GalleryError, match="no server answers at http://127.0.0.1:1"):
         Gallery.open("milvus://me:secret@127.0.0.1:1/g")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("index type DISKANN is not supported", "DISKANN"),
+        ("collection authors not found", "authors"),
+        ("write failed: no space left on device", "has no room"),
+        ("Retry run out of 75 retry times, server unavailable", "no server answers"),
+        ("load collection timeout", "not answered in time"),
+        ("failed to query: collection not loaded[collection=1]", "it is still starting"),
+    ],
+)
+def test_messages_of_a_server(lite, said, expected) -> None:
+    client = Connection(parse_location(lite))
+    assert expected in str(client._explain(RuntimeError(said)))
+    client.close()
+
+
+def test_what_other_runs_do_while_a_gallery_is_open(lite, tmp_path, monkeypatch) -> None:
+    fill(lite, tmp_path / "images", SCRIPT, 0, video=False)
+    gallery, other = Gallery.open(lite), GalleryStore.open(lite)
+    feats = unit_vectors(np.random.default_rng(5), 2, DIM)
+    with other.writing() as run, other.writer("0") as writer:
+        new = replace(entry("new.png", run), root=other.add_root(tmp_path / "another folder"))
+        writer.append(new, np.array([[1.0, 2, 3, 4], [5, 6, 7, 8]]), np.ones(2), feats)
+    gallery.store.replace_manifest(color_details=(0.5,))
+    assert GalleryStore.open(lite).manifest.run == other.manifest.run
+    monkeypatch.setattr("person_search.search.milvus_gallery.MOST", 1)  # the rows come here
+    matches = gallery.search(feats[0], None)
+    assert matches[0].path == str(tmp_path / "another folder" / "new.png") and len(matches) == 5
+    for store in (gallery.store, other):
+        store.close()
+
+
+def test_an_index_whose_building_was_interrupted(lite, tmp_path) -> None:
+    fill(lite, tmp_path / "images", SCRIPT, 0, video=False)
+    client = Connection(parse_location(lite))
+    client.release_collection("gallery")
+    client.drop_index("gallery", "feat")
+    client.close()
+    gallery = Gallery.open(lite)
+    assert len(gallery.search(np.eye(DIM, dtype=np.float32)[0])) == 4
+    gallery.store.close()
+
+
+def test_what_precedes_damage_is_copied(lite, tmp_path) -> None:
+    first = tmp_path / "first"
+    fill(first, tmp_path / "images", SCRIPT, 0, video=False)
+    with open(next(first.rglob("vectors.f32")), "r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"abcd")
+    with pytest.raises(SystemExit):
+        main(["copy", str(first), lite])
+    store = GalleryStore.open(lite)
+    assert {"p0.png", "p2.png", "p3.png"} <= {one.path for one in store.entries()}
+    store.close()
+
+
+def test_a_gallery_of_another_version_is_refused(lite) -> None:
+    store = GalleryStore.open_or_create(lite, DIM, IDENTITY)
+    manifest = json.loads(store.manifest.to_bytes())
+    store.write_fact("manifest", json.dumps({**manifest, "version": 2}))
+    store.close()
+    with pytest.raises(GalleryError, match=r"has version 2; this program reads version 1\.$"):
+        Gallery.open(lite)
+
+
+@pytest.mark.parametrize(
+    "credentials", ["", "root:wrong-secret@", "stranger:wrong-secret@", "key@"]
+)
+def test_wrong_credentials(own_server, credentials, caplog, capfd) -> None:
+    with pytest.raises(GalleryError, match="the server refuses these credentials") as e:
+        Gallery.open(f"milvus://{credentials}127.0.0.1:{own_server.port}/g")
+    said = f"{e.value} {caplog.text} {capfd.readouterr()}"
+    assert "secret" not in said and "\n" not in str(e.value)
+
+
+def test_the_server_is_away_for_a_while(own_server, tmp_path, monkeypatch) -> None:
+    """Longer than a request is repeated: the run ends, and another one completes it."""
+    monkeypatch.setattr("person_search.search.milvus_client.CONNECT_SECONDS", 3.0)
+    location = f"milvus://root:Milvus@127.0.0.1:{own_server.port}/away"
+    store = GalleryStore.open_or_create(location, DIM, IDENTITY)
+    feats = unit_vectors(np.random.default_rng(0), 3, DIM)
+
+    def write(store, numbers) -> None:
+        with store.writing() as run, store.writer("0") as writer:
+            root = store.add_root(tmp_path)
+            for number in numbers:
+                one = replace(entry(f"p{number}.png", run), root=root)
+                writer.append(one, np.array([[1.0, 2, 30, 40]]), np.ones(1), feats[[number]])
+
+    write(store, [0, 1])
+    monkeypatch.setattr("person_search.search.milvus_client.SECONDS", 1.0)
+    with own_server.away(), pytest.raises(GalleryError, match="no server answers at") as e:
+        write(store, [2])
+    assert "start again when it runs" in str(e.value) and "Milvus@" not in str(e.value)
+    monkeypatch.undo()
+    write(store, [0, 1, 2])
+    assert sorted(one.path for one in store.entries()) == ["p0.png", "p1.png", "p2.png"]
+    assert store.gallery().num_persons == 3
+    store.close()
 
 
 def test_every_index_finds_the_same(request, tmp_path, monkeypatch) -> None:

@@ -11,16 +11,9 @@ from galleries import entry, unit_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from person_search.search.entries import Entry, checksum
 from person_search.search.errors import GalleryDamagedError, GalleryLockedError
-from person_search.search.segment import (
-    LOG,
-    VECTORS,
-    Entry,
-    SegmentWriter,
-    checksum,
-    map_rows,
-    read_segment,
-)
+from person_search.search.segment import LOG, VECTORS, SegmentWriter, map_rows, read_segment
 
 DIM = 3
 

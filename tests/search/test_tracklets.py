@@ -316,8 +316,9 @@ def test_filters_limit_the_frames(tmp_path) -> None:
     assert [(m.frames, m.last) for m in high] == [(2, 1), (1, 0)]
 
 
-def test_approximate_search_finds_the_same(tmp_path) -> None:
+def test_approximate_search_finds_the_same(tmp_path, monkeypatch) -> None:
     pytest.importorskip("faiss", reason="the approximate index needs FAISS")
+    monkeypatch.setattr("person_search.search.approximate.MOST_VISITED", 1.0)
     store, feats = write_gallery(tmp_path / "g", [2] * 100, DIM)
     for name in ("v.mp4", "w.mp4"):
         add_video(store, frames_of(0, 1, 2), name)
