@@ -19,7 +19,7 @@ from detectron2.structures import BoxMode
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffps.data import budget_size
+from person_search.utils.sizes import budget_size
 from diffps.hooks import find_layers, list_layers
 from diffps.latents import LatentNoiser, encode_moments
 from diffps.loading import DiffusionFolder

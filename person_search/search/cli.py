@@ -231,6 +231,8 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         help="file to write: .onnx, or .pt2 for a program of torch.export")  # fmt: skip
     add("--max-side", type=int, default=0, metavar="PIXELS",
         help="largest side of a resized image (default: INPUT.MAX_SIZE_TEST)")  # fmt: skip
+    add("--heads-only", action="store_true",
+        help="leave out a frozen backbone (DiffPS): the file takes its activations")  # fmt: skip
     add("--int8", action="store_true", help="quantize the weights of linear layers (.onnx)")
     add("--evaluate", action="store_true",
         help="compare the results of file and model on DATASETS.TEST (.onnx)")  # fmt: skip

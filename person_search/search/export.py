@@ -42,9 +42,13 @@ def run_export(args: argparse.Namespace) -> int:
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which cannot be exported."
         )
     divisor = model.backbone.size_divisibility
-    side = args.max_side or max(cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST) or DEFAULT_SIDE
-    side = -(-side // divisor) * divisor
-    exported = model.export(side)
+    rules = [a.describe() for a in embedder.augmentations.augs if hasattr(a, "describe")]
+    resize = rules[0] if rules else None
+    side = max(cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST) or DEFAULT_SIDE
+    if resize is not None:
+        side = max(resize.get("size", [DEFAULT_SIDE]))
+    side = -(-(args.max_side or side) // divisor) * divisor
+    exported = model.export(side, args.heads_only)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     if args.output.suffix == ".pt2":
         torch.export.save(exported.program, args.output)
@@ -55,6 +59,7 @@ def run_export(args: argparse.Namespace) -> int:
             "image_format": cfg.INPUT.FORMAT,
             "min_size": cfg.INPUT.MIN_SIZE_TEST,
             "max_size": cfg.INPUT.MAX_SIZE_TEST,
+            "resize": resize,
             "identity": embedder.identity.to_json(),
             "model_card": embedder.card.to_json() if embedder.card else None,
         }
@@ -62,6 +67,8 @@ def run_export(args: argparse.Namespace) -> int:
         if args.int8:
             quantize(args.output)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, sides up to {side} pixels")
+    if args.heads_only:
+        print(f"it takes {', '.join(exported.values['features'])} of the backbone, not an image")
     if args.evaluate:
         compare(cfg, model, args.output)
     return 0

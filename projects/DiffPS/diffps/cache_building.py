@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from diffps.backbone import DiffusionBackbone
 from diffps.cache import TensorCache
-from diffps.data import budget_size
+from person_search.utils.sizes import budget_size
 from diffps.latents import image_digest
 from person_search.data import build_mapper
 

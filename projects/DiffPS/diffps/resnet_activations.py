@@ -113,6 +113,10 @@ class ResNetActivations(Backbone):
         levels = self.trunk(images)
         return {name: self.project[name](levels[self._level_of[name]]) for name in self.project}
 
+    def compute(self, image: Tensor, size: Tensor) -> dict[str, Tensor]:
+        """See :meth:`diffps.backbone.DiffusionBackbone.compute`."""
+        return self(image)
+
 
 def _up_level(name: str) -> int:
     """``u2r1_v`` -> 2."""
