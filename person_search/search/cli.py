@@ -263,6 +263,8 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"--output is {args.output}; its name must end in .onnx or .pt2")
         if args.output.suffix != ".onnx" and (args.int8 or args.evaluate):
             parser.error(f"--int8 and --evaluate require an .onnx file; --output is {args.output}")
+        if args.heads_only and args.evaluate:
+            parser.error("--evaluate requires the whole model, not --heads-only")
     if args.command == "serve" and not args.max_upload > 0:
         parser.error(f"--max-upload is {args.max_upload:g}; it must be above 0")
     if args.command == "label":

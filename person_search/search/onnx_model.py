@@ -305,7 +305,9 @@ def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
     for axis, new in ((0, height), (1, width)):
         old = image.shape[axis]
         scale = np.float32(old) / np.float32(new)
-        place = ((np.arange(new, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)).clip(0)
+        place = (
+            (np.arange(new, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+        ).clip(0)
         first = place.astype(np.int64)
         share = (place - first).reshape([-1, 1, 1] if axis == 0 else [1, -1, 1])
         second = np.minimum(first + 1, old - 1)

@@ -55,7 +55,7 @@ class ResizeTo(T.Augmentation):
         return BilinearResize(image.shape[:2], self.size)
 
     def describe(self) -> dict[str, Any]:
-        """Returns the rule as plain types, for :class:`person_search.search.onnx_model.OnnxModel`."""
+        """Returns the rule as plain types, for the card of an exported model."""
         return {"size": self.size}
 
 
