@@ -92,8 +92,8 @@ def benchmark(args: argparse.Namespace) -> None:
     """Times the variants and prints the table."""
     import torch
     from detectron2.modeling import build_model
-    from rich.console import Console
     from peak_memory import peak_bytes
+    from rich.console import Console
     from rich.table import Table
     from timing import Timing, time_interleaved
 

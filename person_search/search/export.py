@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_SIDE = 2048
 """Default of --max-side for models that do not resize images."""
+MAX_BYTES = 2**31 - 2**20
+"""Maximum size of the weights in an ONNX file, a message of protobuf."""
 
 
 def run_export(args: argparse.Namespace) -> int:
@@ -81,9 +83,18 @@ def write_onnx(exported: ExportedModel, path: Path, values: dict[str, Any]) -> N
         exported: The model.
         path: File to write.
         values: Plain values for the metadata of the file, besides those of the model.
+
+    Raises:
+        ValueError: If the weights exceed the size of an ONNX file.
     """
     import torch
 
+    size = sum(weight.nbytes for weight in exported.program.state_dict.values())
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"the weights take {size / 1e9:.1f} GB, but an ONNX file holds at most "
+            f"{MAX_BYTES / 1e9:.1f} GB. Export a .pt2 program, or the heads alone (--heads-only)."
+        )
     onnx_program = torch.onnx.export(
         exported.program,
         dynamo=True,

@@ -51,6 +51,28 @@ def image(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height).integers(0, 256, (3, height, width)).astype(np.float32)
 
 
+@pytest.mark.parametrize("heads_only", [False, True])
+@pytest.mark.parametrize("size", [(64, 128), (100, 150)])
+def test_graph_gives_the_results_of_the_model(model, size, heads_only) -> None:
+    """For a size that is a multiple of 64, and for a padded image."""
+    item, given = {"image": torch.from_numpy(image(*size))}, torch.tensor(size).float()
+    (wanted,) = model.inference([item], do_postprocess=False)
+    assert len(wanted) > 1
+    graph = DiffPSGraph(model, heads_only)
+    images, features = model.activations([item])
+    inputs = [features[name] for name in graph.names]
+    if not heads_only:
+        inputs = [images.tensor * model.pixel_std + model.pixel_mean]
+    with torch.no_grad():
+        maps = graph.encode(inputs, given)
+        boxes = wanted.pred_boxes.tensor
+        results = graph(inputs, given, [maps[name] for name in graph.maps], boxes)
+    torch.testing.assert_close(results[-3], boxes, atol=1e-3, rtol=0)
+    torch.testing.assert_close(results[-2], wanted.scores, atol=1e-4, rtol=0)
+    torch.testing.assert_close(results[-1], wanted.reid_feats, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(64, 128), (100, 150), (256, 192), (40, 30)])
 def test_detections_are_those_of_pytorch(model, onnx_file, size) -> None:
     """For sizes that are multiples of 64, and for padded images."""
@@ -63,6 +85,7 @@ def test_detections_are_those_of_pytorch(model, onnx_file, size) -> None:
     np.testing.assert_allclose(feats, wanted.reid_feats, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_given_boxes_are_embedded_as_in_pytorch(model, onnx_file) -> None:
     pixels, boxes = image(100, 150), np.array([[5, 6, 30, 50], [70, 1, 140, 95.5]], np.float32)
     given = Instances((100, 150), pred_boxes=Boxes(torch.from_numpy(boxes)))
@@ -74,6 +97,7 @@ def test_given_boxes_are_embedded_as_in_pytorch(model, onnx_file) -> None:
     assert exported.embed_in(pixels, boxes[:0]).shape == (0, EMBED_DIM)
 
 
+@pytest.mark.slow
 def test_embedder_resizes_as_the_mapper(onnx_file) -> None:
     embedder, pixels = OnnxEmbedder(onnx_file, 0.0), np.uint8(image(60, 90).transpose(1, 2, 0))
     prepared = embedder.prepare(pixels)["image"]
@@ -92,27 +116,25 @@ def test_bilinear_is_that_of_pytorch(size) -> None:
     assert ResizeTo(size).describe() == {"size": size}
 
 
-def test_heads_alone_take_activations(model, heads, tmp_path) -> None:
-    pixels, size = image(100, 150), torch.tensor([100.0, 150.0])
+@pytest.mark.slow
+def test_heads_alone_take_activations(model, heads, tmp_path, monkeypatch) -> None:
+    pixels = image(100, 150)
     item = {"image": torch.from_numpy(pixels)}
     (wanted,) = model.inference([item], do_postprocess=False)
     _, features = model.activations([item])
-    graph, names = heads.program.module(), list(heads.values["features"])
+    names = list(heads.values["features"])
     assert names[-1] == "attn" and "u3r0_k" in names
-    with torch.no_grad():
-        inputs = [features[name] for name in names]
-        placeholders = [torch.zeros(1, 16, 8, 8), torch.zeros(1, 32, 8, 8)]
-        guided, reid, *_ = graph(inputs, size, placeholders, torch.rand(3, 4))
-        *_, boxes, scores, feats = graph(inputs, size, [guided, reid], wanted.pred_boxes.tensor)
-    torch.testing.assert_close(boxes, wanted.pred_boxes.tensor, atol=1e-3, rtol=0)
-    torch.testing.assert_close(scores, wanted.scores, atol=1e-4, rtol=0)
-    torch.testing.assert_close(feats, wanted.reid_feats, atol=1e-4, rtol=0)
 
+    monkeypatch.setattr("person_search.search.export.MAX_BYTES", 1000)
+    with pytest.raises(ValueError, match="weights take .* at most 0.0 GB"):
+        write_onnx(heads, tmp_path / "heads.onnx", CARD)
+    monkeypatch.undo()
     write_onnx(heads, tmp_path / "heads.onnx", CARD)
     exported = OnnxModel(tmp_path / "heads.onnx", 1)
     found = exported.run_heads({name: features[name].numpy() for name in features}, (100, 150))
-    for mine, theirs in zip(found, (boxes, scores, feats), strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-3)
+    np.testing.assert_allclose(found[0], wanted.pred_boxes.tensor, atol=1e-3)
+    np.testing.assert_allclose(found[1], wanted.scores, atol=1e-4)
+    np.testing.assert_allclose(found[2], wanted.reid_feats, atol=1e-4)
     with pytest.raises(
         OnnxModelError, match="takes the activations u3r0_k, .* instead of an image"
     ):
