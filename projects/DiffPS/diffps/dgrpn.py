@@ -151,8 +151,12 @@ class AttentionModulator(nn.Module):
         window = self.peak_window
         highest = F.max_pool2d(scores[:, None], window, stride=1, padding=window // 2)[:, 0]
         candidates = torch.where((scores > 0) & (scores == highest), scores, 0.0).flatten(1)
-        values, order = candidates.sort(dim=1, descending=True, stable=True)
-        values, order = values[:, : self.topk], order[:, : self.topk]
+        if torch.compiler.is_exporting():  # ONNX has no stable sort, but its TopK is stable
+            count = torch.sym_min(candidates.shape[1], self.topk)
+            values, order = candidates.topk(count, dim=1)
+        else:
+            values, order = candidates.sort(dim=1, descending=True, stable=True)
+            values, order = values[:, : self.topk], order[:, : self.topk]
         width = scores.shape[2]
         peaks = torch.stack([order % width, order // width], dim=2)
         return peaks, values > 0 if self.mask_empty_peaks else torch.ones_like(values).bool()
