@@ -157,8 +157,10 @@ class AttentionModulator(nn.Module):
         else:
             values, order = candidates.sort(dim=1, descending=True, stable=True)
             values, order = values[:, : self.topk], order[:, : self.topk]
-        width = scores.shape[2]
-        peaks = torch.stack([order % width, order // width], dim=2)
+        # by a table: ONNX has no division by a size
+        rows, columns = (torch.arange(n, device=scores.device) for n in scores.shape[1:])
+        table = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=2).flatten(0, 1)
+        peaks = table[order]
         return peaks, values > 0 if self.mask_empty_peaks else torch.ones_like(values).bool()
 
     def extents(self, scores: Tensor, peaks: Tensor) -> tuple[Tensor, Tensor]:
