@@ -136,29 +136,27 @@ def export_model(model: DiffPS, max_side: int, heads_only: bool) -> ExportedMode
     graph = DiffPSGraph(model, heads_only)
     divisor, spec = model.backbone.size_divisibility, model.backbone.output_shape()
     # 3 x 5 cells and 11 boxes: sizes of an example must not coincide with constants
-    most = max(max_side // divisor, 5)
-    cells = [torch.export.Dim(name, min=1, max=most) for name in ("rows", "columns")]
     image = torch.full((1, 3, 3 * divisor, 5 * divisor), 100.0)
     size = torch.tensor(image.shape[-2:], dtype=torch.float32)
-    inputs, factors = [image], [divisor]
+    inputs = [image]
     with torch.no_grad():
         if heads_only:
-            factors = [divisor // spec[name].stride for name in graph.names]
             inputs = [
-                torch.rand(1, spec[name].channels, 3 * factor, 5 * factor)
-                for name, factor in zip(graph.names, factors, strict=True)
+                torch.rand(
+                    1, spec[n].channels, *(side // spec[n].stride for side in image.shape[2:])
+                )
+                for n in graph.names
             ]
         computed = graph.encode(inputs, size)
-        any_size = torch.export.Dim.DYNAMIC
-        heads = model.roi_heads
-        poolers = heads.box_pooler, heads.reid_head.pooler
-        heads.reid_head.pooler = OneImagePooler(heads.reid_head.pooler)
+        any_size = torch.export.Dim.DYNAMIC  # a multiple of a Dim takes minutes to trace
+        reid_head = model.roi_heads.reid_head
+        pooler, reid_head.pooler = reid_head.pooler, OneImagePooler(reid_head.pooler)
         try:
             program = torch.export.export(
                 graph,
                 (inputs, size, [computed[name] for name in graph.maps], torch.rand(11, 4) * 50),
                 dynamic_shapes=(
-                    [{2: factor * cells[0], 3: factor * cells[1]} for factor in factors],
+                    [{2: any_size, 3: any_size} for _ in inputs],
                     {},
                     [{2: any_size, 3: any_size} for _ in graph.maps],
                     {0: any_size},
@@ -166,7 +164,7 @@ def export_model(model: DiffPS, max_side: int, heads_only: bool) -> ExportedMode
                 strict=False,
             )
         finally:
-            heads.box_pooler, heads.reid_head.pooler = poolers
+            reid_head.pooler = pooler
     names = graph.names if heads_only else ["image"]
     return ExportedModel(
         program,
