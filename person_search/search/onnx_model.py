@@ -273,7 +273,7 @@ class OnnxModel:
     def _embed_regions(self, maps: list[np.ndarray], boxes: np.ndarray) -> np.ndarray:
         if not len(boxes):
             return np.zeros((0, self.embed_dim), np.float32)
-        given = {"reid_in": maps[self._maps.index("reid")], "boxes": np.float32(boxes)}
+        given = {"reid_in": maps[self._maps.index("reid")], "boxes": np.asarray(boxes, np.float32)}
         return self._run(["reid_feats"], given)[0]
 
     def _step(
