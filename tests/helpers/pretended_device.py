@@ -41,7 +41,7 @@ class PretendedDevice(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
         name = getattr(func, "__name__", str(func)).split(".")[-1]
-        if func is Tensor.device.__get__:  # type: ignore[attr-defined]
+        if func == Tensor.device.__get__:  # type: ignore[attr-defined]
             return DEVICE if is_labelled(args[0]) else _CPU
         leaves, spec = tree_flatten((args, kwargs or {}))
         asked = DEVICE in [x for x in leaves if isinstance(x, torch.device)]

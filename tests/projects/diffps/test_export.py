@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
-from diffps_model_tiny import EMBED_DIM, tiny_model
+from diffps_model_tiny import EMBED_DIM, tiny_cfg, tiny_model
 from PIL import Image
 
 from diffps.data import BilinearResize, ResizeTo, ResizeToBudget
@@ -36,9 +37,20 @@ def model(tiny_sd):
 
 
 @pytest.fixture(scope="module")
-def onnx_file(model, tmp_path_factory) -> Path:
+def resnet_model(tiny_sd):
+    """Its backbone is converted to ONNX in seconds, a UNet in minutes."""
+    torch.manual_seed(0)
+    cfg = tiny_cfg(tiny_sd, BACKBONE__NAME="ResNetActivations", DIFFPS__DGRPN__ENABLED=False)
+    cfg.MODEL.SLIM_RESNET.WIDTHS, cfg.MODEL.SLIM_RESNET.STEM_WIDTH = [4, 6, 8, 10], 4
+    cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS = ["res3", "res4", "res5"], 8
+    cfg.MODEL.DIFFPS.RESNET.CHANNELS, cfg.MODEL.DIFFPS.RESNET.TEXT_DIM = [32, 24, 16], 32
+    return build_model(cfg).eval()
+
+
+@pytest.fixture(scope="module")
+def onnx_file(resnet_model, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("export") / "model.onnx"
-    write_onnx(model.export(256), path, CARD)
+    write_onnx(resnet_model.export(256), path, CARD)
     return path
 
 
@@ -74,10 +86,10 @@ def test_graph_gives_the_results_of_the_model(model, size, heads_only) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(64, 128), (100, 150), (256, 192), (40, 30)])
-def test_detections_are_those_of_pytorch(model, onnx_file, size) -> None:
+def test_detections_are_those_of_pytorch(resnet_model, onnx_file, size) -> None:
     """For sizes that are multiples of 64, and for padded images."""
     pixels = image(*size)
-    (wanted,) = model.inference([{"image": torch.from_numpy(pixels)}], do_postprocess=False)
+    (wanted,) = resnet_model.inference([{"image": torch.from_numpy(pixels)}], do_postprocess=False)
     boxes, scores, feats = OnnxModel(onnx_file, 1).detect_in(pixels)
     assert len(wanted) > 1
     np.testing.assert_allclose(boxes, wanted.pred_boxes.tensor, atol=1e-3)
@@ -86,10 +98,10 @@ def test_detections_are_those_of_pytorch(model, onnx_file, size) -> None:
 
 
 @pytest.mark.slow
-def test_given_boxes_are_embedded_as_in_pytorch(model, onnx_file) -> None:
+def test_given_boxes_are_embedded_as_in_pytorch(resnet_model, onnx_file) -> None:
     pixels, boxes = image(100, 150), np.array([[5, 6, 30, 50], [70, 1, 140, 95.5]], np.float32)
     given = Instances((100, 150), pred_boxes=Boxes(torch.from_numpy(boxes)))
-    (wanted,) = model.inference(
+    (wanted,) = resnet_model.inference(
         [{"image": torch.from_numpy(pixels)}], [given], do_postprocess=False
     )
     exported = OnnxModel(onnx_file, 1)
