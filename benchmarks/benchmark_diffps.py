@@ -15,7 +15,8 @@ In each repeat every variant runs once, in changing order, so that other load of
 all alike. Ratios are taken within a repeat; the tables show medians, and the lowest and highest
 ratio.
 
-Parts: ``frozen`` times the frozen part; ``memory`` measures its peak memory at several sizes and
+Parts: ``frozen`` times the frozen part; ``low`` times it in bfloat16 against the release's way in
+float32; ``memory`` measures its peak memory at several sizes and
 extrapolates to 1280 x 1280; ``step`` times forward and backward of a training step with the real
 heads. Below 1280 x 1280 the step has fewer RoIs and proposals, in proportion to the area, so that
 frozen and trainable part keep their shares. The optimizer step, which does not depend on the image,
@@ -34,7 +35,7 @@ from pathlib import Path
 from person_search.cli import program_parser, run_program
 
 CONFIG = Path(__file__).parents[1] / "configs" / "DiffPS" / "diffps_sd21_prw.yaml"
-PARTS = ("frozen", "memory", "step")
+PARTS = ("frozen", "low", "memory", "step")
 FULL_SIZE = 1280
 TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 0.2}
 """Maximum relative difference between both implementations, in norm."""
@@ -172,6 +173,35 @@ def measure_frozen(cfg, args: argparse.Namespace, result: Result) -> None:
     show_rows(f"Frozen part, image of {args.size} x {args.size}", rows, result)
     if args.profile:
         print_profile(lambda: run({"latent": caches["latent"]}), args)
+
+
+def measure_low(cfg, args: argparse.Namespace, result: Result) -> None:
+    """Times the frozen part in bfloat16 against the way of the release in float32."""
+    from detectron2.modeling import build_backbone
+    from random_diffusion import build_plain_backbone
+    from timing import Timing, time_interleaved
+
+    cfg, low_cfg = cfg.clone(), cfg.clone()
+    for config, dtype in ((cfg, "float32"), (low_cfg, "bfloat16")):
+        config.defrost()
+        config.MODEL.DIFFPS.BACKBONE.DTYPE = dtype
+    image = random_image(args, args.size)
+    plain, low = build_plain_backbone(cfg).to(args.device), build_backbone(low_cfg).to(args.device)
+    latents = plain.encode(image)
+    check_equal(plain.run_unet(latents), low(image), "bfloat16")
+    times = time_interleaved(
+        {
+            "plain": lambda: plain.run_unet(plain.encode(image)),
+            "low": lambda: low(image),
+        },
+        *(args.repeats, args.device, args.clock),
+        warm_up=False,
+    )
+    rows = [
+        Timing("VAE and UNet, as in the release, float32", times["plain"], times["plain"]),
+        Timing("VAE and UNet, here, bfloat16", times["low"], times["plain"]),
+    ]
+    show_rows(f"Both precisions, image of {args.size} x {args.size}", rows, result)
 
 
 def run_with_caches(backbone, image, caches: dict) -> dict:
@@ -407,6 +437,7 @@ def benchmark(args: argparse.Namespace) -> None:
     result = Result(args.device, args.dtype, args.size)
     for part, measure in (
         ("frozen", measure_frozen),
+        ("low", measure_low),
         ("step", measure_step),
         ("memory", measure_memory),
     ):

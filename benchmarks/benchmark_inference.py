@@ -8,7 +8,7 @@ SeqNet is represented by a model of the same operations built from torchvision l
 weights, at the test size that it uses (864 x 1504): ResNet-50 to stage 4, an RPN head, a head that
 runs stage 5 on 300 RoIs of 14 x 14, and a second one for the detections (--detections).
 PSDiff (R50-FPN) runs at 768 x 1344. Each repeat times all variants in turn; the table shows medians
-and the range of the ratios.
+and the range of the ratios, and the peak memory beyond weights and image.
 """
 
 import argparse
@@ -92,6 +92,7 @@ def benchmark(args: argparse.Namespace) -> None:
     """Times the variants and prints the table."""
     import torch
     from detectron2.modeling import build_model
+    from peak_memory import peak_bytes
     from rich.console import Console
     from rich.table import Table
     from timing import Timing, time_interleaved
@@ -127,8 +128,15 @@ def benchmark(args: argparse.Namespace) -> None:
             variants[name] = partial(model.inference, [{"image": psdiff_image}], steps=steps)
     with torch.no_grad():
         times = time_interleaved(variants, args.repeats, args.device, args.clock)
+        peaks = {name: peak_bytes(run, args.device) / 1e6 for name, run in variants.items()}
     table = Table(title=f"Inference of one image on {args.device}, {args.clock} time")
-    for column in ("variant", "ms", "SeqNet / this (same precision)", "eager / this time"):
+    for column in (
+        "variant",
+        "ms",
+        "SeqNet / this (same precision)",
+        "eager / this time",
+        "peak MB",
+    ):
         table.add_column(column, justify="left" if column == "variant" else "right")
     seqnet_best = min((n for n in times if "SeqNet" in n), key=lambda n: sum(times[n]))
     for name, values in times.items():
@@ -140,6 +148,7 @@ def benchmark(args: argparse.Namespace) -> None:
             name,
             f"{Timing(name, values, values).median:.0f}",
             *(f"{middle:.2f} ({low:.2f}-{high:.2f})" for middle, low, high in ratios),
+            f"{peaks[name]:.0f}",
         )
     Console(width=120, highlight=False).print(table)
 

@@ -19,13 +19,13 @@ from detectron2.structures import BoxMode
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffps.data import budget_size
 from diffps.hooks import find_layers, list_layers
 from diffps.latents import LatentNoiser, encode_moments
 from diffps.loading import DiffusionFolder
 from diffps.prior.captions import PART_SPANS, PERSON
 from diffps.text import encode_text
 from diffps.unet_forward import UNetFeatures
+from person_search.utils.sizes import budget_size
 
 Box = Sequence[float]
 """(x1, y1, x2, y2) in pixels of the model's input."""

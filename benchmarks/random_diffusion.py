@@ -96,13 +96,28 @@ def _with_random_weights(model: nn.Module, device: str) -> nn.Module:
     model = model.eval().requires_grad_(False)
     if device == "meta":
         return model
-    model = model.to_empty(device=device)
+    model = share_weights(model, device)
     for name, weight in model.named_parameters():
         if weight.ndim > 1:
             bound = (3 / weight[0].numel()) ** 0.5
             weight.uniform_(-bound, bound)
         else:
             weight.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    return model
+
+
+def share_weights(model: nn.Module, device: str) -> nn.Module:
+    """Allocates a model on ``meta``; layers of one kind share weights of one shape, to save memory.
+
+    Stable Diffusion 2.1 takes 1.1 instead of 3.6 GB.
+    """
+    made: dict[tuple, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            key = type(module), name, weight.shape
+            if key not in made:
+                made[key] = nn.Parameter(torch.empty_like(weight, device=device), False)
+            setattr(module, name, made[key])
     return model
 
 

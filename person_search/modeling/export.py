@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+from person_search.modeling.pooling import levels_of
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,40 @@ class Exports(Protocol):
 
     backbone: Any
 
-    def export(self, max_side: int) -> ExportedModel:
-        """Exports the model for padded images with sides up to ``max_side``.
+    def export(self, max_side: int, heads_only: bool = False) -> ExportedModel:
+        """Exports the model.
+
+        Args:
+            max_side: Largest side of a padded image.
+            heads_only: Whether the graph takes the activations of a frozen backbone.
 
         Raises:
             ValueError: If a setting of the model cannot be exported.
         """
+
+
+class OneImagePooler(nn.Module):
+    """RoI pooling of one image whose number of boxes stays open in a traced graph.
+
+    Detectron2's pooler makes it a constant where it numbers the images.
+
+    Args:
+        pooler: Pooler to replace; its layers are used.
+    """
+
+    def __init__(self, pooler: ROIPooler) -> None:
+        super().__init__()
+        self.pooler = pooler
+
+    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
+        """Returns (M, C, P, P) for maps (1, C, H_l, W_l) and the boxes of the image."""
+        pooler, boxes = self.pooler, box_lists[0].tensor
+        rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], dim=1)
+        if len(x) == 1:
+            return pooler.level_poolers[0](x[0], rois)
+        levels = levels_of(pooler, box_lists)
+        pooled = x[0].new_zeros(boxes.shape[0], x[0].shape[1], *pooler.output_size)
+        for level, layer in enumerate(pooler.level_poolers):
+            (rows,) = (levels == level).nonzero(as_tuple=True)
+            pooled.index_put_((rows,), layer(x[level], rois[rows]))
+        return pooled

@@ -231,6 +231,8 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         help="file to write: .onnx, or .pt2 for a program of torch.export")  # fmt: skip
     add("--max-side", type=int, default=0, metavar="PIXELS",
         help="largest side of a resized image (default: INPUT.MAX_SIZE_TEST)")  # fmt: skip
+    add("--heads-only", action="store_true",
+        help="leave out a frozen backbone (DiffPS): the file takes its activations")  # fmt: skip
     add("--int8", action="store_true", help="quantize the weights of linear layers (.onnx)")
     add("--evaluate", action="store_true",
         help="compare the results of file and model on DATASETS.TEST (.onnx)")  # fmt: skip
@@ -261,6 +263,8 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"--output is {args.output}; its name must end in .onnx or .pt2")
         if args.output.suffix != ".onnx" and (args.int8 or args.evaluate):
             parser.error(f"--int8 and --evaluate require an .onnx file; --output is {args.output}")
+        if args.heads_only and args.evaluate:
+            parser.error("--evaluate requires the whole model, not --heads-only")
     if args.command == "serve" and not args.max_upload > 0:
         parser.error(f"--max-upload is {args.max_upload:g}; it must be above 0")
     if args.command == "label":

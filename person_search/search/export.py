@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_SIDE = 2048
 """Default of --max-side for models that do not resize images."""
+MAX_BYTES = 2**31 - 2**20
+"""Maximum size of the weights in an ONNX file, a message of protobuf."""
 
 
 def run_export(args: argparse.Namespace) -> int:
@@ -42,9 +44,13 @@ def run_export(args: argparse.Namespace) -> int:
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which cannot be exported."
         )
     divisor = model.backbone.size_divisibility
-    side = args.max_side or max(cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST) or DEFAULT_SIDE
-    side = -(-side // divisor) * divisor
-    exported = model.export(side)
+    rules = [a.describe() for a in embedder.augmentations.augs if hasattr(a, "describe")]
+    resize = rules[0] if rules else None
+    side = max(cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST) or DEFAULT_SIDE
+    if resize is not None:
+        side = max(resize.get("size", [DEFAULT_SIDE]))
+    side = -(-(args.max_side or side) // divisor) * divisor
+    exported = model.export(side, args.heads_only)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     if args.output.suffix == ".pt2":
         torch.export.save(exported.program, args.output)
@@ -55,6 +61,7 @@ def run_export(args: argparse.Namespace) -> int:
             "image_format": cfg.INPUT.FORMAT,
             "min_size": cfg.INPUT.MIN_SIZE_TEST,
             "max_size": cfg.INPUT.MAX_SIZE_TEST,
+            "resize": resize,
             "identity": embedder.identity.to_json(),
             "model_card": embedder.card.to_json() if embedder.card else None,
         }
@@ -62,6 +69,8 @@ def run_export(args: argparse.Namespace) -> int:
         if args.int8:
             quantize(args.output)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, sides up to {side} pixels")
+    if args.heads_only:
+        print(f"it takes {', '.join(exported.values['features'])} of the backbone, not an image")
     if args.evaluate:
         compare(cfg, model, args.output)
     return 0
@@ -74,9 +83,18 @@ def write_onnx(exported: ExportedModel, path: Path, values: dict[str, Any]) -> N
         exported: The model.
         path: File to write.
         values: Plain values for the metadata of the file, besides those of the model.
+
+    Raises:
+        ValueError: If the weights exceed the size of an ONNX file.
     """
     import torch
 
+    size = sum(weight.nbytes for weight in exported.program.state_dict.values())
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"the weights take {size / 1e9:.1f} GB, but an ONNX file holds at most "
+            f"{MAX_BYTES / 1e9:.1f} GB. Export a .pt2 program, or the heads alone (--heads-only)."
+        )
     onnx_program = torch.onnx.export(
         exported.program,
         dynamo=True,

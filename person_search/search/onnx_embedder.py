@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from person_search.search.embedder import MIN_SIDE, PersonEmbedder
 from person_search.search.identity import ModelIdentity
 from person_search.search.images import clip_box, shrink
-from person_search.search.onnx_model import OnnxModel
+from person_search.search.onnx_model import OnnxModel, OnnxModelError
 from person_search.utils.model_card import ModelCard
 
 
@@ -35,6 +35,11 @@ class OnnxEmbedder(PersonEmbedder):
     def __init__(self, path: str | os.PathLike, score_thresh: float) -> None:
         # one thread for each image: indexing runs several images at once
         self.model = OnnxModel(path, threads=1, shrink=shrink)
+        if self.model.features:
+            raise OnnxModelError(
+                f"'{path}' holds the heads alone, which take activations instead of images; export "
+                "the model without --heads-only."
+            )
         self.image_format = self.model.image_format
         self.score_thresh = score_thresh
         card = self.model.card.get("model_card")

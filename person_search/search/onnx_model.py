@@ -13,12 +13,14 @@ Boxes are XYXY pixels of the given image.
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from person_search.utils.sizes import budget_size
 
 FORMAT_VERSION = 1
 KEY = "person_search"
@@ -85,6 +87,7 @@ class OnnxModel:
         self.embed_dim: int = self.card["embed_dim"]
         self.image_format: str = self.card["image_format"]
         self._maps: list[str] = self.card["maps"]
+        self._is_two_stage = self.card.get("method") == "DiffPS"
         # The file has two independent parts, and ONNX Runtime always computes both: the one that is
         # not needed gets the smallest input.
         self._unused: dict[str, np.ndarray] = {}
@@ -93,7 +96,13 @@ class OnnxModel:
             shape = [side if isinstance(side, int) else 1 for side in entry.shape]
             self._unused[entry.name] = np.zeros(shape, dtype)
         side = self.card["divisor"]
-        self._unused["image"] = np.zeros((1, 3, side, side), np.float32)
+        # Activations that the model takes instead of an image, with their channels and strides.
+        self.features: dict[str, dict[str, int]] = self.card.get("features", {})
+        if not self.features:
+            self._unused["image"] = np.zeros((1, 3, side, side), np.float32)
+        for name, shape in self.features.items():
+            cells = side // shape["stride"]
+            self._unused[name] = np.zeros((1, shape["channels"], cells, cells), np.float32)
 
     def detect(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Detects persons.
@@ -124,8 +133,10 @@ class OnnxModel:
         Returns:
             See :meth:`detect`.
         """
-        card, dim = self.card, self.embed_dim
         maps, size = self._encode(image)
+        if self._is_two_stage:
+            return self._detect_regions(maps, size)
+        card, dim = self.card, self.embed_dim
         schedule, random = card["schedules"]["detection"], self._noise(image_id)
         signal = random.normal(card["proposals"], 4 + dim)
         for index, t in enumerate(schedule["t"]):
@@ -164,8 +175,10 @@ class OnnxModel:
 
     def embed_in(self, image: np.ndarray, boxes: np.ndarray, image_id: int = 0) -> np.ndarray:
         """Like :meth:`embed`, for an image (3, h, w) in the size of the model, and its boxes."""
-        card, dim = self.card, self.embed_dim
         maps, size = self._encode(image)
+        if self._is_two_stage:
+            return self._embed_regions(maps, boxes)
+        card, dim = self.card, self.embed_dim
         x1, y1, x2, y2 = (np.asarray(boxes, np.float64) / np.tile(size[::-1], 2)).T
         norm = np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], axis=1)
         fixed = (card["snr_box"] * (2 * norm - 1)).astype(np.float32)
@@ -186,9 +199,29 @@ class OnnxModel:
             results.append(total / np.linalg.norm(total))
         return np.stack(results) if results else np.zeros((0, dim), np.float32)
 
+    def run_heads(
+        self, features: Mapping[str, np.ndarray], size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Like :meth:`detect_in`, for a file of the heads alone.
+
+        Args:
+            features: Activations of the backbone by the names in ``features``, (1, C, H, W) each.
+            size: Height and width of the image without padding.
+
+        Returns:
+            See :meth:`detect`.
+        """
+        given, feeds = np.array(size, np.float32), {n: features[n] for n in self.features}
+        return self._detect_regions(self._run(self._maps, {**feeds, "size": given}), given)
+
     def resize(self, image: np.ndarray) -> np.ndarray:
-        """Resizes the shorter side of an image (H, W, 3), limited by the longer side."""
+        """Resizes an image (H, W, 3) as the model was tested.
+
+        That is its shorter side, limited by the longer side, if ``resize`` of the card is None.
+        """
         height, width = image.shape[:2]
+        if rule := self.card.get("resize"):
+            return bilinear(image, *rule.get("size") or budget_size((height, width), **rule))
         shorter, longest = self.card["min_size"], self.card["max_size"]
         if not shorter:
             return image
@@ -198,14 +231,19 @@ class OnnxModel:
         new_height, new_width = int(height * scale + 0.5), int(width * scale + 0.5)
         if self._shrink is not None and new_height * new_width < height * width:
             return self._shrink(image, new_height, new_width)
-        bilinear = Image.Resampling.BILINEAR
-        return np.asarray(Image.fromarray(image).resize((new_width, new_height), bilinear))
+        resample = Image.Resampling.BILINEAR
+        return np.asarray(Image.fromarray(image).resize((new_width, new_height), resample))
 
     def _noise(self, image_id: int) -> "TorchNoise":
         return TorchNoise(self.card["seed"] * 1_000_003 + image_id)
 
     def _encode(self, image: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """Computes the feature maps of an image (3, h, w); returns them and (h, w)."""
+        if self.features:
+            raise OnnxModelError(
+                "the model holds the heads alone and takes the activations "
+                f"{', '.join(self.features)} instead of an image. Export it without --heads-only."
+            )
         divisor, largest = self.card["divisor"], self.card["max_side"]
         size = np.array(image.shape[1:])
         height, width = (int(side) for side in -(-size // divisor) * divisor)
@@ -217,8 +255,26 @@ class OnnxModel:
         padded = np.empty((1, 3, height, width), np.float32)
         padded[:] = np.array(self.card["pixel_mean"], np.float32)[:, None, None]
         padded[0, :, : size[0], : size[1]] = image
-        feeds = {**self._unused, "image": padded}
-        return self._session.run(self._maps, feeds), size.astype(np.float32)
+        size = size.astype(np.float32)
+        return self._run(self._maps, {"image": padded, "size": size}), size
+
+    def _run(self, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Computes outputs from the inputs that they depend on."""
+        return self._session.run(outputs, {**self._unused, **feeds})
+
+    def _detect_regions(
+        self, maps: list[np.ndarray], size: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns boxes, scores and embeddings of a detector with two stages."""
+        given = {f"{name}_in": value for name, value in zip(self._maps, maps, strict=True)}
+        boxes, scores = self._run(["pred_boxes", "scores"], {**given, "size": size})
+        return boxes, scores, self._embed_regions(maps, boxes)
+
+    def _embed_regions(self, maps: list[np.ndarray], boxes: np.ndarray) -> np.ndarray:
+        if not len(boxes):
+            return np.zeros((0, self.embed_dim), np.float32)
+        given = {"reid_in": maps[self._maps.index("reid")], "boxes": np.asarray(boxes, np.float32)}
+        return self._run(["reid_feats"], given)[0]
 
     def _step(
         self,
@@ -231,7 +287,6 @@ class OnnxModel:
     ) -> list[np.ndarray]:
         """Returns boxes, scores, embeddings and the next signal of a denoising step."""
         feeds = {
-            **self._unused,
             **{f"{name}_in": value for name, value in zip(self._maps, maps, strict=True)},
             "size": size,
             "signal": signal[None],
@@ -240,8 +295,24 @@ class OnnxModel:
             "coefficients": np.array(coefficients, np.float32),
         }
         outputs = ["pred_boxes", "scores", "reid_feats", "next_signal"]
-        boxes, scores, feats, following = self._session.run(outputs, feeds)
+        boxes, scores, feats, following = self._run(outputs, feeds)
         return [boxes, scores, feats, following[0]]
+
+
+def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes an image (H, W, 3) to float32 without antialiasing, as PyTorch's ``interpolate``."""
+    image = image.astype(np.float32)
+    for axis, new in ((0, height), (1, width)):
+        old = image.shape[axis]
+        scale = np.float32(old) / np.float32(new)
+        place = (
+            (np.arange(new, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+        ).clip(0)
+        first = place.astype(np.int64)
+        share = (place - first).reshape([-1, 1, 1] if axis == 0 else [1, -1, 1])
+        second = np.minimum(first + 1, old - 1)
+        image = image.take(first, axis) * (1 - share) + image.take(second, axis) * share
+    return image
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:

@@ -27,13 +27,13 @@ def test_all_parts_at_tiny_size(tool, tmp_path, capsys):
     path = tmp_path / "results.json"
     arguments = ["--family", "tiny", "--size", "64", "--repeats", "2", "--device", "cpu"]
     arguments += ["--memory-sizes", "64", "128", "192", "--json", str(path)]
-    arguments += ["--parts", "frozen", "memory", "step", "--traceback"]
+    arguments += ["--parts", "frozen", "low", "memory", "step", "--traceback"]
     assert tool.main([*arguments, *SMALL_HEADS]) == 0
     results, shown = json.loads(path.read_text()), capsys.readouterr().out
     assert max(results["differences"].values()) < 1e-4
     assert all(row["median"] > 0 for row in results["rows"] if "median" in row)
     names = [row["name"] for row in results["rows"]]
-    for variant in ("(a)", "(b)", "(c)", "(d)", "compact", "latent cache", "feature cache"):
+    for variant in ("(a)", "(d)", "here, bfloat16", "compact", "latent cache", "feature cache"):
         assert any(variant in name for name in names) and variant in shown
     assert results["cache_mb"]["compact"] < results["cache_mb"]["feature"]
     assert {row["part"] for row in results["memory"]} > {"UNet, as in the release", "VAE"}

@@ -13,6 +13,7 @@ CONFIG = "PSDiff/tiny/psdiff_slim_synthetic.yaml"
     [
         (["--output", "m.pt"], "must end in .onnx or .pt2"),
         (["--output", "m.pt2", "--int8"], "require an .onnx file"),
+        (["--output", "m.onnx", "--heads-only", "--evaluate"], "requires the whole model"),
     ],
 )
 def test_wrong_arguments(arguments, message, capsys) -> None:

@@ -139,13 +139,18 @@ def minmax_normalize(maps: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
     Returns:
         (B, 1, H, W), 0 outside that part; a constant map becomes zeros.
     """
-    out = torch.zeros_like(maps)
-    for source, target, (height, width) in zip(maps, out, sizes, strict=True):
-        part = source[:, :height, :width]
-        low, high = part.aminmax()
-        # without a branch on the values, which would wait for the GPU
-        target[:, :height, :width] = (part - low) / (high - low).clamp_min(1e-20)
-    return out
+    inside = torch.zeros_like(maps, dtype=torch.bool)
+    for target, (height, width) in zip(inside, sizes, strict=True):
+        target[:, :height, :width] = True
+    return minmax_normalize_inside(maps, inside)
+
+
+def minmax_normalize_inside(maps: Tensor, inside: Tensor) -> Tensor:
+    """Like :func:`minmax_normalize`, with a mask (B, 1, H, W) of the cells of each image."""
+    low = maps.masked_fill(~inside, torch.inf).amin(dim=(1, 2, 3), keepdim=True)
+    high = maps.masked_fill(~inside, -torch.inf).amax(dim=(1, 2, 3), keepdim=True)
+    # without a branch on the values, which would wait for the GPU
+    return ((maps - low) / (high - low).clamp_min(1e-20)).masked_fill(~inside, 0)
 
 
 def _split_heads(x: Tensor, num_heads: int) -> Tensor:

@@ -19,7 +19,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffps.attention import minmax_normalize
+from diffps.attention import minmax_normalize, minmax_normalize_inside
 from diffps.cache import TensorCache, open_cache
 from diffps.compact import HiddenStateProjector
 from diffps.hooks import Layer, find_layers, list_layers
@@ -27,7 +27,7 @@ from diffps.latents import LatentNoiser, encode_moments, image_digest
 from diffps.loading import check_parts, open_folder, parse_dtype
 from diffps.text import TextConditioning, get_text
 from diffps.unet_forward import UNetFeatures, nonfinite_names
-from diffps.winograd import MIN_CHANNELS, use_winograd
+from diffps.winograd import MIN_CHANNELS, WinogradConv2d, use_winograd
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +194,50 @@ class DiffusionBackbone(Backbone):
         return self._collate(results, sizes, padded, images.device)
 
     @torch.no_grad()
+    def compute(self, image: Tensor, size: Tensor) -> dict[str, Tensor]:
+        """Runs VAE and UNet by operations on tensors alone, for ``torch.export``.
+
+        Args:
+            image: (1, 3, H, W), see :meth:`forward`; sides are multiples of
+                ``size_divisibility``.
+            size: (h, w) without padding, (2,).
+
+        Returns:
+            See :meth:`forward`.
+        """
+        latents = self._noiser(encode_moments(self._frozen[0], image), [""])
+        outputs = self._unet.run(latents, image.shape[2:])
+        features = {layer.name: outputs[layer.name].float() for layer in self.out_layers}
+        if self.map_layers:
+            maps = {layer.name: outputs[layer.name][0] for layer in self.map_layers}
+            attn = self._average_maps(maps, image.device)[None]
+            rows, columns = (torch.arange(n) for n in attn.shape[2:])
+            cells = (size / self.map_stride).ceil()
+            inside = (rows < cells[0])[:, None] & (columns < cells[1])
+            features[MAP] = minmax_normalize_inside(attn, inside.expand_as(attn))
+        return features
+
+    def check_exportable(self) -> list[nn.Module]:
+        """Returns VAE and UNet if :meth:`compute` can be exported.
+
+        Raises:
+            ValueError: If a setting cannot be exported.
+        """
+        for key, value, allowed in (
+            ("NOISE", self._noiser.noise, "none"),
+            ("VAE_SAMPLE", self._noiser.vae_sample, False),
+            ("DTYPE", str(self._unet.dtype).removeprefix("torch."), "float32"),
+            ("WINOGRAD", self._uses_winograd(), False),
+            ("CACHE.KIND", "none" if self._projector is None else "compact", "none"),
+        ):
+            if value != allowed:
+                raise ValueError(
+                    f"{_KEY}.{key} is {value}; the frozen model can only be exported with "
+                    f"{allowed}. The heads alone are exported with --heads-only."
+                )
+        return self._frozen
+
+    @torch.no_grad()
     def fill_cache(
         self, images: Tensor, image_sizes: Sequence[tuple[int, int]], keys: Sequence[str]
     ) -> None:
@@ -302,6 +346,9 @@ class DiffusionBackbone(Backbone):
         return sum(maps[1:], maps[0]) / len(maps)
 
     # ---- helpers ------------------------------------------------------------------------------
+    def _uses_winograd(self) -> bool:
+        return any(isinstance(m, WinogradConv2d) for part in self._frozen for m in part.modules())
+
     def _round_up(self, side: int) -> int:
         return -(-side // self._divisibility) * self._divisibility
 

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from diffps.backbone import DiffusionBackbone
 from diffps.cache import TensorCache
-from diffps.data import budget_size
 from diffps.latents import image_digest
 from person_search.data import build_mapper
+from person_search.utils.sizes import budget_size
 
 _HEADER_BYTES = 200  # of a small entry: name, shape and checksum, about
 _KEY = "MODEL.DIFFPS.BACKBONE.CACHE"

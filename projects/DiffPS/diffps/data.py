@@ -4,7 +4,6 @@
 Sizes are (height, width) in pixels.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +15,9 @@ from torch.nn import functional as F
 
 from diffps.latents import image_digest
 from person_search.data import MAPPER_REGISTRY, PersonSearchMapper
+from person_search.utils.sizes import SIZE_MULTIPLE, budget_size
 
 RESIZE_MODES = ("fixed", "budget", "shortest_edge")
-_MULTIPLE = 64
 
 
 class BilinearResize(T.Transform):
@@ -55,6 +54,10 @@ class ResizeTo(T.Augmentation):
         """Returns the transform of one image."""
         return BilinearResize(image.shape[:2], self.size)
 
+    def describe(self) -> dict[str, Any]:
+        """Returns the rule as plain types, for the card of an exported model."""
+        return {"size": self.size}
+
 
 class ResizeToBudget(T.Augmentation):
     """Resizes to the largest size of about the same aspect ratio within a number of pixels.
@@ -70,25 +73,9 @@ class ResizeToBudget(T.Augmentation):
         """Returns the transform of one image."""
         return BilinearResize(image.shape[:2], budget_size(image.shape[:2], self.max_pixels))
 
-
-def budget_size(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
-    """Returns the (height, width) in multiples of 64 that :class:`ResizeToBudget` resizes to.
-
-    Of the sizes with at most ``max_pixels`` it is the one with the largest product of the used
-    share of the budget and min(r, 1 / r), where r is the change of the aspect ratio.
-    """
-    aspect = size[1] / size[0]
-    best, best_value = (_MULTIPLE, _MULTIPLE), 0.0
-    for height in range(_MULTIPLE, max_pixels // _MULTIPLE + 1, _MULTIPLE):
-        ideal = height * aspect / _MULTIPLE
-        for width in {max(1, math.floor(ideal)) * _MULTIPLE, math.ceil(ideal) * _MULTIPLE}:
-            if height * width > max_pixels:
-                continue
-            ratio = width / height / aspect
-            value = height * width / max_pixels * min(ratio, 1 / ratio)
-            if value > best_value:
-                best, best_value = (height, width), value
-    return best
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`ResizeTo.describe`."""
+        return {"max_pixels": self.max_pixels}
 
 
 @MAPPER_REGISTRY.register()
@@ -146,10 +133,10 @@ def replace_resize(
     """
     if mode not in RESIZE_MODES:
         raise ValueError(f"MODEL.DIFFPS.INPUT.RESIZE is {mode!r}; allowed: {RESIZE_MODES}")
-    if len(size) != 2 or any(side <= 0 or side % _MULTIPLE for side in size):
+    if len(size) != 2 or any(side <= 0 or side % SIZE_MULTIPLE for side in size):
         raise ValueError(
             f"MODEL.DIFFPS.INPUT.SIZE is {list(size)}; it must be a height and a width that are "
-            f"multiples of {_MULTIPLE}."
+            f"multiples of {SIZE_MULTIPLE}."
         )
     if mode == "shortest_edge":
         return augmentations

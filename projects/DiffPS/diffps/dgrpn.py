@@ -151,10 +151,16 @@ class AttentionModulator(nn.Module):
         window = self.peak_window
         highest = F.max_pool2d(scores[:, None], window, stride=1, padding=window // 2)[:, 0]
         candidates = torch.where((scores > 0) & (scores == highest), scores, 0.0).flatten(1)
-        values, order = candidates.sort(dim=1, descending=True, stable=True)
-        values, order = values[:, : self.topk], order[:, : self.topk]
-        width = scores.shape[2]
-        peaks = torch.stack([order % width, order // width], dim=2)
+        if torch.compiler.is_exporting():  # ONNX has no stable sort, but its TopK is stable
+            count = torch.sym_min(candidates.shape[1], self.topk)
+            values, order = candidates.topk(count, dim=1)
+        else:
+            values, order = candidates.sort(dim=1, descending=True, stable=True)
+            values, order = values[:, : self.topk], order[:, : self.topk]
+        # by a table: ONNX has no division by a size
+        rows, columns = (torch.arange(n, device=scores.device) for n in scores.shape[1:])
+        table = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=2).flatten(0, 1)
+        peaks = table[order]
         return peaks, values > 0 if self.mask_empty_peaks else torch.ones_like(values).bool()
 
     def extents(self, scores: Tensor, peaks: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from detectron2.config import configurable
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from diffps.norm import RowNorm, no_rows
+from diffps.norm import RowNorm, is_empty, no_rows
 
 
 def split_evenly(total: int, parts: int) -> list[int]:
@@ -164,7 +164,7 @@ class MultiGranularityEmbedder(nn.Module):
         Returns:
             (N, D) float32 of unit length.
         """
-        if len(maps[0]) == 0:
+        if is_empty(maps[0]):
             # the last map, computed from the other one, ties both to the graph
             return no_rows(self, maps[-1].float(), self.embed_dim)
         parts = [embed(x) for embed, x in zip(self.maps, maps, strict=True)]

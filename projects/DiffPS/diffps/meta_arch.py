@@ -34,6 +34,7 @@ from diffps.res5 import Res5
 from diffps.resnet_activations import ResNetActivations  # noqa: F401
 from diffps.roi_heads import DiffPSROIHeads
 from person_search.modeling import run_by_size
+from person_search.modeling.export import ExportedModel
 
 _INITS = ("v1", "v2", "v2_keep_norm")
 
@@ -231,6 +232,12 @@ class DiffPS(nn.Module):
                 if "queries" in x:
                     output["query_feats"] = rows
         return outputs
+
+    def export(self, max_side: int, heads_only: bool = False) -> ExportedModel:
+        """Exports all parts; see :class:`person_search.modeling.export.Exports`."""
+        from diffps.export import export_model  # which imports this module
+
+        return export_model(self, max_side, heads_only)
 
 
 def initialize(scheme: str, *modules: nn.Module) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batch norm and whole modules on very few rows, or on none."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +19,11 @@ class RowNorm(nn.BatchNorm1d):
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
         return super().forward(x)
+
+
+def is_empty(x: Tensor) -> bool:
+    """Returns whether a tensor has no rows; an exported graph runs modules on any number."""
+    return not torch.compiler.is_exporting() and len(x) == 0
 
 
 def no_rows(module: nn.Module, x: Tensor, *shape: int) -> Tensor:

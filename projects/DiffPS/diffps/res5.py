@@ -12,7 +12,7 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from diffps.norm import no_rows
+from diffps.norm import is_empty, no_rows
 from person_search.utils.weight_files import read_weights
 
 
@@ -60,7 +60,7 @@ class Res5(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, 4 width, h/2, w/2)."""
-        if len(x) == 0:
+        if is_empty(x):
             h, w = ((side + 1) // 2 for side in x.shape[-2:])
             return no_rows(self, x, self.out_channels, h, w)
         return super().forward(x)

@@ -109,7 +109,12 @@ class ResNetActivations(Backbone):
         """
         # to whole cells of the coarsest activation, as in the diffusion model
         height, width = (-(-n // 64) * 64 for n in images.shape[2:])
-        images = F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]))
+        return self.compute(
+            F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]))
+        )
+
+    def compute(self, images: Tensor, size: Tensor | None = None) -> dict[str, Tensor]:
+        """See :meth:`diffps.backbone.DiffusionBackbone.compute`."""
         levels = self.trunk(images)
         return {name: self.project[name](levels[self._level_of[name]]) for name in self.project}
 

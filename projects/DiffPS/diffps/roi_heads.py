@@ -16,7 +16,7 @@ from diffps.norm import RowNorm
 from diffps.reid_head import ReIDHead
 from diffps.sampling import RoISampler
 
-_MIN_SIDE = 0.01  # pixels that the sides of a detection must exceed
+MIN_SIDE = 0.01  # pixels that the sides of a detection must exceed
 
 
 class PersonPredictor(FastRCNNOutputLayers):
@@ -106,7 +106,7 @@ class DiffPSROIHeads(StandardROIHeads):
         if not self.training:
             detected, losses = super().forward(images, features, proposals)
             # boxes that clipping has reduced to almost nothing are not detections
-            return [x[x.pred_boxes.nonempty(_MIN_SIDE)] for x in detected], losses
+            return [x[x.pred_boxes.nonempty(MIN_SIDE)] for x in detected], losses
         if targets is None:
             raise ValueError("DiffPSROIHeads needs the targets of all images in training")
         detected, losses = super().forward(images, features, proposals, targets)

@@ -90,7 +90,7 @@ class UNetFeatures:
             FloatingPointError: If activations are infinite or NaN. If ``on_nonfinite`` is
                 ``upcast``, float16 is first retried with attention in float32, which then stays.
         """
-        outputs = self._run(latents, image_size)
+        outputs = self.run(latents, image_size)
         bad = nonfinite_names(outputs)
         if (
             bad
@@ -104,7 +104,7 @@ class UNetFeatures:
                 "start, DTYPE bfloat16 avoids it."
             )
             self._upcast()
-            outputs = self._run(latents, image_size)
+            outputs = self.run(latents, image_size)
             bad = nonfinite_names(outputs)
         if bad:
             raise FloatingPointError(
@@ -115,7 +115,8 @@ class UNetFeatures:
             )
         return outputs
 
-    def _run(self, latents: Tensor, image_size: tuple[int, int]) -> dict[str, Tensor]:
+    def run(self, latents: Tensor, image_size: Sequence[int]) -> dict[str, Tensor]:
+        """Like :meth:`__call__`, without the check of the values."""
         batch, device = len(latents), latents.device
         context = self.text.context.to(device, self.dtype).expand(batch, -1, -1)
         height, width = latents.shape[2:]
@@ -130,7 +131,7 @@ class UNetFeatures:
         return {layer.name: outputs[layer.name] for layer in self.tap.layers}
 
     def _added_condition(
-        self, batch: int, image_size: tuple[int, int], device: torch.device
+        self, batch: int, image_size: Sequence[int], device: torch.device
     ) -> dict[str, Tensor] | None:
         """Returns the additional condition of SDXL: the whole image, uncropped, at its own size."""
         if self.text.pooled is None:

@@ -11,45 +11,15 @@ Shape shorthand: N proposals of an image, C channels, D embedding dimension.
 from typing import Any
 
 import torch
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from person_search.modeling.export import ExportedModel
-from person_search.modeling.pooling import levels_of
+from person_search.modeling.export import ExportedModel, OneImagePooler
 from psdiff.box_diffusion import boxes_to_norm, cosine_alphas_cumprod
 from psdiff.meta_arch import PSDiff
 from psdiff.sampler import SamplerSettings, sampling_times, unit_reid
 
 STEP_INPUTS = ("size", "signal", "noise", "t", "coefficients")
 STEP_OUTPUTS = ("pred_boxes", "scores", "reid_feats", "next_signal")
-
-
-class OneImagePooler(nn.Module):
-    """RoI pooling of one image whose number of boxes stays open in a traced graph.
-
-    Detectron2's pooler makes it a constant where it numbers the images.
-
-    Args:
-        pooler: Pooler to replace; its layers are used.
-    """
-
-    def __init__(self, pooler: ROIPooler) -> None:
-        super().__init__()
-        self.pooler = pooler
-
-    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
-        """Returns (M, C, P, P) for maps (1, C, H_l, W_l) and the boxes of the image."""
-        pooler, boxes = self.pooler, box_lists[0].tensor
-        rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], dim=1)
-        if len(x) == 1:
-            return pooler.level_poolers[0](x[0], rois)
-        levels = levels_of(pooler, box_lists)
-        pooled = x[0].new_zeros(boxes.shape[0], x[0].shape[1], *pooler.output_size)
-        for level, layer in enumerate(pooler.level_poolers):
-            (rows,) = (levels == level).nonzero(as_tuple=True)
-            pooled.index_put_((rows,), layer(x[level], rois[rows]))
-        return pooled
 
 
 class PSDiffGraph(nn.Module):

@@ -424,8 +424,10 @@ class PSDiff(nn.Module):
         calibration = self.latency.calibrate(self, settings, image_size)
         return steps_within(budget_ms, calibration, settings.steps)
 
-    def export(self, max_side: int) -> ExportedModel:
+    def export(self, max_side: int, heads_only: bool = False) -> ExportedModel:
         """Exports the backbone and one step; see :class:`person_search.modeling.export.Exports`."""
         from psdiff.export import export_model  # which imports this module
 
+        if heads_only:
+            raise ValueError("--heads-only: PSDiff has no frozen backbone; it is exported whole.")
         return export_model(self, max_side)

@@ -17,10 +17,10 @@ from random_diffusion import build_unet
 
 from diffps.cache_building import CacheCounts, check_room, estimate_cache, fill_cache, resized
 from diffps.compact import HiddenStateProjector
-from diffps.data import budget_size
 from diffps.hooks import find_layers, list_layers
 from person_search.config import build_config
 from person_search.data import build_mapper
+from person_search.utils.sizes import budget_size
 
 NAMES = ("cache_building_train", "cache_building_test")
 SIZES = ((60, 80), (90, 40), (60, 80))

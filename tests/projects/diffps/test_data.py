@@ -7,9 +7,10 @@ import torch
 from diffps_tiny import tiny_backbone_cfg
 from PIL import Image
 
-from diffps.data import BilinearResize, DiffPSMapper, budget_size, replace_resize
+from diffps.data import BilinearResize, DiffPSMapper, replace_resize
 from diffps.latents import image_digest
 from person_search.data import build_mapper
+from person_search.utils.sizes import budget_size
 
 
 @pytest.fixture
