@@ -319,8 +319,8 @@ class Labeling:
     def _resume(self) -> _State:
         """Returns the state in the file. Persons that the file does not cover are unlabeled."""
         document = read_json(self.output)
-        info = document.get("info")
-        before = info.get("min_score", self._min_score) if isinstance(info, dict) else None
+        info = document["info"] if isinstance(document.get("info"), dict) else {}
+        before = info.get("min_score", self._min_score)  # not in files of earlier versions
         if (
             type(before) not in (int, float)
             or info.get("description") != MARK
