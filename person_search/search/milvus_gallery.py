@@ -9,7 +9,7 @@ Shape shorthand: n persons of one image, D embedding dimension.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
