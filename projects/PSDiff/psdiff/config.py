@@ -82,7 +82,8 @@ def add_psdiff_config(cfg: CN) -> None:
     psdiff.TRUE_BOXES = 0.0
     # Share of iterations in which the noisy proposals are what a sampling step makes of the layer's
     # own predictions at noisier times, as in inference, instead of noise on the ground truth
-    # (step-unrolled denoising, Savinov et al. 2022). The first prediction has no gradient.
+    # (step-unrolled denoising, Savinov et al. 2022). The first prediction has no gradient, and
+    # reads no embedding of the teacher.
     psdiff.UNROLL = 0.0
     # Assignment of proposals to ground truths: "dynamic_k" or "hungarian".
     psdiff.MATCHER = "dynamic_k"

@@ -193,26 +193,26 @@ class PSDiff(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns noisy boxes in pixels, noisy embedding signals, and their times t.
 
-        In the share ``unroll`` of iterations they are those that a sampling step from a noisier
-        time leads to, from the predictions there.
+        In the share ``unroll`` of iterations they are those that a sampling step leads to from the
+        predictions at noisier times, which read boxes of these times and pure noise as embeddings.
+        A step keeps a part of its input: with a noisy embedding of the teacher there, that part
+        would contain the teacher's embedding, which inference never has.
         """
         if not self.unroll or torch.rand(()) >= self.unroll:
             return *self.noisy_proposals(targets, t), t
         later = torch.rand(t.shape, device=t.device) * (len(self.alphas_cumprod) - t)
         noisier = t + later.long()
-        *signals, fixed = self.noisy_signals(targets, noisier)
-        boxes = self._decode(signals[0], targets)
-        output = self._denoise(features, boxes, signals[1], noisier)
+        boxes_signal, reid_signal, fixed = self.noisy_signals(targets, noisier)
+        reid_signal = torch.randn_like(reid_signal)
+        boxes = self._decode(boxes_signal, targets)
+        output = self._denoise(features, boxes, reid_signal, noisier)
         norm = [boxes_to_norm(b, x.image_size) for b, x in zip(output.boxes, targets, strict=True)]
-        starts = (
-            self.codec.clamp_boxes(self.codec.encode_boxes(torch.stack(norm))),
-            self.codec.encode_reid(output.reid_feats),
-        )
-        boxes_signal, reid_signal = (
-            self._sampling_step(signal, start, noisier, t)
-            for signal, start in zip(signals, starts, strict=True)
-        )
-        boxes_signal = torch.where(fixed[:, None, None], signals[0], boxes_signal)
+        boxes_start = self.codec.clamp_boxes(self.codec.encode_boxes(torch.stack(norm)))
+        moved = self._sampling_step(boxes_signal, boxes_start, noisier, t)
+        boxes_signal = torch.where(fixed[:, None, None], boxes_signal, moved)
+        last = torch.full_like(t, len(self.alphas_cumprod) - 1)
+        reid_start = self.codec.encode_reid(output.reid_feats)
+        reid_signal = self._sampling_step(reid_signal, reid_start, last, t)
         # the pooling kernel crashes for boxes of NaN; the loss then ends the training
         return self._decode(boxes_signal.nan_to_num(), targets), reid_signal, t
 

@@ -102,9 +102,10 @@ def verdict(values: list[float]) -> str:
     """Returns whether a trend with these differences holds."""
     if not values:
         return "not measured"
-    if min(values) > 0:
-        return "holds"
-    return "holds on average" if sum(values) > 0 else "does not hold"
+    text = "does not hold"
+    if sum(values) > 0:
+        text = "holds" if min(values) > 0 else "holds on average"
+    return f"{text} (one seed)" if len(values) == 1 else text
 
 
 def signed(values: list[float]) -> str:

@@ -185,7 +185,7 @@ def test_true_boxes_get_no_noise_and_their_embeddings_do() -> None:
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_unrolled_proposals_are_those_of_a_sampling_step(eta) -> None:
     """The layer answers with constants, so that the step can be computed by hand."""
-    model = tiny_model(NUM_PROPOSALS=2, UNROLL=1.0, TRUE_BOXES=0.5, ETA=eta)
+    model = tiny_model(NUM_PROPOSALS=2, UNROLL=1.0, TRUE_BOXES=0.5, ETA=eta, SNR_REID=100.0)
     targets = [training_input(2)["instances"]] * 8
     features = model.backbone(torch.zeros(1, 3, 64, 64))
     answer = HeadOutput(
@@ -201,12 +201,13 @@ def test_unrolled_proposals_are_those_of_a_sampling_step(eta) -> None:
     assert torch.equal(times, t) and (noisier >= t).all() and (noisier <= 999).all()
     assert len(noisier.unique()) > 4 and noisier[-1] == 999
     ab = cosine_alphas_cumprod()
+    assert reid_before.abs().max() < 6  # noise without the teacher's embedding of length 100
     kept = [torch.equal(a, b) for a, b in zip(boxes, boxes_before, strict=True)]
     assert 0 < sum(kept[:-1]) < 7  # given boxes stay
     fresh = []
     for i in range(8):
         start = model.codec.encode_reid(answer.reid_feats[i])
-        now, then = ab[noisier[i]], ab[t[i]]
+        now, then = ab[-1], ab[t[i]]  # the embedding starts from pure noise
         std = eta * math.sqrt((1 - then) / (1 - now) * max(0.0, 1 - now / then))
         noise = (reid_before[i] - now.sqrt() * start) / (1 - now).sqrt()
         mean = then.sqrt() * start + math.sqrt(max(0.0, 1 - then - std**2)) * noise

@@ -25,6 +25,7 @@ def run(*mean_aps):
 
 RESULTS = {
     "parallel": {1: run(30, 31, 32, 33), 2: run(36, 36, 36, 35)},
+    "cascaded": {2: run(22, 23, 24, 26)},
     "skip": {2: run(38, 39, 40, 44), 1: run(31, 32, 33, 37), 3: run(1, 2, 3, 4)},
 }
 
@@ -45,6 +46,8 @@ def test_only_seeds_of_both_sides_are_compared(tool) -> None:
         (("parallel", 8), ("parallel", 1), [3, -1], "holds on average"),
         (("parallel", 8), ("skip", 8), [-4, -9], "does not hold"),
         (("skip", 8), ("imitation", 8), [], "not measured"),
+        (("cascaded", 8), ("cascaded", 1), [4], "holds (one seed)"),
+        (("cascaded", 8), ("parallel", 8), [-9], "does not hold (one seed)"),
     ],
 )
 def test_verdicts(tool, better, worse, differences, text) -> None:
