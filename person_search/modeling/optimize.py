@@ -25,6 +25,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_map_only
 
 from person_search.modeling.pooling import ChannelsLastPooler, is_replaceable
+from person_search.modeling.timm_fpn import TimmBackbone
 
 PRECISIONS = ("eager", "auto", "float32", "bfloat16", "float16")
 
@@ -87,13 +88,16 @@ def fold_batch_norms(module: nn.Module) -> int:
 
     Args:
         module: Module in eval mode. Frozen batch norms and ordinary ones in eval mode are folded,
-            in Detectron2's ``Conv2d`` and behind a convolution in ``nn.Sequential``.
+            in Detectron2's ``Conv2d``, behind a convolution in ``nn.Sequential``, and in the models
+            of timm.
 
     Returns:
         Number of folded norms.
     """
     folded = 0
-    for layer in module.modules():
+    for layer in list(module.modules()):
+        if isinstance(layer, TimmBackbone):
+            folded += layer.fold_norms(_fold_batch_norm)
         if isinstance(layer, Conv2d) and _fold_batch_norm(layer, layer.norm):
             layer.norm = None
             folded += 1

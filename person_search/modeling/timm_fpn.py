@@ -5,12 +5,14 @@ Features are named by their stride as in Detectron2: ``res2`` (stride 4) to ``re
 the FPN over them gives ``p2`` to ``p5``. timm is an optional dependency (extra ``timm``).
 """
 
+import copy
 import logging
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -113,6 +115,40 @@ class TimmBackbone(Backbone):
             for norm in self._norms():
                 norm.eval()
         return self
+
+    @torch.no_grad()
+    def fold_norms(self, fold: Callable[[nn.Conv2d, nn.Module], bool]) -> int:
+        """Folds batch norms into the convolutions before them, in place.
+
+        timm's blocks register a norm right behind its convolution. Whether they run in that order
+        is checked on noise; otherwise, nothing is folded.
+
+        Args:
+            fold: Folds a norm into a convolution; returns whether it could.
+
+        Returns:
+            Number of folded norms.
+        """
+        original, folded = copy.deepcopy(self.net), 0
+        for block in list(self.net.modules()):
+            for (_, conv), (name, norm) in pairwise(list(block.named_children())):
+                if isinstance(conv, nn.Conv2d) and fold(conv, norm):
+                    # norms of timm contain the activation
+                    rest = [getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)]
+                    setattr(block, name, nn.Sequential(*rest))
+                    folded += 1
+        if not folded:
+            return 0
+        noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        noise = noise.to(next(self.net.parameters()))
+        try:
+            pairs = zip(self.net(noise), original(noise), strict=True)
+            equal = all(torch.allclose(a, b, 1e-3, 1e-3 * float(b.abs().max())) for a, b in pairs)
+        except (AssertionError, RuntimeError):  # a model for images of one size
+            equal = False
+        if not equal:
+            self.net, folded = original, 0
+        return folded
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Computes the features.

@@ -11,6 +11,7 @@ from detectron2.modeling import build_backbone
 from torch import nn
 
 from person_search.config import add_person_search_config
+from person_search.modeling.optimize import fold_batch_norms
 from person_search.modeling.timm_fpn import TimmBackbone, create_timm_net, load_timm_weights
 
 timm = pytest.importorskip("timm")
@@ -42,6 +43,52 @@ def test_shapes_and_gradients(name) -> None:
     sum(feature.sum() for feature in outputs.values()).backward()
     without = [n for n, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
     assert not without, "trained parameters without gradient"
+
+
+def with_random_norms(name: str) -> TimmBackbone:
+    """A backbone in eval mode whose batch norms have statistics."""
+    net = timm.create_model(name, features_only=True)
+    torch.manual_seed(0)
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.uniform_(-0.2, 0.2)
+            norm.running_var.uniform_(0.5, 2.0)
+            norm.weight.data.uniform_(0.5, 1.5)
+            norm.bias.data.uniform_(-0.2, 0.2)
+    return TimmBackbone(net, ["res4"]).eval()
+
+
+# all norms; those of the first layer in each block read no convolution; without batch norms
+@pytest.mark.parametrize(
+    ("name", "folded"), [("mobilenetv2_035", 51), ("resnet18", 20), ("resnetv2_50", 32),
+                         ("convnext_atto", 0)],
+)  # fmt: skip
+@torch.no_grad()
+def test_folded_norms_keep_the_features(name, folded) -> None:
+    backbone, x = with_random_norms(name), torch.rand(1, 3, 64, 96)
+    wanted = backbone(x)["res4"]
+    assert fold_batch_norms(backbone) == folded
+    torch.testing.assert_close(backbone(x)["res4"], wanted, rtol=1e-3, atol=1e-4)
+
+
+class NormFirst(nn.Module):
+    """Registers a norm behind the convolution, but runs it before."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(64, 64, 3, padding=1), norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.norm(x))
+
+
+@torch.no_grad()
+def test_norms_in_another_order_stay() -> None:
+    backbone, x = with_random_norms("resnet18"), torch.rand(1, 3, 64, 96)
+    backbone.net.layer1[0] = NormFirst(backbone.net.layer1[0].bn1)
+    wanted = backbone(x)["res4"]
+    assert fold_batch_norms(backbone) == 0
+    assert torch.equal(backbone(x)["res4"], wanted)
 
 
 def test_frozen_stages_and_norms() -> None:
