@@ -204,9 +204,12 @@ def build_pipeline(sizes: TinySizes, family: str, prediction: str = "epsilon") -
 
 def _unet_config(sizes: TinySizes, family: str) -> dict[str, Any]:
     """Returns the arguments of ``UNet2DConditionModel`` for the topology of the family."""
+    coarsest = len(sizes.unet_channels) - 1
     config = {
         "sample_size": 8,
         "layers_per_block": sizes.unet_layers,
+        "down_block_types": ("CrossAttnDownBlock2D",) * coarsest + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * coarsest,
         "norm_num_groups": sizes.norm_groups,
         "block_out_channels": sizes.unet_channels,
         "attention_head_dim": sizes.unet_heads,  # diffusers reads it as the number of heads
