@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds SGD or AdamW, with per-parameter or full-model gradient clipping."""
+"""Builds SGD or (fused) AdamW, with per-parameter or full-model gradient clipping."""
+
+from functools import partial
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -9,6 +12,8 @@ from torch import nn
 
 OPTIMIZERS = ("SGD", "AdamW")
 CLIP_TYPES = ("value", "norm", "full_model")
+FUSED_DEVICES = {"cpu", "cuda"}
+"""Devices on which PyTorch updates all parameters in one kernel."""
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -48,11 +53,25 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             weight_decay=solver.WEIGHT_DECAY,
         )
     else:
-        optimizer = torch.optim.AdamW(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+        devices = {p.device.type for group in params for p in group["params"]}
+        fused = devices <= FUSED_DEVICES
+        optimizer = torch.optim.AdamW(
+            params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=fused
+        )
+        # a checkpoint may be of another device, or from before
+        optimizer.register_load_state_dict_pre_hook(partial(_set_fused, fused))
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
         add_full_model_clipping(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
         return optimizer
     return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def _set_fused(
+    fused: bool, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the state of an optimizer for one that is fused, or is not."""
+    groups = [{**group, "fused": fused} for group in state_dict["param_groups"]]
+    return {**state_dict, "param_groups": groups}
 
 
 def add_full_model_clipping(

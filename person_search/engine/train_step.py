@@ -207,6 +207,7 @@ class AMPStepTrainer(StepTrainer, AMPTrainer):
 
     def _update(self, done: list[Part]) -> None:
         self._stop_if_nothing_moves(done)
+        self.grad_scaler.unscale_(self.optimizer)  # a fused step would do so after the clipping
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 

@@ -48,6 +48,18 @@ class Exports(Protocol):
         """
 
 
+def image_of_cells(cells: Tensor) -> Tensor:
+    """Returns an image (1, 3, H, W) from the view that graphs take instead of it.
+
+    So a side is a multiple of the divisor by its form. As a condition on a side, or as a multiple
+    of a ``torch.export.Dim``, it makes the tracing of a UNet take hours.
+
+    Args:
+        cells: (1, 3, H / d, d, W / d, d) with the divisor d.
+    """
+    return cells.flatten(4, 5).flatten(2, 3)
+
+
 class OneImagePooler(nn.Module):
     """RoI pooling of one image whose number of boxes stays open in a traced graph.
 

@@ -236,7 +236,9 @@ def _optimize_part(part: nn.Module, dtype: torch.dtype, channels_last: bool) -> 
     def to_part(x: Tensor) -> Tensor:
         if not x.is_floating_point():
             return x
-        return x.to(dtype, memory_format=layout if x.dim() == 4 else torch.preserve_format)
+        # the first convolution converts an image itself, and does not keep a copy until the end
+        is_map = x.dim() == 4 and x.shape[1] > 3
+        return x.to(dtype, memory_format=layout if is_map else torch.preserve_format)
 
     def to_model(x: Tensor) -> Tensor:
         if not x.is_floating_point():

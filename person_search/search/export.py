@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_SIDE = 2048
 """Default of --max-side for models that do not resize images."""
 MAX_BYTES = 2**31 - 2**20
-"""Maximum size of the weights in an ONNX file, a message of protobuf."""
+"""Maximum size of the weights in an ONNX file, a message of protobuf; more go to another file."""
 
 
 def run_export(args: argparse.Namespace) -> int:
@@ -68,7 +68,9 @@ def run_export(args: argparse.Namespace) -> int:
         write_onnx(exported, args.output, values)
         if args.int8:
             quantize(args.output)
-    print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, sides up to {side} pixels")
+    files = [args.output, args.output.with_name(f"{args.output.name}.data")]
+    size = sum(file.stat().st_size for file in files if file.exists())
+    print(f"{args.output}: {size / 1e6:.1f} MB, sides up to {side} pixels")
     if args.heads_only:
         print(f"it takes {', '.join(exported.values['features'])} of the backbone, not an image")
     if args.evaluate:
@@ -79,22 +81,16 @@ def run_export(args: argparse.Namespace) -> int:
 def write_onnx(exported: ExportedModel, path: Path, values: dict[str, Any]) -> None:
     """Writes an exported model as an ONNX file.
 
+    Weights of more than 2 GB are written to a second file, ``<name>.onnx.data``, that must stay
+    beside the first.
+
     Args:
         exported: The model.
         path: File to write.
         values: Plain values for the metadata of the file, besides those of the model.
-
-    Raises:
-        ValueError: If the weights exceed the size of an ONNX file.
     """
     import torch
 
-    size = sum(weight.nbytes for weight in exported.program.state_dict.values())
-    if size > MAX_BYTES:
-        raise ValueError(
-            f"the weights take {size / 1e9:.1f} GB, but an ONNX file holds at most "
-            f"{MAX_BYTES / 1e9:.1f} GB. Export a .pt2 program, or the heads alone (--heads-only)."
-        )
     onnx_program = torch.onnx.export(
         exported.program,
         dynamo=True,
@@ -102,10 +98,10 @@ def write_onnx(exported: ExportedModel, path: Path, values: dict[str, Any]) -> N
         output_names=exported.output_names,
         verbose=False,
     )
-    proto = onnx_program.model_proto
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = "person_search", json.dumps({**values, **exported.values})
-    path.write_bytes(proto.SerializeToString())
+    entry = json.dumps({**values, **exported.values})
+    onnx_program.model.metadata_props["person_search"] = entry
+    size = sum(weight.nbytes for weight in exported.program.state_dict.values())
+    onnx_program.save(path, external_data=size > MAX_BYTES)
 
 
 def require_onnx() -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from person_search.utils.sizes import budget_size
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEY = "person_search"
 
 
@@ -98,8 +98,6 @@ class OnnxModel:
         side = self.card["divisor"]
         # Activations that the model takes instead of an image, with their channels and strides.
         self.features: dict[str, dict[str, int]] = self.card.get("features", {})
-        if not self.features:
-            self._unused["image"] = np.zeros((1, 3, side, side), np.float32)
         for name, shape in self.features.items():
             cells = side // shape["stride"]
             self._unused[name] = np.zeros((1, shape["channels"], cells, cells), np.float32)
@@ -255,8 +253,9 @@ class OnnxModel:
         padded = np.empty((1, 3, height, width), np.float32)
         padded[:] = np.array(self.card["pixel_mean"], np.float32)[:, None, None]
         padded[0, :, : size[0], : size[1]] = image
+        cells = padded.reshape(1, 3, height // divisor, divisor, width // divisor, divisor)
         size = size.astype(np.float32)
-        return self._run(self._maps, {"image": padded, "size": size}), size
+        return self._run(self._maps, {"image": cells, "size": size}), size
 
     def _run(self, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Computes outputs from the inputs that they depend on."""

@@ -62,6 +62,18 @@ def test_float32_equals_the_original(detector, batch) -> None:
 
 
 @torch.no_grad()
+def test_an_image_is_not_copied(detector) -> None:
+    """The copy would stay until the end, but its layout is that of the maps from there on."""
+    x, seen = torch.randn(1, 3, 64, 96), []
+    fast = optimize_for_inference(detector, "float32")
+    fast.backbone.register_forward_pre_hook(lambda module, args: seen.append(*args))
+    fast.backbone.stem.register_forward_hook(lambda module, args, out: seen.append(out))
+    fast(x)
+    assert seen[0].data_ptr() == x.data_ptr()
+    assert seen[1].is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
 def test_bfloat16_is_close_and_float32_outside(detector, monkeypatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     x = torch.randn(1, 3, 64, 96)

@@ -206,7 +206,8 @@ class DiffusionBackbone(Backbone):
             See :meth:`forward`.
         """
         latents = self._noiser(encode_moments(self._frozen[0], image), [""])
-        outputs = self._unet.run(latents, image.shape[2:])
+        # a tracer does not survive the exception that would end the forward pass of the UNet
+        outputs = self._unet.run(latents, image.shape[2:], truncate=False)
         features = {layer.name: outputs[layer.name].float() for layer in self.out_layers}
         if self.map_layers:
             maps = {layer.name: outputs[layer.name][0] for layer in self.map_layers}

@@ -19,7 +19,7 @@ from torchvision.ops import nms
 from diffps.backbone import MAP, DiffusionBackbone
 from diffps.meta_arch import DiffPS
 from diffps.roi_heads import MIN_SIDE
-from person_search.modeling.export import ExportedModel, OneImagePooler
+from person_search.modeling.export import ExportedModel, OneImagePooler, image_of_cells
 
 OUTPUTS = ("pred_boxes", "scores", "reid_feats")
 
@@ -52,9 +52,9 @@ class DiffPSGraph(nn.Module):
         """Computes the maps of an image, and detections and embeddings on given maps.
 
         Args:
-            inputs: Image (1, 3, H, W), 0 to 255, padded at the right and below with the pixel mean;
-                or the activations ``names``, (1, C, H_l, W_l) each, of which ``attn`` is (1, 1,
-                H_l, W_l) in [0, 1].
+            inputs: Image, 0 to 255, padded at the right and below with the pixel mean, see
+                :func:`image_of_cells`; or the activations ``names``, (1, C, H_l, W_l) each, of
+                which ``attn`` is (1, 1, H_l, W_l) in [0, 1].
             size: Height and width of the image without padding (2,).
             maps: The maps ``maps``, (1, C, H, W) each.
             boxes: Boxes to embed (Q, 4), in pixels of the image.
@@ -76,7 +76,7 @@ class DiffPSGraph(nn.Module):
         if self.heads_only:
             features = dict(zip(self.names, inputs, strict=True))
         else:
-            image = (inputs[0] - model.pixel_mean) / model.pixel_std
+            image = (image_of_cells(inputs[0]) - model.pixel_mean) / model.pixel_std
             features = model.backbone.compute(image, size)
         return model.detection_maps(features) | {"reid": model.msfrn(features)}
 
@@ -136,19 +136,19 @@ def export_model(model: DiffPS, max_side: int, heads_only: bool) -> ExportedMode
     graph = DiffPSGraph(model, heads_only)
     divisor, spec = model.backbone.size_divisibility, model.backbone.output_shape()
     # 3 x 5 cells and 11 boxes: sizes of an example must not coincide with constants
-    image = torch.full((1, 3, 3 * divisor, 5 * divisor), 100.0)
-    size = torch.tensor(image.shape[-2:], dtype=torch.float32)
-    inputs = [image]
+    inputs = [torch.full((1, 3, 3, divisor, 5, divisor), 100.0)]
+    size = torch.tensor([3.0 * divisor, 5.0 * divisor])
     with torch.no_grad():
         if heads_only:
             inputs = [
                 torch.rand(
-                    1, spec[n].channels, *(side // spec[n].stride for side in image.shape[2:])
+                    1, spec[n].channels, *(cells * divisor // spec[n].stride for cells in (3, 5))
                 )
                 for n in graph.names
             ]
         computed = graph.encode(inputs, size)
-        any_size = torch.export.Dim.DYNAMIC  # a multiple of a Dim takes minutes to trace
+        any_size = torch.export.Dim.DYNAMIC
+        axes = (2, 3) if heads_only else (2, 4)
         reid_head = model.roi_heads.reid_head
         pooler, reid_head.pooler = reid_head.pooler, OneImagePooler(reid_head.pooler)
         try:
@@ -156,7 +156,7 @@ def export_model(model: DiffPS, max_side: int, heads_only: bool) -> ExportedMode
                 graph,
                 (inputs, size, [computed[name] for name in graph.maps], torch.rand(11, 4) * 50),
                 dynamic_shapes=(
-                    [{2: any_size, 3: any_size} for _ in inputs],
+                    [dict.fromkeys(axes, any_size) for _ in inputs],
                     {},
                     [{2: any_size, 3: any_size} for _ in graph.maps],
                     {0: any_size},

@@ -43,6 +43,7 @@ class TinySizes:
     Attributes:
         unet_channels: Channels per resolution; ``sdxl`` uses the first three.
         unet_heads: Attention heads per resolution.
+        unet_layers: Layers of a block.
         vae_channels: Channels of the VAE per resolution.
         text_width: Width of the text encoder.
         text_layers: Layers of the text encoder.
@@ -54,6 +55,7 @@ class TinySizes:
 
     unet_channels: tuple[int, ...] = (16, 24, 32, 32)
     unet_heads: tuple[int, ...] = (2, 3, 4, 4)
+    unet_layers: int = 2
     vae_channels: tuple[int, ...] = (8, 8, 16, 16)
     text_width: int = 32
     text_layers: int = 2
@@ -202,9 +204,12 @@ def build_pipeline(sizes: TinySizes, family: str, prediction: str = "epsilon") -
 
 def _unet_config(sizes: TinySizes, family: str) -> dict[str, Any]:
     """Returns the arguments of ``UNet2DConditionModel`` for the topology of the family."""
+    coarsest = len(sizes.unet_channels) - 1
     config = {
         "sample_size": 8,
-        "layers_per_block": 2,
+        "layers_per_block": sizes.unet_layers,
+        "down_block_types": ("CrossAttnDownBlock2D",) * coarsest + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * coarsest,
         "norm_num_groups": sizes.norm_groups,
         "block_out_channels": sizes.unet_channels,
         "attention_head_dim": sizes.unet_heads,  # diffusers reads it as the number of heads

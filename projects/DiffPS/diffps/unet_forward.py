@@ -90,7 +90,7 @@ class UNetFeatures:
             FloatingPointError: If activations are infinite or NaN. If ``on_nonfinite`` is
                 ``upcast``, float16 is first retried with attention in float32, which then stays.
         """
-        outputs = self.run(latents, image_size)
+        outputs = self.run(latents, image_size, self.truncate)
         bad = nonfinite_names(outputs)
         if (
             bad
@@ -104,7 +104,7 @@ class UNetFeatures:
                 "start, DTYPE bfloat16 avoids it."
             )
             self._upcast()
-            outputs = self.run(latents, image_size)
+            outputs = self.run(latents, image_size, self.truncate)
             bad = nonfinite_names(outputs)
         if bad:
             raise FloatingPointError(
@@ -115,12 +115,12 @@ class UNetFeatures:
             )
         return outputs
 
-    def run(self, latents: Tensor, image_size: Sequence[int]) -> dict[str, Tensor]:
+    def run(self, latents: Tensor, image_size: Sequence[int], truncate: bool) -> dict[str, Tensor]:
         """Like :meth:`__call__`, without the check of the values."""
         batch, device = len(latents), latents.device
         context = self.text.context.to(device, self.dtype).expand(batch, -1, -1)
         height, width = latents.shape[2:]
-        with self.tap.record((height, width), self.truncate) as outputs:
+        with self.tap.record((height, width), truncate) as outputs:
             self.unet(
                 latents.to(self.dtype),
                 torch.tensor(float(self.timestep), device=device),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from person_search.modeling.export import ExportedModel, OneImagePooler
+from person_search.modeling.export import ExportedModel, OneImagePooler, image_of_cells
 from psdiff.box_diffusion import boxes_to_norm, cosine_alphas_cumprod
 from psdiff.meta_arch import PSDiff
 from psdiff.sampler import SamplerSettings, sampling_times, unit_reid
@@ -51,7 +51,7 @@ class PSDiffGraph(nn.Module):
 
     def forward(
         self,
-        image: Tensor,
+        cells: Tensor,
         maps: list[Tensor],
         size: Tensor,
         signal: Tensor,
@@ -62,7 +62,8 @@ class PSDiffGraph(nn.Module):
         """Computes the maps of an image, and one step on given maps.
 
         Args:
-            image: Image (1, 3, H, W), 0 to 255, padded at the right and below with the pixel mean.
+            cells: Image, 0 to 255, padded at the right and below with the pixel mean, see
+                :func:`image_of_cells`.
             maps: Feature maps of each level, (1, C, H_l, W_l).
             size: Size (h, w) of the image without padding, float32.
             signal: Box and embedding signals (1, N, 4 + D).
@@ -76,7 +77,8 @@ class PSDiffGraph(nn.Module):
             norm, and the next signal (1, N, 4 + D).
         """
         model, head, codec = self.model, self.model.head, self.model.codec
-        computed = model.backbone((image - model.pixel_mean) / model.pixel_std)
+        image = (image_of_cells(cells) - model.pixel_mean) / model.pixel_std
+        computed = model.backbone(image)
         boxes_signal, reid_signal = signal.split([4, model.embed_dim], dim=-1)
         output = head(
             dict(zip(head.in_features, maps, strict=True)),
@@ -120,39 +122,32 @@ def export_graph(model: PSDiff, max_side: int) -> torch.export.ExportedProgram:
         any multiples of the divisor of the backbone; the number of proposals is any.
     """
     graph, divisor = PSDiffGraph(model), model.backbone.size_divisibility
-    cells = [torch.export.Dim(name, min=1, max=max_side // divisor) for name in ("rows", "columns")]
+    sides = [torch.export.Dim(name, min=1, max=max_side // divisor) for name in ("rows", "columns")]
+    any_size = torch.export.Dim.DYNAMIC
     # 5 x 7 cells and 11 proposals: sizes of an example must not coincide with constants
-    image = torch.zeros(1, 3, 5 * divisor, 7 * divisor)
+    cells = torch.zeros(1, 3, 5, divisor, 7, divisor)
     pooler, model.head.pooler = model.head.pooler, OneImagePooler(model.head.pooler)
     try:
-        return _export(graph, model, image, cells)
+        with torch.no_grad():
+            computed = model.backbone(image_of_cells(cells))
+            maps = [computed[name].contiguous() for name in model.head.in_features]
+            signal, size = torch.zeros(1, 11, 4 + model.embed_dim), torch.tensor([90.0, 200.0])
+            return torch.export.export(
+                graph,
+                (cells, maps, size, signal, signal.clone(), torch.tensor([999]), torch.ones(3)),
+                dynamic_shapes=(
+                    {2: sides[0], 4: sides[1]},
+                    [{2: any_size, 3: any_size} for _ in maps],
+                    {},
+                    {1: any_size},
+                    {1: any_size},
+                    {},
+                    {},
+                ),
+                strict=False,
+            )
     finally:
         model.head.pooler = pooler
-
-
-def _export(
-    graph: PSDiffGraph, model: PSDiff, image: Tensor, cells: list[torch.export.Dim]
-) -> torch.export.ExportedProgram:
-    divisor, any_size = model.backbone.size_divisibility, torch.export.Dim.DYNAMIC
-    with torch.no_grad():
-        computed = model.backbone(image)
-        maps = [computed[name].contiguous() for name in model.head.in_features]
-        signal = torch.zeros(1, 11, 4 + model.embed_dim)
-        size = torch.tensor(image.shape[-2:], dtype=torch.float32)
-        return torch.export.export(
-            graph,
-            (image, maps, size, signal, signal.clone(), torch.tensor([999]), torch.ones(3)),
-            dynamic_shapes=(
-                {2: divisor * cells[0], 3: divisor * cells[1]},
-                [{2: any_size, 3: any_size} for _ in maps],
-                {},
-                {1: any_size},
-                {1: any_size},
-                {},
-                {},
-            ),
-            strict=False,
-        )
 
 
 def describe(model: PSDiff, max_side: int) -> dict[str, Any]:

@@ -16,7 +16,13 @@ from psdiff_tiny import tiny_model
 from person_search.search.export import write_onnx
 from person_search.search.identity import ModelIdentity
 from person_search.search.onnx_embedder import OnnxEmbedder
-from person_search.search.onnx_model import OnnxModel, OnnxModelError, TorchNoise, suppress
+from person_search.search.onnx_model import (
+    FORMAT_VERSION,
+    OnnxModel,
+    OnnxModelError,
+    TorchNoise,
+    suppress,
+)
 from psdiff.box_diffusion import SignalCodec
 from psdiff.export import (
     PSDiffGraph,
@@ -43,7 +49,7 @@ def exported(model):
 def onnx_file(exported, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("export") / "model.onnx"
     values = {
-        "version": 1,
+        "version": FORMAT_VERSION,
         "precision": "float32",
         "image_format": "BGR",
         "min_size": 60,
@@ -101,9 +107,10 @@ def test_a_large_image_is_resized_and_its_boxes_are_scaled_back(onnx_file) -> No
 
 def test_torch_program_gives_the_same_step(model, exported) -> None:
     torch.manual_seed(0)
+    d = model.backbone.size_divisibility
     maps = [torch.randn(1, 16, 24, 16), torch.randn(1, 16, 12, 8)]
     inputs = (
-        torch.rand(1, 3, 96, 64) * 255,
+        torch.rand(1, 3, 96 // d, d, 64 // d, d) * 255,
         maps,
         torch.tensor([93.0, 60.0]),
         torch.randn(1, 12, 20),
@@ -182,7 +189,7 @@ def test_unusable_files(onnx_file, tmp_path) -> None:
     def new_version(props) -> None:
         props[0].value = json.dumps({**json.loads(props[0].value), "version": 9})
 
-    with pytest.raises(OnnxModelError, match="has version 9; this program reads version 1"):
+    with pytest.raises(OnnxModelError, match="has version 9; this program reads version 2"):
         OnnxModel(edited(onnx_file, tmp_path / "a.onnx", new_version))
     without = edited(onnx_file, tmp_path / "b.onnx", lambda props: props.pop())
     with pytest.raises(OnnxModelError, match="has no metadata 'person_search'"):
