@@ -40,6 +40,8 @@ EXTRAS = {
     "hub": ["huggingface_hub>=0.25"],
     # Galleries in Milvus, a vector database: the client, and the embedded engine.
     "milvus": ["pymilvus>=2.5", "milvus-lite>=2.4.10; sys_platform != 'win32'"],
+    # Images at URLs in person-search: s3://, gs://, https://.
+    "fsspec": ["fsspec[gs,http,s3]>=2024.6"],
     # HEIC images in person-search; AVIF needs Pillow 11.3 or later.
     "heif": ["pillow-heif>=0.16"],
     # Models of person-search export; onnxscript writes them.

@@ -33,6 +33,7 @@ SECONDS_BETWEEN_SIGNS = 5
 SECONDS_OF_SILENCE = 40
 """A machine is lost if it has given no sign of life for this long."""
 DEFAULT_PORT = 29500
+AGAIN = "Start again to continue (a training with --resume)."
 
 _LOST_CONNECTION = re.compile(
     r"gloo/transport|ncclRemoteError|onnection (?:closed|reset)|roken pipe"
@@ -223,7 +224,7 @@ def launch(
             sys.exit(e.exit_code)
         cause = ", for example where the memory is full" if e.signal_name == "SIGKILL" else ""
         print(f"error: process {e.error_index} of this machine ended by {e.signal_name}{cause}; "
-              "the others were stopped.", file=sys.stderr)  # fmt: skip
+              f"the others were stopped. {AGAIN}", file=sys.stderr)  # fmt: skip
         sys.exit(128 - e.exit_code)
 
 
@@ -349,7 +350,8 @@ def _run_watched(
         if not lost:
             raise
         print(f"error (process {comm.get_rank()} of {comm.get_world_size()}): the connection to "
-              f"another process broke; its own message tells why. ({str(e).splitlines()[0]})",
+              f"another process broke; its own message tells why ({str(e).splitlines()[0]}). "
+              f"{AGAIN}",
               file=sys.stderr, flush=True)  # fmt: skip
         raise SystemExit(1) from e
     finally:
@@ -407,8 +409,8 @@ def _watch_machines(
 
 def _end_lost(what: str) -> NoReturn:
     print(f"error (process {comm.get_rank()} of {comm.get_world_size()}): {what} has given no sign "
-          f"of life for {SECONDS_OF_SILENCE} s. It or its network is lost, so this run ends.",
-          file=sys.stderr, flush=True)  # fmt: skip
+          f"of life for {SECONDS_OF_SILENCE} s. It or its network is lost, so this run ends. "
+          f"{AGAIN}", file=sys.stderr, flush=True)  # fmt: skip
     os._exit(1)
 
 

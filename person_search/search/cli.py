@@ -22,6 +22,7 @@ from pathlib import Path
 
 from person_search.cli import add_common_options, add_launch_options, run_program
 from person_search.search.locations import MilvusAddress, parse_location
+from person_search.search.remote import Place, parse_place
 
 COMMANDS = {
     "index": "add images and videos to a gallery",
@@ -98,10 +99,17 @@ def _gallery(text: str) -> Path | MilvusAddress:
         raise argparse.ArgumentTypeError(str(e)) from e
 
 
+def _place(text: str) -> Place:
+    try:
+        return parse_place(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
+
+
 def _add_index(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--source", required=True, action="append", type=Path, metavar="PATH",
-        help="folder, image or video to index; may be repeated")  # fmt: skip
+    add("--source", required=True, action="append", type=_place, metavar="PATH",
+        help="folder, image or video to index, also at s3://...; may be repeated")  # fmt: skip
     add("--recursive", action="store_true", help="include subfolders of the sources")
     sampling = parser.add_mutually_exclusive_group()
     sampling.add_argument("--every", type=float, default=1.0, metavar="SECONDS",
@@ -217,7 +225,7 @@ def _add_page(parser: argparse.ArgumentParser) -> None:
 
 def _add_forget(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--source", action="append", default=[], type=Path, metavar="PATH",
+    add("--source", action="append", default=[], type=_place, metavar="PATH",
         help="folder, image or video to delete from the gallery; may be repeated")  # fmt: skip
     add("--results", type=Path, metavar="FILE",
         help="results.jsonl of a search, of which --rank selects persons to delete")  # fmt: skip

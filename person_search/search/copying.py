@@ -4,13 +4,13 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from person_search.search.entries import END_OF_VIDEO, Entry, checksum
 from person_search.search.errors import GalleryDamagedError
 from person_search.search.progress import Progress
+from person_search.search.remote import Place
 from person_search.search.store import GalleryStore
 
 TOGETHER = 64
@@ -50,7 +50,7 @@ def copy(source: GalleryStore, target: GalleryStore, progress: bool | None = Non
     target.manifest.model.require(source.manifest.model, target.location, detection=True)
     report, damage = CopyReport(), None
     # file -> its version -> what the target has of it; two versions if a file changed meanwhile
-    present: dict[tuple[Path, str], dict[tuple[int, int], set[Entry]]] = defaultdict(
+    present: dict[tuple[Place, str], dict[tuple[int, int], set[Entry]]] = defaultdict(
         lambda: defaultdict(set)
     )
     for entry in target.entries():
@@ -110,7 +110,7 @@ def _ends_last(source: GalleryStore) -> Iterator[tuple[Entry, np.ndarray, np.nda
     yield from ends
 
 
-def _file(store: GalleryStore, entry: Entry) -> tuple[Path, str]:
+def _file(store: GalleryStore, entry: Entry) -> tuple[Place, str]:
     return store.root_path(entry.root).resolve(), entry.path
 
 

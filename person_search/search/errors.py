@@ -22,5 +22,9 @@ class UnsafePathError(GalleryError):
     """An entry names a file outside the indexed folder."""
 
 
+class RemoteError(GalleryError):
+    """Images at a URL cannot be listed or read now; nothing is known about the images."""
+
+
 class ImageChangedError(GalleryError):
     """An image has another size in pixels than when it was indexed, so its boxes do not fit."""

@@ -27,6 +27,7 @@ from person_search.search.errors import GalleryDamagedError, GalleryError
 from person_search.search.file_lock import FileLock
 from person_search.search.identity import ModelIdentity
 from person_search.search.names import to_stored
+from person_search.search.remote import Place, RemotePath
 from person_search.search.segment import (
     LOG,
     SegmentContents,
@@ -112,7 +113,7 @@ class FolderStore(GalleryStore):
         self.manifest = replace(self.manifest, **changes)  # type: ignore[arg-type]
         write_atomically(self.folder / MANIFEST, self.manifest.to_bytes(), durable=True)
 
-    def add_root(self, root: Path) -> int:
+    def add_root(self, root: Place) -> int:
         """Returns the index of a folder of images, adding it if it is new; requires the lock."""
         root, folder = root.resolve(), self.folder.resolve()
         # what lies beside the gallery may be moved together with it
@@ -127,9 +128,11 @@ class FolderStore(GalleryStore):
         """See :class:`GalleryStore`."""
         return dict(enumerate(self.manifest.roots))
 
-    def root_path(self, root: int) -> Path:
+    def root_path(self, root: int) -> Place:
         """See :class:`GalleryStore`; a relative folder starts at the gallery."""
         path = super().root_path(root)
+        if isinstance(path, RemotePath):
+            return path
         name = self.manifest.roots[root]
         if name not in self._root_paths:
             self._root_paths[name] = Path(os.path.normpath(self.folder.resolve() / path))

@@ -9,15 +9,15 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from person_search.search.errors import ImageChangedError, UnsafePathError
+from person_search.search.errors import ImageChangedError, RemoteError, UnsafePathError
 from person_search.search.identity import ModelIdentity
 from person_search.search.images import read_image
 from person_search.search.names import printable
+from person_search.search.remote import Place, local_copy
 from person_search.search.store import GalleryStore
 from person_search.search.table import (
     GalleryImage,
@@ -130,7 +130,7 @@ class Gallery(ABC):
             matches: Matches as in ``results.jsonl``. Those that the gallery lacks stay as they are.
         """
 
-    def image_path(self, key: str) -> Path:
+    def image_path(self, key: str) -> Place:
         """Returns the path of an image; see :meth:`GalleryStore.image_path`."""
         image = self.image(key)
         return self.store.image_path(image.root, image.path)
@@ -139,7 +139,7 @@ class Gallery(ABC):
         """Whether the file of an image has changed since it was indexed; False if it is missing."""
         try:
             status = self.image_path(key).stat()
-        except (OSError, UnsafePathError):
+        except (OSError, UnsafePathError, RemoteError):
             return False
         return (status.st_size, status.st_mtime_ns) != self.image(key).file_state
 
@@ -151,12 +151,14 @@ class Gallery(ABC):
 
         Raises:
             FileNotFoundError: If the file does not exist.
+            RemoteError: If the server of the file is away or refuses.
             BadImageError: If the file is unreadable.
             ImageChangedError: If the image has another size in pixels than when it was indexed.
             UnsafePathError: If the file lies outside the indexed folder.
         """
         path, image = self.image_path(key), self.image(key)
-        pixels = read_image(path) if image.frame is None else read_frame(path, image.frame)
+        with local_copy(path) as local:
+            pixels = read_image(local) if image.frame is None else read_frame(local, image.frame)
         if 0 not in image.size and pixels.shape[:2] != image.size:
             height, width = image.size
             raise ImageChangedError(

@@ -36,6 +36,7 @@ from person_search.search.fit import describe_misfit
 from person_search.search.images import read_image
 from person_search.search.names import from_stored, printable
 from person_search.search.progress import Progress
+from person_search.search.remote import Place, local_copy
 from person_search.search.sources import Listing, OriginRules, Source
 from person_search.search.store import GalleryStore, ImageWriter
 from person_search.search.videos import VideoState, count_samples, sample_video
@@ -321,7 +322,7 @@ def _make_plan(
     return _Plan(run, writers, tasks, removed, len(candidates) - len(tasks))
 
 
-def _is_missing(file: Path) -> bool:
+def _is_missing(file: Place) -> bool:
     """Whether a file has been removed or replaced by a folder; not if it cannot be accessed."""
     try:
         return not stat.S_ISREG(file.stat().st_mode)
@@ -357,7 +358,9 @@ def _work(
     """Does the share of one process."""
     report = IndexReport()
     total = sum(
-        count_samples(task.source.file, options.every) if task.source.is_video else 1
+        count_samples(task.source.file, options.every)
+        if task.source.is_video and isinstance(task.source.root, Path)
+        else 1  # a video at a URL is not copied twice
         for task in plan.tasks
     )
     total = -(-total // len(plan.writers))
@@ -480,14 +483,16 @@ def _read_image(
     """Reads an image file."""
     file, start = str(task.source.file), time.perf_counter()
     try:
-        image = read_image(file, embedder.image_format)
-        with Image.open(file) as header:
-            own = is_own_drawing(header)
+        with local_copy(task.source.file) as local:
+            image = read_image(local, embedder.image_format)
+            with Image.open(local) as header:
+                own = is_own_drawing(header)
+            origin = options.origins.of(task.source, local)
     except (BadImageError, OSError) as e:
         return _Read(file, task.entry(run, error=str(e)))
     if own:
         return _Read(file, task.entry(run, removed=True) if task.changed else None)
-    origin, (height, width) = options.origins.of(task.source), image.shape[:2]
+    height, width = image.shape[:2]
     entry = task.entry(run, time=origin.time, camera=origin.camera, width=width, height=height)
     return _prepare(_Read(file, entry), image, embedder, report, start)
 
@@ -552,26 +557,27 @@ def _read_video(
     origin = options.origins.of(task.source)
     try:
         have = frozenset() if task.changed else task.have
-        for frame in sample_video(file, options.every, have, state):
-            image = frame.image
-            if image is None:
-                continue
-            height, width = image.shape[:2]
-            entry = task.entry(
-                run,
-                frame=frame.index,
-                offset=round(frame.offset, 3),
-                time=None if origin.time is None else origin.time + frame.offset,
-                camera=origin.camera,
-                width=width,
-                height=height,
-            )
-            if image_format == "BGR":
-                image = np.ascontiguousarray(image[:, :, ::-1])
-            yield _Read(file, entry), image
+        with local_copy(task.source.file) as local:
+            for frame in sample_video(local, options.every, have, state):
+                image = frame.image
+                if image is None:
+                    continue
+                height, width = image.shape[:2]
+                entry = task.entry(
+                    run,
+                    frame=frame.index,
+                    offset=round(frame.offset, 3),
+                    time=None if origin.time is None else origin.time + frame.offset,
+                    camera=origin.camera,
+                    width=width,
+                    height=height,
+                )
+                if image_format == "BGR":
+                    image = np.ascontiguousarray(image[:, :, ::-1])
+                yield _Read(file, entry), image
         if state.error:
             error = f"the video '{file}' {state.error}; these are in the gallery."
-    except BadImageError as e:
+    except (BadImageError, FileNotFoundError) as e:
         error = str(e)
     end = task.entry(run, frame=END_OF_VIDEO, error=error, every=options.every)
     yield _Read(file, end), None

@@ -377,7 +377,12 @@ def _list_images(gallery: Gallery, folder: Path) -> tuple[list[_Image], int]:
         if image.frame is not None:
             left_out += 1
             continue
-        path = gallery.image_path(image.key).absolute()
+        place = gallery.image_path(image.key)
+        if not isinstance(place, Path):
+            raise GalleryError(
+                f"a data set names local files, and '{place}' is none; index copies."
+            )
+        path = place.absolute()
         inside = path.is_relative_to(folder)
         name = path.relative_to(folder).as_posix() if inside else path.as_posix()
         stored = os.fsencode(name).decode("utf-8", "surrogateescape")

@@ -14,6 +14,7 @@ from person_search.search.entries import Entry
 from person_search.search.errors import GalleryError, UnsafePathError
 from person_search.search.gallery import same_boxes
 from person_search.search.names import from_stored
+from person_search.search.remote import RemotePath, parse_place
 from person_search.search.store import CompactReport, GalleryStore
 
 
@@ -97,7 +98,7 @@ def forget(
     for match in matches:
         persons[match["image"], match.get("frame")].append(match)
     unseen, missing = {str(source) for source in sources}, list(matches)
-    root = cache(lambda number: os.path.realpath(store.root_path(number)))
+    root = cache(lambda number: str(store.root_path(number).resolve()))
     images = rows = 0
 
     def keep(entry: Entry, boxes: np.ndarray) -> np.ndarray | None:
@@ -134,6 +135,8 @@ def forget(
 
 def _names(path: str | os.PathLike) -> set[str]:
     """Returns the absolute paths that a file may be indexed as: through a link, or its target."""
+    if isinstance(place := parse_place(path), RemotePath):
+        return {place.url}
     folder, name = os.path.split(os.path.abspath(path))
     return {os.path.realpath(path), os.path.join(os.path.realpath(folder), name)}
 

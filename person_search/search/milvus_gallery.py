@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A gallery in Milvus, opened for searching.
 
-The server ranks the rows of persons and tracklets; the rows of their images say which of them
-exist, and are grouped here, because not every server groups results. If too few are left, more rows
-are requested.
+The server ranks the rows of persons and tracklets. If some are of a run that may not have finished,
+the rows of their images say which of them exist. They are grouped here, because not every server
+groups results. If too few are left, more rows are requested.
 
 Shape shorthand: n persons of one image, D embedding dimension.
 """
@@ -23,7 +23,9 @@ from person_search.search.milvus_store import (
     FRAME,
     IMAGE,
     INDEX,
+    MANIFEST,
     OPEN,
+    RUNNING,
     TRACKLET,
     UNKNOWN,
     MilvusStore,
@@ -32,6 +34,7 @@ from person_search.search.milvus_store import (
     shortened,
     span_of,
 )
+from person_search.search.store import Manifest
 from person_search.search.table import GalleryImage, ImageKey, Match, SearchFilter, count
 from person_search.search.tracklets import crop_quality
 
@@ -41,7 +44,7 @@ EXACT_SHARE = 0.02
 """Below this share, everything is searched, if the index can do so."""
 TOGETHER = 32
 """Tracklets whose frames are requested at a time."""
-HIT_FIELDS = ["pk", "image", "batch", "number", "kind", "file", "first", "last"]
+HIT_FIELDS = ["pk", "image", "batch", "number", "kind", "file", "first", "last", "text"]
 
 
 class MilvusGallery(Gallery):
@@ -59,6 +62,8 @@ class MilvusGallery(Gallery):
         facts = store.facts()
         self.choice = IndexChoice.parse(facts.get(INDEX))
         self.times = span_of(facts)
+        self.num_running = sum(key.startswith(RUNNING) for key in facts)
+        self._run = Manifest.from_bytes(facts[MANIFEST], store.location, store.location).run
         self.camera_names = store.camera_names()
         # strong requests: what was written before is visible to the weaker ones that follow
         self.num_rows = self.client.count(store.persons_name, "")
@@ -256,15 +261,21 @@ class MilvusGallery(Gallery):
         per_image: bool,
     ) -> list[Match]:
         """Returns matches of the rows that exist, each image once if ``per_image``."""
-        records = self._records(list(dict.fromkeys(hit["image"] for hit in hits)))
+        single = [hit for hit in hits if hit["kind"] != TRACKLET]
+        persons = {hit["pk"]: Record.of_person(hit) for hit in single}
+        if (
+            self.num_running
+            or len(single) < len(hits)
+            or any(record.entry.run > self._run for record in persons.values())
+        ):
+            records = self._records(list(dict.fromkeys(hit["image"] for hit in hits)))
+            batches = {key: record.batch for key, record in records.items()}
+            hits = [hit for hit in hits if batches.get(hit["image"]) == hit["batch"]]
         valid = []
         seen: set[str] = set()
         for hit in hits:
-            record = records.get(hit["image"])
-            if record is None or hit["batch"] != record.batch:
-                continue  # of an interrupted run
             if hit["kind"] != TRACKLET:
-                if hit["number"] >= len(record.boxes) or (per_image and hit["image"] in seen):
+                if per_image and hit["image"] in seen:
                     continue
                 seen.add(hit["image"])
             valid.append(hit)
@@ -277,7 +288,7 @@ class MilvusGallery(Gallery):
                     match = self._tracklet(hit, frames[hit["file"]], wanted, keys)
                     matches += [match] if match else []
                 else:
-                    matches.append(self._match(records[hit["image"]], hit["number"], hit["sim"]))
+                    matches.append(self._match(persons[hit["pk"]], 0, hit["sim"]))
             if len(matches) >= most:
                 break
         return matches[:most]
@@ -350,9 +361,11 @@ class MilvusGallery(Gallery):
     def _index_facts(self) -> list[tuple[str, str]]:
         tracklets = [("tracklets", f"{self.num_tracklets} in videos")]
         open_videos = [("being indexed", count(len(self._open), "video"))]
+        running = [("runs", f"{self.num_running} running or interrupted ('compact' forgets these)")]
         return [
             *(tracklets if self.num_tracklets else []),
             *(open_videos if self._open else []),
+            *(running if self.num_running else []),
             ("index", self.choice.describe()),
         ]
 

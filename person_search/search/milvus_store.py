@@ -10,6 +10,9 @@ those of its persons. All rows of persons carry the batch of the image that they
 size, modification time and number of persons); rows of another batch are invisible, and deleted
 when they are met. All keys are functions of the image, so that writing again replaces.
 
+A row marks each run from its start to its orderly end. What finished runs have written is complete,
+so a search need not compare the batches: the rows of the persons say all that a match needs.
+
 Several runs may write at a time.
 """
 
@@ -21,7 +24,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -34,6 +36,7 @@ from person_search.search.locations import MilvusAddress
 from person_search.search.milvus_client import BLOCK, Connection
 from person_search.search.milvus_index import INDEX, IndexChoice, build_index, wanted_kind
 from person_search.search.names import to_stored
+from person_search.search.remote import Place
 from person_search.search.store import CompactReport, GalleryStore, Keep, Manifest
 from person_search.search.tracklets import Tracklets, group_frames
 
@@ -45,9 +48,11 @@ IMAGE, FRAME, TRACKLET, END, FAILED, OPEN, CAMERA, ROOT, FACTS = range(9)
 """Kinds of rows. ``OPEN`` marks a video that is being indexed, whose frames have no tracklets."""
 UNKNOWN = -1e300
 """Unknown time; no filter by time includes it."""
-MANIFEST, SPAN = "manifest", "span"
-"""Keys of the rows with facts, besides ``INDEX``; the last one begins those of all writers."""
+MANIFEST, SPAN, RUNNING = "manifest", "span", "running"
+"""Keys of the rows with facts, besides ``INDEX``; the last two begin those of writers and runs."""
 MAX_CAMERA = 1000
+BOX_LETTERS = 28
+"""Length of a box with its score as text."""
 IMAGES_PER_COMMIT, PERSONS_PER_COMMIT, SECONDS_PER_COMMIT = 1_000, 2_000, 2.0
 SECONDS_UNSEEN = 60.0
 """How long a weak request may fail to find what has been written; servers guarantee 5."""
@@ -107,6 +112,20 @@ class Record:
         except (ValueError, KeyError, TypeError) as e:
             raise GalleryDamagedError(f"the row '{row['pk']}' is damaged: {e}.") from e
 
+    @classmethod
+    def of_person(cls, row: Mapping[str, Any]) -> "Record":
+        """Returns the record of an image with one of its persons, from the row of this person."""
+        entry = Entry.from_line(row["text"][BOX_LETTERS:].encode())
+        if entry is None:
+            raise GalleryDamagedError(f"the row '{row['pk']}' is damaged: its checksum is wrong.")
+        box = np.frombuffer(base64.b64decode(row["text"][:BOX_LETTERS]), FLOAT).reshape(1, 5)
+        return cls(row["image"], entry, row["batch"], box, [])
+
+    @cached_property
+    def line(self) -> str:
+        """The entry as text."""
+        return self.entry.to_line()[:-1].decode()
+
     @property
     def kind(self) -> int:
         """Kind of the row."""
@@ -125,7 +144,7 @@ class Record:
         """Returns the row."""
         boxes = base64.b64encode(self.boxes.astype(FLOAT).tobytes()).decode()
         content = {
-            "entry": self.entry.to_line()[:-1].decode(),
+            "entry": self.line,
             "batch": self.batch,
             "boxes": boxes,
             "tracklets": self.tracklets,
@@ -219,6 +238,7 @@ class MilvusStore(GalleryStore):
             fields = {
                 **common,
                 "feat": {"datatype": kinds.FLOAT_VECTOR, "dim": dim},
+                "text": {**text, "max_length": 65_535},
                 "image": {**text, "max_length": 32},
                 "batch": {**text, "max_length": 16},
                 "number": {"datatype": kinds.INT32},
@@ -238,7 +258,7 @@ class MilvusStore(GalleryStore):
                 raise GalleryError(self._not_ours(f"'{name}' is missing"))
             found = self.client.describe_collection(name)
             names = {field["name"] for field in found["fields"]}
-            lacking = {"pk", "kind", "file", "feat", "camera"} - names
+            lacking = {"pk", "kind", "file", "feat", "camera", "text"} - names
             if lacking:
                 raise GalleryError(self._not_ours(f"it has no field '{min(lacking)}'"))
 
@@ -262,8 +282,11 @@ class MilvusStore(GalleryStore):
     @contextmanager
     def writing(self) -> Iterator[int]:
         """See :class:`GalleryStore`. Several runs may write at a time."""
+        running = f"{RUNNING}{uuid4().hex}"
+        self.write_fact(running, "")  # first: later runs have higher numbers
         self.replace_manifest(run=self._read_manifest().run + 1)
         yield self.manifest.run
+        self.client.delete(self.images_name, ids=[running])
 
     def replace_manifest(self, **changes: object) -> None:
         """See :class:`GalleryStore`."""
@@ -292,7 +315,7 @@ class MilvusStore(GalleryStore):
         """See :class:`GalleryStore`; numbers are hashes, so that several runs agree on them."""
         return self._roots
 
-    def root_path(self, root: int) -> Path:
+    def root_path(self, root: int) -> Place:
         """See :class:`GalleryStore`."""
         self._reread_roots(root)
         return super().root_path(root)
@@ -302,7 +325,7 @@ class MilvusStore(GalleryStore):
         if root not in self._roots:
             del self._roots
 
-    def add_root(self, root: Path) -> int:
+    def add_root(self, root: Place) -> int:
         """See :class:`GalleryStore`. Paths are absolute."""
         name = to_stored(root.resolve())
         number = int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"),
@@ -436,7 +459,7 @@ class MilvusStore(GalleryStore):
         check()
         before = self.client.count(self.persons_name, f"kind != {TRACKLET}")
         with self.writing() as run:
-            spans = [key for key in self.facts() if key.startswith(SPAN)]
+            spans = [key for key in self.facts() if key.startswith((SPAN, RUNNING))]
             writer = MilvusWriter(self)
             self._delete_records(doomed)
             whole = self.read_vectors(record for record, _ in reduced)
@@ -625,6 +648,9 @@ class MilvusWriter:
             "batch": record.batch,
             "number": number,
             "feat": vector,
+            "text": base64.b64encode(record.boxes[number].tobytes()).decode() + record.line
+            if number < len(record.boxes)
+            else "",
             "score": float(record.boxes[number, 4]) if number < len(record.boxes) else 0.0,
             "camera": shortened(entry.camera),
             "time": time,

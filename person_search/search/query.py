@@ -14,6 +14,7 @@ import numpy as np
 from person_search.search.embedder import PersonEmbedder
 from person_search.search.images import clip_box, read_image
 from person_search.search.names import printable
+from person_search.search.remote import local_copy
 from person_search.search.videos import read_frame
 
 
@@ -44,7 +45,8 @@ class QueryPerson:
 
     def read(self) -> np.ndarray:
         """Reads the image or frame as an array (H, W, 3) uint8 RGB."""
-        return read_image(self.path) if self.frame is None else read_frame(self.path, self.frame)
+        with local_copy(self.path) as local:
+            return read_image(local) if self.frame is None else read_frame(local, self.frame)
 
     def to_json(self) -> dict:
         """Returns plain types, without the embedding."""

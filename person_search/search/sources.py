@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 
 from PIL import ExifTags, Image
 
 from person_search.search.folder_store import MANIFEST
 from person_search.search.images import image_suffixes, missing_decoder
 from person_search.search.names import from_stored, printable, to_stored
+from person_search.search.remote import Place, RemotePath, parse_place
 from person_search.search.results import REPORT, RESULTS, SHEET
 from person_search.search.videos import VIDEO_SUFFIXES
 
@@ -29,21 +30,21 @@ class Source:
     """A file to index.
 
     Attributes:
-        root: Folder given by the user.
+        root: Folder given by the user, local or at a URL.
         path: Path within it, with ``/``, as stored in a gallery (see names.py).
         is_video: Whether the file is a video.
         size: File size in bytes.
         mtime_ns: Modification time.
     """
 
-    root: Path
+    root: Place
     path: str
     is_video: bool
     size: int
     mtime_ns: int
 
     @property
-    def file(self) -> Path:
+    def file(self) -> Place:
         """Path of the file."""
         return self.root / from_stored(self.path)
 
@@ -69,7 +70,7 @@ def find_sources(places: Iterable[str | os.PathLike], recursive: bool = False) -
     Galleries, results of ``query`` and links out of a folder are left out.
 
     Args:
-        places: Folders or single files.
+        places: Folders or single files; also at URLs of fsspec.
         recursive: Include subfolders. Links to folders are not followed.
 
     Raises:
@@ -77,9 +78,18 @@ def find_sources(places: Iterable[str | os.PathLike], recursive: bool = False) -
         ValueError: If a single file is neither an image nor a video.
     """
     listing = Listing()
-    paths = [Path(place) for place in places]
+    paths = [parse_place(place) for place in places]
     for place in paths:
-        if place.is_dir():
+        if isinstance(place, RemotePath):
+            for file, size, time in place.files(recursive):
+                if _is_known(PurePosixPath(file.name)):
+                    root = place.parent if file == place else place
+                    stored, suffix = to_stored(file.relative_to(root)), Path(file.name).suffix
+                    is_video = suffix.lower() in VIDEO_SUFFIXES
+                    listing.sources.append(Source(root, stored, is_video, size, time))
+                else:
+                    listing.others[printable(PurePosixPath(file.name).suffix.lower())] += 1
+        elif place.is_dir():
             _walk(place.resolve(), recursive, listing)
         elif place.is_file():
             if not _is_known(place):
@@ -175,7 +185,7 @@ def _add(root: Path, path: Path, listing: Listing) -> None:
         )
 
 
-def _is_known(path: Path) -> bool:
+def _is_known(path: PurePath) -> bool:
     return path.suffix.lower() in (*image_suffixes(), *VIDEO_SUFFIXES)
 
 
@@ -211,10 +221,15 @@ class OriginRules:
     time: float | None = None
     table: Mapping[str, Origin] = field(default_factory=dict)
 
-    def of(self, source: Source) -> Origin:
-        """Returns camera and time of a file; for a video, the time of its first frame."""
+    def of(self, source: Source, local: str | os.PathLike | None = None) -> Origin:
+        """Returns camera and time of a file; for a video, the time of its first frame.
+
+        Args:
+            source: The file.
+            local: Its local copy, if there is one.
+        """
         row = self.table.get(source.path, Origin())
-        exif = Origin() if source.is_video else read_exif(source.file)
+        exif = Origin() if source.is_video else read_exif(local or source.file)
         folder = source.file.parent.name if self.camera_from_folder else ""
         times = (row.time, self.time, exif.time)
         return Origin(
@@ -223,7 +238,7 @@ class OriginRules:
         )
 
 
-def read_exif(path: Path) -> Origin:
+def read_exif(path: str | os.PathLike) -> Origin:
     """Reads camera model and time from the EXIF data of an image, as far as present."""
     try:
         with Image.open(path) as image:

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from person_search.search.errors import GalleryError, UnsafePathError
 from person_search.search.identity import ModelIdentity
 from person_search.search.locations import MilvusAddress, parse_location
 from person_search.search.names import from_stored, to_stored
+from person_search.search.remote import Place, parse_place
 from person_search.utils.model_card import ModelCard, ModelCardError
 
 if TYPE_CHECKING:
@@ -250,7 +252,7 @@ class GalleryStore(ABC):
         """Changes fields of the manifest, within :meth:`writing`."""
 
     @abstractmethod
-    def add_root(self, root: Path) -> int:
+    def add_root(self, root: Place) -> int:
         """Returns the number of a folder of images, adding it if it is new."""
 
     @abstractmethod
@@ -302,7 +304,7 @@ class GalleryStore(ABC):
     def roots(self) -> Mapping[int, str]:
         """The folders of the images by number, as stored."""
 
-    def root_path(self, root: int) -> Path:
+    def root_path(self, root: int) -> Place:
         """Returns a folder of images.
 
         Raises:
@@ -313,23 +315,24 @@ class GalleryStore(ABC):
                 f"an entry of the gallery '{self.location}' refers to folder {root}; the manifest "
                 f"has {len(self.roots)}."
             )
-        return Path(from_stored(self.roots[root]))
+        return parse_place(from_stored(self.roots[root]))
 
-    def named_path(self, root: int, path: str) -> Path:
+    def named_path(self, root: int, path: str) -> Place:
         """Returns the path of an image for display; to open it, use :meth:`image_path`.
 
         Raises:
             UnsafePathError: If it leaves the indexed folder (``..``, an absolute path).
         """
         pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts or "\0" in path:
+        parts = {*pure.parts, *unquote(path).split("/")}  # a web server may decode it
+        if pure.is_absolute() or ".." in parts or "\0" in path:
             self._refuse(root, path)
         try:
             return self.root_path(root) / from_stored(path)
         except UnicodeEncodeError:
             self._refuse(root, path)
 
-    def image_path(self, root: int, path: str) -> Path:
+    def image_path(self, root: int, path: str) -> Place:
         """Returns the path of an image.
 
         Raises:
@@ -343,7 +346,7 @@ class GalleryStore(ABC):
 
     def places_of(self, files: Iterable[str | os.PathLike]) -> Iterator[tuple[int, str]]:
         """Yields folder and stored path of files, as far as they are in folders of the gallery."""
-        for name in {Path(file).resolve() for file in files}:
+        for name in {parse_place(file).resolve() for file in files}:
             for root in self.roots:
                 folder = self.root_path(root).resolve()
                 if name.is_relative_to(folder):

@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from color_model import ColorModel, paint
+from detectron2.utils import comm
 from galleries import write_video
 from PIL import Image
 
+from person_search.engine import launch
 from person_search.search import (
     FolderGallery,
     FolderStore,
@@ -30,6 +33,7 @@ from person_search.search import (
 from person_search.search.errors import GalleryLockedError, OtherModelError
 from person_search.search.folder_store import live_entries
 from person_search.search.indexing import in_order, read_ahead
+from person_search.search.segment import SegmentWriter
 
 RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
 
@@ -265,6 +269,41 @@ def test_killed_runs_end_as_if_nothing_had_happened(life, tmp_path) -> None:
     index(folder, "killed", embedder, every=0.5)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert verify(FolderStore(tmp_path / "killed")) == []
+
+
+def index_until_killed(folder: Path) -> None:
+    """One of two processes; the second is killed while it writes, and the first waits for that."""
+    write, met, count = SegmentWriter.append, dist.distributed_c10d._get_default_store(), 0
+
+    def append(self, *args):
+        nonlocal count
+        count += 1
+        if comm.get_rank() == 0:
+            met.wait(["killed"])
+        elif count == 20:  # of these, 16 are on disk
+            met.set("killed", "")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(self, *args)
+
+    SegmentWriter.append = append  # type: ignore[method-assign]
+    index(folder)
+
+
+def test_one_of_two_processes_is_killed(tmp_path, capsys) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(96):  # the first process takes at most 56 ahead
+        paint(folder / f"{i:02d}.png", {(0, 0, 100, 80): (2 * i, 90, 40)})
+    with pytest.raises(SystemExit) as end:
+        launch(index_until_killed, num_gpus=0, num_processes=2, start_method="fork", args=(folder,))
+    assert end.value.code == 128 + signal.SIGKILL
+    said = capsys.readouterr().err
+    assert "ended by SIGKILL" in said and "Start again to continue" in said
+    before = len(list(FolderStore(tmp_path / "g").entries()))
+    assert 16 <= before < 96 and index(folder).images == 96 - before
+    assert sorted(e.path for e in FolderStore(tmp_path / "g").entries()) == [
+        f"{i:02d}.png" for i in range(96)
+    ]
 
 
 def test_reading_ahead_keeps_order_and_hands_errors_over() -> None:

@@ -271,7 +271,42 @@ def test_what_a_kill_leaves_is_invisible_and_overwritten(lite, tmp_path, monkeyp
     assert [m.name for m in gallery.search(feats[0], 2)] != ["p0.png", "p0.png"]
     assert gallery.search(feats[0], 2)[1].sim > 0.999
     assert not [text for text in verify(store) if "persons" in text]
+    assert gallery.num_running == 1
+    compact(store)
+    gallery = store.gallery()
+    assert gallery.num_running == 0 and gallery.search(feats[0], 2)[1].sim > 0.999
     store.close()
+
+
+def test_a_search_is_one_request_unless_a_run_has_not_ended(lite, tmp_path, monkeypatch) -> None:
+    fill(lite, tmp_path / "images", SCRIPT, 0, video=False)
+    gallery, asked = Gallery.open(lite), []
+    original = type(gallery.client).__getattr__
+    monkeypatch.setattr(
+        type(gallery.client),
+        "__getattr__",
+        lambda self, name: asked.append(name) or original(self, name),
+    )
+    query = unit_vectors(np.random.default_rng(5), 1, DIM)[0]
+
+    def requests(opened: Gallery) -> list[str]:
+        asked.clear()
+        assert len(opened.search(query, 2)) == 2
+        return list(asked)
+
+    requests(gallery)  # the first one also reads the folders
+    assert requests(gallery) == ["search"]
+    store = GalleryStore.open(lite)
+    with store.writing() as run, store.writer("0") as writer:
+        new = replace(entry("p0.png", run), root=next(iter(store.roots)), size=5)
+        writer.append(new, np.array([[1.0, 2, 3, 4]]), np.ones(1), query[None])
+        writer.flush()
+        assert requests(store.gallery()) == ["search", "query"]
+        assert "1 running or interrupted" in str(store.gallery().facts())
+    assert requests(gallery) == ["search", "query"], "some rows are newer than it"
+    assert gallery.search(query, 1)[0].sim > 0.999
+    assert requests(store.gallery()) == ["search"]
+    store.close(), gallery.store.close()
 
 
 def test_other_collections_and_servers_that_are_away(lite) -> None:

@@ -23,7 +23,12 @@ import numpy as np
 
 from person_search.data import BadImageError
 from person_search.search.embedder import PersonEmbedder
-from person_search.search.errors import GalleryError, ImageChangedError, UnsafePathError
+from person_search.search.errors import (
+    GalleryError,
+    ImageChangedError,
+    RemoteError,
+    UnsafePathError,
+)
 from person_search.search.fit import describe_misfit
 from person_search.search.gallery import Gallery
 from person_search.search.images import clip_box, read_image
@@ -478,7 +483,7 @@ def _names_in_errors(image: _Image) -> Iterator[None]:
     """Replaces the path of an image in error messages by its name; paths are private."""
     try:
         yield
-    except (BadImageError, FileNotFoundError, ImageChangedError) as e:
+    except (BadImageError, FileNotFoundError, ImageChangedError, RemoteError) as e:
         raise type(e)(str(e).replace(image.path, image.name)) from e
 
 
