@@ -54,5 +54,6 @@ done
 $has_path && DEFAULT_PATHS=()
 # A run whose worker died ends at once: with a replacement, pytest-xdist waits forever for the rest
 # of the file that was assigned to the dead worker.
-exec "$PY" -m pytest -n "$JOBS" --dist loadfile --max-worker-restart 0 \
+# tests/conftest.py chooses the order of the files: pytest-xdist's own has those of few tests last.
+exec "$PY" -m pytest -n "$JOBS" --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
   ${ARGUMENTS[@]+"${ARGUMENTS[@]}"} ${DEFAULT_PATHS[@]+"${DEFAULT_PATHS[@]}"}
