@@ -4,6 +4,7 @@
 #   dev/run_tests.sh                                   everything, with detectron2-lite
 #   dev/run_tests.sh tests/data -k prw                 further arguments go to pytest
 #   dev/run_tests.sh --coverage                        also fails below the coverage of pyproject.toml
+#                                                      (a third slower)
 #   dev/run_tests.sh --with-detectron2 <checkout>      project tests on the real Detectron2: a source
 #                                                      checkout goes first on PYTHONPATH, no compiler
 #                                                      (dev/setup_env.sh --dev --real installs its imports)
