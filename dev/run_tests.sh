@@ -4,6 +4,7 @@
 #   dev/run_tests.sh                                   everything, with detectron2-lite
 #   dev/run_tests.sh tests/data -k prw                 further arguments go to pytest
 #   dev/run_tests.sh --coverage                        also fails below the coverage of pyproject.toml
+#                                                      (a third slower)
 #   dev/run_tests.sh --with-detectron2 <checkout>      project tests on the real Detectron2: a source
 #                                                      checkout goes first on PYTHONPATH, no compiler
 #                                                      (dev/setup_env.sh --dev --real installs its imports)
@@ -54,5 +55,6 @@ done
 $has_path && DEFAULT_PATHS=()
 # A run whose worker died ends at once: with a replacement, pytest-xdist waits forever for the rest
 # of the file that was assigned to the dead worker.
-exec "$PY" -m pytest -n "$JOBS" --dist loadfile --max-worker-restart 0 \
+# tests/conftest.py chooses the order of the files: pytest-xdist's own has those of few tests last.
+exec "$PY" -m pytest -n "$JOBS" --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
   ${ARGUMENTS[@]+"${ARGUMENTS[@]}"} ${DEFAULT_PATHS[@]+"${DEFAULT_PATHS[@]}"}

@@ -4,6 +4,8 @@
 import logging
 import os
 import random
+import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -48,7 +50,12 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips tests that need a GPU on machines without one."""
+    """Moves files with slow tests to the front, and skips tests that need an absent GPU.
+
+    A worker runs whole files: with a slow one at the end, it would be the only one that works.
+    """
+    slow = Counter(item.path for item in items if "slow" in item.keywords)
+    items.sort(key=lambda item: -slow[item.path])
     if torch.cuda.is_available():
         return
     for item in items:
@@ -57,26 +64,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def outside_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs the tests in a temporary folder with an empty cache.
+def outside_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Runs the tests in a temporary folder, which it returns, with an empty cache.
 
     No test reads or writes what lies in the checkout beside the tracked files, such as the output
     of the demo or the data sets of the user.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("session"))
+        folder = tmp_path_factory.mktemp("session")
+        patch.chdir(folder)
         patch.setenv("PERSON_SEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+        yield folder
 
 
 @pytest.fixture(autouse=True)
-def current_folder(
-    outside_the_checkout: None,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def current_folder(outside_the_checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives every test an empty current folder of its own."""
-    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+    # tmp_path_factory.mktemp() lists the folders of all tests before
+    monkeypatch.chdir(tempfile.mkdtemp(dir=outside_the_checkout))
 
 
 @pytest.fixture(autouse=True)

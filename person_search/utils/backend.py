@@ -35,9 +35,13 @@ class BackendError(RuntimeError):
 
 
 def installed_distributions() -> list[str]:
-    """Returns the sorted names of the distributions that provide ``import detectron2``."""
-    names = set(metadata.packages_distributions().get(IMPORT_NAME, []))
-    return sorted(name for name in names if not _is_checkout_on_pythonpath(name))
+    """Returns which of the two distributions are installed."""
+    # looked up by name: metadata.packages_distributions() reads the file lists of all packages
+    return [
+        name
+        for name in (REAL_DISTRIBUTION, LITE_DISTRIBUTION)
+        if any(metadata.distributions(name=name)) and not _is_checkout_on_pythonpath(name)
+    ]
 
 
 def backend_location() -> Path | None:

@@ -6,6 +6,7 @@ the standard library, so that it also describes a broken installation.
 """
 
 import argparse
+import functools
 import importlib.util
 import os
 import platform
@@ -67,11 +68,15 @@ DATASETS = {
 """Data set -> possible folders below ``$DETECTRON2_DATASETS``."""
 
 
+# of the whole process: reading the file lists of all packages takes 0.1 s and more
+_distributions_of = functools.cache(metadata.packages_distributions)
+
+
 def module_version(module: str) -> str | None:
     """Returns the version of an installed module, "?" if unknown, None if not installed."""
     if importlib.util.find_spec(module) is None:
         return None
-    for distribution in metadata.packages_distributions().get(module, [module]):
+    for distribution in _distributions_of().get(module, [module]):
         try:
             return metadata.version(distribution)
         except metadata.PackageNotFoundError:

@@ -2,13 +2,12 @@
 """Images of every kind: what the mapper reads and what the check reports."""
 
 import json
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from detectron2.config import get_cfg
+from image_bomb import claimed_png
 from json_trees import write_json_set
 from PIL import Image
 
@@ -59,15 +58,7 @@ def truncated(path: Path) -> None:
 
 
 def bomb(path: Path) -> None:
-    """A PNG of 200 bytes that claims 40,000 x 40,000 pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checked = kind + data
-        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
-
-    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    path.write_bytes(claimed_png(40_000, 40_000))
 
 
 def floating_point(path: Path) -> None:

@@ -266,6 +266,7 @@ def test_resumes_with_another_number_of_processes(trained, tmp_path: Path, caplo
     assert_equal_to_the_bit(result_in(tmp_path / "one"), result_in(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_torchrun(trained, tmp_path: Path, child_env: dict[str, str]) -> None:
     (tmp_path / "train.py").write_text(TRAIN)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]

@@ -24,6 +24,7 @@ from person_search.evaluation import PersonSearchEvaluator
 from person_search.utils.backend import backend_name
 
 
+@pytest.mark.slow
 def test_learns_and_reports_in_detectron2s_form(make_cfg, dataset) -> None:
     cfg = make_cfg(
         "out", "SOLVER.MAX_ITER", 200, "SOLVER.STEPS", (160,), "SOLVER.CHECKPOINT_PERIOD", 1000,

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from galleries import write_video
+from image_bomb import claimed_png
 from PIL import Image
 
 from person_search.search import FolderStore, Gallery
@@ -36,7 +37,7 @@ def changed_bytes(path: Path) -> None:
 
 
 def bomb(width: int):
-    return lambda path: Image.new("1", (width, 10_000)).save(path, "PNG")
+    return lambda path: path.write_bytes(claimed_png(width, 10_000))
 
 
 BAD_IMAGES = {

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from color_model import ColorModel, paint
 from detectron2.utils import comm
 from galleries import write_video
+from image_bomb import claimed_png
 from PIL import Image
 
 from person_search.engine import launch
@@ -146,7 +147,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     (folder / "text.jpg").write_text("no image")
     whole = (folder / "a.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
-    Image.new("1", (20_000, 10_000)).save(folder / "bomb.png")
+    (folder / "bomb.png").write_bytes(claimed_png(20_000, 10_000))
     (folder / "no_video.mp4").write_text("no video")
     return {"empty.png": "cannot", "text.jpg": "cannot", "cut.png": "cannot",
             "bomb.png": "pixels", "no_video.mp4": "cannot read the video"}  # fmt: skip

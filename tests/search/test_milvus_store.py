@@ -92,6 +92,7 @@ def found(gallery: Gallery, query: np.ndarray, **options) -> tuple[list[tuple], 
     return facts, [m.sim for m in matches]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_all_find_the_same(kind, request, tmp_path) -> None:
     """Over random galleries with replacements, removals and filters."""
@@ -424,6 +425,7 @@ def test_the_server_is_away_for_a_while(own_server, tmp_path, monkeypatch) -> No
     store.close()
 
 
+@pytest.mark.slow
 def test_every_index_finds_the_same(request, tmp_path, monkeypatch) -> None:
     """With the sizes lowered, so that each is built."""
     location = location_of("server", request, tmp_path)()

@@ -3,8 +3,6 @@
 
 import io
 import json
-import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from galleries import write_video
+from image_bomb import claimed_png
 from page_tiny import (
     BLUE,
     GREEN,
@@ -262,18 +261,6 @@ def test_an_empty_gallery(tmp_path: Path) -> None:
 # ---- what is refused -----------------------------------------------------------------------------
 
 
-def bomb() -> bytes:
-    """A PNG of 300 bytes that claims to be 60,000 x 60,000."""
-    head = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 99))
-
-
 @pytest.mark.parametrize(
     ("content", "status", "words"),
     [
@@ -282,7 +269,7 @@ def bomb() -> bytes:
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "not a readable image"),
         (image_bytes(kind="TIFF"), 415, "the format TIFF; accepted: "),
         (image_bytes()[:150], 422, "cannot read"),
-        (bomb(), 415, "not a readable image"),
+        (claimed_png(60_000, 60_000), 415, "not a readable image"),
     ],
     ids=["empty", "damaged-gif", "svg", "tiff", "truncated", "bomb"],
 )

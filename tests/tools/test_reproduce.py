@@ -70,6 +70,7 @@ def run_here(words, env, log) -> int:
         os.environ.update(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["psdiff", "diffps"])
 def test_from_data_to_the_folder_to_publish(
     tool, method, data, tmp_path, monkeypatch, capsys

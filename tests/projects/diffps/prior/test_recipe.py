@@ -178,6 +178,7 @@ def test_autoencoder_learns(scenes):
     assert last < 0.8 * first
 
 
+@pytest.mark.slow
 def test_denoiser_learns(scenes):
     pipeline, loss = make_denoising(scenes)
     model = trained_parts(pipeline)
@@ -230,6 +231,7 @@ def test_wrong_options_are_refused(scenes):
         DenoisingLoss(pipeline, scenes, loss.moments, DenoisingOptions(crop=16))
 
 
+@pytest.mark.slow
 # ---- all of it ---------------------------------------------------------------------------------
 def test_whole_training_resumes_and_its_folder_loads(work, tmp_path):
     before = torch.get_rng_state()
