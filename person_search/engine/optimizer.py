@@ -54,7 +54,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         )
     else:
         devices = {p.device.type for group in params for p in group["params"]}
-        fused = devices <= FUSED_DEVICES
+        fused = True if devices <= FUSED_DEVICES else None  # None: the fastest of the others
         optimizer = torch.optim.AdamW(
             params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=fused
         )
@@ -67,7 +67,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _set_fused(
-    fused: bool, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
+    fused: bool | None, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns the state of an optimizer for one that is fused, or is not."""
     groups = [{**group, "fused": fused} for group in state_dict["param_groups"]]

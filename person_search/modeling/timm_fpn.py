@@ -129,6 +129,8 @@ class TimmBackbone(Backbone):
         Returns:
             Number of folded norms.
         """
+        if not self._norms():
+            return 0
         original, folded = copy.deepcopy(self.net), 0
         for block in list(self.net.modules()):
             for (_, conv), (name, norm) in pairwise(list(block.named_children())):

@@ -68,8 +68,9 @@ def run_export(args: argparse.Namespace) -> int:
         write_onnx(exported, args.output, values)
         if args.int8:
             quantize(args.output)
-    files = [args.output, args.output.with_name(f"{args.output.name}.data")]
-    size = sum(file.stat().st_size for file in files if file.exists())
+    size = sum(
+        file.stat().st_size for file in (args.output, _weights_of(args.output)) if file.exists()
+    )
     print(f"{args.output}: {size / 1e6:.1f} MB, sides up to {side} pixels")
     if args.heads_only:
         print(f"it takes {', '.join(exported.values['features'])} of the backbone, not an image")
@@ -101,7 +102,13 @@ def write_onnx(exported: ExportedModel, path: Path, values: dict[str, Any]) -> N
     entry = json.dumps({**values, **exported.values})
     onnx_program.model.metadata_props["person_search"] = entry
     size = sum(weight.nbytes for weight in exported.program.state_dict.values())
+    _weights_of(path).unlink(missing_ok=True)  # of the file that is overwritten
     onnx_program.save(path, external_data=size > MAX_BYTES)
+
+
+def _weights_of(path: Path) -> Path:
+    """Returns the file that holds the weights of an ONNX file if they are too large for it."""
+    return path.with_name(f"{path.name}.data")
 
 
 def require_onnx() -> None:

@@ -56,7 +56,10 @@ def onnx_file(exported, tmp_path_factory) -> Path:
         "max_size": 90,
         "identity": IDENTITY.to_json(),
     }
+    stale = path.with_name("model.onnx.data")
+    stale.write_bytes(b"")
     write_onnx(exported, path, values)
+    assert not stale.exists(), "weights of the file before, which was larger"
     return path
 
 
