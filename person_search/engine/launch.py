@@ -204,7 +204,12 @@ def launch(
             main(*args)
         elif num_gpus > 0:
             launch_on_gpus(
-                _run_watched, num_gpus, num_machines, machine_rank, dist_url, (dist_url, main, args)
+                _run_and_leave,
+                num_gpus,
+                num_machines,
+                machine_rank,
+                dist_url,
+                (dist_url, main, args),
             )
         else:
             with tempfile.TemporaryDirectory(prefix="person_search_") as folder:
@@ -272,14 +277,7 @@ def _run_external_process(
     _meet("nccl" if on_gpus else "gloo", process.init_method, process.world_size, process.rank)
     comm.create_local_process_group(process.local_world_size)
     comm.synchronize()
-    status: int | str | None = 0
-    try:
-        _run_watched(process.init_method, main, args)
-    except SystemExit as e:  # its message has been printed
-        status = e.code
-    finally:
-        dist.destroy_process_group()
-    _leave(status)
+    _run_and_leave(process.init_method, main, args)
 
 
 def _run_cpu_process(
@@ -295,19 +293,7 @@ def _run_cpu_process(
     _meet("gloo", dist_url, num_processes * num_machines, machine_rank * num_processes + local_rank)
     comm.create_local_process_group(num_processes)
     comm.synchronize()
-    status: int | str | None = 0
-    try:
-        _run_watched(dist_url, main, args, failed)
-    except SystemExit as e:  # its message has been printed
-        failed.set()
-        status = e.code
-    except Exception:
-        failed.set()
-        raise
-    finally:
-        # Also where a run was stopped: gloo's threads abort a process that exits without this.
-        dist.destroy_process_group()
-    _leave(status)
+    _run_and_leave(dist_url, main, args, failed)
 
 
 def _meet(backend: str, url: str, world_size: int, rank: int) -> None:
@@ -317,6 +303,34 @@ def _meet(backend: str, url: str, world_size: int, rank: int) -> None:
         print(f"error (process {rank} of {world_size}): the processes cannot meet at {url}: "
               f"{str(e).splitlines()[0]}", file=sys.stderr)  # fmt: skip
         raise SystemExit(2) from e
+
+
+def _run_and_leave(
+    url: str, main: Callable[..., Any], args: tuple, failed: Event | None = None
+) -> NoReturn:
+    """Calls ``main`` in one of several processes, and ends this process after it.
+
+    Args:
+        url: Address where the processes met.
+        main: Function to call.
+        args: Its arguments.
+        failed: Event that tells the other processes of this machine of a failure.
+    """
+    status: int | str | None = 0
+    try:
+        _run_watched(url, main, args, failed)
+    except SystemExit as e:  # its message has been printed
+        if failed is not None:
+            failed.set()
+        status = e.code
+    except Exception:
+        if failed is not None:
+            failed.set()
+        raise
+    finally:
+        # Also where a run was stopped: gloo's threads abort a process that exits without this.
+        dist.destroy_process_group()
+    _leave(status)
 
 
 def _run_watched(

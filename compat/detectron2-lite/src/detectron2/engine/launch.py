@@ -90,9 +90,13 @@ def _distributed_worker(
     except Exception:
         logging.getLogger(__name__).error(f"The processes could not connect through {dist_url}")
         raise
-    comm.create_local_process_group(num_gpus_per_machine)
-    if num_devices:
-        torch.cuda.set_device(f"cuda:{local_rank}")
-    # Otherwise rank 0 may enter a collective before the others have set their device.
-    comm.synchronize()
-    main_func(*args)
+    try:
+        comm.create_local_process_group(num_gpus_per_machine)
+        if num_devices:
+            torch.cuda.set_device(f"cuda:{local_rank}")
+        # Otherwise rank 0 may enter a collective before the others have set their device.
+        comm.synchronize()
+        main_func(*args)
+    finally:
+        # Threads of gloo that outlive the interpreter abort a process whose work is done.
+        comm.destroy_process_groups()

@@ -60,6 +60,18 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
             _LOCAL_PROCESS_GROUP = group
 
 
+def destroy_process_groups() -> None:
+    """Destroys all process groups, so that their threads end before the interpreter does.
+
+    Only :func:`detectron2.engine.launch` calls it; Detectron2 has no such function.
+    """
+    global _LOCAL_PROCESS_GROUP
+    _LOCAL_PROCESS_GROUP = None
+    create_local_process_group.cache_clear()
+    _get_global_gloo_group.cache_clear()
+    dist.destroy_process_group()
+
+
 def get_local_process_group():
     """Returns the group of the processes on this machine."""
     assert _LOCAL_PROCESS_GROUP is not None, _MISSING_LOCAL_PG_ERROR
