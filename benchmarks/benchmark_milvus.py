@@ -16,11 +16,12 @@ import argparse
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -241,7 +242,8 @@ def kill_and_compare(folder: Path, server, args: argparse.Namespace) -> int:
             writer.kill()
             writer.join()
             died += 1
-        lost += missing(killed, steps, acknowledged(folder / "killed"), args.dim)
+        with paused(writer):
+            lost += missing(killed, steps, acknowledged(folder / "killed"), args.dim)
     already = acknowledged(folder / "killed")
     writer.join()
     while acknowledged(folder / "killed") < count:
@@ -288,6 +290,16 @@ def follow(location: str, steps: Sequence, noted: Path, dim: int, ready=None) ->
         store.close()
     except GalleryError as e:  # the server has been away for too long
         sys.exit(f"writer: {e}")
+
+
+@contextmanager
+def paused(writer) -> Iterator[None]:
+    """Stops a writer: a server that has just started shows older versions of what it replaces."""
+    if writer.is_alive():
+        os.kill(writer.pid, signal.SIGSTOP)
+    yield
+    if writer.is_alive():
+        os.kill(writer.pid, signal.SIGCONT)
 
 
 def acknowledged(noted: Path) -> int:

@@ -177,6 +177,17 @@ class Connection:
         self.create_index(collection, made)
         self.load_collection(collection)
 
+    def is_indexed(self, collection: str) -> bool:
+        """Whether all rows that have been flushed are searched with an index of their own.
+
+        Until then, Milvus searches them with an index that no parameter of a request controls: of
+        the 1 % that pass a filter, it misses 4 % of the best.
+        """
+        loaded = {segment.segment_id for segment in self.list_loaded_segments(collection)}
+        return all(
+            segment.segment_id in loaded for segment in self.list_persistent_segments(collection)
+        )
+
     # ---- requests --------------------------------------------------------------------------------
 
     def count(self, collection: str, where: str, level: str = "Strong") -> int:

@@ -41,7 +41,7 @@ from person_search.search.tracklets import crop_quality
 SELECTIVE = 0.2
 """Below this share of rows that pass the filters, more of the index is searched."""
 EXACT_SHARE = 0.02
-"""Below this share, everything is searched, if the index can do so."""
+"""Below this share, everything is searched: on the server, if its indices are complete."""
 TOGETHER = 32
 """Tracklets whose frames are requested at a time."""
 HIT_FIELDS = ["pk", "image", "batch", "number", "kind", "file", "first", "last", "text"]
@@ -72,6 +72,9 @@ class MilvusGallery(Gallery):
         self.num_tracklets = self.client.count(store.persons_name, f"kind == {TRACKLET}")
         self.num_persons = self.num_rows - self.num_tracklets
         self._open = list(store.facts(OPEN).values())
+        self._is_indexed = self.choice.kind == "FLAT" or (
+            not self.num_running and self.client.is_indexed(store.persons_name)
+        )
 
     # ---- images ----------------------------------------------------------------------------------
 
@@ -169,12 +172,15 @@ class MilvusGallery(Gallery):
         if method != "exact" and self.choice.kind != "FLAT" and where != self._kinds(every_frame):
             passing = self.client.count(self.store.persons_name, where, "Bounded")
             share = passing / max(self.num_rows, 1)
-        exact = method == "exact" or (method == "auto" and share < EXACT_SHARE)
+        few = method == "auto" and share < EXACT_SHARE
+        exact = method == "exact" or few
+        # graphs compare all rows by themselves where few pass a filter
+        here = not self._is_indexed if few else exact and not self.choice.can_be_exact
         most = self.num_rows if top is None else min(top, self.num_rows)
         limit = 2 * most
         while True:
             params = self.choice.search_params(limit, min(1.0, share / SELECTIVE), exact)
-            if limit > MOST or (exact and not self.choice.can_be_exact):
+            if here or limit > MOST:
                 hits = self._scan(query_feat, where)
                 limit = len(hits) + 1  # rows may have been added since the gallery was opened
             else:

@@ -419,6 +419,8 @@ class MilvusStore(GalleryStore):
             outgrown = wanted != "FLAT" and count > 2 * made.rows
             if wanted != made.kind or outgrown or not made.recall:
                 self.build_index()
+            elif made.kind != "FLAT":
+                self.client.flush(self.persons_name)  # so that new rows get their index
 
     def build_index(self) -> str:
         """See :class:`GalleryStore`."""

@@ -455,3 +455,37 @@ def test_every_index_finds_the_same(request, tmp_path, monkeypatch) -> None:
         assert sum(len({*a} & {*b}) for a, b in pairs) >= 0.98 * 200
         assert hits[kind][1::2] == hits["FLAT"][1::2], "exact search"
     store.close()
+
+
+@pytest.mark.slow
+def test_rows_without_an_index_are_compared_one_by_one(request, tmp_path, monkeypatch) -> None:
+    """Milvus searches new rows with a coarse index, which misses persons where few pass a filter."""
+    monkeypatch.setattr("person_search.search.milvus_index.SIZES", (("IVF_FLAT", 0),))
+    dim, persons, images = 256, 50, 200
+    location = location_of("server", request, tmp_path)()
+    store = GalleryStore.open_or_create(location, dim, IDENTITY)
+    rng = np.random.default_rng(0)
+    feats = unit_vectors(rng, images * persons, dim)
+    boxes = np.tile(np.arange(persons, dtype=float)[:, None], 4) + [0, 0, 9, 9]
+    queries = unit_vectors(rng, 10, dim)
+    for numbers in (range(10), range(10, images)):
+        with store.writing() as run, store.writer("0") as writer:
+            root = store.add_root(tmp_path)
+            for i in numbers:
+                one = replace(entry(f"p{i}.png", run), root=root, camera="" if i % 100 else "rare")
+                own = feats[persons * i : persons * (i + 1)]
+                writer.append(one, boxes, np.ones(persons), own)
+            writer.flush()
+            if 0 in numbers:
+                store.build_index()
+            else:
+                gallery = store.gallery()
+    rows = [persons * i + k for i in range(0, images, 100) for k in range(persons)]
+    for query in queries:
+        matches = gallery.search(
+            query, 10, wanted=SearchFilter(cameras=frozenset({"rare"})), per_image=False
+        )
+        best = [divmod(rows[row], persons) for row in np.argsort(-feats[rows] @ query)[:10]]
+        expected = [(f"p{i}.png", tuple(boxes[k])) for i, k in best]
+        assert [(match.name, match.box) for match in matches] == expected
+    store.close()
