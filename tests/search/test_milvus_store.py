@@ -459,7 +459,7 @@ def test_every_index_finds_the_same(request, tmp_path, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_rows_without_an_index_are_compared_one_by_one(request, tmp_path, monkeypatch) -> None:
-    """Milvus searches new rows with a coarse index, which misses persons where few pass a filter."""
+    """Milvus searches new rows with a coarse index, which misses some where few pass a filter."""
     monkeypatch.setattr("person_search.search.milvus_index.SIZES", (("IVF_FLAT", 0),))
     dim, persons, images = 256, 50, 200
     location = location_of("server", request, tmp_path)()
