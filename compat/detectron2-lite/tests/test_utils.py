@@ -8,11 +8,13 @@ import pickle
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 
 import detectron2
 import numpy as np
 import pytest
 import torch
+from detectron2.engine.launch import _distributed_worker
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -81,6 +83,24 @@ def test_two_processes_exchange_objects_and_gradients(tmp_path):
     assert results[0]["reduced"] == {"a": 2.0, "b": 0.5}
     # Inputs 0 and 1: the mean gradient is one half on both ranks.
     assert [r["grad"] for r in results] == [[[0.5, 0.5]]] * 2
+
+
+@pytest.mark.skipif(not hasattr(detectron2, "__lite__"), reason="Detectron2 keeps its groups")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="written for gloo")
+@pytest.mark.parametrize("fails", [False, True])
+def test_worker_ends_its_process_groups(fails, tmp_path):
+    """Else threads of gloo abort one in about 30 processes while the interpreter ends."""
+
+    def main():
+        assert comm.get_local_size() == 1 and torch.distributed.is_initialized()
+        if fails:
+            raise KeyError("of main")
+
+    for meeting_point in ("first", "second"):
+        url = f"file://{tmp_path / meeting_point}"
+        with pytest.raises(KeyError, match="of main") if fails else nullcontext():
+            _distributed_worker(0, main, 1, 1, 0, url, ())
+        assert not torch.distributed.is_initialized()
 
 
 def test_logger_writes_one_file_for_several_packages(tmp_path, capsys):
