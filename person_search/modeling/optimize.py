@@ -3,8 +3,9 @@
 
 The backbone dominates the cost of both methods' detectors, and its convolutions tolerate low
 precision. Everything behind it (box codecs, dynamic kernels, NMS, the final normalization) keeps
-float32: the optimized backbone takes and returns float32 tensors. On a CPU, RoIAlign reads the
-channels-last maps directly (:mod:`person_search.modeling.pooling`), and freed memory is kept
+float32: the optimized backbone takes and returns float32 tensors. On a CPU, wide 3x3 convolutions
+of float32 are Winograd's (:mod:`person_search.modeling.winograd`), RoIAlign reads the channels-last
+maps directly (:mod:`person_search.modeling.pooling`), and freed memory is kept
 (:func:`keep_freed_memory`).
 """
 
@@ -26,6 +27,7 @@ from torch.utils._pytree import tree_map_only
 
 from person_search.modeling.pooling import ChannelsLastPooler, is_replaceable
 from person_search.modeling.timm_fpn import TimmBackbone
+from person_search.modeling.winograd import use_winograd
 
 PRECISIONS = ("eager", "auto", "float32", "bfloat16", "float16")
 
@@ -247,6 +249,8 @@ def _optimize_part(part: nn.Module, dtype: torch.dtype, channels_last: bool) -> 
 
     part = copy.deepcopy(part).eval().requires_grad_(False)
     fold_batch_norms(part)
+    if dtype == torch.float32:
+        use_winograd(part)
     part.to(dtype=dtype, memory_format=layout)
     part.register_forward_pre_hook(
         lambda module, args, kwargs: tree_map_only(Tensor, to_part, (args, kwargs)),
