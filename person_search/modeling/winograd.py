@@ -88,15 +88,16 @@ class WinogradConv2d(nn.Module):
         batch, _, height, width = x.shape
         m = self.tile
         rows, columns = -(-height // m), -(-width // m)
-        # one cell of padding, and the part of the last tiles beyond the map
-        right, below = 1 + columns * m - width, 1 + rows * m - height
-        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, right, 1, below))
+        x, right = x.permute(0, 2, 3, 1), 1 + columns * m - width
         out = x.new_empty(batch, rows, m, columns, m, self.out_channels)
         step = max(1, _STRIP_TILES // (batch * columns))
         for first in range(0, rows, step):
             strip = out[:, first : first + step]
-            inputs = x[:, m * first : m * (first + strip.shape[1]) + 2]
-            self._run_strip(inputs, strip)
+            # one cell of padding, and the part of the last tiles beyond the map
+            top, bottom = m * first - 1, m * (first + strip.shape[1]) + 1
+            inputs = x[:, max(top, 0) : bottom]
+            padding = (0, 0, 1, right, max(-top, 0), max(bottom - height, 0))
+            self._run_strip(F.pad(inputs, padding), strip)
         out = out.view(batch, m * rows, m * columns, -1)[:, :height, :width]
         # the crop is copied, because later layers are slower on a view of a larger map
         return out.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
