@@ -169,7 +169,6 @@ def optimize_for_inference(
     optimized = _shallow_copy(model)
     poolers: list[str] = []
     if device.type == "cpu":
-        keep_freed_memory()
         poolers = [name for name, module in model.named_modules() if is_replaceable(module)]
     for name in poolers:
         _replace(optimized, name, ChannelsLastPooler)
@@ -177,6 +176,8 @@ def optimize_for_inference(
         _replace(optimized, name, lambda part: _optimize_part(part, dtype, bool(poolers)))
     for name in getattr(model, "float32_modules", ()):
         _replace(optimized, name, lambda part: _optimize_part(part, torch.float32, bool(poolers)))
+    if device.type == "cpu":
+        keep_freed_memory()  # not before: what the conversion frees goes back to the kernel
     return optimized.eval()
 
 
