@@ -4,8 +4,8 @@
 The backbone dominates the cost of both methods' detectors, and its convolutions tolerate low
 precision. Everything behind it (box codecs, dynamic kernels, NMS, the final normalization) keeps
 float32: the optimized backbone takes and returns float32 tensors. On a CPU, wide 3x3 convolutions
-of float32 are Winograd's (:mod:`person_search.modeling.winograd`), RoIAlign reads the channels-last
-maps directly (:mod:`person_search.modeling.pooling`), and freed memory is kept
+of a float32 backbone are Winograd's (:mod:`person_search.modeling.winograd`), RoIAlign reads the
+channels-last maps directly (:mod:`person_search.modeling.pooling`), and freed memory is kept
 (:func:`keep_freed_memory`).
 """
 
@@ -250,7 +250,7 @@ def _optimize_part(part: nn.Module, dtype: torch.dtype, channels_last: bool) -> 
 
     part = copy.deepcopy(part).eval().requires_grad_(False)
     fold_batch_norms(part)
-    if dtype == torch.float32:
+    if dtype == torch.float32 and isinstance(part, Backbone):  # its weights take more memory
         use_winograd(part)
     part.to(dtype=dtype, memory_format=layout)
     part.register_forward_pre_hook(

@@ -87,8 +87,8 @@ def test_detections_are_those_of_pytorch(model, onnx_file, size) -> None:
 
 
 def test_resnet_50_fpn(tmp_path) -> None:
-    """Detectron2's backbone with few channels; also an image of one cell."""
-    cfg = tiny_cfg(CDL__IN_FEATURES=["p2", "p3", "p4", "p5"])
+    """Detectron2's backbone with few channels, boxes on four levels; also an image of one cell."""
+    cfg = tiny_cfg(CDL__IN_FEATURES=["p2", "p3", "p4", "p5"], CDL__CANONICAL_BOX_SIZE=32)
     cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
     cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
