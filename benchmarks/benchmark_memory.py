@@ -123,7 +123,7 @@ def benchmark(args: argparse.Namespace) -> None:
     from rich.table import Table
 
     if args.variant:
-        print(json.dumps(measure(*args.parts, args.variant, args)))
+        print(json.dumps(measure(args.parts[0], args.variant, args)))
         return
     table = Table(title="Peak memory on a CPU in MB, and as a multiple of the first line's")
     for name in ("", "process", "", "beyond weights", ""):
