@@ -7,8 +7,8 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
-from detectron2.modeling import build_model
-from detectron2.modeling.backbone import build_resnet_backbone, build_resnet_fpn_backbone
+from detectron2.modeling import build_backbone, build_model
+from detectron2.modeling.backbone import build_resnet_backbone
 from psdiff_tiny import tiny_cfg
 from torch import nn
 
@@ -68,9 +68,9 @@ def test_wide_convolutions_of_a_resnet_fpn_are_winograds() -> None:
     cfg = get_cfg()
     cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
     cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res4", "res5"]
-    cfg.MODEL.FPN.OUT_CHANNELS = 128
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.FPN.OUT_CHANNELS = "build_resnet_fpn_backbone", 128
     torch.manual_seed(0)
-    model = nn.ModuleDict({"backbone": build_resnet_fpn_backbone(cfg, ShapeSpec(channels=3))})
+    model = nn.ModuleDict({"backbone": build_backbone(cfg)})
     fast, x = optimize_for_inference(model.eval(), "float32"), torch.randn(1, 3, 64, 96)
     called = []
     for layer in fast.backbone.modules():
