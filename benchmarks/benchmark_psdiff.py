@@ -272,7 +272,7 @@ def measured_memory(model, args: argparse.Namespace, amp: bool) -> dict[str, flo
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(model.device)
     for _ in range(2):  # the state of the optimizer exists from the second step on
-        loss = training_loss(model, args, amp)
+        loss = training_loss(model, args, torch.float16 if amp else torch.float32)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -280,8 +280,8 @@ def measured_memory(model, args: argparse.Namespace, amp: bool) -> dict[str, flo
     return {"total": torch.cuda.max_memory_allocated(model.device) / 2**30}
 
 
-def training_loss(model, args: argparse.Namespace, amp: bool):
-    """Returns the loss of a batch of random images with a few random persons each."""
+def training_loss(model, args: argparse.Namespace, dtype):
+    """Returns the loss of random images with a few random persons each; ``dtype`` is AMP's."""
     import torch
     from detectron2.structures import Boxes, Instances
 
@@ -299,7 +299,7 @@ def training_loss(model, args: argparse.Namespace, amp: bool):
         )
         image = torch.randint(256, (3, *size), dtype=torch.uint8)
         batch.append({"image": image, "instances": target})
-    with torch.autocast(model.device.type, torch.float16, enabled=amp):
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
         return sum(model(batch).values())
 
 

@@ -3,7 +3,8 @@
 
 The backbone dominates the cost of both methods' detectors, and its convolutions tolerate low
 precision. Everything behind it (box codecs, dynamic kernels, NMS, the final normalization) keeps
-float32: the optimized backbone takes and returns float32 tensors. On a CPU, RoIAlign reads the
+float32: the optimized backbone takes and returns float32 tensors. On a CPU, wide 3x3 convolutions
+of a float32 backbone are Winograd's (:mod:`person_search.modeling.winograd`), RoIAlign reads the
 channels-last maps directly (:mod:`person_search.modeling.pooling`), and freed memory is kept
 (:func:`keep_freed_memory`).
 """
@@ -26,6 +27,7 @@ from torch.utils._pytree import tree_map_only
 
 from person_search.modeling.pooling import ChannelsLastPooler, is_replaceable
 from person_search.modeling.timm_fpn import TimmBackbone
+from person_search.modeling.winograd import use_winograd
 
 PRECISIONS = ("eager", "auto", "float32", "bfloat16", "float16")
 
@@ -167,7 +169,6 @@ def optimize_for_inference(
     optimized = _shallow_copy(model)
     poolers: list[str] = []
     if device.type == "cpu":
-        keep_freed_memory()
         poolers = [name for name, module in model.named_modules() if is_replaceable(module)]
     for name in poolers:
         _replace(optimized, name, ChannelsLastPooler)
@@ -175,6 +176,8 @@ def optimize_for_inference(
         _replace(optimized, name, lambda part: _optimize_part(part, dtype, bool(poolers)))
     for name in getattr(model, "float32_modules", ()):
         _replace(optimized, name, lambda part: _optimize_part(part, torch.float32, bool(poolers)))
+    if device.type == "cpu":
+        keep_freed_memory()  # not before: what the conversion frees goes back to the kernel
     return optimized.eval()
 
 
@@ -247,6 +250,8 @@ def _optimize_part(part: nn.Module, dtype: torch.dtype, channels_last: bool) -> 
 
     part = copy.deepcopy(part).eval().requires_grad_(False)
     fold_batch_norms(part)
+    if dtype == torch.float32 and isinstance(part, Backbone):  # its weights take more memory
+        use_winograd(part)
     part.to(dtype=dtype, memory_format=layout)
     part.register_forward_pre_hook(
         lambda module, args, kwargs: tree_map_only(Tensor, to_part, (args, kwargs)),

@@ -54,7 +54,7 @@ def test_tool_in_half_precision_with_profile(tool, config, capsys):
 def test_training_step_that_is_measured_on_a_gpu(tool):
     args = tool.argparse.Namespace(size=[48, 64], batch=2)
     model = tiny_model().train()
-    tool.training_loss(model, args, amp=False).backward()
+    tool.training_loss(model, args, torch.float32).backward()
     assert all(p.grad is not None for p in model.parameters())
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
-from detectron2.modeling import build_model
+from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.backbone import build_resnet_backbone
 from psdiff_tiny import tiny_cfg
 from torch import nn
@@ -19,6 +19,7 @@ from person_search.modeling.optimize import (
     supported_precisions,
     to_contiguous,
 )
+from person_search.modeling.winograd import WinogradConv2d
 
 
 class Detector(nn.Module):
@@ -59,6 +60,28 @@ def test_float32_equals_the_original(detector, batch) -> None:
     ):
         torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4)
         assert mine.is_contiguous() and mine.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_wide_convolutions_of_a_resnet_fpn_are_winograds() -> None:
+    """Also those that Detectron2's FPN calls from lists; low precision keeps the direct ones."""
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res4", "res5"]
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.FPN.OUT_CHANNELS = "build_resnet_fpn_backbone", 128
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"backbone": build_backbone(cfg)})
+    fast, x = optimize_for_inference(model.eval(), "float32"), torch.randn(1, 3, 64, 96)
+    called = []
+    for layer in fast.backbone.modules():
+        if isinstance(layer, WinogradConv2d):
+            layer.register_forward_hook(lambda *args: called.append(args[0]))
+    for name, maps in fast.backbone(x).items():
+        torch.testing.assert_close(maps, model.backbone(x)[name], rtol=1e-4, atol=1e-4)
+    # of each stage all but the one with stride 2, and two outputs of the FPN
+    assert len(set(called)) == len(called) == 3 * 3 + 2
+    low = optimize_for_inference(model, "bfloat16").backbone.modules()
+    assert not any(isinstance(layer, WinogradConv2d) for layer in low)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from diffps.latents import LatentNoiser, encode_moments, image_digest
 from diffps.loading import check_parts, open_folder, parse_dtype
 from diffps.text import TextConditioning, get_text
 from diffps.unet_forward import UNetFeatures, nonfinite_names
-from diffps.winograd import MIN_CHANNELS, WinogradConv2d, use_winograd
+from person_search.modeling.winograd import MIN_CHANNELS, WinogradConv2d, use_winograd
 
 logger = logging.getLogger(__name__)
 

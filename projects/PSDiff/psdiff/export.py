@@ -110,6 +110,24 @@ def ddim_coefficients(settings: SamplerSettings) -> list[list[float]]:
     return torch.stack([later.sqrt() - signal * now.sqrt(), signal, std], dim=1).tolist()
 
 
+class UnreadLevels(nn.Module):
+    """Stands for the levels that an FPN adds above its last one, and that the head does not read.
+
+    A stride of 2 there would exclude images of one or two cells from the graph.
+
+    Args:
+        top_block: Block of a Detectron2 ``FPN`` to replace.
+    """
+
+    def __init__(self, top_block: nn.Module) -> None:
+        super().__init__()
+        self.num_levels, self.in_feature = top_block.num_levels, top_block.in_feature
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Returns the last map for each of the levels."""
+        return [x] * self.num_levels
+
+
 def export_graph(model: PSDiff, max_side: int) -> torch.export.ExportedProgram:
     """Exports a model with ``torch.export``.
 
@@ -122,11 +140,17 @@ def export_graph(model: PSDiff, max_side: int) -> torch.export.ExportedProgram:
         any multiples of the divisor of the backbone; the number of proposals is any.
     """
     graph, divisor = PSDiffGraph(model), model.backbone.size_divisibility
-    sides = [torch.export.Dim(name, min=1, max=max_side // divisor) for name in ("rows", "columns")]
-    any_size = torch.export.Dim.DYNAMIC
     # 5 x 7 cells and 11 proposals: sizes of an example must not coincide with constants
     cells = torch.zeros(1, 3, 5, divisor, 7, divisor)
+    largest = max(7, max_side // divisor)  # the example itself must be within the bounds
+    sides = [torch.export.Dim(name, min=1, max=largest) for name in ("rows", "columns")]
+    any_size = torch.export.Dim.DYNAMIC
     pooler, model.head.pooler = model.head.pooler, OneImagePooler(model.head.pooler)
+    top_block = getattr(model.backbone, "top_block", None)
+    if top_block is not None:
+        added = list(model.backbone.output_shape())[-top_block.num_levels :]
+        if not set(added) & set(model.head.in_features):
+            model.backbone.top_block = UnreadLevels(top_block)
     try:
         with torch.no_grad():
             computed = model.backbone(image_of_cells(cells))
@@ -148,6 +172,8 @@ def export_graph(model: PSDiff, max_side: int) -> torch.export.ExportedProgram:
             )
     finally:
         model.head.pooler = pooler
+        if top_block is not None:
+            model.backbone.top_block = top_block
 
 
 def describe(model: PSDiff, max_side: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from diffps.text import encode_text
 from diffps.unet_forward import compile_untapped_blocks
 from person_search.engine import build_optimizer
 from person_search.engine.ema import AveragedWeights
+from person_search.modeling.winograd import WinogradConv2d
 
 ATTN2 = "up_blocks.3.attentions.0.transformer_blocks.0.attn2"
 
@@ -347,3 +348,18 @@ def test_blocks_with_hooks_are_not_compiled(tiny_sd):
     assert len(blocks) == 6 + 1 + 9
     tapped = [(1, 2), (2, 1), (2, 2), (3, 0), (3, 1)]
     assert plain == [f"up_blocks.{u}.attentions.{r}.transformer_blocks.0" for u, r in tapped]
+
+
+def test_winograd_convolutions(tiny_sd, monkeypatch):
+    """The tiny model is too narrow for it, so the limit is removed."""
+    images = torch.rand(2, 3, 64, 128) * 2 - 1
+    expected = tiny_backbone(tiny_sd, WINOGRAD=False)(images)
+    monkeypatch.setattr("diffps.backbone.MIN_CHANNELS", 8)
+    backbone = tiny_backbone(tiny_sd)
+    counts = [sum(isinstance(m, WinogradConv2d) for m in part.modules()) for part in
+              backbone._frozen]  # fmt: skip
+    assert min(counts) > 5
+    for name, x in backbone(images).items():
+        torch.testing.assert_close(x, expected[name], atol=2e-4, rtol=2e-4)
+    half = tiny_backbone(tiny_sd, DTYPE="bfloat16")
+    assert not any(isinstance(m, WinogradConv2d) for p in half._frozen for m in p.modules())

@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
-from psdiff_tiny import tiny_model
+from psdiff_tiny import tiny_cfg, tiny_model
 
 from person_search.search.export import write_onnx
 from person_search.search.identity import ModelIdentity
@@ -32,6 +33,14 @@ from psdiff.sampler import SamplerSettings, Trajectory
 
 SIDE = 96
 IDENTITY = ModelIdentity("PSDiff", "0123456789abcdef", {}, {})
+VALUES = {
+    "version": FORMAT_VERSION,
+    "precision": "float32",
+    "image_format": "BGR",
+    "min_size": 60,
+    "max_size": 90,
+    "identity": IDENTITY.to_json(),
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +57,9 @@ def exported(model):
 @pytest.fixture(scope="module")
 def onnx_file(exported, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("export") / "model.onnx"
-    values = {
-        "version": FORMAT_VERSION,
-        "precision": "float32",
-        "image_format": "BGR",
-        "min_size": 60,
-        "max_size": 90,
-        "identity": IDENTITY.to_json(),
-    }
     stale = path.with_name("model.onnx.data")
     stale.write_bytes(b"")
-    write_onnx(exported, path, values)
+    write_onnx(exported, path, VALUES)
     assert not stale.exists(), "weights of the file before, which was larger"
     return path
 
@@ -67,17 +68,37 @@ def image(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
 
 
-@pytest.mark.parametrize("size", [(61, 90), (96, 64), (40, 41)])
-def test_detections_are_those_of_pytorch(model, onnx_file, size) -> None:
+def check_detections(model, path: Path, size: tuple[int, int]) -> None:
+    """Compares the detections of a file with those of its model in PyTorch."""
     pixels = np.ascontiguousarray(image(*size).transpose(2, 0, 1))
     (wanted,) = model.inference(
         [{"image": torch.from_numpy(pixels), "image_id": 5}], do_postprocess=False
     )
-    boxes, scores, feats = OnnxModel(onnx_file, 1).detect_in(pixels, 5)
+    boxes, scores, feats = OnnxModel(path, 1).detect_in(pixels, 5)
     assert len(wanted) > 1
     np.testing.assert_allclose(boxes, wanted.pred_boxes.tensor, atol=1e-3)
     np.testing.assert_allclose(scores, wanted.scores, atol=1e-4)
     np.testing.assert_allclose(feats, wanted.reid_feats, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(61, 90), (96, 64), (40, 41)])
+def test_detections_are_those_of_pytorch(model, onnx_file, size) -> None:
+    check_detections(model, onnx_file, size)
+
+
+def test_resnet_50_fpn(tmp_path) -> None:
+    """Detectron2's backbone with few channels, boxes on four levels; also an image of one cell."""
+    cfg = tiny_cfg(CDL__IN_FEATURES=["p2", "p3", "p4", "p5"], CDL__CANONICAL_BOX_SIZE=32)
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
+    torch.manual_seed(0)
+    resnet = build_model(cfg).eval()
+    write_onnx(resnet.export(SIDE), tmp_path / "model.onnx", VALUES)
+    for size in ((61, 90), (30, 32)):
+        check_detections(resnet, tmp_path / "model.onnx", size)
 
 
 def test_given_boxes_are_embedded_as_in_pytorch(model, onnx_file) -> None:

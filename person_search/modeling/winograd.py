@@ -16,6 +16,7 @@ It is used neither on GPUs, where cuDNN has such algorithms, nor in half precisi
 """
 
 import torch
+from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -87,15 +88,16 @@ class WinogradConv2d(nn.Module):
         batch, _, height, width = x.shape
         m = self.tile
         rows, columns = -(-height // m), -(-width // m)
-        # one cell of padding, and the part of the last tiles beyond the map
-        right, below = 1 + columns * m - width, 1 + rows * m - height
-        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, right, 1, below))
+        x, right = x.permute(0, 2, 3, 1), 1 + columns * m - width
         out = x.new_empty(batch, rows, m, columns, m, self.out_channels)
         step = max(1, _STRIP_TILES // (batch * columns))
         for first in range(0, rows, step):
             strip = out[:, first : first + step]
-            inputs = x[:, m * first : m * (first + strip.shape[1]) + 2]
-            self._run_strip(inputs, strip)
+            # one cell of padding, and the part of the last tiles beyond the map
+            top, bottom = m * first - 1, m * (first + strip.shape[1]) + 1
+            inputs = x[:, max(top, 0) : bottom]
+            padding = (0, 0, 1, right, max(-top, 0), max(bottom - height, 0))
+            self._run_strip(F.pad(inputs, padding), strip)
         out = out.view(batch, m * rows, m * columns, -1)[:, :height, :width]
         # the crop is copied, because later layers are slower on a view of a larger map
         return out.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
@@ -126,7 +128,9 @@ def transform_weight(weight: Tensor, tile: int) -> Tensor:
 def is_suitable(module: nn.Module, min_channels: int = MIN_CHANNELS) -> bool:
     """Returns whether :class:`WinogradConv2d` can replace a module and is faster."""
     return (
-        type(module) is nn.Conv2d
+        type(module) in (nn.Conv2d, Conv2d)
+        and getattr(module, "norm", None) is None
+        and getattr(module, "activation", None) is None
         and (module.kernel_size, module.stride, module.dilation) == ((3, 3), (1, 1), (1, 1))
         and module.padding in ((1, 1), "same")
         and (module.padding_mode, module.groups) == ("zeros", 1)
@@ -138,12 +142,16 @@ def is_suitable(module: nn.Module, min_channels: int = MIN_CHANNELS) -> bool:
 
 def use_winograd(model: nn.Module, min_channels: int = MIN_CHANNELS) -> int:
     """Replaces the suitable convolutions of a frozen model, in place; returns their number."""
-    found = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
+    found = {
+        child: WinogradConv2d(child)
+        for child in model.modules()
         if is_suitable(child, min_channels)
-    ]
-    for parent, name, child in found:
-        setattr(parent, name, WinogradConv2d(child))
+    }
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child in found:
+                setattr(parent, name, found[child])
+        for value in vars(parent).values():
+            if isinstance(value, list):  # Detectron2's FPN calls its layers from lists
+                value[:] = [found.get(x, x) if isinstance(x, nn.Module) else x for x in value]
     return len(found)

@@ -3,14 +3,19 @@
 
 import pytest
 import torch
-from diffps_tiny import tiny_backbone
+from detectron2.layers import Conv2d
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from diffps import winograd
-from diffps.winograd import WinogradConv2d, is_suitable, transform_weight, use_winograd
+from person_search.modeling import winograd
+from person_search.modeling.winograd import (
+    WinogradConv2d,
+    is_suitable,
+    transform_weight,
+    use_winograd,
+)
 
 
 @settings(max_examples=25, deadline=None)
@@ -94,16 +99,12 @@ def test_only_suitable_convolutions_are_replaced():
     assert isinstance(net[-1][0], WinogradConv2d) and list(net[:-1]) == other
 
 
-def test_in_the_backbone(tiny_sd, monkeypatch):
-    """The tiny model is too narrow for it, so the limit is removed."""
-    images = torch.rand(2, 3, 64, 128) * 2 - 1
-    expected = tiny_backbone(tiny_sd, WINOGRAD=False)(images)
-    monkeypatch.setattr("diffps.backbone.MIN_CHANNELS", 8)
-    backbone = tiny_backbone(tiny_sd)
-    counts = [sum(isinstance(m, WinogradConv2d) for m in part.modules()) for part in
-              backbone._frozen]  # fmt: skip
-    assert min(counts) > 5
-    for name, x in backbone(images).items():
-        torch.testing.assert_close(x, expected[name], atol=2e-4, rtol=2e-4)
-    half = tiny_backbone(tiny_sd, DTYPE="bfloat16")
-    assert not any(isinstance(m, WinogradConv2d) for p in half._frozen for m in p.modules())
+def test_layers_that_are_called_from_a_list_are_replaced():
+    """Detectron2's FPN registers its layers, and calls them from lists."""
+    fpn = nn.Module()
+    fpn.add_module("output2", Conv2d(8, 8, 3, padding=1, bias=False))
+    fpn.add_module("output3", Conv2d(8, 8, 3, padding=1, norm=nn.BatchNorm2d(8)))
+    fpn.convs, fpn.names = [fpn.output3, fpn.output2], ["p3", "p2"]
+    assert use_winograd(fpn, 8) == 1, "a norm inside of the layer is kept"
+    assert isinstance(fpn.output2, WinogradConv2d) and fpn.convs == [fpn.output3, fpn.output2]
+    assert fpn.names == ["p3", "p2"]
