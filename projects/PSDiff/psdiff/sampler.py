@@ -15,6 +15,7 @@ divide T, for example for 3 and 6 steps.
 
 import copy
 import functools
+import threading
 import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -86,10 +87,15 @@ def build_scheduler(settings: SamplerSettings) -> "DDIMScheduler | DPMSolverMult
     return copy.deepcopy(_cached_scheduler(settings))
 
 
+_LOADING_DIFFUSERS = threading.Lock()
+
+
 @functools.lru_cache(maxsize=64)
 def _cached_scheduler(settings: SamplerSettings) -> "DDIMScheduler | DPMSolverMultistepScheduler":
-    # Imported here: diffusers takes a second to load, and training does not need it.
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+    # Imported here: diffusers takes a second to load, and training does not need it. Its module
+    # replaces itself at its end, so a second thread would be left with an empty one.
+    with _LOADING_DIFFUSERS:
+        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
     alphas_cumprod = cosine_alphas_cumprod()[sampling_times(settings.steps)[::-1]]
     if settings.name == "dpmsolver":

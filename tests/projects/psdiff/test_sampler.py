@@ -2,6 +2,8 @@
 """Times of the denoising steps, and diffusers' samplers against their formulas in float64."""
 
 import math
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -328,3 +330,25 @@ def test_renewal_of_no_proposal_changes_nothing():
             start = 3 * torch.sin(boxes + index), torch.cos(2 * reid - index)
             boxes, reid = trajectory.step(*start, boxes, reid)
         assert torch.equal(plain, torch.cat([boxes, reid], -1).double())
+
+
+IN_THREADS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from psdiff.sampler import SamplerSettings, build_scheduler
+
+def build(steps):
+    while steps > 1 and "diffusers" not in sys.modules:
+        pass  # until the first thread loads it
+    return build_scheduler(SamplerSettings("ddim", steps))
+
+with ThreadPoolExecutor(2) as pool:
+    print([len(made.timesteps) for made in pool.map(build, (1, 2))])
+"""
+
+
+@pytest.mark.slow
+def test_threads_may_build_the_first_schedulers():
+    """Indexing runs the model in several threads; diffusers is not loaded before."""
+    done = subprocess.run([sys.executable, "-c", IN_THREADS], capture_output=True, text=True)
+    assert done.stdout == "[1, 2]\n", done.stderr
