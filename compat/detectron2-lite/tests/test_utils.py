@@ -14,7 +14,6 @@ import detectron2
 import numpy as np
 import pytest
 import torch
-from detectron2.engine.launch import _distributed_worker
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -90,6 +89,7 @@ def test_two_processes_exchange_objects_and_gradients(tmp_path):
 @pytest.mark.parametrize("fails", [False, True])
 def test_worker_ends_its_process_groups(fails, tmp_path):
     """Else threads of gloo abort one in about 30 processes while the interpreter ends."""
+    from detectron2.engine.launch import _distributed_worker
 
     def main():
         assert comm.get_local_size() == 1 and torch.distributed.is_initialized()
