@@ -297,9 +297,11 @@ def paused(writer) -> Iterator[None]:
     """Stops a writer: a server that has just started shows older versions of what it replaces."""
     if writer.is_alive():
         os.kill(writer.pid, signal.SIGSTOP)
-    yield
-    if writer.is_alive():
-        os.kill(writer.pid, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        if writer.is_alive():
+            os.kill(writer.pid, signal.SIGCONT)
 
 
 def acknowledged(noted: Path) -> int:

@@ -204,7 +204,7 @@ def launch(
             main(*args)
         elif num_gpus > 0:
             launch_on_gpus(
-                _run_and_leave,
+                _run_gpu_process,
                 num_gpus,
                 num_machines,
                 machine_rank,
@@ -280,6 +280,11 @@ def _run_external_process(
     _run_and_leave(process.init_method, main, args)
 
 
+def _run_gpu_process(url: str, main: Callable[..., Any], args: tuple) -> None:
+    _run_watched(url, main, args)
+    _leave(0)  # see there; after an error, NCCL could block where its groups are destroyed
+
+
 def _run_cpu_process(
     local_rank: int,
     failed: Event,
@@ -319,14 +324,12 @@ def _run_and_leave(
     status: int | str | None = 0
     try:
         _run_watched(url, main, args, failed)
-    except SystemExit as e:  # its message has been printed
+    except (SystemExit, Exception) as e:
         if failed is not None:
             failed.set()
-        status = e.code
-    except Exception:
-        if failed is not None:
-            failed.set()
-        raise
+        if not isinstance(e, SystemExit):
+            raise
+        status = e.code  # its message has been printed
     finally:
         # Also where a run was stopped: gloo's threads abort a process that exits without this.
         dist.destroy_process_group()
